@@ -1,0 +1,131 @@
+"""Every key this package has in Redis, and the layout of a stored record.
+
+Whoever reads this file and `lua/` knows all that is stored. All keys of a
+project share the hash tag `{mm:<project>}`, so that a script may touch several
+of them on a cluster. A lane is part of the key: `track` and `identify` are two
+buffers of the same shape.
+
+A record is a header of 46 bytes and the event's JSON, verbatim:
+
+    "1"           1 byte    format version
+    accepted_ms  13 digits  Redis's clock when it was stored, ms since the epoch
+    user tag     16 bytes   tag of `user_id`, or zeros
+    anonymous    16 bytes   tag of `anonymous_id`, or zeros
+
+The first 14 bytes are put there by `append.lua`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+HEADER_BYTES = 46
+STAMP_BYTES = 14
+TAG_BYTES = 16
+NO_TAG = bytes(TAG_BYTES)
+
+
+def tag(project: str, kind: str, subject_id: str) -> bytes:
+    """Return the 16 bytes by which scripts know a subject, the same in every process.
+
+    `kind` is `user` or `anonymous`. Independent of any key, so that a fence can
+    be raised again from the audit store alone. The separator cannot be part of
+    a project's name, so no two triples share their text.
+    """
+    text = f"{project}\0{kind}\0{subject_id}"
+    return hashlib.sha256(text.encode()).digest()[:TAG_BYTES]
+
+
+class ProjectKeys(NamedTuple):
+    """Keys shared by both lanes of one project."""
+
+    project: str
+
+    def _key(self, name: str) -> str:
+        return f"{{mm:{self.project}}}:{name}"
+
+    @property
+    def counts(self) -> str:
+        """Hash of whole numbers: `<lane>:<place>` counts events, `held_bytes` bytes.
+
+        See `lua/common.lua` for the fields.
+        """
+        return self._key("counts")
+
+    @property
+    def fence(self) -> str:
+        """Set of tags of erased subjects: looked at by append, claim and begin."""
+        return self._key("fence")
+
+    @property
+    def rate(self) -> str:
+        """String: end of the last reserved slot, µs since the epoch (GCRA's TAT)."""
+        return self._key("rate")
+
+    @property
+    def pause(self) -> str:
+        """Hash, there while the project is paused: why, since when, the next probe."""
+        return self._key("pause")
+
+    @property
+    def failures(self) -> str:
+        """String: attempts in a row that reached nobody or were not understood."""
+        return self._key("failures")
+
+    @property
+    def dead(self) -> str:
+        """Hash of dead letters: id to one line of JSON, a newline, and the record."""
+        return self._key("dead")
+
+    @property
+    def dead_at(self) -> str:
+        """Zset of ids of dead letters, scored by the time of burial (ms)."""
+        return self._key("dead_at")
+
+    def lane(self, lane: str) -> LaneKeys:
+        """Return the keys of one lane."""
+        return LaneKeys(self.project, lane)
+
+
+class LaneKeys(NamedTuple):
+    """Keys of one lane (`track` or `identify`) of one project."""
+
+    project: str
+    lane: str
+
+    def _key(self, name: str) -> str:
+        return f"{{mm:{self.project}}}:{self.lane}:{name}"
+
+    @property
+    def waiting(self) -> str:
+        """List of records, oldest first."""
+        return self._key("waiting")
+
+    @property
+    def claimed(self) -> str:
+        """Zset of batches that wait for their slot, scored by the slot (µs)."""
+        return self._key("claimed")
+
+    @property
+    def leases(self) -> str:
+        """Zset of all batches, scored by when a flush looks at them again (ms)."""
+        return self._key("leases")
+
+    @property
+    def throttle(self) -> str:
+        """String `until_us since_ms`, there while and shortly after a 429's wait."""
+        return self._key("throttle")
+
+    @property
+    def nudge(self) -> str:
+        """String with an expiry: a flush was asked for a moment ago."""
+        return self._key("nudge")
+
+    def batch(self, batch_id: str) -> str:
+        """Hash: `state` (claimed, sending, released), `token`, `attempt`, `due_ms`, `held`."""
+        return self._key(f"batch:{batch_id}")
+
+    def records(self, batch_id: str) -> str:
+        """List of the batch's records."""
+        return self._key(f"records:{batch_id}")

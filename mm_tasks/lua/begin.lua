@@ -1,0 +1,79 @@
+-- begin: admit one attempt to send a batch. The fence is looked at here, last.
+--
+-- KEYS[1]  records   list
+-- KEYS[2]  batch     hash
+-- KEYS[3]  claimed   zset
+-- KEYS[4]  leases    zset
+-- KEYS[5]  counts    hash
+-- KEYS[6]  fence     set of tags
+-- KEYS[7]  pause     hash
+-- KEYS[8]  throttle  string
+-- ARGV[1]  lane
+-- ARGV[2]  batch_id
+-- ARGV[3]  token     names this attempt
+-- ARGV[4]  slot_us   a slot just reserved, '' = the one it was claimed with,
+--                    'none' = this lane has no limit
+-- ARGV[5]  slot_valid_us  how long after its start a slot is good
+-- ARGV[6]  lease_ms
+--
+-- Returns one of
+--   {'gone'}           finished, split or buried by somebody
+--   {'held'}           another attempt is sending it
+--   {'paused'}         the project is, and this batch is not the probe
+--   {'wait', us}       its slot, its retry or the end of a 429's wait is not yet due
+--   {'slot'}           it has no slot, or its slot is over: reserve one
+--   {'empty'}          all of its subjects are fenced: nothing left to send
+--   {'admitted', attempt, 1 if it is the probe, records…}
+-- Only the last two change anything. O(records).
+-- Lost reply: the batch counts as being sent until the lease runs out.
+
+local lane, id = ARGV[1], ARGV[2]
+local now = now_us()
+local state = redis.call('HGET', KEYS[2], 'state')
+if not state then return {'gone'} end
+if state == 'sending' then return {'held'} end
+
+local is_probe = 0
+if redis.call('EXISTS', KEYS[7]) == 1 then
+  if redis.call('HGET', KEYS[7], 'probe') ~= id then return {'paused'} end
+  is_probe = 1
+end
+local throttle = redis.call('GET', KEYS[8])
+local open_us = throttle and tonumber(string.match(throttle, '^%d+')) or 0
+if now < open_us then return {'wait', math.ceil(open_us - now)} end
+local due_us = tonumber(redis.call('HGET', KEYS[2], 'due_ms') or 0) * 1000
+if now < due_us then return {'wait', math.ceil(due_us - now)} end
+
+if ARGV[4] ~= 'none' then
+  local slot = tonumber(ARGV[4] ~= '' and ARGV[4] or redis.call('ZSCORE', KEYS[3], id) or nil)
+  if not slot or now > slot + tonumber(ARGV[5]) then return {'slot'} end
+  if now < slot then return {'wait', math.ceil(slot - now)} end
+end
+
+redis.call('ZREM', KEYS[3], id)
+local records = redis.call('LRANGE', KEYS[1], 0, -1)
+local is_fenced = fenced(KEYS[6], records, 15)
+local kept = {}
+for i, record in ipairs(records) do
+  if not is_fenced[i] then kept[#kept + 1] = record end
+end
+if #kept < #records then
+  local held = bytes_of(kept)
+  local gone = bytes_of(records) - held
+  redis.call('DEL', KEYS[1])
+  if #kept > 0 then redis.call('RPUSH', KEYS[1], unpack(kept)) end
+  redis.call('HSET', KEYS[2], 'held', held)
+  count(KEYS[5], lane .. ':erased', #records - #kept)
+  count(KEYS[5], lane .. ':leased', #kept - #records)
+  count(KEYS[5], 'held_bytes', -gone)
+end
+if #kept == 0 then
+  redis.call('DEL', KEYS[1], KEYS[2])
+  redis.call('ZREM', KEYS[4], id)
+  return {'empty'}
+end
+
+local attempt = redis.call('HINCRBY', KEYS[2], 'attempt', 1)
+redis.call('HSET', KEYS[2], 'state', 'sending', 'token', ARGV[3])
+redis.call('ZADD', KEYS[4], whole(math.floor(now / 1000) + tonumber(ARGV[6])), id)
+return {'admitted', attempt, is_probe, unpack(kept)}

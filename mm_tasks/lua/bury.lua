@@ -1,0 +1,40 @@
+-- bury: set the records of a batch aside as dead letters, for a person.
+--
+-- KEYS[1]  records  list
+-- KEYS[2]  batch    hash
+-- KEYS[3]  claimed  zset
+-- KEYS[4]  leases   zset
+-- KEYS[5]  counts   hash
+-- KEYS[6]  dead     hash
+-- KEYS[7]  dead_at  zset
+-- ARGV[1]  lane
+-- ARGV[2]  batch_id
+-- ARGV[3]  token
+-- ARGV[4]  outcome  counted
+-- ARGV[5]  ambiguous kind, counted; '' = it was not
+-- ARGV[6]  why      one line of JSON, stored before each record
+--
+-- Returns the number of records buried; 0 when the token is old. O(n).
+-- The id of a dead letter is the batch's, a colon, and its position from 1.
+
+local lane, id = ARGV[1], ARGV[2]
+local batch = redis.call('HMGET', KEYS[2], 'state', 'token')
+redis.call('ZREM', KEYS[3], id)
+count(KEYS[5], lane .. ':outcome:' .. ARGV[4], 1)
+if ARGV[5] ~= '' then
+  count(KEYS[5], lane .. ':ambiguous', 1)
+  count(KEYS[5], lane .. ':ambiguous:' .. ARGV[5], 1)
+end
+if batch[1] ~= 'sending' or batch[2] ~= ARGV[3] then return 0 end
+
+local records = redis.call('LRANGE', KEYS[1], 0, -1)
+local now_ms = whole(math.floor(now_us() / 1000))
+redis.call('DEL', KEYS[1], KEYS[2])
+redis.call('ZREM', KEYS[4], id)
+for i, record in ipairs(records) do
+  redis.call('HSET', KEYS[6], id .. ':' .. i, ARGV[6] .. '\n' .. record)
+  redis.call('ZADD', KEYS[7], now_ms, id .. ':' .. i)
+end
+count(KEYS[5], lane .. ':leased', -#records)
+count(KEYS[5], lane .. ':dead', #records)
+return #records

@@ -1,0 +1,56 @@
+-- common: what every script starts with. The layout of a record is in keys.py.
+--
+-- Fields of the hash `counts`, whole numbers, changed only by these scripts:
+--   <lane>:accepted <lane>:leased <lane>:delivered <lane>:dead <lane>:erased
+--   <lane>:discarded        events; with the length of `waiting` they satisfy
+--                           accepted = waiting + leased + delivered + dead + erased + discarded
+--   <lane>:suppressed       events refused at append, never accepted
+--   <lane>:waiting_bytes    bytes of JSON waiting, one comma for each event included
+--   <lane>:ambiguous        requests that may have been stored; also by kind, <lane>:ambiguous:<kind>
+--   <lane>:outcome:<name>   requests by outcome
+--   <lane>:count_differs    answers whose count was not ours
+--   held_bytes              bytes of all records held: waiting, in batches, dead
+--
+-- At maxmemory Redis refuses a script whose first write allocates, and allows
+-- all writes of one that began by freeing. So each script but append begins
+-- with a DEL, ZREM or LTRIM, even of nothing.
+
+local HEADER = 46
+local NO_TAG = string.rep('\0', 16)
+
+local function now_us()
+  local t = redis.call('TIME')
+  return t[1] * 1000000 + t[2]
+end
+
+-- '%.0f': a Lua number becomes "1.7e+15" by default and would lose its µs.
+local function whole(number)
+  return string.format('%.0f', number)
+end
+
+local function count(key, field, by)
+  if by ~= 0 then redis.call('HINCRBY', key, field, whole(by)) end
+end
+
+-- Returns a list of booleans, one for each record: is its subject fenced?
+-- `offset` is where the two tags begin, 15 in a stored record.
+local function fenced(fence, records, offset)
+  local result = {}
+  if #records == 0 or redis.call('EXISTS', fence) == 0 then return result end
+  local tags = {}
+  for i, record in ipairs(records) do
+    tags[2 * i - 1] = string.sub(record, offset, offset + 15)
+    tags[2 * i] = string.sub(record, offset + 16, offset + 31)
+  end
+  local found = redis.call('SMISMEMBER', fence, unpack(tags))
+  for i = 1, #records do
+    result[i] = found[2 * i - 1] == 1 or found[2 * i] == 1
+  end
+  return result
+end
+
+local function bytes_of(records)
+  local sum = 0
+  for _, record in ipairs(records) do sum = sum + #record end
+  return sum
+end

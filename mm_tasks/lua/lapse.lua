@@ -1,0 +1,20 @@
+-- lapse: take over a batch whose lease ran out while it was being sent.
+--
+-- KEYS[1]  batch   hash
+-- KEYS[2]  leases  zset
+-- ARGV[1]  batch_id
+-- ARGV[2]  token     of the one who takes over, to settle it as ambiguous
+-- ARGV[3]  lease_ms
+--
+-- Returns the number of the attempt that lapsed, or 0 when it is not lapsed
+-- (its outcome came, or another took over first). O(log n).
+-- Lost reply: found again after lease_ms.
+
+if redis.call('HGET', KEYS[1], 'state') ~= 'sending' then return 0 end
+local now_ms = math.floor(now_us() / 1000)
+local expiry = redis.call('ZSCORE', KEYS[2], ARGV[1])
+if expiry and tonumber(expiry) > now_ms then return 0 end
+redis.call('HDEL', KEYS[1], 'token')
+redis.call('HSET', KEYS[1], 'token', ARGV[2])
+redis.call('ZADD', KEYS[2], whole(now_ms + tonumber(ARGV[3])), ARGV[1])
+return tonumber(redis.call('HGET', KEYS[1], 'attempt'))

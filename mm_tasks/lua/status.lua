@@ -1,0 +1,21 @@
+-- status: one consistent look at everything people and programs are shown.
+--
+-- KEYS[1]  counts   hash
+-- KEYS[2]  pause    hash
+-- KEYS[3]  track waiting     KEYS[4]  identify waiting
+-- KEYS[5]  track throttle    KEYS[6]  identify throttle
+--
+-- Returns {now_us, counts, pause, length and oldest record's accepted_ms of
+-- each lane, throttle of each lane}; absent things are ''. Changes nothing.
+
+local function oldest(key)
+  local record = redis.call('LINDEX', key, 0)
+  return record and string.sub(record, 2, 14) or ''
+end
+return {
+  whole(now_us()),
+  redis.call('HGETALL', KEYS[1]),
+  redis.call('HGETALL', KEYS[2]),
+  {redis.call('LLEN', KEYS[3]), oldest(KEYS[3]), redis.call('LLEN', KEYS[4]), oldest(KEYS[4])},
+  {redis.call('GET', KEYS[5]) or '', redis.call('GET', KEYS[6]) or ''},
+}

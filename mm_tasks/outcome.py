@@ -1,0 +1,76 @@
+"""How one attempt ended, as a value. What follows is decided in `retry`.
+
+Each class is a row of the table *Outcomes* in the README's link to the design:
+what was seen on the wire decides, and doubt always means `Ambiguous`, because
+the vendor does not deduplicate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What an answer said of itself: HTTP status and the vendor's error code, or "-"."""
+
+    status: int
+    code: str = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """202 or 200 with a complete JSON body that says `ok: true`."""
+
+    count: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Throttled:
+    """429. `retry_after_s` is what the vendor asked for, unclamped; None if unusable."""
+
+    answer: Answer
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """400, 413 or 422: something in this request is refused; nothing was stored."""
+
+    answer: Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Unauthorized:
+    """401 or 403: the key is refused; nothing was stored."""
+
+    answer: Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Misdirected:
+    """3xx, 404, 405 or another 4xx: the host is wrong, not the data; nothing was stored."""
+
+    answer: Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Unavailable:
+    """No connection came about, so the request was provably not sent."""
+
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ambiguous:
+    """The request may have been stored. `kind` is a short word for counting, never text
+    of the answer: `timeout`, `reset`, `cut`, `unusable`, `lease` or the status."""
+
+    kind: str
+    status: int | None = None
+    code: str = "-"
+
+
+Outcome = (
+    Delivered | Throttled | Rejected | Unauthorized | Misdirected | Unavailable | Ambiguous
+)

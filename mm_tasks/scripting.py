@@ -1,0 +1,42 @@
+"""Run the Lua scripts of `lua/` by their digest, loading one only when it is missing.
+
+Every script starts with `lua/common.lua`. Redis forgets scripts when it
+restarts; then the call is repeated once after loading, which is safe: a script
+that was not found has not run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import NoScriptError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from redis import Redis
+
+
+class Script:
+    """One script of `lua/`, by name. Holds no connection."""
+
+    def __init__(self, name: str) -> None:
+        """Read the script; `name` is a file of `lua/` without its ending."""
+        self.text = _text("common") + _text(name)
+        self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+    def __call__(self, redis: Redis, keys: Sequence[str], args: Sequence[Any]) -> Any:  # noqa: ANN401 - replies differ by script
+        """Run it atomically and return its reply; raises what redis-py raises."""
+        try:
+            return redis.execute_command("EVALSHA", self.sha, len(keys), *keys, *args)
+        except NoScriptError:
+            redis.script_load(self.text)
+            return redis.execute_command("EVALSHA", self.sha, len(keys), *keys, *args)
+
+
+@cache
+def _text(name: str) -> str:
+    return files("mm_tasks").joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
