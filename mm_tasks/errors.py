@@ -15,7 +15,7 @@ Failures of one delivery attempt are not exceptions: see `outcome`.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 __all__ = [
     "AuditChainBroken",
@@ -41,7 +41,8 @@ class ConfigurationError(MMTasksError):
     """A setting is missing or wrong. The message names the setting and the rule."""
 
 
-class Problem(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Problem:
     """One broken rule: which field, which rule and, within `delay_many`, which event."""
 
     field: str
@@ -73,7 +74,7 @@ class EventTooLarge(InvalidEvent):
     """A part of the event, or all of it, is above a limit in bytes."""
 
 
-class _PartlyStored(MMTasksError):
+class _PartlyStored(MMTasksError):  # noqa: N818 - base of two public names
     """An append that did not finish: how many events are in Redis, and how many may be."""
 
     def __init__(self, message: str, stored: int = 0, maybe_stored: int = 0) -> None:
@@ -87,11 +88,11 @@ class _PartlyStored(MMTasksError):
         return type(self), (str(self), self.stored, self.maybe_stored)
 
 
-class BufferFull(_PartlyStored):  # noqa: N818 - the public name
+class BufferFull(_PartlyStored):
     """The buffer holds `MM_TASKS_BUFFER_BYTES_MAX`. Nothing was dropped to make room."""
 
 
-class BufferUnavailable(_PartlyStored):  # noqa: N818 - the public name
+class BufferUnavailable(_PartlyStored):
     """Redis did not answer in time. `maybe_stored` events may be there all the same."""
 
 

@@ -64,13 +64,12 @@ class Unavailable:
 @dataclass(frozen=True, slots=True)
 class Ambiguous:
     """The request may have been stored. `kind` is a short word for counting, never text
-    of the answer: `timeout`, `reset`, `cut`, `unusable`, `lease` or the status."""
+    of the answer: `timeout`, `reset`, `cut`, `unusable`, `lease` or the status.
+    """
 
     kind: str
     status: int | None = None
     code: str = "-"
 
 
-Outcome = (
-    Delivered | Throttled | Rejected | Unauthorized | Misdirected | Unavailable | Ambiguous
-)
+Outcome = Delivered | Throttled | Rejected | Unauthorized | Misdirected | Unavailable | Ambiguous

@@ -31,10 +31,10 @@ class Script:
     def __call__(self, redis: Redis, keys: Sequence[str], args: Sequence[Any]) -> Any:  # noqa: ANN401 - replies differ by script
         """Run it atomically and return its reply; raises what redis-py raises."""
         try:
-            return redis.execute_command("EVALSHA", self.sha, len(keys), *keys, *args)
+            return redis.execute_command("EVALSHA", self.sha, len(keys), *keys, *args)  # type: ignore[no-untyped-call]
         except NoScriptError:
             redis.script_load(self.text)
-            return redis.execute_command("EVALSHA", self.sha, len(keys), *keys, *args)
+            return redis.execute_command("EVALSHA", self.sha, len(keys), *keys, *args)  # type: ignore[no-untyped-call]
 
 
 @cache

@@ -1,0 +1,1 @@
+"""Product events and erasure requests to Millimetric, through Redis and Celery."""

@@ -1,0 +1,313 @@
+"""Where records wait in Redis: append, claim, begin, ack, release, split, bury.
+
+Each method is one script, so an event is at every moment in exactly one place
+and the counts move with it. `append` is for producers and maps what Redis says
+to our errors; the rest is for workers, and raises what redis-py raises: a
+worker that cannot reach Redis has nothing to decide.
+
+Not here: when to claim (`delivery`), the rate (`limiter`), HTTP (`client`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import uuid_utils
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import OutOfMemoryError, RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from mm_tasks.errors import BufferFull, BufferUnavailable
+from mm_tasks.keys import HEADER_BYTES, NO_TAG, ProjectKeys, tag
+from mm_tasks.limits import BATCH_BRACKETS_BYTES
+from mm_tasks.scripting import Script
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from redis import Redis
+
+# Lua's unpack fails near 8 000 values.
+APPEND_RECORDS_MAX = 1000
+
+
+class Entry(NamedTuple):
+    """What `append` takes: the bytes to send and the ids the fence looks at."""
+
+    body: bytes
+    user_id: str | None
+    anonymous_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """Positions of refused entries (their subject is fenced), and whether to nudge a flush."""
+
+    suppressed: frozenset[int]
+    nudge: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """An attempt may be sent now, and by nobody else until the lease ends."""
+
+    token: str
+    attempt: int
+    is_probe: bool
+    bodies: list[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """An attempt may not be sent; see `begin.lua` for the reasons."""
+
+    reason: Literal["gone", "held", "paused", "wait", "slot", "empty"]
+    wait_s: float = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """What one request may carry, and for how long a part-full one waits for more."""
+
+    events_max: int
+    bytes_max: int
+    linger_ms: int
+
+
+class Buffer:
+    """One lane of one project. Holds a client, no state of its own."""
+
+    def __init__(
+        self, redis: Redis, project: str, lane: str, limits: BatchLimits, *, held_bytes_max: int
+    ) -> None:
+        """Take everything as arguments; nothing is read or opened here."""
+        self._redis = redis
+        self._keys = ProjectKeys(project).lane(lane)
+        self._project = ProjectKeys(project)
+        self._limits = limits
+        self._held_bytes_max = held_bytes_max
+        self.lane = lane
+
+    def append(self, entries: Sequence[Entry], *, nudge_ms: int = 1000) -> Appended:
+        """Store all entries whose subject is not fenced, in order, or none.
+
+        Raises `BufferFull` above the cap in bytes, and `BufferUnavailable`,
+        after which the entries may be stored all the same. At most
+        `APPEND_RECORDS_MAX` entries at once.
+        """
+        assert len(entries) <= APPEND_RECORDS_MAX
+        keys, project, limits = self._keys, self._project, self._limits
+        try:
+            reply = _APPEND(
+                self._redis,
+                (keys.waiting, project.counts, project.fence, keys.nudge),
+                (
+                    self.lane,
+                    self._held_bytes_max,
+                    limits.events_max,
+                    limits.bytes_max - BATCH_BRACKETS_BYTES,
+                    nudge_ms,
+                    *[_record(project.project, entry) for entry in entries],
+                ),
+            )
+        except OutOfMemoryError:
+            full = BufferFull("Redis is at its maxmemory; nothing was stored")
+        except RedisError as error:
+            full = None
+            unavailable = _unavailable(error, len(entries))
+        else:
+            if reply[0] >= 0:
+                return Appended(frozenset(i - 1 for i in reply[1:]), reply[0] == 1)
+            full = BufferFull(
+                f"the buffer holds {reply[1]} bytes; MM_TASKS_BUFFER_BYTES_MAX is "
+                f"{self._held_bytes_max}. Nothing was stored: slow down or raise it"
+            )
+        # Raised outside of the handler: the original may quote a record.
+        raise full or unavailable
+
+    def look(self, *, late_ms: int, claimed_max: int, linger: bool = True) -> str:
+        """Return what a flush should do next: see `look.lua`."""
+        limits, keys, project = self._limits, self._keys, self._project
+        reply = _LOOK(
+            self._redis,
+            (keys.waiting, keys.claimed, project.counts, project.pause, keys.throttle),
+            (
+                self.lane,
+                limits.events_max,
+                limits.bytes_max - BATCH_BRACKETS_BYTES,
+                limits.linger_ms if linger else 0,
+                late_ms * 1000,
+                claimed_max,
+            ),
+        )
+        return str(reply, "ascii")
+
+    def claim(self, *, slot_us: int | None, found_again_ms: int, linger: bool = True) -> str | None:
+        """Make a batch of the oldest records for this slot; None when none is ready."""
+        batch_id = new_id()
+        limits, keys, project = self._limits, self._keys, self._project
+        taken = _CLAIM(
+            self._redis,
+            (
+                keys.waiting,
+                keys.records(batch_id),
+                keys.batch(batch_id),
+                keys.claimed,
+                keys.leases,
+                project.counts,
+                project.fence,
+            ),
+            (
+                self.lane,
+                batch_id,
+                limits.events_max,
+                limits.bytes_max,
+                BATCH_BRACKETS_BYTES,
+                limits.linger_ms if linger else 0,
+                "" if slot_us is None else slot_us,
+                found_again_ms,
+            ),
+        )
+        return batch_id if taken else None
+
+    def due(self, limit: int, *, everything: bool = False) -> list[str]:
+        """Return ids of batches to look at, most overdue first; with `everything`, of any."""
+        ids = _DUE(self._redis, (self._keys.leases,), (limit, int(everything)))
+        return [str(batch_id, "ascii") for batch_id in ids]
+
+    def adopt(self, batch_id: str, *, slot_us: int | None, found_again_ms: int) -> bool:
+        """Give a slot to a batch nobody is sending; False when it is gone or being sent."""
+        keys = self._keys
+        args = (batch_id, "" if slot_us is None else slot_us, found_again_ms)
+        return bool(_ADOPT(self._redis, (keys.batch(batch_id), keys.claimed, keys.leases), args))
+
+    def begin(
+        self, batch_id: str, *, slot: str, slot_valid_ms: int, lease_ms: int
+    ) -> Admitted | Refused:
+        """Admit one attempt, or say why not. `slot` is as in `begin.lua`."""
+        token = new_id()
+        keys, project = self._keys, self._project
+        verdict, *rest = _BEGIN(
+            self._redis,
+            (
+                *self._places(batch_id),
+                project.fence,
+                project.pause,
+                keys.throttle,
+            ),
+            (self.lane, batch_id, token, slot, slot_valid_ms * 1000, lease_ms),
+        )
+        if verdict == b"admitted":
+            attempt, is_probe, *records = rest
+            return Admitted(
+                token, attempt, bool(is_probe), [record[HEADER_BYTES:] for record in records]
+            )
+        reason: Any = str(verdict, "ascii")
+        return Refused(reason, rest[0] / 1e6 if rest else 0)
+
+    def lapse(self, batch_id: str, *, lease_ms: int) -> Admitted | None:
+        """Take over a batch whose lease ran out while it was sent; None if it did not."""
+        token, keys = new_id(), self._keys
+        attempt = _LAPSE(
+            self._redis, (keys.batch(batch_id), keys.leases), (batch_id, token, lease_ms)
+        )
+        return Admitted(token, attempt, is_probe=False, bodies=[]) if attempt else None
+
+    def ack(self, batch_id: str, *, count_differs: bool = False) -> int:
+        """Forget a delivered batch, whoever holds it; return how many events that were."""
+        return int(
+            _ACK(
+                self._redis,
+                (*self._places(batch_id), self._project.failures),
+                (self.lane, batch_id, int(count_differs)),
+            )
+        )
+
+    def release(  # noqa: PLR0913 - one for each thing the script records
+        self,
+        batch_id: str,
+        token: str,
+        *,
+        wait_ms: int,
+        grace_ms: int,
+        outcome: str = "",
+        ambiguous: str = "",
+    ) -> bool:
+        """Give a batch back until `wait_ms` from now; False when the token is old.
+
+        An empty token gives back a batch that was never begun.
+        """
+        return bool(
+            _RELEASE(
+                self._redis,
+                self._places(batch_id)[1:],
+                (self.lane, batch_id, token, wait_ms, grace_ms, outcome, ambiguous),
+            )
+        )
+
+    def split(self, batch_id: str, token: str) -> tuple[str, str] | None:
+        """Make two batches of one and return their ids; None when the token is old."""
+        first, second, keys = new_id(), new_id(), self._keys
+        done = _SPLIT(
+            self._redis,
+            (
+                *self._places(batch_id),
+                keys.records(first),
+                keys.batch(first),
+                keys.records(second),
+                keys.batch(second),
+            ),
+            (self.lane, batch_id, token, first, second),
+        )
+        return (first, second) if done else None
+
+    def bury(
+        self, batch_id: str, token: str, *, why: str, outcome: str, ambiguous: str = ""
+    ) -> int:
+        """Make dead letters of a batch's records; `why` is one line of JSON."""
+        assert "\n" not in why
+        project = self._project
+        return int(
+            _BURY(
+                self._redis,
+                (*self._places(batch_id), project.dead, project.dead_at),
+                (self.lane, batch_id, token, outcome, ambiguous, why),
+            )
+        )
+
+    def _places(self, batch_id: str) -> tuple[str, str, str, str, str]:
+        keys = self._keys
+        return (
+            keys.records(batch_id),
+            keys.batch(batch_id),
+            keys.claimed,
+            keys.leases,
+            self._project.counts,
+        )
+
+
+def new_id() -> str:
+    """Return a new id for a batch or an attempt (UUIDv7, RFC 9562)."""
+    return str(uuid_utils.uuid7())
+
+
+def _record(project: str, entry: Entry) -> bytes:
+    user = NO_TAG if entry.user_id is None else tag(project, "user", entry.user_id)
+    if entry.anonymous_id is None:
+        return user + NO_TAG + entry.body
+    return user + tag(project, "anonymous", entry.anonymous_id) + entry.body
+
+
+def _unavailable(error: RedisError, count: int) -> BufferUnavailable:
+    # Only what broke on the way leaves doubt; an error that Redis answered stored nothing.
+    is_doubtful = isinstance(error, RedisConnectionError | RedisTimeoutError)
+    return BufferUnavailable(
+        f"Redis did not store the event ({type(error).__name__})",
+        maybe_stored=count if is_doubtful else 0,
+    )
+
+
+_APPEND, _LOOK, _CLAIM, _DUE, _ADOPT = map(Script, ("append", "look", "claim", "due", "adopt"))
+_BEGIN, _LAPSE, _ACK, _RELEASE = map(Script, ("begin", "lapse", "ack", "release"))
+_SPLIT, _BURY = map(Script, ("split", "bury"))

