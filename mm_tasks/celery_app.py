@@ -1,0 +1,142 @@
+"""Our Celery app and the settings it must have: see *Celery* in the design.
+
+The app reads the environment when it is first used, not when it is imported,
+and never becomes the current app of a host.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from celery import Celery
+from celery.exceptions import ImproperlyConfigured
+from celery.signals import celeryd_init
+from celery.worker.consumer import Consumer as CeleryConsumer
+from kombu import Connection, Queue
+
+from mm_tasks import runtime
+from mm_tasks.client import vendor_access
+from mm_tasks.errors import ConfigurationError
+
+FORGET, DELIVER, IDENTIFY = "mm.forget", "mm.deliver", "mm.identify"
+QUEUES = {"track": DELIVER, "identify": IDENTIFY}
+
+# What a publish may cost a web request when the broker is away.
+_PUBLISH_TIMEOUT_S = 0.3
+
+
+def _redis_broker(url: str) -> str:
+    # redis-py and kombu spell a Unix socket differently.
+    return url.replace("unix://", "redis+socket://", 1) if url.startswith("unix://") else url
+
+
+def broker_url() -> str:
+    """Return the broker's URL: its own setting, or the buffer's Redis."""
+    settings = runtime.current().settings
+    return _redis_broker((settings.broker_url or settings.redis_url).get_secret_value())
+
+
+def _configuration() -> dict[str, Any]:
+    settings = runtime.current().settings
+    every = settings.flush_interval_s
+    return {
+        "broker_url": broker_url(),
+        "broker_connection_retry_on_startup": True,
+        "broker_transport_options": {
+            "queue_order_strategy": "priority",
+            "socket_timeout": 10,
+            "socket_connect_timeout": 5,
+            "socket_keepalive": True,
+        },
+        "task_serializer": "json",
+        "accept_content": ["json"],
+        "result_accept_content": ["json"],
+        "task_ignore_result": True,
+        "task_acks_late": True,
+        "task_queues": [Queue(name) for name in (FORGET, DELIVER, IDENTIFY)],
+        "task_default_queue": DELIVER,
+        "task_routes": {"mm_tasks.identify": {"queue": IDENTIFY}},
+        "worker_prefetch_multiplier": 1,
+        "worker_consumer": "mm_tasks.celery_app:Consumer",
+        "worker_soft_shutdown_timeout": min(settings.request_timeout_s + 2, settings.lease_s / 2),
+        "worker_enable_soft_shutdown_on_idle": True,
+        "worker_hijack_root_logger": True,
+        # No schedule file: all entries are intervals, and several beats are harmless.
+        "beat_scheduler": "celery.beat:Scheduler",
+        "beat_schedule": {
+            f"mm_tasks-flush-{lane}": {
+                "task": "mm_tasks.flush",
+                "schedule": every,
+                "args": (lane,),
+                "options": {"queue": queue, "expires": max(1.0, every)},
+            }
+            for lane, queue in QUEUES.items()
+        },
+    }
+
+
+class Consumer(CeleryConsumer):
+    """Celery's consumer, outliving a restart of Redis while it holds messages.
+
+    Celery 5.7.0 closes the connection a second time after it was collected, and
+    kombu's Redis transport then raises AttributeError, which ends the worker.
+    """
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        """Do as Celery does; a connection that is already gone is gone."""
+        try:
+            super().on_connection_error_after_connected(exc)
+        except AttributeError:
+            self.connection = None
+
+
+app = Celery("mm_tasks", set_as_current=False)
+app.add_defaults(_configuration)
+
+
+@celeryd_init.connect
+def _refuse_bad_settings(conf: Any = None, **_: Any) -> None:  # noqa: ANN401
+    """Refuse to start a worker that could not send: a bad key, host or setting."""
+    if conf is None or conf.get("worker_consumer") != "mm_tasks.celery_app:Consumer":
+        return
+    try:
+        settings = runtime.current().settings
+        vendor_access(settings.millimetric_host, settings.millimetric_key)
+    except (ConfigurationError, ImproperlyConfigured) as error:
+        message = f"mm_tasks: {error}"
+    else:
+        return
+    raise SystemExit(message)
+
+
+class _Publisher(threading.local):
+    """A broker connection for each thread that gives up soon and never repeats."""
+
+    connection: Connection | None = None
+    owner: runtime.Runtime | None = None
+
+    def get(self) -> Connection:
+        if self.connection is None or self.owner is not runtime.current():
+            url = broker_url()
+            options = {
+                "socket_timeout": _PUBLISH_TIMEOUT_S,
+                "socket_connect_timeout": _PUBLISH_TIMEOUT_S,
+                "max_retries": 0,
+            }
+            is_redis = url.startswith(("redis", "sentinel"))
+            self.connection = Connection(
+                url,
+                transport_options=options if is_redis else {},
+                connect_timeout=_PUBLISH_TIMEOUT_S,
+            )
+            self.owner = runtime.current()
+        return self.connection
+
+
+_publisher = _Publisher()
+
+
+def publish_options() -> dict[str, Any]:
+    """Return the options of a publish that costs at most one second with the broker away."""
+    return {"connection": _publisher.get(), "retry": False}

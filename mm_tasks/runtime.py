@@ -1,0 +1,149 @@
+"""The composition root: reads the settings once a process and wires the parts.
+
+Nothing is opened at import. A forked child starts with nothing of its parent's:
+sockets shared by two processes would mix their answers.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from functools import cached_property
+
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from mm_tasks import events
+from mm_tasks.buffer import BatchLimits, Buffer
+from mm_tasks.client import Client, vendor_access
+from mm_tasks.delivery import Delivery, Policy
+from mm_tasks.limiter import Limiter
+from mm_tasks.limits import BATCH_BRACKETS_BYTES
+from mm_tasks.pauses import Pauses
+from mm_tasks.settings import Settings
+
+# A web request waits at most this long for Redis: connect, then one answer. No blind
+# repeats, because a write that timed out may have been applied.
+PRODUCER_CONNECT_S = 0.4
+PRODUCER_ANSWER_S = 0.5
+WORKER_TIMEOUT_S = 5.0
+
+
+def redis_client(url: str, *, connect_s: float, answer_s: float) -> Redis:
+    """Return a client that asks once and waits no longer than told."""
+    return Redis.from_url(
+        url,
+        socket_connect_timeout=connect_s,
+        socket_timeout=answer_s,
+        retry=Retry(NoBackoff(), 0),
+        socket_keepalive=True,
+    )
+
+
+class Runtime:
+    """The parts of one process, each made when first needed."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Take the settings; open nothing."""
+        self.settings = settings
+        self.event_bytes_max = settings.batch_bytes_max - BATCH_BRACKETS_BYTES
+
+    @cached_property
+    def producers(self) -> dict[str, Buffer]:
+        """Return a buffer for each lane, on a client that fails fast."""
+        return self._buffers(self._redis(PRODUCER_CONNECT_S, PRODUCER_ANSWER_S))
+
+    @cached_property
+    def worker_redis(self) -> Redis:
+        """Return the client of workers and commands."""
+        return self._redis(WORKER_TIMEOUT_S, WORKER_TIMEOUT_S)
+
+    @cached_property
+    def client(self) -> Client:
+        """Return the HTTP client; raises `ConfigurationError` without a usable key and host."""
+        settings = self.settings
+        proxy = settings.proxy_url
+        return Client(
+            vendor_access(settings.millimetric_host, settings.millimetric_key),
+            request_timeout_s=settings.request_timeout_s,
+            proxy_url=proxy.get_secret_value() if proxy else None,
+        )
+
+    @cached_property
+    def deliveries(self) -> dict[str, Delivery]:
+        """Return the delivery of each lane."""
+        settings, redis = self.settings, self.worker_redis
+        policy = Policy(
+            flush_interval_s=settings.flush_interval_s,
+            lease_s=settings.lease_s,
+            probe_interval_s=settings.probe_interval_s,
+            park_ambiguous=settings.on_ambiguous == "park",
+        )
+        limiter = Limiter(
+            redis,
+            settings.project,
+            events.TRACK,
+            settings.batch_rate_per_s,
+            settings.batch_burst,
+        )
+        pauses = Pauses(redis, settings.project)
+        limiters = {events.TRACK: limiter, events.IDENTIFY: None}
+        return {
+            lane: Delivery(buffer, limiters[lane], pauses, self.client, policy)
+            for lane, buffer in self._buffers(redis).items()
+        }
+
+    def _redis(self, connect_s: float, answer_s: float) -> Redis:
+        url = self.settings.redis_url.get_secret_value()
+        return redis_client(url, connect_s=connect_s, answer_s=answer_s)
+
+    def _buffers(self, redis: Redis) -> dict[str, Buffer]:
+        settings = self.settings
+        linger_ms = round(settings.linger_s * 1000)
+        batches = {
+            events.TRACK: BatchLimits(
+                settings.batch_events_max, settings.batch_bytes_max, linger_ms
+            ),
+            # One record a request; its size was bounded when it was validated.
+            events.IDENTIFY: BatchLimits(1, settings.batch_bytes_max, 0),
+        }
+        return {
+            lane: Buffer(
+                redis,
+                settings.project,
+                lane,
+                limits,
+                held_bytes_max=settings.buffer_bytes_max,
+            )
+            for lane, limits in batches.items()
+        }
+
+
+class _Process:
+    """The runtime of this process, and the lock under which it is made."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.runtime: Runtime | None = None
+        self.abandoned: list[Runtime] = []
+
+    def forked(self) -> None:
+        # Kept, not dropped: closing what the parent still uses is its own trouble.
+        if self.runtime is not None:
+            self.abandoned.append(self.runtime)
+        self.lock = threading.Lock()
+        self.runtime = None
+
+
+_process = _Process()
+os.register_at_fork(after_in_child=_process.forked)
+
+
+def current() -> Runtime:
+    """Return this process's runtime, made from the environment at the first call."""
+    if _process.runtime is None:
+        with _process.lock:
+            if _process.runtime is None:
+                _process.runtime = Runtime(Settings.load())
+    return _process.runtime

@@ -1,0 +1,131 @@
+"""HTTP connections with one deadline for the whole exchange, and the truth about what was sent.
+
+`requests` times each read alone, so a server that drips a byte a second holds a
+worker for ever. Here every socket call gets what is left of the exchange. A
+connection says whether it was up before anything went wrong: only then may the
+vendor have stored something.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+if TYPE_CHECKING:
+    import socket
+
+# A proxy may have closed an idle connection; finding out costs an ambiguous answer.
+IDLE_MAX_S = 15.0
+# P6: admission and first byte lie close together.
+CONNECT_TIMEOUT_S = 2.0
+
+
+class Exchange(threading.local):
+    """The request under way in this thread: when it must end, and whether it began."""
+
+    ends_at: float = 0
+    is_connected: bool = False
+
+    def start(self, timeout_s: float) -> None:
+        """Begin a new exchange that ends `timeout_s` from now."""
+        self.ends_at = time.monotonic() + timeout_s
+        self.is_connected = False
+
+    def left_s(self) -> float:
+        """Return the time left; raise `TimeoutError` when there is none."""
+        left = self.ends_at - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        return left
+
+
+EXCHANGE = Exchange()
+
+
+class _DeadlineReader(io.RawIOBase):
+    """A socket's stream whose every read gets what is left of the exchange."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._stream = sock.makefile("rb", buffering=0)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:  # noqa: ANN401 - any buffer
+        self._sock.settimeout(EXCHANGE.left_s())
+        return self._stream.readinto(buffer)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+class _Response(http.client.HTTPResponse):
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        super().__init__(sock, *args, **kwargs)
+        self.fp.close()
+        self.fp = io.BufferedReader(_DeadlineReader(sock))
+
+
+class _Deadlines:
+    """What both kinds of connection do differently; mixed in before urllib3's class."""
+
+    response_class: Any = _Response
+    sock: Any
+    _used_at: float = 0
+
+    def request(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        if self.sock is None:
+            self.connect()  # type: ignore[attr-defined]
+        EXCHANGE.is_connected = True
+        self.sock.settimeout(EXCHANGE.left_s())
+        super().request(*args, **kwargs)  # type: ignore[misc]
+
+    def getresponse(self) -> Any:  # noqa: ANN401
+        response = super().getresponse()  # type: ignore[misc]
+        self._used_at = time.monotonic()
+        return response
+
+    @property
+    def is_connected(self) -> bool:
+        is_idle = self._used_at and time.monotonic() - self._used_at > IDLE_MAX_S
+        return not is_idle and super().is_connected  # type: ignore[misc]
+
+
+class _HTTPConnection(_Deadlines, HTTPConnection):  # type: ignore[misc]
+    pass
+
+
+class _HTTPSConnection(_Deadlines, HTTPSConnection):  # type: ignore[misc]
+    pass
+
+
+class _HTTPPool(HTTPConnectionPool):
+    ConnectionCls = _HTTPConnection
+
+
+class _HTTPSPool(HTTPSConnectionPool):
+    ConnectionCls = _HTTPSConnection
+
+
+class DeadlineAdapter(HTTPAdapter):
+    """A `requests` adapter whose connections obey `EXCHANGE`. It never repeats a request."""
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        """Use our pools."""
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
+
+    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Use our pools behind a proxy too."""
+        manager = super().proxy_manager_for(*args, **kwargs)
+        manager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
+        return manager
