@@ -56,7 +56,8 @@ def _absolute(url: str) -> str:
         except ValueError:
             valid = False
     if not valid:
-        raise PydanticCustomError("url", _URL_RULE)
+        kind: LiteralString = "url"
+        raise PydanticCustomError(kind, _URL_RULE)
     return url
 
 
@@ -96,7 +97,9 @@ class IdentifyEvent(_Event):
     traits: dict[str, Any] | None = Field(None, description="As `properties` of an event.")
 
 
-_FIELDS = {model: frozenset(model.model_fields) for model in (TrackEvent, IdentifyEvent)}
+_FIELDS: dict[type[BaseModel], frozenset[str]] = {
+    model: frozenset(model.model_fields) for model in (TrackEvent, IdentifyEvent)
+}
 
 
 class Encoded(NamedTuple):

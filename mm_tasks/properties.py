@@ -137,11 +137,10 @@ def _number(value: float, path: tuple[int, ...]) -> float:
             msg = "must be within ±(2^53-1), or JavaScript changes it; send a string"
             raise Refused(msg, path)
         return number
-    number = float.__float__(value)
-    if not math.isfinite(number):
+    if not math.isfinite(value):
         msg = "must be finite: JSON has no NaN and no infinity"
         raise Refused(msg, path)
-    return number
+    return float.__float__(value)
 
 
 def _converted(value: object, path: tuple[int, ...]) -> str:

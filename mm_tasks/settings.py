@@ -60,7 +60,7 @@ class Settings(BaseSettings):
     )
     project: str = Field(
         default="default",
-        pattern=r"\A[A-Za-z0-9_.-]{1,64}\Z",
+        pattern=r"^[A-Za-z0-9_.-]{1,64}$",
         description="The name in all Redis keys.",
     )
     batch_events_max: int = Field(

@@ -100,11 +100,11 @@ class _Deadlines:
         return not is_idle and super().is_connected  # type: ignore[misc]
 
 
-class _HTTPConnection(_Deadlines, HTTPConnection):  # type: ignore[misc]
+class _HTTPConnection(_Deadlines, HTTPConnection):
     pass
 
 
-class _HTTPSConnection(_Deadlines, HTTPSConnection):  # type: ignore[misc]
+class _HTTPSConnection(_Deadlines, HTTPSConnection):
     pass
 
 

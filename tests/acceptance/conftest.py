@@ -1,0 +1,114 @@
+"""Real processes: sandbox, worker and beat, each ended by its own pid."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import requests
+
+KEY = "sk_test_abc_not-a-real-secret"
+
+
+class Stack:
+    """The processes of one test and the environment they share."""
+
+    def __init__(self, redis_url, log_dir):
+        self.log_dir = log_dir
+        self.processes = []
+        self.env = {
+            **{name: value for name, value in os.environ.items() if "MM_TASKS" not in name},
+            "MM_TASKS_REDIS_URL": redis_url,
+            "MILLIMETRIC_KEY": KEY,
+            "MM_TASKS_STATE_DIR": str(log_dir),
+        }
+        self.host = ""
+
+    def start(self, name, *args, **env):
+        log = (self.log_dir / f"{name}-{len(self.processes)}.log").open("w+")
+        process = subprocess.Popen(
+            [sys.executable, "-m", *args],
+            env={**self.env, **env},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=self.log_dir,
+        )
+        process.log = log
+        self.processes.append(process)
+        return process
+
+    def sandbox(self, *args):
+        process = self.start("sandbox", "mm_tasks.sandbox", "--port", "0", *args)
+        line = self.wait(lambda: self.read(process))
+        self.host = line.split()[-1]
+        self.env["MILLIMETRIC_HOST"] = self.host
+        return process
+
+    def worker(self, *args, **env):
+        return self.start(
+            "worker", "celery", "-A", "mm_tasks", "worker", "-c", "4", "-l", "info", *args, **env
+        )
+
+    def beat(self):
+        return self.start("beat", "celery", "-A", "mm_tasks", "beat")
+
+    def produce(self, code):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def get(self, name):
+        return requests.get(f"{self.host}/_sandbox/{name}", timeout=30).json()
+
+    def fault(self, *rules):
+        requests.post(f"{self.host}/_sandbox/faults", data=json.dumps(rules), timeout=5)
+
+    @staticmethod
+    def read(process):
+        process.log.flush()
+        with open(process.log.name) as log:
+            return log.read()
+
+    @staticmethod
+    def wait(found, within_s=60):
+        ends_at = time.monotonic() + within_s
+        while time.monotonic() < ends_at:
+            value = found()
+            if value:
+                return value
+            time.sleep(0.2)
+        raise AssertionError("it did not happen in time")
+
+    def wait_for_events(self, n, within_s=60):
+        self.wait(lambda: self.get("summary")["distinct"] >= n, within_s)
+
+    def end(self):
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        for process in self.processes:
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            process.log.close()
+
+
+@pytest.fixture
+def stack(redis, redis_url, tmp_path):
+    stack = Stack(redis_url, tmp_path)
+    yield stack
+    stack.end()

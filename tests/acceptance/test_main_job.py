@@ -1,0 +1,79 @@
+"""From `track.delay` to the vendor, with nothing in this process but the assertions."""
+
+from __future__ import annotations
+
+from mm_tasks.keys import ProjectKeys
+from tests.acceptance.conftest import KEY
+
+MANY = """
+from mm_tasks import track
+track.delay_many({{"event": "signed_up", "user_id": f"u{{i}}", "properties": {{"n": i}}}}
+                 for i in range({n}))
+"""
+
+
+def counts(redis):
+    raw = redis.hgetall(ProjectKeys("default").counts)
+    return {key.decode(): int(value) for key, value in raw.items()}
+
+
+def test_a_backlog_arrives_once_in_full_batches_and_draws_no_429(stack, redis):
+    stack.sandbox()
+    stack.produce(MANY.format(n=10_000))
+    workers = [stack.worker(), stack.worker()]
+    stack.beat()
+    stack.wait_for_events(10_000)
+    summary = stack.get("summary")
+
+    assert summary["events"] == summary["distinct"] == 10_000
+    assert summary["requests"] == {"/v1/batch 202": 20}
+    assert summary["violations"] == {}
+    assert summary["over_rate"] == 0
+    assert summary["body_bytes_max"] <= 256_000
+    stack.wait(lambda: counts(redis)["track:delivered"] == 10_000, 10)
+    assert counts(redis)["held_bytes"] == 0
+    assert all(KEY not in stack.read(process) for process in workers)
+    assert not any(KEY.encode() in redis.dump(key) for key in redis.keys())
+
+
+def test_a_killed_worker_loses_nothing(stack):
+    stack.sandbox()
+    stack.env["MM_TASKS_LEASE_S"] = "15"
+    stack.produce(MANY.format(n=5_000))
+    stack.beat()
+    first = stack.worker()
+    stack.wait(lambda: stack.get("summary")["batches"] >= 2)
+    first.kill()
+    stack.worker()
+    stack.wait_for_events(5_000, 90)
+
+
+def test_a_part_full_batch_goes_after_its_linger(stack):
+    stack.sandbox()
+    stack.worker()
+    stack.beat()
+    stack.produce("from mm_tasks import track; track.delay('signed_up', user_id='u')")
+    stack.wait_for_events(1, 30)
+
+
+def test_identifies_arrive_once_each(stack):
+    stack.sandbox()
+    stack.produce(
+        "from mm_tasks import identify\n"
+        "for i in range(300): identify.delay(anonymous_id=f'a{i}', user_id=f'u{i}')"
+    )
+    stack.worker()
+    stack.beat()
+    stack.wait(lambda: stack.get("summary")["identifies"] >= 300)
+
+    assert stack.get("summary")["requests"] == {"/v1/identify 200": 300}
+
+
+def test_a_worker_with_a_key_for_browsers_does_not_start(stack):
+    stack.env["MILLIMETRIC_HOST"] = "http://127.0.0.1:1"
+    worker = stack.worker(MILLIMETRIC_KEY="pk_test_abc_secretpart")
+    stack.wait(lambda: worker.poll() is not None, 30)
+
+    assert worker.returncode != 0
+    assert "MILLIMETRIC_KEY" in stack.read(worker)
+    assert "secretpart" not in stack.read(worker)
