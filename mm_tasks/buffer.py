@@ -21,7 +21,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from mm_tasks.errors import BufferFull, BufferUnavailable
 from mm_tasks.keys import HEADER_BYTES, NO_TAG, ProjectKeys, tag
 from mm_tasks.limits import BATCH_BRACKETS_BYTES
-from mm_tasks.scripting import Script
+from mm_tasks.scripting import Script, word
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,6 +87,7 @@ class Buffer:
         self._project = ProjectKeys(project)
         self._limits = limits
         self._held_bytes_max = held_bytes_max
+        self._append_heads: dict[int, tuple[int, bytes]] = {}
         self.lane = lane
 
     def append(self, entries: Sequence[Entry], *, nudge_ms: int = 1000) -> Appended:
@@ -97,20 +98,12 @@ class Buffer:
         `APPEND_RECORDS_MAX` entries at once.
         """
         assert len(entries) <= APPEND_RECORDS_MAX
-        keys, project, limits = self._keys, self._project, self._limits
+        words, head = self._append_head(nudge_ms)
+        name = self._project.project
+        records = [word(_record(name, entry)) for entry in entries]
+        command = [b"*%d\r\n%b%b" % (words + len(records), head, b"".join(records))]
         try:
-            reply = _APPEND(
-                self._redis,
-                (keys.waiting, project.counts, project.fence, keys.nudge),
-                (
-                    self.lane,
-                    self._held_bytes_max,
-                    limits.events_max,
-                    limits.bytes_max - BATCH_BRACKETS_BYTES,
-                    nudge_ms,
-                    *[_record(project.project, entry) for entry in entries],
-                ),
-            )
+            reply = _APPEND.call_packed(self._redis, command)
         except OutOfMemoryError:
             full = BufferFull("Redis is at its maxmemory; nothing was stored")
         except RedisError as error:
@@ -125,6 +118,22 @@ class Buffer:
             )
         # Raised outside of the handler: the original may quote a record.
         raise full or unavailable
+
+    def _append_head(self, nudge_ms: int) -> tuple[int, bytes]:
+        """Return what all appends have in common, packed once."""
+        if nudge_ms not in self._append_heads:
+            keys, project, limits = self._keys, self._project, self._limits
+            self._append_heads[nudge_ms] = _APPEND.command(
+                (keys.waiting, project.counts, project.fence, keys.nudge),
+                (
+                    self.lane,
+                    self._held_bytes_max,
+                    limits.events_max,
+                    limits.bytes_max - BATCH_BRACKETS_BYTES,
+                    nudge_ms,
+                ),
+            )
+        return self._append_heads[nudge_ms]
 
     def look(self, *, late_ms: int, claimed_max: int, linger: bool = True) -> str:
         """Return what a flush should do next: see `look.lua`."""

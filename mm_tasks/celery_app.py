@@ -13,7 +13,7 @@ from celery import Celery
 from celery.exceptions import ImproperlyConfigured
 from celery.signals import celeryd_init
 from celery.worker.consumer import Consumer as CeleryConsumer
-from kombu import Connection, Queue
+from kombu import Connection, Exchange, Queue
 
 from mm_tasks import runtime
 from mm_tasks.client import vendor_access
@@ -54,7 +54,10 @@ def _configuration() -> dict[str, Any]:
         "result_accept_content": ["json"],
         "task_ignore_result": True,
         "task_acks_late": True,
-        "task_queues": [Queue(name) for name in (FORGET, DELIVER, IDENTIFY)],
+        "task_queues": [
+            Queue(name, Exchange(name, type="direct"), routing_key=name)
+            for name in (FORGET, DELIVER, IDENTIFY)
+        ],
         "task_default_queue": DELIVER,
         "task_routes": {"mm_tasks.identify": {"queue": IDENTIFY}},
         "worker_prefetch_multiplier": 1,

@@ -10,14 +10,13 @@ Lengths are in UTF-16 code units, the way the vendor's JavaScript counts.
 from __future__ import annotations
 
 import difflib
-import json
 import re
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal, LiteralString, NamedTuple
 
 import uuid_utils
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import PydanticCustomError, Url
+from pydantic_core import PydanticCustomError, PydanticSerializationError, Url, to_json
 
 from mm_tasks.errors import EventTooLarge, InvalidEvent, Problem
 from mm_tasks.limits import (
@@ -29,7 +28,7 @@ from mm_tasks.limits import (
     URL_CHARACTERS_MAX,
     USER_ID_CHARACTERS_MAX,
 )
-from mm_tasks.properties import Refused, instant, javascript_extra, plain_object
+from mm_tasks.properties import Refused, instant, javascript_extra, now, plain_object
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,6 +41,7 @@ LANES = (TRACK, IDENTIFY)
 _COMPUTED = frozenset({"source", "medium", "campaign", "source_confidence", "source_rule_id"})
 _COMPUTED |= {"country", "device_type", "browser", "os", "ip_hash"}
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+_EXPONENT = re.compile(rb"[0-9]e")
 _BLANK_OR_CONTROL = re.compile(r"[\x00-\x20\x7f]")
 
 
@@ -127,7 +127,7 @@ def encode_track(
             problems.append(Problem("timestamp", str(refused)))
             del given["timestamp"]
     else:
-        given["timestamp"] = instant(datetime.now(UTC))
+        given["timestamp"] = now()
     if "event_id" not in given:
         given["event_id"] = str(uuid_utils.uuid7())
     body, event = _encode(TrackEvent, given, problems, "properties")
@@ -212,7 +212,7 @@ def _encode(
         raise InvalidEvent([Problem(bad, "must not hold lone surrogates")])
     if not body.isascii():
         _check_utf16(event)
-    _check_size(free, event.get(free), len(body))
+    _check_size(free, event.get(free), body)
     return body, event
 
 
@@ -226,13 +226,11 @@ def _problem(detail: Any, given: dict[str, Any]) -> Problem:  # noqa: ANN401 - p
     return Problem(field, rule)
 
 
-_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-
-
 def _json(value: object) -> bytes | None:
+    """Return compact JSON in UTF-8; None where text holds a lone surrogate."""
     try:
-        return _ENCODER.encode(value).encode()
-    except UnicodeEncodeError:
+        return to_json(value)
+    except PydanticSerializationError:
         return None
 
 
@@ -258,13 +256,13 @@ def _check_utf16(event: dict[str, Any]) -> None:
         raise InvalidEvent(problems)
 
 
-def _check_size(field: str, value: dict[str, Any] | None, body_bytes: int) -> None:
-    if value is None:
+def _check_size(field: str, value: dict[str, Any] | None, body: bytes) -> None:
+    # The whole body is longer than its part, and JavaScript prints no number without an
+    # exponent longer than we do: most events end here.
+    may_grow = _EXPONENT.search(body)
+    if value is None or (len(body) <= PROPERTIES_BYTES_MAX and not may_grow):
         return
     extra = javascript_extra(value)
-    # The whole body is longer than its part: most events end here.
-    if body_bytes + extra <= PROPERTIES_BYTES_MAX:
-        return
     size = len(_json(value) or b"") + extra
     if size > PROPERTIES_BYTES_MAX:
         rule = f"is {size} bytes as JSON; the limit is {PROPERTIES_BYTES_MAX}"

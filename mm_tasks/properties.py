@@ -18,11 +18,15 @@ then entry 1"), never a key or a value: both may be personal data.
 from __future__ import annotations
 
 import math
+import time
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from enum import Enum
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
+
+from pydantic_core import to_json
 
 from mm_tasks.limits import INTEGER_MAX, PROPERTIES_DEPTH_MAX
 
@@ -61,14 +65,29 @@ def instant(value: datetime) -> str:
     return utc.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
 
 
+def now() -> str:
+    """Return this moment in the same form."""
+    seconds, ms = divmod(time.time_ns() // 1_000_000, 1000)
+    return f"{_second(seconds)}.{ms:03d}Z"
+
+
+@lru_cache(maxsize=2)
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
 def plain_object(value: object) -> dict[str, Any]:
     """Return a JSON object that only holds JSON's types; raise `Refused` otherwise."""
     if not isinstance(value, dict):
         msg = "must be an object (a dict)"
         raise Refused(msg)
-    if all(type(key) is str for key in value) and all(type(v) in _PLAIN for v in value.values()):
-        return value
-    return _object(value, (), 1)
+    for key, item in value.items():
+        kind = type(item)
+        is_small = kind is int and -INTEGER_MAX <= item <= INTEGER_MAX
+        is_finite = kind is float and math.isfinite(item)
+        if type(key) is not str or not (is_small or is_finite or kind in _PLAIN):
+            return _object(value, (), 1)
+    return value
 
 
 def javascript_extra(value: object) -> int:
@@ -78,7 +97,7 @@ def javascript_extra(value: object) -> int:
     (ECMA-262, Number::toString); the limit of `properties` is on its text.
     """
     if type(value) is float:
-        text = repr(value)
+        text = to_json(value).decode()
         if "e" not in text or not _JS_PLAIN_MIN <= abs(value) < _JS_PLAIN_MAX:
             return 0
         return max(0, len(format(Decimal(text), "f")) - len(text))

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import requests
@@ -78,8 +79,7 @@ class Stack:
     @staticmethod
     def read(process):
         process.log.flush()
-        with open(process.log.name) as log:
-            return log.read()
+        return Path(process.log.name).read_text()
 
     @staticmethod
     def wait(found, within_s=60):
@@ -89,7 +89,7 @@ class Stack:
             if value:
                 return value
             time.sleep(0.2)
-        raise AssertionError("it did not happen in time")
+        pytest.fail("it did not happen in time")
 
     def wait_for_events(self, n, within_s=60):
         self.wait(lambda: self.get("summary")["distinct"] >= n, within_s)
@@ -108,7 +108,7 @@ class Stack:
 
 
 @pytest.fixture
-def stack(redis, redis_url, tmp_path):
+def stack(redis, redis_url, tmp_path):  # noqa: ARG001 - `redis` empties the server
     stack = Stack(redis_url, tmp_path)
     yield stack
     stack.end()

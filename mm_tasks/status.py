@@ -1,0 +1,67 @@
+"""What people and programs are shown: where every event is, and why sending is paused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mm_tasks.keys import ProjectKeys
+from mm_tasks.scripting import Script
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+_STATUS = Script("status")
+LANES = ("track", "identify")
+PLACES = ("accepted", "leased", "delivered", "dead", "erased", "discarded", "suppressed")
+
+
+def read(redis: Redis, project: str) -> dict[str, Any]:
+    """Return the status of a project, both lanes together, from one atomic look.
+
+    `{"project", "paused": null | {"reason", "since"}, "counts", "oldest_waiting_s"}`.
+    Counts are of events, but `ambiguous` is of requests that may have been stored.
+    """
+    keys = ProjectKeys(project)
+    track, identify = keys.lane("track"), keys.lane("identify")
+    now_us, raw_counts, raw_pause, queues, throttles = _STATUS(
+        redis,
+        (
+            keys.counts,
+            keys.pause,
+            track.waiting,
+            identify.waiting,
+            track.throttle,
+            identify.throttle,
+        ),
+        (),
+    )
+    fields = {name.decode(): int(value) for name, value in _pairs(raw_counts)}
+    counts = {
+        place: sum(fields.get(f"{lane}:{place}", 0) for lane in LANES)
+        for place in (*PLACES, "ambiguous")
+    }
+    counts["waiting"] = queues[0] + queues[2]
+    oldest = [int(stamp) for stamp in (queues[1], queues[3]) if stamp]
+    age_s = int(now_us) / 1e6 - min(oldest) / 1e3 if oldest else None
+    pause = {name.decode(): value.decode() for name, value in _pairs(raw_pause)}
+    return {
+        "project": project,
+        "paused": _paused(pause, int(now_us), [value.decode() for value in throttles if value]),
+        "counts": counts,
+        "oldest_waiting_s": None if age_s is None else max(0.0, round(age_s, 3)),
+    }
+
+
+def _pairs(flat: list[bytes]) -> list[tuple[bytes, bytes]]:
+    return list(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _paused(pause: dict[str, str], now_us: int, throttles: list[str]) -> dict[str, Any] | None:
+    if "kind" in pause:
+        reason = f"{pause['kind']}: {pause['status']} {pause['code']}"
+        return {"reason": reason, "since": int(pause["since_ms"]) / 1000}
+    for throttle in throttles:
+        until_us, since_ms = map(int, throttle.split())
+        if until_us > now_us:
+            return {"reason": "throttled: 429 rate_limited", "since": since_ms / 1000}
+    return None
