@@ -1,0 +1,82 @@
+"""What goes wrong in production, with real processes."""
+
+from __future__ import annotations
+
+import time
+
+from redis import Redis
+
+from tests.acceptance.test_main_job import MANY, counts
+
+
+def test_a_broker_emptied_again_and_again_loses_and_repeats_nothing(stack, redis, redis_url):
+    """A Celery message is a nudge, never the data."""
+    stack.env["MM_TASKS_BROKER_URL"] = redis_url.replace("/0", "/1")
+    broker = Redis.from_url(stack.env["MM_TASKS_BROKER_URL"])
+    stack.sandbox()
+    stack.worker()
+    stack.beat()
+    stack.produce(MANY.format(n=10_000))
+    for _ in range(40):
+        broker.flushdb()
+        time.sleep(0.1)
+    stack.wait_for_events(10_000)
+    broker.close()
+
+    assert stack.get("summary")["duplicates"] == 0
+    stack.wait(lambda: counts(redis)["track:delivered"] == 10_000, 10)
+
+
+def test_a_poison_event_is_set_aside_and_its_neighbours_arrive(stack, redis):
+    """The server refuses what our models let through: found by halves."""
+    stack.sandbox("--key", "sk_test_abc_not-a-real-secret")
+    stack.produce(MANY.format(n=400))
+    redis.linsert(
+        "{mm:default}:track:waiting",
+        "AFTER",
+        redis.lindex("{mm:default}:track:waiting", 200),
+        b"1" + b"0" * 13 + bytes(32) + b'{"event":7}',
+    )
+    redis.hincrby("{mm:default}:counts", "track:accepted", 1)
+    stack.worker()
+    stack.beat()
+    stack.wait_for_events(400)
+    stack.wait(lambda: counts(redis).get("track:dead") == 1)
+
+    assert stack.get("summary")["duplicates"] == 0
+    assert redis.hlen("{mm:default}:dead") == 1
+
+
+def test_a_revoked_key_pauses_the_project_and_a_probe_lifts_it(stack, redis):
+    stack.env["MM_TASKS_PROBE_INTERVAL_S"] = "3"
+    stack.sandbox()
+    stack.fault(
+        {"kind": "status", "status": 401, "body": '{"error":"invalid_api_key"}', "times": 1000}
+    )
+    stack.produce(MANY.format(n=5_000))
+    stack.worker()
+    stack.beat()
+    pause = "{mm:default}:pause"
+    stack.wait(lambda: redis.hget(pause, "kind") == b"unauthorized")
+    time.sleep(4)
+    refused = len(stack.get("requests"))
+    stack.fault()
+    stack.wait_for_events(5_000)
+
+    assert refused <= 4 + 2
+    assert not redis.exists(pause)
+    assert stack.get("summary")["duplicates"] == 0
+
+
+def test_answers_that_never_came_are_counted_and_repeated(stack, redis):
+    stack.env.update(MM_TASKS_REQUEST_TIMEOUT_S="2", MM_TASKS_LEASE_S="8")
+    stack.sandbox()
+    stack.fault({"kind": "cut_body", "store": True}, {"kind": "hang", "store": False, "for_s": 4})
+    stack.produce(MANY.format(n=3_000))
+    stack.worker()
+    stack.beat()
+    stack.wait_for_events(3_000)
+    stack.wait(lambda: counts(redis)["track:delivered"] == 3_000)
+
+    assert counts(redis)["track:ambiguous"] == 2
+    assert stack.get("summary")["duplicates"] == 500
