@@ -17,58 +17,65 @@ then entry 1"), never a key or a value: both may be personal data.
 
 from __future__ import annotations
 
-import math
+import re
 import time
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from enum import Enum
 from functools import lru_cache
-from typing import Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+import uuid_utils
 from pydantic_core import to_json
 
-from mm_tasks.limits import INTEGER_MAX, PROPERTIES_DEPTH_MAX
+from mm_tasks.limits import INTEGER_MAX, PROPERTIES_BYTES_MAX, PROPERTIES_DEPTH_MAX
 
-# ECMA-262, Number::toString: outside of these JavaScript uses an exponent, as Python does.
-_JS_PLAIN_MIN, _JS_PLAIN_MAX = 1e-7, 1e21
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+# An entry is at least one digit and its comma. The bound ends what would take for ever:
+# a list that holds itself twice has 2^32 entries before it is too deep.
+ENTRIES_MAX = PROPERTIES_BYTES_MAX // 2
+_RULES_MAX = 20
+# JavaScript prints at most this many times our bytes: 1e+20 becomes 21 digits.
+_JS_GROWTH_MAX = 6
+# ECMA-262, Number::toString: where a decimal point is still written without an exponent.
+_JS_POINT_MIN, _JS_POINT_MAX = -6, 21
+
+_MILLISECONDS = tuple(f".{ms:03d}Z" for ms in range(1000))
+_Path = tuple[int, ...]
 _PLAIN = frozenset({str, bool, type(None)})
+_SURROGATE = re.compile("[\\ud800-\\udfff]")
+_TOO_DEEP = f"must not be nested deeper than {PROPERTIES_DEPTH_MAX}"
+_TOO_LARGE = f"is above {PROPERTIES_BYTES_MAX} bytes as JSON"
+_UNSAFE_INTEGER = "must be within ±(2^53-1), or JavaScript changes it; send a string"
+_NOT_FINITE = "must be finite: JSON has no NaN and no infinity"
+_NAIVE = "must have an offset from UTC; a naive time could mean any zone"
+_OUT_OF_YEARS = "must be between the years 1 and 9999 in UTC"
+_UNREADABLE = "could not be read"
+_OTHER = "must be a JSON type, datetime, date, UUID or Enum"
+_REFUSED_TYPES: tuple[tuple[tuple[type, ...], str], ...] = (
+    ((Decimal,), "must not be a Decimal: send integer cents, or str()/float() of it"),
+    ((bytes, bytearray, memoryview), "must not be bytes: JSON holds text"),
+)
 
 
 class Refused(Exception):  # noqa: N818 - never leaves `events`
-    """A rule was broken at `path`, positions from 1."""
+    """The rules that were broken; `is_size` if a limit in bytes was the only one."""
 
-    def __init__(self, rule: str, path: tuple[int, ...] = ()) -> None:
-        """Take the rule and where it was broken."""
-        self.rule = rule
-        self.path = path
-        super().__init__(rule)
-
-    def __str__(self) -> str:
-        """Return for example ``must be finite (entry 2, then entry 1)``."""
-        place = ", then ".join(f"entry {position}" for position in self.path)
-        return f"{self.rule} ({place})" if place else self.rule
-
-
-def instant(value: datetime) -> str:
-    """Return `YYYY-MM-DDTHH:MM:SS.mmmZ`, truncated to milliseconds (the vendor's form)."""
-    if value.utcoffset() is None:
-        msg = "must have an offset from UTC; a naive time could mean any zone"
-        raise Refused(msg)
-    try:
-        utc = value.astimezone(UTC)
-    except OverflowError:
-        utc = None
-    if utc is None:
-        msg = "must be between the years 1 and 9999 in UTC"
-        raise Refused(msg)
-    return utc.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
+    def __init__(self, *rules: str, is_size: bool = False) -> None:
+        """Take at least one rule, with its place where there is one."""
+        self.rules = rules
+        self.is_size = is_size
+        super().__init__(*rules)
 
 
 def now() -> str:
-    """Return this moment in the same form."""
-    seconds, ms = divmod(time.time_ns() // 1_000_000, 1000)
-    return f"{_second(seconds)}.{ms:03d}Z"
+    """Return this moment in the form of `instant`."""
+    ms = time.time_ns() // 1_000_000
+    return _second(ms // 1000) + _MILLISECONDS[ms % 1000]
 
 
 @lru_cache(maxsize=2)
@@ -76,107 +83,221 @@ def _second(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
-def plain_object(value: object) -> dict[str, Any]:
-    """Return a JSON object that only holds JSON's types; raise `Refused` otherwise."""
-    if not isinstance(value, dict):
-        msg = "must be an object (a dict)"
-        raise Refused(msg)
-    for key, item in value.items():
-        kind = type(item)
-        is_small = kind is int and -INTEGER_MAX <= item <= INTEGER_MAX
-        is_finite = kind is float and math.isfinite(item)
-        if type(key) is not str or not (is_small or is_finite or kind in _PLAIN):
-            return _object(value, (), 1)
-    return value
+def instant(value: datetime) -> str:
+    """Return `YYYY-MM-DDTHH:MM:SS.mmmZ`, truncated to milliseconds (the vendor's form).
 
-
-def javascript_extra(value: object) -> int:
-    """Return by how many characters JSON.stringify may print the numbers in `value` longer.
-
-    JavaScript writes 1e20 as 100000000000000000000 and 1e-5 as 0.00001
-    (ECMA-262, Number::toString); the limit of `properties` is on its text.
+    Raise `Refused` for a naive time, and for one that UTC cannot express.
     """
+    rule = _NAIVE
+    try:
+        offset = value.utcoffset()
+        if offset is not None:
+            rule = _OUT_OF_YEARS
+            # Rebuilt as a plain datetime: a subclass may print itself in another way.
+            day = (value.year, value.month, value.day)
+            clock = (value.hour, value.minute, value.second, value.microsecond)
+            utc = datetime(*day, *clock) - offset  # noqa: DTZ001 - the offset is taken off
+            return utc.isoformat(timespec="milliseconds") + "Z"
+    except OverflowError:
+        pass
+    except Exception:  # noqa: BLE001 - a tzinfo is the caller's code
+        rule = _UNREADABLE
+    raise Refused(rule)
+
+
+def plain_object(value: object) -> dict[str, Any]:
+    """Return `value` as a JSON object that holds JSON's types alone, or raise `Refused`.
+
+    What is already plain is returned itself, not a copy. Two rules are left to the
+    caller, who sees them for nothing while encoding: lone surrogates and the size.
+    """
+    if type(value) is dict and _entries_left(value, 1, ENTRIES_MAX) >= 0:
+        return value
+    return _converted(value)
+
+
+def check_object(value: object) -> None:
+    """Raise `Refused` with every broken rule found, those left to the caller included."""
+    check_size(_converted(value))
+
+
+def check_size(plain: dict[str, Any]) -> None:
+    """Raise `Refused` above the limit in bytes, in our text or in JavaScript's."""
+    text = to_json(plain)
+    size = max(len(text), len(text) + _js_growth(plain))
+    if size > PROPERTIES_BYTES_MAX:
+        msg = f"is {size} bytes as JSON; the limit is {PROPERTIES_BYTES_MAX}"
+        raise Refused(msg, is_size=True)
+
+
+def surely_fits(body_bytes: int) -> bool:
+    """Say whether no object inside `body_bytes` of JSON can be above the limit in bytes."""
+    return body_bytes * _JS_GROWTH_MAX <= PROPERTIES_BYTES_MAX
+
+
+def _entries_left(value: Any, depth: int, left: int) -> int:  # noqa: ANN401 - hot path
+    """Return how many of `left` entries a plain `value` leaves; negative if it is not plain."""
+    left -= len(value)
+    is_dict = type(value) is dict
+    if left < 0 or (is_dict and not _has_text_keys(value)):
+        return -1
+    for item in value.values() if is_dict else value:
+        kind = type(item)
+        if kind in _PLAIN:
+            continue
+        if kind is int or kind is float:
+            if not -INTEGER_MAX <= item <= INTEGER_MAX:  # larger floats go the long way
+                return -1
+        elif (kind is dict or kind is list) and depth < PROPERTIES_DEPTH_MAX:
+            left = _entries_left(item, depth + 1, left)
+        else:
+            return -1
+    return left
+
+
+def _has_text_keys(value: dict[Any, Any]) -> bool:
+    for key in value:  # noqa: SIM110 - all() takes twice as long
+        if type(key) is not str:
+            return False
+    return True
+
+
+def _js_growth(value: object) -> int:
+    """Return by how many characters JSON.stringify prints the numbers of `value` longer."""
     if type(value) is float:
-        text = to_json(value).decode()
-        if "e" not in text or not _JS_PLAIN_MIN <= abs(value) < _JS_PLAIN_MAX:
-            return 0
-        return max(0, len(format(Decimal(text), "f")) - len(text))
+        return _js_length(value) - len(to_json(value))
     if type(value) is dict:
-        return sum(map(javascript_extra, value.values()))
+        return sum(map(_js_growth, value.values()))
     if type(value) is list:
-        return sum(map(javascript_extra, value))
+        return sum(map(_js_growth, value))
     return 0
 
 
-def _object(value: dict[Any, Any], path: tuple[int, ...], depth: int) -> dict[str, Any]:
-    _check_depth(depth)
-    result: dict[str, Any] = {}
-    for position, (key, item) in enumerate(dict.items(value), 1):
-        here = (*path, position)
-        if not isinstance(key, str):
-            msg = "must have text as its key"
-            raise Refused(msg, here)
-        result[str.__str__(key)] = _value(item, here, depth)
-    return result
+def _js_length(value: float) -> int:
+    """Return the length of Number::toString(value) (ECMA-262, 6.1.6.1.20)."""
+    if value == 0:
+        return 1
+    decimal = Decimal(repr(value))  # exact, whatever the caller's decimal context is
+    digits = len("".join(map(str, decimal.as_tuple().digits)).rstrip("0"))
+    point = decimal.adjusted() + 1
+    sign = int(value < 0)
+    if digits <= point <= _JS_POINT_MAX:
+        return sign + point
+    if 0 < point <= _JS_POINT_MAX:
+        return sign + digits + 1
+    if _JS_POINT_MIN < point <= 0:
+        return sign + 2 - point + digits
+    return sign + digits + int(digits > 1) + len(f"e{point - 1:+d}")
 
 
-def _array(value: list[Any] | tuple[Any, ...], path: tuple[int, ...], depth: int) -> list[Any]:
-    _check_depth(depth)
-    return [_value(item, (*path, position), depth) for position, item in enumerate(value, 1)]
-
-
-def _check_depth(depth: int) -> None:
-    if depth > PROPERTIES_DEPTH_MAX:
-        # Without the path: it would be 32 positions long, and a cycle has none.
-        msg = f"must not be nested deeper than {PROPERTIES_DEPTH_MAX}"
+def _converted(value: object) -> dict[str, Any]:
+    if not issubclass(type(value), dict):
+        msg = "must be an object (a dict)"
         raise Refused(msg)
+    conversion = _Conversion()
+    plain: dict[str, Any] = conversion.value(value, (), 0)
+    if conversion.rules:
+        raise Refused(*conversion.rules)
+    return plain
 
 
-def _value(  # noqa: PLR0911 - one line for each type
-    value: object, path: tuple[int, ...], depth: int
-) -> Any:  # noqa: ANN401 - JSON
-    if type(value) in _PLAIN:
-        return value
-    if isinstance(value, Enum):
-        return _value(value.value, path, depth)
-    if isinstance(value, str):
-        return str.__str__(value)
-    if isinstance(value, int | float):
-        return _number(value, path)
-    if isinstance(value, dict):
-        return _object(value, path, depth + 1)
-    if isinstance(value, list | tuple):
-        return _array(value, path, depth + 1)
-    return _converted(value, path)
+class _Conversion:
+    """One walk over a value that is not plain: converts it and collects broken rules."""
 
+    def __init__(self) -> None:
+        self.rules: list[str] = []
+        self.entries_left = ENTRIES_MAX
 
-def _number(value: float, path: tuple[int, ...]) -> float:
-    if isinstance(value, int):
-        if abs(number := int.__index__(value)) > INTEGER_MAX:
-            msg = "must be within ±(2^53-1), or JavaScript changes it; send a string"
-            raise Refused(msg, path)
-        return number
-    if not math.isfinite(value):
-        msg = "must be finite: JSON has no NaN and no infinity"
-        raise Refused(msg, path)
-    return float.__float__(value)
+    def value(self, value: Any, path: _Path, depth: int) -> Any:  # noqa: ANN401 - JSON
+        kind = type(value)
+        if value is None or kind is bool:
+            return value
+        if issubclass(kind, Enum):
+            return self.value(value.value, path, depth)
+        if issubclass(kind, str):
+            return self._text(value, path)
+        if issubclass(kind, int | float):
+            return self._number(value, path)
+        if issubclass(kind, dict | list | tuple):
+            return self._container(value, path, depth + 1)
+        return self._extra(value, path)
 
+    def _container(self, value: Any, path: _Path, depth: int) -> Any:  # noqa: ANN401 - JSON
+        if depth > PROPERTIES_DEPTH_MAX:
+            # Without the path, and at once: a cycle has no end of places.
+            raise Refused(*self.rules, _TOO_DEEP)
+        if issubclass(type(value), dict):
+            return self._object(value.items(), path, depth)
+        return [
+            self.value(item, (*path, position), depth)
+            for position, item in enumerate(self._counted(value), 1)
+        ]
 
-def _converted(value: object, path: tuple[int, ...]) -> str:
-    match value:
-        case datetime():
-            try:
-                return instant(value)
-            except Refused as refused:
-                rule = refused.rule
-        case date():
-            return value.isoformat()
-        case UUID():
+    def _object(self, items: Iterable[tuple[Any, Any]], path: _Path, depth: int) -> dict[str, Any]:
+        plain: dict[str, Any] = {}
+        for position, (key, item) in enumerate(self._counted(items), 1):
+            here = (*path, position)
+            text = str.__str__(key) if issubclass(type(key), str) else None
+            if text is None:
+                self._refuse("must have text as its key", here)
+            elif text in plain:
+                self._refuse("must not have the key of an earlier entry", here)
+            else:
+                plain[text] = None
+            converted = self.value(item, here, depth)
+            if text is not None:
+                plain[self._text(text, here)] = converted
+        return plain
+
+    def _counted(self, items: Iterable[Any]) -> Iterable[Any]:
+        for item in islice(items, ENTRIES_MAX + 1):
+            self.entries_left -= 1
+            if self.entries_left < 0:
+                raise Refused(*self.rules, _TOO_LARGE, is_size=not self.rules)
+            yield item
+
+    def _number(self, value: float, path: _Path) -> float | None:
+        if isinstance(value, int):
+            number = int.__index__(value)
+            if -INTEGER_MAX <= number <= INTEGER_MAX:
+                return number
+            self._refuse(_UNSAFE_INTEGER, path)
+            return None
+        real = float.__float__(value)
+        if real - real != 0.0:  # NaN for both infinities and NaN
+            self._refuse(_NOT_FINITE, path)
+        return real
+
+    def _text(self, value: str, path: _Path) -> str:
+        text = str.__str__(value)
+        if not text.isascii() and _SURROGATE.search(text):
+            self._refuse("must not hold lone surrogates", path)
+        return text
+
+    def _extra(self, value: Any, path: _Path) -> str | None:  # noqa: ANN401 - any object
+        kind = type(value)
+        if issubclass(kind, datetime):
+            return self._instant(value, path)
+        if issubclass(kind, date):
+            return date.isoformat(value)
+        if issubclass(kind, UUID):
+            return UUID.__str__(value)
+        if kind is uuid_utils.UUID:
             return str(value)
-        case Decimal():
-            rule = "must not be a Decimal: send integer cents, or str() or float() of it"
-        case bytes() | bytearray() | memoryview():
-            rule = "must not be bytes: JSON holds text"
-        case _:
-            rule = "must be a JSON type, datetime, date, UUID or Enum"
-    raise Refused(rule, path)
+        rule = next((rule for types, rule in _REFUSED_TYPES if issubclass(kind, types)), _OTHER)
+        self._refuse(rule, path)
+        return None
+
+    def _instant(self, value: datetime, path: _Path) -> str | None:
+        try:
+            return instant(value)
+        except Refused as refused:
+            rule = refused.rules[0]
+        self._refuse(rule, path)
+        return None
+
+    def _refuse(self, rule: str, path: _Path) -> None:
+        place = ", then ".join(f"entry {position}" for position in path)
+        self.rules.append(f"{rule} ({place})")
+        if len(self.rules) >= _RULES_MAX:
+            raise Refused(*self.rules)
