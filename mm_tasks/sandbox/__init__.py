@@ -3,8 +3,12 @@
 Written from the vendor's page alone: it imports nothing else of this package,
 so that it cannot agree with our mistakes. It keeps what arrives in memory and
 shows it under `/_sandbox/`. It is for tests, demos and development.
+
+    server ─▶ control (`/_sandbox/`: page, journal, faults …)
+       └────▶ api (`/v1/`) ─▶ access · quota · rules · store · reports · faults · wire
 """
 
-from mm_tasks.sandbox.server import Config, serve
+from mm_tasks.sandbox.config import Config
+from mm_tasks.sandbox.server import serve
 
 __all__ = ["Config", "serve"]

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+from datetime import datetime
 from typing import Any
 
 from pydantic_core import Url
+
+from mm_tasks.sandbox.answer import reject
 
 LENGTHS = {
     "event": 128,
@@ -27,34 +31,53 @@ COMPUTED = frozenset(
     {"source", "medium", "campaign", "source_confidence", "source_rule_id"}
     | {"country", "device_type", "browser", "os", "ip_hash"}
 )
+BATCH_EVENTS_MAX = 500
 PROPERTIES_MAX = 8192
-_TIMESTAMP = re.compile(
-    r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])T([01]\d|2[0-3]):[0-5]\d:[0-5]\d\.\d{3}Z"
-)
+_TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT([01]\d|2[0-3]):[0-5]\d:[0-5]\d\.\d{3}Z")
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+# The shortest text of a number that JSON.stringify lengthens is 1e+20, to 21 digits.
+_GROWTH_MAX = 5
 
 
-def units(text: str) -> int:
-    """Return the length of a JavaScript string."""
-    return len(text) if text.isascii() else len(text.encode("utf-16-le", "surrogatepass")) // 2
+def check_batch(body: Any) -> int:  # noqa: ANN401 - JSON
+    """Return how many events a batch holds, or refuse it whole, not saying which is bad."""
+    events = body.get("events") if isinstance(body, dict) else None
+    if not isinstance(events, list) or not 1 <= len(events) <= BATCH_EVENTS_MAX:
+        reject("events", why="Required")
+    if body.keys() != {"events"} or any(map(event_problem, events)):
+        reject("events", why="Required")
+    return len(events)
 
 
-def stringified(value: Any) -> int:  # noqa: ANN401 - JSON
-    """Return how many bytes JSON.stringify of `value` has in UTF-8."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    longer = sum(_longer(number) for number in _floats(value))
-    return len(text.encode("utf-8", "surrogatepass")) + longer
+def check_event(body: Any) -> None:  # noqa: ANN401 - JSON
+    """Refuse a bad event."""
+    problem = event_problem(body)
+    if problem:
+        reject(problem)
+
+
+def check_identify(body: Any) -> None:  # noqa: ANN401 - JSON
+    """Refuse a bad identify: both ids are required, `traits` is an object or absent."""
+    _check_fields(body, {"anonymous_id", "user_id"}, {"traits"})
+    if type(body.get("traits", {})) is not dict:
+        reject("traits")
+
+
+def check_forget(body: Any) -> None:  # noqa: ANN401 - JSON
+    """Refuse a bad forget."""
+    _check_fields(body, {"user_id"}, set())
 
 
 def event_problem(event: Any) -> str | None:  # noqa: ANN401 - JSON
     """Return the name of the first bad field of an event, or None."""
-    if not isinstance(event, dict) or "event" not in event:
+    if type(event) is not dict or "event" not in event:
         return "event"
     for name, value in event.items():
         if name in LENGTHS:
-            if type(value) is not str or not 1 <= units(value) <= LENGTHS[name]:
+            if not _is_text(value, LENGTHS[name]):
                 return str(name)
         elif name == "timestamp":
-            if type(value) is not str or not _TIMESTAMP.fullmatch(value):
+            if not _is_timestamp(value):
                 return str(name)
         elif name == "properties":
             if type(value) is not dict or stringified(value) > PROPERTIES_MAX:
@@ -64,15 +87,55 @@ def event_problem(event: Any) -> str | None:  # noqa: ANN401 - JSON
     return "url" if "url" in event and not _is_url(event["url"]) else None
 
 
-def identify_problem(body: Any) -> str | None:  # noqa: ANN401 - JSON
-    """Return the name of the first bad field of an identify, or None."""
-    if not isinstance(body, dict) or not body.keys() <= {"anonymous_id", "user_id", "traits"}:
-        return "fields"
-    for name in ("anonymous_id", "user_id"):
-        value = body.get(name)
-        if type(value) is not str or not 1 <= units(value) <= LENGTHS[name]:
-            return name
-    return None if isinstance(body.get("traits", {}), dict) else "traits"
+def stringified(value: Any) -> int:  # noqa: ANN401 - JSON
+    """Return how many bytes JSON.stringify of `value` has in UTF-8; at most so many if few."""
+    size = len(_ENCODER.encode(value).encode("utf-8", "surrogatepass"))
+    if size * _GROWTH_MAX <= PROPERTIES_MAX:
+        return size
+    return size + sum(printed(number) - len(repr(number)) for number in _numbers(value))
+
+
+def printed(number: float) -> int:
+    """Return how long a number is in JSON.stringify: Number::toString of ECMA-262."""
+    size = abs(number)
+    if size > sys.float_info.max:
+        return len("null")
+    if size < 1e21 and float(number).is_integer():  # noqa: PLR2004 - ECMA-262
+        return len(str(int(number)))
+    text = repr(float(number))
+    if 1e-6 <= size < 1e-4:  # noqa: PLR2004 - here Python has an exponent and ECMA-262 has none
+        digits, _, exponent = text.partition("e-")
+        zeros = int(exponent) - 1
+        return len("0.") + zeros + len(digits.replace(".", ""))
+    return len(text.replace("e-0", "e-"))
+
+
+def _check_fields(body: Any, required: set[str], optional: set[str]) -> None:  # noqa: ANN401 - JSON
+    if not isinstance(body, dict):
+        reject(*sorted(required), why="Required")
+    for name in sorted(body.keys() - required - optional):
+        reject(name, why="Unrecognized key")
+    for name in sorted(required):
+        if not _is_text(body.get(name), LENGTHS[name]):
+            reject(name, why="Invalid" if name in body else "Required")
+
+
+def _is_text(value: object, longest: int) -> bool:
+    if type(value) is not str:
+        return False
+    # A JavaScript string is as long as its UTF-16 has units.
+    size = len(value) if value.isascii() else len(value.encode("utf-16-le", "surrogatepass")) // 2
+    return 1 <= size <= longest
+
+
+def _is_timestamp(value: object) -> bool:
+    if type(value) is not str or not _TIMESTAMP.fullmatch(value):
+        return False
+    try:
+        datetime.fromisoformat(value)  # refuses the 30th of February
+    except ValueError:
+        return False
+    return True
 
 
 def _is_url(text: str) -> bool:
@@ -83,18 +146,12 @@ def _is_url(text: str) -> bool:
     return True
 
 
-def _floats(value: Any) -> list[float]:  # noqa: ANN401 - JSON
-    if type(value) is float:
-        return [value]
-    inner = value.values() if type(value) is dict else value if type(value) is list else ()
-    return [number for item in inner for number in _floats(item)]
-
-
-def _longer(number: float) -> int:
-    # ECMA-262 prints 1e20 as 100000000000000000000 and 0.00001 without an exponent.
-    text = repr(number)
-    if "e" not in text or not 1e-7 <= abs(number) < 1e21:  # noqa: PLR2004 - ECMA-262
-        return 0
-    return max(
-        0, len(f"{number:.0f}" if abs(number) > 1 else f"{number:.30f}".rstrip("0")) - len(text)
-    )
+def _numbers(value: Any) -> list[float]:  # noqa: ANN401 - JSON
+    found, open_ = [], [value]
+    while open_:
+        item = open_.pop()
+        if type(item) in {int, float}:
+            found.append(item)
+        elif type(item) in {dict, list}:
+            open_.extend(item.values() if type(item) is dict else item)
+    return found

@@ -1,0 +1,236 @@
+"""Measure the whole way with real processes: Redis, workers, beat and the sandbox.
+
+Each scenario has an embedded Valkey and a sandbox of its own, prints figures
+against their bounds, and ends by itself. Exits 1 when a promise is broken.
+
+    scripts/bench flow              all of them, about three minutes
+    scripts/bench flow rate stall   some of them
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import requests
+from bench_report import report
+from redis import Redis
+
+from mm_tasks import status
+from mm_tasks.cli import stack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+KEY = "sk_test_bench_not-a-real-secret"
+# What an event of a shop looks like: about 300 bytes as JSON.
+MANY = """
+import random, sys
+from mm_tasks import track
+track.delay_many(
+    {"event": "order_placed", "anonymous_id": f"visitor-{i}", "user_id": f"shopper-{i}",
+     "url": "https://shop.example/cart?utm_source=news",
+     "properties": {"cents": 1999, "currency": "EUR", "row": i, "note": "x" * 60}}
+    for i in range(int(sys.argv[1]))
+)
+"""
+# 0.2 to 8 KB of what JSON and UTF-8 make longer than it looks.
+MIXED = """
+import random, sys
+from mm_tasks import track
+random.seed(1)
+letters = 'aé"\\\\\\n語😀\\u2028 '
+def text():
+    return "".join(random.choices(letters, k=random.randrange(1, 1500)))
+track.delay_many(
+    {"event": "noted", "user_id": f"u{i}", "properties": {"text": text(), "n": i}}
+    for i in range(int(sys.argv[1]))
+)
+"""
+IDENTIFIES = """
+import sys
+from mm_tasks import identify
+for i in range(int(sys.argv[1])):
+    identify.delay(anonymous_id=f"visitor-{i}", user_id=f"shopper-{i}")
+"""
+
+
+@dataclass
+class Running:
+    """What a scenario holds: the processes' environment and ways to look at them."""
+
+    env: dict[str, str]
+    redis: Redis
+    start: Callable[..., subprocess.Popen[str]]
+    host: str
+
+    def produce(self, program: str, n: int) -> None:
+        """Store `n` events from a process of their own."""
+        done = self.start("mm_tasks.cli.snippet", program, str(n))
+        assert done.wait(120) == 0
+
+    def workers(self, number: int, concurrency: int) -> None:
+        """Start workers and one beat, silent unless they warn."""
+        for index in range(number):
+            name = f"w{index}@%h"
+            self.start(*stack.WORKER, "-c", str(concurrency), "-n", name, stdout=subprocess.DEVNULL)
+        self.start(*stack.BEAT, stdout=subprocess.DEVNULL)
+
+    def counts(self) -> dict[str, int]:
+        """Return the counts of `mm-tasks status`."""
+        found: dict[str, int] = status.read(self.redis, "default")["counts"]
+        return found
+
+    def batches(self) -> list[dict[str, Any]]:
+        """Return every request to /v1/batch as the sandbox saw it, in order."""
+        found = requests.get(f"{self.host}/_sandbox/requests", timeout=60).json()
+        return [request for request in found if request["route"] == "/v1/batch"]
+
+    def delivered_a_second(self, expected: int, within_s: float) -> float:
+        """Wait until all is delivered; return the pace from the first delivery to the last."""
+        first_at = first = 0.0
+        ends_at = time.monotonic() + within_s
+        while time.monotonic() < ends_at:
+            delivered, now = self.counts()["delivered"], time.monotonic()
+            if delivered and not first_at:
+                first_at, first = now, delivered
+            if delivered >= expected:
+                return (delivered - first) / max(now - first_at, 0.001)
+            time.sleep(0.1)
+        return 0.0
+
+
+@contextmanager
+def running(*sandbox: str, **settings: str) -> Iterator[Running]:
+    """Start an embedded Valkey and a sandbox; end all that was started on it."""
+    with tempfile.TemporaryDirectory() as folder:
+        server = stack.embedded(None, Path(folder))
+        env = {
+            "MM_TASKS_REDIS_URL": f"redis://127.0.0.1:{server.port}/0",
+            "MM_TASKS_STATE_DIR": folder,
+            "MILLIMETRIC_KEY": KEY,
+            **settings,
+        }
+        try:
+            with stack.processes(env) as start:
+                box = start("mm_tasks.sandbox", "--port", "0", *sandbox, stdout=subprocess.PIPE)
+                env["MILLIMETRIC_HOST"] = host = box.stdout.readline().split()[-1]
+                yield Running(env, Redis(port=server.port), start, host)
+        finally:
+            server.stop()
+
+
+def throughput() -> list[bool]:
+    """One worker of 2 processes, a vendor without limits."""
+    limits = {"MM_TASKS_BATCH_RATE_PER_S": "1000", "MM_TASKS_BATCH_BURST": "100"}
+    with running("--no-limits", "--unvalidated", **limits) as run:
+        run.produce(MANY, 300_000)
+        run.workers(1, 2)
+        pace = run.delivered_a_second(300_000, within_s=120)
+    return [report("events a second, one worker of 2", pace, ">=", 30_000)]
+
+
+def identify() -> list[bool]:
+    """One worker of 2 processes; a request for each identify."""
+    with running() as run:
+        run.produce(IDENTIFIES, 3_000)
+        run.workers(1, 2)
+        pace = run.delivered_a_second(3_000, within_s=120)
+    return [report("identifies a second, one worker of 2", pace, ">=", 150)]
+
+
+def rate() -> list[bool]:
+    """Use the permitted rate and no more: three workers on a backlog, 20 s of the steady state."""
+    with running() as run:
+        run.produce(MANY, 90_000)
+        run.workers(3, 4)
+        wait_for(lambda: len(run.batches()) >= 20)
+        time.sleep(22)
+        found = run.batches()
+    starts = sorted(request["at"] for request in found)
+    last = starts[-1]
+    steady = sum(last - 20 < start <= last for start in starts) / 20
+    full = sum(request["events"] == 500 for request in found) / len(found)
+    return [
+        report("rate: batches a second over 20 s", steady, ">=", 4.85),
+        report("rate: full batches, of 1", full, ">=", 1),
+        *limits_kept("rate", found),
+    ]
+
+
+def stall() -> list[bool]:
+    """Let the vendor take 3 s an answer for 12 s and recover: no storm, no 429."""
+    with running() as run:
+        run.produce(MANY, 120_000)
+        run.workers(3, 4)
+        wait_for(lambda: len(run.batches()) >= 15)
+        now = time.time()
+        slow = {"kind": "slow", "latency_s": 3, "between": [now, now + 12]}
+        requests.post(f"{run.host}/_sandbox/faults", json=[slow], timeout=5).raise_for_status()
+        time.sleep(12 + 20)
+        found = run.batches()
+        hits = requests.get(f"{run.host}/_sandbox/faults", timeout=5).json()[0]["hits"]
+    after = [request["at"] for request in found if request["at"] > now + 16]
+    pace = (len(after) - 1) / (max(after) - min(after))
+    return [
+        report("stall: answers that took 3 s", hits, ">=", 12),
+        report("stall: batches a second after it", pace, ">=", 4.85),
+        *limits_kept("stall", found),
+    ]
+
+
+def fill() -> list[bool]:
+    """Events of 0.2 to 8 KB: no body above the limit, and hardly room in any."""
+    with running() as run:
+        run.produce(MIXED, 4_000)
+        run.workers(1, 4)
+        run.delivered_a_second(4_000, within_s=60)
+        found = run.batches()
+        counts = run.counts()
+    sizes = [request["bytes"] for request in found]
+    return [
+        report("fill: events delivered", counts["delivered"], ">=", 4_000),
+        report("fill: largest body, bytes", max(sizes), "<=", 256_000),
+        # The last one holds what is left.
+        report("fill: smallest of the full ones, of 1", min(sizes[:-1]) / 256_000, ">=", 0.95),
+        *limits_kept("fill", found),
+    ]
+
+
+def limits_kept(what: str, found: list[dict[str, Any]]) -> list[bool]:
+    """Report answers other than 202, and by how much the fullest window exceeds `5 w + 20`."""
+    others = sum(request["status"] != 202 for request in found)
+    starts = sorted(request["at"] for request in found)
+    over = max(
+        (j - i + 1) - (5 * (starts[j] - starts[i]) + 20)
+        for i in range(len(starts))
+        for j in range(i, len(starts))
+    )
+    return [
+        report(f"{what}: answers other than 202", others, "<=", 0),
+        report(f"{what}: requests above 5 w + 20 in any window", over, "<=", 0),
+    ]
+
+
+def wait_for(happened: Callable[[], bool], within_s: float = 60) -> None:
+    """Wait until it did; raise `TimeoutError` if it does not."""
+    ends_at = time.monotonic() + within_s
+    while not happened():
+        if time.monotonic() > ends_at:
+            raise TimeoutError
+        time.sleep(0.1)
+
+
+SCENARIOS: dict[str, Callable[[], list[bool]]] = {
+    scenario.__name__: scenario for scenario in (throughput, identify, rate, stall, fill)
+}
+
+if __name__ == "__main__":
+    verdicts = [kept for name in sys.argv[1:] or SCENARIOS for kept in SCENARIOS[name]()]
+    sys.exit(0 if all(verdicts) else 1)
