@@ -11,6 +11,7 @@ Not here: when to claim (`delivery`), the rate (`limiter`), HTTP (`client`).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import uuid_utils
@@ -21,7 +22,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from mm_tasks.errors import BufferFull, BufferUnavailable
 from mm_tasks.keys import HEADER_BYTES, NO_TAG, ProjectKeys, tag
 from mm_tasks.limits import BATCH_BRACKETS_BYTES
-from mm_tasks.scripting import Script, word
+from mm_tasks.scripting import Line, Script, word
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 # Lua's unpack fails near 8 000 values.
 APPEND_RECORDS_MAX = 1000
+_NOBODY: frozenset[int] = frozenset()
 
 
 class Entry(NamedTuple):
@@ -40,8 +42,7 @@ class Entry(NamedTuple):
     anonymous_id: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Appended:
+class Appended(NamedTuple):
     """Positions of refused entries (their subject is fenced), and whether to nudge a flush."""
 
     suppressed: frozenset[int]
@@ -78,8 +79,15 @@ class BatchLimits:
 class Buffer:
     """One lane of one project. Holds a client, no state of its own."""
 
-    def __init__(
-        self, redis: Redis, project: str, lane: str, limits: BatchLimits, *, held_bytes_max: int
+    def __init__(  # noqa: PLR0913 - settings that are no part of a batch's limits
+        self,
+        redis: Redis,
+        project: str,
+        lane: str,
+        limits: BatchLimits,
+        *,
+        held_bytes_max: int,
+        nudge_ms: int = 1000,
     ) -> None:
         """Take everything as arguments; nothing is read or opened here."""
         self._redis = redis
@@ -87,10 +95,11 @@ class Buffer:
         self._project = ProjectKeys(project)
         self._limits = limits
         self._held_bytes_max = held_bytes_max
-        self._append_heads: dict[int, tuple[int, bytes]] = {}
+        self._line = Line(redis)
+        self._nudge_ms = nudge_ms
         self.lane = lane
 
-    def append(self, entries: Sequence[Entry], *, nudge_ms: int = 1000) -> Appended:
+    def append(self, entries: Sequence[Entry]) -> Appended:
         """Store all entries whose subject is not fenced, in order, or none.
 
         Raises `BufferFull` above the cap in bytes, and `BufferUnavailable`,
@@ -98,18 +107,20 @@ class Buffer:
         `APPEND_RECORDS_MAX` entries at once.
         """
         assert len(entries) <= APPEND_RECORDS_MAX
-        words, head = self._append_head(nudge_ms)
+        words, head = self._append_head
         name = self._project.project
         records = [word(_record(name, entry)) for entry in entries]
-        command = [b"*%d\r\n%b%b" % (words + len(records), head, b"".join(records))]
+        command = b"*%d\r\n%b%b" % (words + len(records), head, b"".join(records))
         try:
-            reply = _APPEND.call_packed(self._redis, command)
+            reply = self._line.call(_APPEND, command)
         except OutOfMemoryError:
             full = BufferFull("Redis is at its maxmemory; nothing was stored")
         except RedisError as error:
             full = None
             unavailable = _unavailable(error, len(entries))
         else:
+            if type(reply) is int:
+                return Appended(_NOBODY, reply == 1)
             if reply[0] >= 0:
                 return Appended(frozenset(i - 1 for i in reply[1:]), reply[0] == 1)
             full = BufferFull(
@@ -119,21 +130,20 @@ class Buffer:
         # Raised outside of the handler: the original may quote a record.
         raise full or unavailable
 
-    def _append_head(self, nudge_ms: int) -> tuple[int, bytes]:
+    @cached_property
+    def _append_head(self) -> tuple[int, bytes]:
         """Return what all appends have in common, packed once."""
-        if nudge_ms not in self._append_heads:
-            keys, project, limits = self._keys, self._project, self._limits
-            self._append_heads[nudge_ms] = _APPEND.command(
-                (keys.waiting, project.counts, project.fence, keys.nudge),
-                (
-                    self.lane,
-                    self._held_bytes_max,
-                    limits.events_max,
-                    limits.bytes_max - BATCH_BRACKETS_BYTES,
-                    nudge_ms,
-                ),
-            )
-        return self._append_heads[nudge_ms]
+        keys, project, limits = self._keys, self._project, self._limits
+        return _APPEND.command(
+            (keys.waiting, project.counts, project.fence, keys.nudge),
+            (
+                self.lane,
+                self._held_bytes_max,
+                limits.events_max,
+                limits.bytes_max - BATCH_BRACKETS_BYTES,
+                self._nudge_ms,
+            ),
+        )
 
     def look(self, *, late_ms: int, claimed_max: int, linger: bool = True) -> str:
         """Return what a flush should do next: see `look.lua`."""
@@ -266,6 +276,7 @@ class Buffer:
                 keys.batch(first),
                 keys.records(second),
                 keys.batch(second),
+                self._project.failures,
             ),
             (self.lane, batch_id, token, first, second),
         )
@@ -280,7 +291,7 @@ class Buffer:
         return int(
             _BURY(
                 self._redis,
-                (*self._places(batch_id), project.dead, project.dead_at),
+                (*self._places(batch_id), project.dead, project.dead_at, project.failures),
                 (self.lane, batch_id, token, outcome, ambiguous, why),
             )
         )

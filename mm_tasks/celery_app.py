@@ -15,8 +15,7 @@ from celery.signals import celeryd_init
 from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu import Connection, Exchange, Queue
 
-from mm_tasks import runtime
-from mm_tasks.client import vendor_access
+from mm_tasks import preflight, runtime
 from mm_tasks.errors import ConfigurationError
 
 FORGET, DELIVER, IDENTIFY = "mm.forget", "mm.deliver", "mm.identify"
@@ -82,16 +81,24 @@ def _configuration() -> dict[str, Any]:
 class Consumer(CeleryConsumer):
     """Celery's consumer, outliving a restart of Redis while it holds messages.
 
-    Celery 5.7.0 closes the connection a second time after it was collected, and
-    kombu's Redis transport then raises AttributeError, which ends the worker.
+    Celery 5.7.0 collects the lost connection and then closes it a second time, and
+    whatever still belongs to it, such as the late acknowledgement of a task that
+    runs, finds a transport without its connection: AttributeError, which ends the
+    worker. Here the transport gets it back, so that the acknowledgement reaches
+    Redis once that is there again.
     """
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
-        """Do as Celery does; a connection that is already gone is gone."""
+        """Do as Celery does, and leave the lost transport able to reconnect."""
+        connection = self.connection
+        consumer = getattr(self, "task_consumer", None)
+        transport = consumer.channel.connection if consumer is not None else None
         try:
             super().on_connection_error_after_connected(exc)
         except AttributeError:
             self.connection = None
+        if transport is not None and getattr(transport, "client", connection) is None:
+            transport.client = connection
 
 
 app = Celery("mm_tasks", set_as_current=False)
@@ -100,17 +107,21 @@ app.add_defaults(_configuration)
 
 @celeryd_init.connect
 def _refuse_bad_settings(conf: Any = None, **_: Any) -> None:  # noqa: ANN401
-    """Refuse to start a worker that could not send: a bad key, host or setting."""
+    """Refuse to start a worker that could not send, or whose Redis would lose events."""
     if conf is None or conf.get("worker_consumer") != "mm_tasks.celery_app:Consumer":
         return
     try:
-        settings = runtime.current().settings
-        vendor_access(settings.millimetric_host, settings.millimetric_key)
+        current = runtime.current()
     except (ConfigurationError, ImproperlyConfigured) as error:
-        message = f"mm_tasks: {error}"
+        problems = [str(error)]
     else:
-        return
-    raise SystemExit(message)
+        problems = [
+            verdict.sentence
+            for verdict in preflight.start(current.worker_redis, current.settings)
+            if verdict.state == "problem"
+        ]
+    if problems:
+        raise SystemExit("\n".join(f"mm_tasks: {problem}" for problem in problems))
 
 
 class _Publisher(threading.local):

@@ -111,6 +111,17 @@ def batch_body(bodies: Sequence[bytes]) -> bytes:
     return b'{"events":[' + b",".join(bodies) + b"]}"
 
 
+class _Session(requests.Session):
+    """A session that does not even look where a redirect points to.
+
+    requests resolves it although it will not follow: it would read the whole body,
+    and raise on a `Location` that is no URL.
+    """
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Return nothing: there are no redirects here."""
+
+
 class Client:
     """One process's connections to the vendor. Open it after a fork."""
 
@@ -120,7 +131,7 @@ class Client:
         """Open nothing yet. `request_timeout_s` bounds a whole exchange, all but DNS."""
         self._host = access.host
         self._timeout_s = request_timeout_s
-        self._session = session = requests.Session()
+        self._session = session = _Session()
         session.trust_env = False
         session.proxies = {"http": proxy_url, "https": proxy_url} if proxy_url else {}
         session.headers = requests.structures.CaseInsensitiveDict(

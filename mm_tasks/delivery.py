@@ -16,13 +16,17 @@ from dataclasses import dataclass
 from logging import getLogger
 from typing import TYPE_CHECKING, NamedTuple, assert_never
 
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ReadOnlyError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
 from mm_tasks import retry
 from mm_tasks.buffer import Admitted, Buffer
 from mm_tasks.limiter import SLOT_VALID_MS, Limiter
 from mm_tasks.outcome import Ambiguous
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from mm_tasks.client import Client
     from mm_tasks.outcome import Outcome
@@ -41,6 +45,8 @@ DUE_MAX = 50
 CLAIMED_MAX = 500
 # Sending waits this long for its slot inside the process; longer waits go back to Celery.
 SLEEP_MAX_S = 1.5
+# Not there, not answering, loading its AOF, or no longer the primary.
+_REDIS_AWAY = (RedisConnectionError, RedisTimeoutError, ReadOnlyError)
 # Identifies that travel in one message: each is still a batch of its own.
 IDENTIFIES_A_MESSAGE = 25
 
@@ -103,7 +109,7 @@ class Delivery:
             return admitted
         assert self._client is not None
         outcome = self._client.send(self._buffer.lane, admitted.bodies)
-        return self._settle(batch_id, admitted, outcome)
+        return self._recorded(lambda: self._settle(batch_id, admitted, outcome))
 
     def _look(self, *, linger: bool) -> str:
         return self._buffer.look(late_ms=LATE_MS, claimed_max=CLAIMED_MAX, linger=linger)
@@ -144,11 +150,14 @@ class Delivery:
         if slot is None:
             return
         for batch_id in self._probe_candidates(refused, slot.start_us):
-            if self._buffer.adopt(
+            if not self._buffer.adopt(
                 batch_id, slot_us=slot.start_us, found_again_ms=FOUND_AGAIN_MS
-            ) and self._pauses.choose_probe(batch_id, lost_ms=self._lease_ms):
+            ):
+                continue
+            # Otherwise another flush was first, and this one has nothing left to do.
+            if self._pauses.choose_probe(batch_id, lost_ms=self._lease_ms):
                 yield Dispatch([batch_id], slot.wait_s)
-                return
+            return
 
     def _probe_candidates(self, refused: str, slot_us: int | None) -> Iterator[str]:
         """Yield another batch than the refused one if there is one: see *Outcomes*."""
@@ -207,6 +216,23 @@ class Delivery:
 
     def _give_back(self, batch_id: str, wait_s: float) -> None:
         self._buffer.release(batch_id, "", wait_ms=round(wait_s * 1000), grace_ms=0)
+
+    def _recorded(self, settle: Callable[[], float | None]) -> float | None:
+        """Settle, and while Redis is away try again: an outcome forgotten is a repeat (P3).
+
+        Gives up after a lease: by then the batch counts as lapsed. What was applied
+        although its reply was lost is not applied twice: the token is used up.
+        """
+        ends_at = time.monotonic() + self._policy.lease_s
+        wait_s = 0.05
+        while True:
+            try:
+                return settle()
+            except _REDIS_AWAY:
+                if time.monotonic() > ends_at:
+                    raise
+                time.sleep(wait_s)
+                wait_s = min(1.0, 2 * wait_s)
 
     def _settle(self, batch_id: str, attempt: Admitted, outcome: Outcome) -> float | None:
         """Apply what follows an outcome, to the project and then to the batch."""

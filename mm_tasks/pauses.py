@@ -56,5 +56,5 @@ class Pauses:
 
     def throttle(self, lane: str, wait_ms: int, *, keep_ms: int) -> float:
         """Make all workers of a lane wait; return the wait in force, in seconds."""
-        key = self._keys.lane(lane).throttle
-        return float(_THROTTLE(self._redis, (key,), (wait_ms, keep_ms))) / 1000
+        keys = (self._keys.lane(lane).throttle, self._keys.failures)
+        return float(_THROTTLE(self._redis, keys, (wait_ms, keep_ms))) / 1000

@@ -115,6 +115,7 @@ class Runtime:
                 lane,
                 limits,
                 held_bytes_max=settings.buffer_bytes_max,
+                nudge_ms=round(settings.flush_interval_s * 1000),
             )
             for lane, limits in batches.items()
         }

@@ -12,7 +12,9 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,26 +43,58 @@ class Script:
         words = ("EVALSHA", self.sha, len(keys), *keys, *args)
         return len(words), b"".join(word(str(text).encode()) for text in words)
 
-    def call_packed(self, redis: Redis, command: Sequence[bytes]) -> Any:  # noqa: ANN401
-        """Send a command that was packed before; otherwise as `__call__`.
 
-        redis-py packs and dispatches a call in about the time that Redis takes
-        to answer it, which a web request would pay for each event. A connection
-        that fails is closed by redis-py, so no late reply is taken for another's.
+class Line:
+    """Sends commands that were packed before, for a producer that web requests wait for.
+
+    redis-py packs a call, counts it and borrows a connection in about the time that
+    Redis takes to answer it, which each event would pay. Connections are redis-py's
+    own, of the kind that the client's pool makes; between calls they are kept here.
+    One is used by one thread at a time, and the last one used is the first used again.
+    """
+
+    def __init__(self, redis: Redis) -> None:
+        """Take the client that says how to connect; open nothing."""
+        self._pool = redis.connection_pool
+        self._idle: list[Any] = []
+
+    def call(self, script: Script, command: bytes) -> Any:  # noqa: ANN401 - replies differ by script
+        """Run a script by its packed command and return the reply; raises what redis-py raises.
+
+        A connection on which anything went wrong is closed, so that no late reply is
+        ever taken for another's.
         """
-        pool = redis.connection_pool
-        connection = pool.get_connection()
         try:
-            connection.send_packed_command(command)  # type: ignore[no-untyped-call]
+            connection = self._idle.pop()
+        except IndexError:
+            connection = self._pool.connection_class(**self._pool.connection_kwargs)
+        try:
+            _bring_up(connection)
+            connection.send_packed_command((command,), check_health=False)
             try:
                 return connection.read_response()
             except NoScriptError:
-                connection.send_command("SCRIPT", "LOAD", self.text)  # type: ignore[no-untyped-call]
+                connection.send_command("SCRIPT", "LOAD", script.text)
                 connection.read_response()
-                connection.send_packed_command(command)  # type: ignore[no-untyped-call]
+                connection.send_packed_command((command,), check_health=False)
                 return connection.read_response()
+        except BaseException:
+            connection.disconnect()
+            raise
         finally:
-            pool.release(connection)
+            self._idle.append(connection)
+
+
+def _bring_up(connection: Any) -> None:  # noqa: ANN401 - redis-py has no one type of connection
+    """Connect, unless it is connected and the server did not close it meanwhile."""
+    connection.connect()
+    try:
+        is_stale = connection.can_read(timeout=0)
+    except (RedisConnectionError, RedisTimeoutError, OSError):
+        is_stale = True
+    if is_stale:
+        connection.disconnect()
+        connection.connect()
 
 
 def word(text: bytes) -> bytes:

@@ -8,11 +8,14 @@ No message that we publish ourselves carries data.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from logging import getLogger
 from typing import TYPE_CHECKING, Any
 
 from celery import Task
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
 from mm_tasks import events, runtime
 from mm_tasks.buffer import APPEND_RECORDS_MAX, Entry
@@ -20,7 +23,7 @@ from mm_tasks.celery_app import QUEUES, app, publish_options
 from mm_tasks.errors import BufferFull, BufferUnavailable, InvalidEvent, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from mm_tasks.events import Encoded
 
@@ -48,6 +51,7 @@ class _EventTask(_Task):  # type: ignore[misc]
     """A task whose plain call stores the event without the broker."""
 
     abstract = True
+    _app = app  # not the current app of a host, whichever that is
     typing = False
     lane: str
     positional: tuple[str, ...]
@@ -60,7 +64,7 @@ class _EventTask(_Task):  # type: ignore[misc]
 
         Raises `InvalidEvent`, `BufferFull` or `BufferUnavailable`; see `errors`.
         """
-        return self._store([self._encoded(args, fields)])[0]
+        return self._append((self._encoded(args, fields),))[0]
 
     def apply_async(
         self,
@@ -68,61 +72,52 @@ class _EventTask(_Task):  # type: ignore[misc]
         kwargs: dict[str, Any] | None = None,
         **options: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401 - Receipt, or Celery's result with options
-        needs_broker = any(value is not None for value in options.values())
-        if not needs_broker and not self.app.conf.task_always_eager:
+        if all(value is None for value in options.values()):
             return self.delay(*(args or ()), **(kwargs or {}))
-        redacted = {"argsrepr": "(...)", "kwargsrepr": "{...}"}
-        return super().apply_async(args, kwargs, **(redacted | options))
+        ours: dict[str, Any] = {"argsrepr": "(...)", "kwargsrepr": "{...}"}
+        if options.get("connection") is None and options.get("producer") is None:
+            ours |= publish_options()
+        return super().apply_async(args, kwargs, **(ours | options))
 
-    def run(self, *args: Any, **fields: Any) -> None:  # noqa: ANN401
-        """Store an event that came in a message; kept by the broker until it is stored."""
+    def run(self, *args: Any, **fields: Any) -> None:  # noqa: ANN401 - checked here
+        """Store an event that came in a message; tried again until Redis takes it."""
         encoded = self._encoded(args, fields)
         try:
-            self._store([encoded])
+            self._append((encoded,))
         except (BufferFull, BufferUnavailable) as error:
             raise self.retry(exc=error, countdown=10) from None
 
     def _encoded(self, args: Sequence[Any], fields: dict[str, Any]) -> Encoded:
+        for name, value in zip(self.positional, args, strict=False):
+            if name in fields:
+                raise InvalidEvent([Problem(name, "was given twice")])
+            fields[name] = value
         extra = len(args) - len(self.positional)
         if extra > 0:
             rule = f"takes {len(self.positional)} positional arguments, {extra} too many"
             raise InvalidEvent([Problem("event", rule)])
-        given = dict(zip(self.positional, args, strict=False))
-        twice = given.keys() & fields.keys()
-        if twice:
-            raise InvalidEvent([Problem(name, "was given twice") for name in sorted(twice)])
-        return self._encode({**given, **fields})
+        return self._encode(fields)
 
     def _encode(self, fields: dict[str, Any]) -> Encoded:
         if self.lane == events.TRACK:
             return events.encode_track(fields, bytes_max=runtime.current().event_bytes_max)
         return events.encode_identify(fields)
 
-    def _store(self, encoded: list[Encoded]) -> list[Receipt]:
-        """Store in scripts of at most 1 000 records; a failure says how far it came."""
-        current = runtime.current()
-        buffer = current.producers[self.lane]
-        nudge_ms = round(current.settings.flush_interval_s * 1000)
-        receipts: list[Receipt] = []
-        for start in range(0, len(encoded), APPEND_RECORDS_MAX):
-            part = encoded[start : start + APPEND_RECORDS_MAX]
-            entries = [Entry(event.body, event.user_id, event.anonymous_id) for event in part]
-            try:
-                appended = buffer.append(entries, nudge_ms=nudge_ms)
-            except (BufferFull, BufferUnavailable) as error:
-                error.stored = sum(receipt.accepted for receipt in receipts)
-                raise
-            receipts += [
-                Receipt(event.id, accepted=i not in appended.suppressed)
-                for i, event in enumerate(part)
-            ]
-            if appended.nudge:
-                _nudge(self.lane)
-        return receipts
+    def _append(self, part: Sequence[Encoded]) -> list[Receipt]:
+        """Store at most 1 000 events with one script, and nudge a flush if one is full."""
+        entries = [Entry(event.body, event.user_id, event.anonymous_id) for event in part]
+        suppressed, is_full = runtime.current().producers[self.lane].append(entries)
+        if is_full:
+            _nudge(self.lane)
+        return [
+            Receipt(event.id, position not in suppressed) for position, event in enumerate(part)
+        ]
 
 
 class _TrackTask(_EventTask):
-    abstract = True
+    """`track.delay("signup", user_id="user_42")`: reports a product event; see `TrackEvent`."""
+
+    name = "mm_tasks.track"
     lane = events.TRACK
     positional = ("event",)
 
@@ -150,17 +145,40 @@ class _TrackTask(_EventTask):
                 bad[index] = _at(index, error)
         if bad and on_error == "raise":
             raise InvalidEvent([problem for error in bad.values() for problem in error.problems])
-        stored = iter(self._store(good))
+        stored = iter(self._stored(good))
         return [
             Receipt(None, accepted=False, error=bad[index]) if index in bad else next(stored)
             for index in range(total)
         ]
 
+    def _stored(self, encoded: list[Encoded]) -> list[Receipt]:
+        """Store in scripts of at most 1 000 records; a failure says how far it came."""
+        receipts: list[Receipt] = []
+        for start in range(0, len(encoded), APPEND_RECORDS_MAX):
+            try:
+                receipts += self._append(encoded[start : start + APPEND_RECORDS_MAX])
+            except (BufferFull, BufferUnavailable) as error:
+                error.stored = sum(receipt.accepted for receipt in receipts)
+                raise
+        return receipts
+
 
 class _IdentifyTask(_EventTask):
-    abstract = True
+    """`identify.delay(anonymous_id=…, user_id=…)`: links a visitor to a person."""
+
+    name = "mm_tasks.identify"
     lane = events.IDENTIFY
     positional = ("anonymous_id", "user_id", "traits")
+
+
+track, identify = _TrackTask(), _IdentifyTask()
+
+
+@app.on_after_finalize.connect
+def _register(sender: Any, **_: Any) -> None:  # noqa: ANN401
+    """Register what has a class of its own; not at import, because binding reads the settings."""
+    sender.register_task(track)
+    sender.register_task(identify)
 
 
 def _at(index: int, error: InvalidEvent) -> InvalidEvent:
@@ -176,11 +194,21 @@ def _nudge(lane: str) -> None:
         log.warning("nudge_failed", extra={"error": type(error).__name__})
 
 
-track = app.register_task(type("track", (_TrackTask,), {"name": "mm_tasks.track"})())
-identify = app.register_task(type("identify", (_IdentifyTask,), {"name": "mm_tasks.identify"})())
+@contextmanager
+def _found_again(task: str) -> Iterator[None]:
+    """Let a task end quietly when Redis or the broker is away: a later flush takes over."""
+    try:
+        yield
+    except (RedisError, OperationalError) as error:
+        kind = type(error).__name__
+    else:
+        return
+    # Outside of the handler, and by name: the text of a script's error may quote a record.
+    log.warning("redis_away", extra={"task": task, "error": kind})
 
 
 @app.task(name="mm_tasks.flush")
+@_found_again("flush")
 def flush(lane: str = events.TRACK, *, linger: bool = True) -> None:
     """Make batches of what waits and publish a message for each; see `delivery`."""
     for dispatch in runtime.current().deliveries[lane].flush(linger=linger):
@@ -194,6 +222,7 @@ def flush(lane: str = events.TRACK, *, linger: bool = True) -> None:
 
 
 @app.task(name="mm_tasks.send_batch", bind=True, max_retries=None)
+@_found_again("send_batch")
 def send_batch(self: Any, lane: str, batch_ids: list[str]) -> None:  # noqa: ANN401
     """Send batches that a flush claimed, each by itself."""
     delivery = runtime.current().deliveries[lane]

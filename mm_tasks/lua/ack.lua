@@ -15,12 +15,14 @@
 
 local n = redis.call('LLEN', KEYS[1])
 local held = tonumber(redis.call('HGET', KEYS[2], 'held') or 0)
-redis.call('DEL', KEYS[1], KEYS[2], KEYS[6])
+redis.call('DEL', KEYS[6])
+if redis.call('DEL', KEYS[2]) == 0 then return 0 end
+redis.call('DEL', KEYS[1])
 redis.call('ZREM', KEYS[3], ARGV[2])
 redis.call('ZREM', KEYS[4], ARGV[2])
 count(KEYS[5], ARGV[1] .. ':leased', -n)
 count(KEYS[5], ARGV[1] .. ':delivered', n)
 count(KEYS[5], 'held_bytes', -held)
-count(KEYS[5], ARGV[1] .. ':outcome:delivered', 1)
+settled(KEYS[5], ARGV[1], 'delivered', '')
 count(KEYS[5], ARGV[1] .. ':count_differs', tonumber(ARGV[3]))
 return n

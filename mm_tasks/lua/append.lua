@@ -11,41 +11,43 @@
 -- ARGV[5]  nudge_ms          no second nudge is asked for within this time
 -- ARGV[6…] at most 1000 records without their first 14 bytes
 --
--- Returns {1 if the caller should nudge a flush, positions (from 1) of records
--- refused because their subject is fenced…}, or {-1, held_bytes} when there is
--- no room; then nothing was stored.
+-- Returns 1 if the caller should nudge a flush, otherwise 0. Where subjects are
+-- fenced: {the same, positions (from 1) of the records refused…}. Where there is no
+-- room: {-1, held_bytes}; then nothing was stored.
 -- Atomic. O(records). Lost reply: the records may be stored.
+-- Every web request waits for this one: hence locals, and no call to spare.
 
-local lane = ARGV[1]
-local prefix = '1' .. string.format('%013.0f', math.floor(now_us() / 1000))
-local given = {}
-for i = 6, #ARGV do given[i - 5] = ARGV[i] end
+local call, counts, lane = redis.call, KEYS[2], ARGV[1]
+local first = 6
+local is_fenced = call('EXISTS', KEYS[3]) == 1 and fenced(KEYS[3], {unpack(ARGV, first)}, 1)
+local t = call('TIME')
+local prefix = string.format('1%010d%03d', t[1], math.floor(t[2] / 1000))
 
-local is_fenced = fenced(KEYS[3], given, 1)
-local reply = {0}
-local records = {}
-local held, body = 0, 0
-for i, record in ipairs(given) do
-  if is_fenced[i] then
-    reply[#reply + 1] = i
+local records, refused, held = {}, {}, 0
+for i = first, #ARGV do
+  if is_fenced and is_fenced[i - first + 1] then
+    refused[#refused + 1] = i - first + 1
   else
-    records[#records + 1] = prefix .. record
-    held = held + #record + 14
-    body = body + #record - 31
+    local record = prefix .. ARGV[i]
+    records[#records + 1] = record
+    held = held + #record
   end
 end
 
-local before = tonumber(redis.call('HGET', KEYS[2], 'held_bytes') or 0)
-if #records > 0 and before + held > tonumber(ARGV[2]) then return {-1, before} end
-
-count(KEYS[2], lane .. ':suppressed', #reply - 1)
-if #records == 0 then return reply end
-local length = redis.call('RPUSH', KEYS[1], unpack(records))
-redis.call('HINCRBY', KEYS[2], lane .. ':accepted', #records)
-redis.call('HINCRBY', KEYS[2], 'held_bytes', held)
-local bytes = redis.call('HINCRBY', KEYS[2], lane .. ':waiting_bytes', body)
-
-if length >= tonumber(ARGV[3]) or bytes - 1 > tonumber(ARGV[4]) then
-  if redis.call('SET', KEYS[4], '1', 'NX', 'PX', ARGV[5]) then reply[1] = 1 end
+local n, nudge = #records, 0
+if n > 0 then
+  local total = call('HINCRBY', counts, 'held_bytes', held)
+  if total > tonumber(ARGV[2]) then
+    call('HINCRBY', counts, 'held_bytes', -held)
+    return {-1, total - held}
+  end
+  call('HINCRBY', counts, lane .. ':accepted', n)
+  -- A record is its header and its JSON; a comma goes with each.
+  local bytes = call('HINCRBY', counts, lane .. ':waiting_bytes', held - (HEADER - 1) * n)
+  local length = call('RPUSH', KEYS[1], unpack(records))
+  local is_full = length >= tonumber(ARGV[3]) or bytes - 1 > tonumber(ARGV[4])
+  if is_full and call('SET', KEYS[4], '1', 'NX', 'PX', ARGV[5]) then nudge = 1 end
 end
-return reply
+if #refused == 0 then return nudge end
+count(counts, lane .. ':suppressed', #refused)
+return {nudge, unpack(refused)}

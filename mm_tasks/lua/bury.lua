@@ -7,6 +7,7 @@
 -- KEYS[5]  counts   hash
 -- KEYS[6]  dead     hash
 -- KEYS[7]  dead_at  zset
+-- KEYS[8]  failures  string, ended by an answer that leaves no doubt
 -- ARGV[1]  lane
 -- ARGV[2]  batch_id
 -- ARGV[3]  token
@@ -19,18 +20,15 @@
 
 local lane, id = ARGV[1], ARGV[2]
 local batch = redis.call('HMGET', KEYS[2], 'state', 'token')
-redis.call('ZREM', KEYS[3], id)
-count(KEYS[5], lane .. ':outcome:' .. ARGV[4], 1)
-if ARGV[5] ~= '' then
-  count(KEYS[5], lane .. ':ambiguous', 1)
-  count(KEYS[5], lane .. ':ambiguous:' .. ARGV[5], 1)
-end
 if batch[1] ~= 'sending' or batch[2] ~= ARGV[3] then return 0 end
 
 local records = redis.call('LRANGE', KEYS[1], 0, -1)
 local now_ms = whole(math.floor(now_us() / 1000))
 redis.call('DEL', KEYS[1], KEYS[2])
+if ARGV[5] == '' then redis.call('DEL', KEYS[8]) end
+redis.call('ZREM', KEYS[3], id)
 redis.call('ZREM', KEYS[4], id)
+settled(KEYS[5], lane, ARGV[4], ARGV[5])
 for i, record in ipairs(records) do
   redis.call('HSET', KEYS[6], id .. ':' .. i, ARGV[6] .. '\n' .. record)
   redis.call('ZADD', KEYS[7], now_ms, id .. ':' .. i)

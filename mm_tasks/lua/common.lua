@@ -32,6 +32,14 @@ local function count(key, field, by)
   if by ~= 0 then redis.call('HINCRBY', key, field, whole(by)) end
 end
 
+-- Count how one attempt ended. `ambiguous` is the kind of doubt, '' if there is none.
+local function settled(counts, lane, outcome, ambiguous)
+  if outcome ~= '' then count(counts, lane .. ':outcome:' .. outcome, 1) end
+  if ambiguous == '' then return end
+  count(counts, lane .. ':ambiguous', 1)
+  count(counts, lane .. ':ambiguous:' .. ambiguous, 1)
+end
+
 -- Returns a list of booleans, one for each record: is its subject fenced?
 -- `offset` is where the two tags begin, 15 in a stored record.
 local function fenced(fence, records, offset)

@@ -12,23 +12,18 @@
 -- ARGV[6]  outcome   counted; '' = nothing was sent
 -- ARGV[7]  ambiguous kind, counted; '' = it was not
 --
--- Returns 1, or 0 when the token is old: then nothing was changed but the
--- counts of what happened to the request. O(log n).
+-- Returns 1, or 0 when the token is old: then nothing was changed, and whoever took
+-- the batch over has counted the attempt. So a repeat after a lost reply is safe. O(log n).
 
 local lane, id = ARGV[1], ARGV[2]
-redis.call('HDEL', KEYS[1], 'due_ms')
-if ARGV[6] ~= '' then count(KEYS[4], lane .. ':outcome:' .. ARGV[6], 1) end
-if ARGV[7] ~= '' then
-  count(KEYS[4], lane .. ':ambiguous', 1)
-  count(KEYS[4], lane .. ':ambiguous:' .. ARGV[7], 1)
-end
-local now_ms = math.floor(now_us() / 1000)
 local batch = redis.call('HMGET', KEYS[1], 'state', 'token')
 if not batch[1] or (batch[1] == 'sending') ~= (ARGV[3] ~= '') then return 0 end
 if batch[1] == 'sending' and batch[2] ~= ARGV[3] then return 0 end
 
 redis.call('ZREM', KEYS[2], id)
 redis.call('HDEL', KEYS[1], 'token')
+settled(KEYS[4], lane, ARGV[6], ARGV[7])
+local now_ms = math.floor(now_us() / 1000)
 local due_ms = now_ms + tonumber(ARGV[4])
 redis.call('HSET', KEYS[1], 'state', 'released', 'due_ms', whole(due_ms))
 redis.call('ZADD', KEYS[3], whole(due_ms + tonumber(ARGV[5])), id)

@@ -4,7 +4,7 @@
 -- KEYS[2]  batch     hash           KEYS[7]  batch of the first half
 -- KEYS[3]  claimed   zset           KEYS[8]  records of the second half
 -- KEYS[4]  leases    zset           KEYS[9]  batch of the second half
--- KEYS[5]  counts    hash
+-- KEYS[5]  counts    hash           KEYS[10]  failures  string
 -- ARGV[1]  lane
 -- ARGV[2]  batch_id
 -- ARGV[3]  token
@@ -14,15 +14,15 @@
 -- Lost reply: the halves are found by their leases.
 
 local batch = redis.call('HMGET', KEYS[2], 'state', 'token')
-redis.call('ZREM', KEYS[3], ARGV[2])
-count(KEYS[5], ARGV[1] .. ':outcome:rejected', 1)
 if batch[1] ~= 'sending' or batch[2] ~= ARGV[3] then return 0 end
 local records = redis.call('LRANGE', KEYS[1], 0, -1)
 if #records < 2 then return redis.error_reply('a batch of one cannot be split') end
 
 local now_ms = whole(math.floor(now_us() / 1000))
-redis.call('DEL', KEYS[1], KEYS[2])
+redis.call('DEL', KEYS[1], KEYS[2], KEYS[10])
+redis.call('ZREM', KEYS[3], ARGV[2])
 redis.call('ZREM', KEYS[4], ARGV[2])
+settled(KEYS[5], ARGV[1], 'rejected', '')
 local middle = math.floor(#records / 2)
 for half = 0, 1 do
   local part = {unpack(records, half == 0 and 1 or middle + 1, half == 0 and middle or #records)}

@@ -1,6 +1,7 @@
 -- throttle: the vendor answered 429; one wait that all workers obey.
 --
 -- KEYS[1]  throttle  string `until_us since_ms`
+-- KEYS[2]  failures  string: an answer ends a row of failures
 -- ARGV[1]  wait_ms
 -- ARGV[2]  keep_ms   how long after the wait the key is kept, for `reserve`
 --
@@ -14,7 +15,7 @@ if old then
   if tonumber(old_until) > now then since_ms = tonumber(old_since) end
   until_us = math.max(until_us, tonumber(old_until))
 end
-redis.call('DEL', KEYS[1])
+redis.call('DEL', KEYS[1], KEYS[2])
 local left_ms = math.max(1, math.ceil((until_us - now) / 1000))
 redis.call('SET', KEYS[1], whole(until_us) .. ' ' .. whole(since_ms),
   'PX', whole(left_ms + tonumber(ARGV[2])))

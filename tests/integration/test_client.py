@@ -13,6 +13,7 @@ from mm_tasks.client import Client, vendor_access
 from mm_tasks.errors import ConfigurationError
 from mm_tasks.outcome import (
     Ambiguous,
+    Answer,
     Delivered,
     Misdirected,
     Rejected,
@@ -102,6 +103,15 @@ TABLE = {
     "403": (http(403), Unauthorized),
     "404": (http(404), Misdirected),
     "307 elsewhere": (http(307, b"", "Location: http://127.0.0.1:1/"), Misdirected),
+    "307 to nonsense": (http(307, b"", "Location: http://["), Misdirected),
+    "307 to no text": (
+        b"HTTP/1.1 307 X\r\nContent-Length: 0\r\nLocation: http://\xff/\r\n\r\n",
+        Misdirected,
+    ),
+    "307 with a code": (
+        http(307, b'{"error":"moved"}', "Location: http://127.0.0.1:1/"),
+        Misdirected(Answer(307, "moved")),
+    ),
     "408": (http(408), Ambiguous),
     "502": (http(502, b'{"error":"upstream_failed"}'), Ambiguous("502", 502, "upstream_failed")),
     "520 of a proxy": (http(520, b"<html>"), Ambiguous("520", 520)),

