@@ -50,17 +50,31 @@ def demo_command(bulk: Annotated[int, typer.Option(min=1)] = 20_000) -> None:
 
 
 @app.command()
-def sandbox(
-    port: int = 8787, *, validated: bool = True, limits: bool = True, latency_ms: int = 0
+def sandbox(  # noqa: PLR0913 - its options
+    port: int = 8787,
+    *,
+    key: Annotated[list[str] | None, typer.Option(help="A valid key; none: any.")] = None,
+    validated: bool = True,
+    limits: bool = True,
+    latency_ms: int = 0,
+    forget_lag_s: float = 0.5,
 ) -> None:
-    """Serve the stand-in of the vendor's API until Ctrl-C. Keeps everything in memory.
+    """Serve the stand-in of the vendor's API until Ctrl-C, with a page at /_sandbox/.
 
-    Example: mm-tasks sandbox --port 8787
+    Keeps everything in memory. Example: mm-tasks sandbox --port 8787
     """
     from mm_tasks.sandbox import Config, serve  # noqa: PLC0415 - needs the extra `sandbox`
 
-    config = Config(port=port, validated=validated, limited=limits, latency_s=latency_ms / 1000)
-    serve(config)
+    serve(
+        Config(
+            port=port,
+            keys=tuple(key or ()),
+            validated=validated,
+            limited=limits,
+            latency_s=latency_ms / 1000,
+            forget_lag_s=forget_lag_s,
+        )
+    )
 
 
 @app.command()

@@ -77,3 +77,29 @@ def test_a_worker_with_a_key_for_browsers_does_not_start(stack):
     assert worker.returncode != 0
     assert "MILLIMETRIC_KEY" in stack.read(worker)
     assert "secretpart" not in stack.read(worker)
+
+
+HOSTILE = r"""
+import sys
+from mm_tasks import track
+track.delay("noted", event_id="hostile", timestamp="2026-01-31T12:00:00+01:00", user_id="\u00fc\U0001f600",
+            properties={"text": "\u2028\"\\\U0001f600", "max": 2**53 - 1, "min": 1 - 2**53,
+                        "small": -1.5e-7, "list": [], "object": {}, "none": None, "true": True})
+"""
+BODY = (
+    '{"events":[{"event":"noted","event_id":"hostile","timestamp":"2026-01-31T11:00:00.000Z",'
+    '"user_id":"\u00fc\U0001f600","properties":{"text":"\u2028\\"\\\\\U0001f600",'
+    '"max":9007199254740991,"min":-9007199254740991,"small":-1.5e-7,"list":[],"object":{},'
+    '"none":null,"true":true}}]}'
+)
+
+
+def test_what_is_legal_but_hostile_arrives_byte_for_byte(stack):
+    """No script decodes JSON: Lua would make 9.007199254741e+15 of it, and {} of []."""
+    stack.sandbox()
+    stack.worker()
+    stack.beat()
+    stack.produce(HOSTILE)
+    stack.wait_for_events(1)
+
+    assert stack.get("bodies") == [["/v1/batch", BODY]]
