@@ -82,7 +82,8 @@ def test_a_worker_with_a_key_for_browsers_does_not_start(stack):
 HOSTILE = r"""
 import sys
 from mm_tasks import track
-track.delay("noted", event_id="hostile", timestamp="2026-01-31T12:00:00+01:00", user_id="\u00fc\U0001f600",
+track.delay("noted", event_id="hostile", timestamp="2026-01-31T12:00:00+01:00",
+            user_id="\u00fc\U0001f600",
             properties={"text": "\u2028\"\\\U0001f600", "max": 2**53 - 1, "min": 1 - 2**53,
                         "small": -1.5e-7, "list": [], "object": {}, "none": None, "true": True})
 """
