@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import requests
 from urllib3.exceptions import HTTPError
 
+from mm_tasks import failpoints
 from mm_tasks.errors import ConfigurationError
 from mm_tasks.outcome import (
     Ambiguous,
@@ -166,6 +167,12 @@ class Client:
         return self._post("/v1/track", body)
 
     def _post(self, path: str, body: bytes) -> Outcome:
+        failpoints.reach("send", "before")
+        outcome = self._exchange(path, body)
+        failpoints.reach("send", "after")
+        return outcome
+
+    def _exchange(self, path: str, body: bytes) -> Outcome:
         EXCHANGE.start(self._timeout_s)
         kind = "connect"
         try:

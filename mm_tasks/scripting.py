@@ -16,6 +16,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from mm_tasks import failpoints
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -27,16 +29,20 @@ class Script:
 
     def __init__(self, name: str) -> None:
         """Read the script; `name` is a file of `lua/` without its ending."""
+        self.name = name
         self.text = _text("common") + _text(name)
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
     def __call__(self, redis: Redis, keys: Sequence[str], args: Sequence[Any]) -> Any:  # noqa: ANN401 - replies differ by script
         """Run it atomically and return its reply; raises what redis-py raises."""
+        failpoints.reach(self.name, "before")
         try:
-            return redis.execute_command("EVALSHA", self.sha, len(keys), *keys, *args)  # type: ignore[no-untyped-call]
+            reply = redis.execute_command("EVALSHA", self.sha, len(keys), *keys, *args)  # type: ignore[no-untyped-call]
         except NoScriptError:
             redis.script_load(self.text)
-            return redis.execute_command("EVALSHA", self.sha, len(keys), *keys, *args)  # type: ignore[no-untyped-call]
+            reply = redis.execute_command("EVALSHA", self.sha, len(keys), *keys, *args)  # type: ignore[no-untyped-call]
+        failpoints.reach(self.name, "after")
+        return reply
 
     def command(self, keys: Sequence[str], args: Sequence[object]) -> tuple[int, bytes]:
         """Return how many words a call with these keys and first arguments has, and their RESP."""
@@ -68,21 +74,24 @@ class Line:
             connection = self._idle.pop()
         except IndexError:
             connection = self._pool.connection_class(**self._pool.connection_kwargs)
+        failpoints.reach(script.name, "before")
         try:
             _bring_up(connection)
             connection.send_packed_command((command,), check_health=False)
             try:
-                return connection.read_response()
+                reply = connection.read_response()
             except NoScriptError:
                 connection.send_command("SCRIPT", "LOAD", script.text)
                 connection.read_response()
                 connection.send_packed_command((command,), check_health=False)
-                return connection.read_response()
+                reply = connection.read_response()
         except BaseException:
             connection.disconnect()
             raise
         finally:
             self._idle.append(connection)
+        failpoints.reach(script.name, "after")
+        return reply
 
 
 def _bring_up(connection: Any) -> None:  # noqa: ANN401 - redis-py has no one type of connection
