@@ -1,4 +1,4 @@
-"""Where records wait in Redis: append, claim, begin, ack, release, split, bury.
+"""Where records wait in Redis: append, claim, begin, ack, release, narrow, bury.
 
 Each method is one script, so an event is at every moment in exactly one place
 and the counts move with it. `append` is for producers and maps what Redis says
@@ -51,12 +51,20 @@ class Appended(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """An attempt may be sent now, and by nobody else until the lease ends."""
+    """An attempt may be sent now, and by nobody else until the lease ends.
+
+    `bodies` are all of the batch's, or a part of them while a refused one is sought;
+    empty when the attempt was taken over to settle it. `sent` counts them all the same.
+    """
 
     token: str
     attempt: int
-    is_probe: bool
+    cut: int
     bodies: list[bytes]
+    sent: int
+    left: int = 0  # records of the batch that are not sent this time
+    paused: str = ""  # the kind of the pause that this is the probe of
+    is_alone: bool = False  # others passed where this batch was refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,9 +226,17 @@ class Buffer:
             (self.lane, batch_id, token, slot, slot_valid_ms * 1000, lease_ms),
         )
         if verdict == b"admitted":
-            attempt, is_probe, *records = rest
+            attempt, cut, left, paused, is_alone, *records = rest
+            bodies = [record[HEADER_BYTES:] for record in records]
             return Admitted(
-                token, attempt, bool(is_probe), [record[HEADER_BYTES:] for record in records]
+                token,
+                attempt,
+                int(cut),
+                bodies,
+                len(bodies),
+                left,
+                paused=str(paused, "ascii"),
+                is_alone=bool(is_alone),
             )
         reason: Any = str(verdict, "ascii")
         return Refused(reason, rest[0] / 1e6 if rest else 0)
@@ -228,18 +244,24 @@ class Buffer:
     def lapse(self, batch_id: str, *, lease_ms: int) -> Admitted | None:
         """Take over a batch whose lease ran out while it was sent; None if it did not."""
         token, keys = new_id(), self._keys
-        attempt = _LAPSE(
+        found = _LAPSE(
             self._redis, (keys.batch(batch_id), keys.leases), (batch_id, token, lease_ms)
         )
-        return Admitted(token, attempt, is_probe=False, bodies=[]) if attempt else None
+        if not found:
+            return None
+        attempt, cut, sent = map(int, found)
+        return Admitted(token, attempt, cut, [], sent)
 
-    def ack(self, batch_id: str, *, count_differs: bool = False) -> int:
-        """Forget a delivered batch, whoever holds it; return how many events that were."""
+    def ack(self, batch_id: str, cut: int, *, count_differs: bool = False) -> int:
+        """Forget what was delivered, whoever holds the batch; return how many events that were.
+
+        `cut` is the attempt's. 0 when the batch, or that part of it, was gone.
+        """
         return int(
             _ACK(
                 self._redis,
-                (*self._places(batch_id), self._project.failures),
-                (self.lane, batch_id, int(count_differs)),
+                (*self._places(batch_id), self._project.failures, self._keys.refusals),
+                (self.lane, batch_id, cut, int(count_differs)),
             )
         )
 
@@ -265,33 +287,39 @@ class Buffer:
             )
         )
 
-    def split(self, batch_id: str, token: str) -> tuple[str, str] | None:
-        """Make two batches of one and return their ids; None when the token is old."""
-        first, second, keys = new_id(), new_id(), self._keys
-        done = _SPLIT(
+    def narrow(
+        self, batch_id: str, token: str, *, why: str, singles_max: int
+    ) -> Literal["old", "narrowed", "buried", "systematic"]:
+        """Send less of a refused batch next, or bury the one event: see `narrow.lua`."""
+        assert "\n" not in why
+        project = self._project
+        reply: Any = _NARROW(
             self._redis,
             (
                 *self._places(batch_id),
-                keys.records(first),
-                keys.batch(first),
-                keys.records(second),
-                keys.batch(second),
-                self._project.failures,
+                project.failures,
+                project.dead,
+                project.dead_at,
+                self._keys.refusals,
             ),
-            (self.lane, batch_id, token, first, second),
+            (self.lane, batch_id, token, why, singles_max),
         )
-        return (first, second) if done else None
+        return str(reply, "ascii")  # type: ignore[return-value] # one of the script's words
+
+    def single_out(self, batch_id: str) -> bool:
+        """Note that other batches pass where this one was refused; False when it is gone."""
+        return bool(_SINGLE_OUT(self._redis, (self._keys.batch(batch_id),), ()))
 
     def bury(
         self, batch_id: str, token: str, *, why: str, outcome: str, ambiguous: str = ""
     ) -> int:
-        """Make dead letters of a batch's records; `why` is one line of JSON."""
+        """Make dead letters of what was sent of a batch; `why` is one line of JSON."""
         assert "\n" not in why
         project = self._project
         return int(
             _BURY(
                 self._redis,
-                (*self._places(batch_id), project.dead, project.dead_at, project.failures),
+                (*self._places(batch_id), project.dead, project.dead_at),
                 (self.lane, batch_id, token, outcome, ambiguous, why),
             )
         )
@@ -330,4 +358,4 @@ def _unavailable(error: RedisError, count: int) -> BufferUnavailable:
 
 _APPEND, _LOOK, _CLAIM, _DUE, _ADOPT = map(Script, ("append", "look", "claim", "due", "adopt"))
 _BEGIN, _LAPSE, _ACK, _RELEASE = map(Script, ("begin", "lapse", "ack", "release"))
-_SPLIT, _BURY = map(Script, ("split", "bury"))
+_NARROW, _SINGLE_OUT, _BURY = map(Script, ("narrow", "single_out", "bury"))

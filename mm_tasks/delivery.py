@@ -23,7 +23,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from mm_tasks import retry
 from mm_tasks.buffer import Admitted, Buffer
 from mm_tasks.limiter import SLOT_VALID_MS, Limiter
-from mm_tasks.outcome import Ambiguous
+from mm_tasks.outcome import Ambiguous, Delivered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -237,13 +237,8 @@ class Delivery:
     def _settle(self, batch_id: str, attempt: Admitted, outcome: Outcome) -> float | None:
         """Apply what follows an outcome, to the project and then to the batch."""
         wait_s = self._tell_project(batch_id, attempt, outcome)
-        decision = retry.decide(
-            outcome,
-            attempt.attempt,
-            len(attempt.bodies),
-            park=self._policy.park_ambiguous,
-            random_s=_random_s,
-        )
+        park = self._policy.park_ambiguous
+        decision = retry.decide(outcome, attempt, park=park, random_s=_random_s)
         name = type(outcome).__name__.lower()
         extra = {"batch_id": batch_id, "attempt": attempt.attempt, "outcome": name}
         log.info("batch_settled", extra=extra)
@@ -255,12 +250,13 @@ class Delivery:
         buffer, token = self._buffer, attempt.token
         match decision:
             case retry.Ack(count=count):
-                differs = count is not None and count != len(attempt.bodies)
+                differs = count is not None and count != attempt.sent
                 if differs:
                     log.warning("batch_count_differs", extra={"batch_id": batch_id})
-                buffer.ack(batch_id, count_differs=differs)
-            case retry.Split():
-                buffer.split(batch_id, token)
+                buffer.ack(batch_id, attempt.cut, count_differs=differs)
+                return 0 if attempt.left else None
+            case retry.Narrow():
+                return self._narrow(batch_id, token, decision)
             case retry.Bury(why=why, outcome=outcome, ambiguous=ambiguous):
                 log.warning("batch_buried", extra={"batch_id": batch_id})
                 buffer.bury(batch_id, token, why=why, outcome=outcome, ambiguous=ambiguous)
@@ -280,14 +276,23 @@ class Delivery:
                 assert_never(decision)
         return None
 
+    def _narrow(self, batch_id: str, token: str, found: retry.Narrow) -> float | None:
+        """Narrow a refused batch down; pause when it is not the events but a rule."""
+        state = self._buffer.narrow(batch_id, token, why=found.why, singles_max=found.singles_max)
+        if state == "buried":
+            log.warning("event_buried", extra={"batch_id": batch_id})
+        elif state == "systematic":
+            self._pause(batch_id, retry.Pause(found.kind, found.answer))
+        return 0 if state in {"narrowed", "buried"} else None
+
     def _tell_project(self, batch_id: str, attempt: Admitted, outcome: Outcome) -> float:
         """Throttle, pause or lift; return how long this batch has to wait for it."""
-        known = retry.signal(outcome, attempt.attempt, _random_s)
-        is_answer = not isinstance(known, retry.Pause) or (
-            known.kind == "unavailable" and known.is_answer
-        )
-        if attempt.is_probe and is_answer and not isinstance(outcome, Ambiguous):
-            self._pauses.lift(batch_id)
+        if retry.lifts(attempt.paused, outcome):
+            refused = self._pauses.lift(batch_id)
+            is_refusal = attempt.paused != retry.UNAVAILABLE
+            if is_refusal and refused not in {"", batch_id} and isinstance(outcome, Delivered):
+                self._buffer.single_out(refused)
+        known = retry.signal(outcome, attempt, _random_s)
         match known:
             case None:
                 return 0

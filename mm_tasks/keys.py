@@ -75,7 +75,7 @@ class ProjectKeys(NamedTuple):
 
     @property
     def dead(self) -> str:
-        """Hash of dead letters: id to one line of JSON, a newline, and the record."""
+        """Hash of dead letters: `<lane>:<batch>:<n>` to a line of JSON, then the record."""
         return self._key("dead")
 
     @property
@@ -118,12 +118,24 @@ class LaneKeys(NamedTuple):
         return self._key("throttle")
 
     @property
+    def refusals(self) -> str:
+        """String: events refused by themselves in a row, nothing accepted in between."""
+        return self._key("refusals")
+
+    @property
     def nudge(self) -> str:
         """String with an expiry: a flush was asked for a moment ago."""
         return self._key("nudge")
 
     def batch(self, batch_id: str) -> str:
-        """Hash: `state` (claimed, sending, released), `token`, `attempt`, `due_ms`, `held`."""
+        """Hash of one batch.
+
+        `state` (claimed, sending, released), `token` of its holder, `attempt`, `sent` (how
+        many records that carried), `due_ms`, `held` (bytes), `cut` (how often its head was
+        taken off, so that a late answer is not taken for another part's), and while a
+        refused event is sought: `suspect` (the first so many hold it), `refused` (alone),
+        `accepted`, `buried`, `alone` (other batches pass).
+        """
         return self._key(f"batch:{batch_id}")
 
     def records(self, batch_id: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Protocol, assert_never
 
 from mm_tasks.outcome import (
     Ambiguous,
@@ -31,8 +31,22 @@ BACKOFF_MAX_S = 60.0
 # "clamped to 1 s … 15 min": a vendor that asks for less or more is not obeyed to the letter.
 THROTTLE_MIN_S = 1.0
 THROTTLE_MAX_S = 900.0
+# "at least 20 single events refused and none accepted": the vendor changed its rules.
+SINGLES_MAX = 20
+REJECTED, UNAVAILABLE = "rejected", "unavailable"
 # This many requests in a row without an answer make the project probe instead.
 FAILURES_MAX = 5
+
+
+class Attempt(Protocol):
+    """What the decisions need to know of an attempt; see `buffer.Admitted`."""
+
+    @property
+    def attempt(self) -> int: ...  # noqa: D102 - the number, the first is 1
+    @property
+    def paused(self) -> str: ...  # noqa: D102 - the kind of the pause it is the probe of, or ""
+    @property
+    def is_alone(self) -> bool: ...  # noqa: D102 - others passed where its batch was refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +66,13 @@ class Retry:
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
-    """Something in it is refused: find out what by halves."""
+class Narrow:
+    """Something in it is refused: find out what. `why` becomes that of a dead letter."""
+
+    kind: str
+    answer: Answer
+    why: str
+    singles_max: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +91,6 @@ class Pause:
     kind: str
     answer: Answer
     failures_max: int = 0
-    is_answer: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +100,7 @@ class Throttle:
     wait_s: float
 
 
-Decision = Ack | Retry | Split | Bury
+Decision = Ack | Retry | Narrow | Bury
 Signal = Pause | Throttle | None
 
 
@@ -104,27 +122,26 @@ def throttle_s(
     return min(THROTTLE_MAX_S, wait + random_s(wait / 10))
 
 
-def decide(
-    outcome: Outcome,
-    attempt: int,
-    events: int,
-    *,
-    park: bool,
-    random_s: Callable[[float], float],
+def decide(  # noqa: PLR0911 - a row of the table each
+    outcome: Outcome, attempt: Attempt, *, park: bool, random_s: Callable[[float], float]
 ) -> Decision:
-    """Say what happens to a batch of `events` after its `attempt` (the first is 1)."""
+    """Say what happens to a batch after an attempt."""
     match outcome:
         case Delivered(count=count):
             return Ack(count)
+        case Rejected() if attempt.paused == REJECTED:
+            return Retry(0, REJECTED)  # the vendor still refuses: bury nothing
         case Rejected(answer=answer):
-            return Split() if events > 1 else Bury(_why("rejected", answer, attempt), "rejected")
+            return _narrow(outcome, answer, attempt, 0 if attempt.is_alone else SINGLES_MAX)
+        case Unauthorized(answer=answer) | Misdirected(answer=answer) if _is_its_own(attempt):
+            return _narrow(outcome, answer, attempt, SINGLES_MAX)
         case Ambiguous(kind=kind, status=status, code=code):
             if park:
-                why = _why("ambiguous", Answer(status or 0, code), attempt, kind)
+                why = _why("ambiguous", Answer(status or 0, code), attempt.attempt, kind)
                 return Bury(why, "ambiguous", kind)
-            return Retry(backoff_s(attempt, random_s), "ambiguous", kind)
+            return Retry(backoff_s(attempt.attempt, random_s), "ambiguous", kind)
         case Unavailable():
-            return Retry(backoff_s(attempt, random_s), "unavailable")
+            return Retry(backoff_s(attempt.attempt, random_s), "unavailable")
         case Throttled() | Unauthorized() | Misdirected():
             # Not sent again before the wait or the pause of the project is over.
             return Retry(0, _name(outcome))
@@ -132,22 +149,59 @@ def decide(
             assert_never(outcome)
 
 
-def signal(outcome: Outcome, attempt: int, random_s: Callable[[float], float]) -> Signal:
+def signal(  # noqa: PLR0911 - a row of the table each
+    outcome: Outcome, attempt: Attempt, random_s: Callable[[float], float]
+) -> Signal:
     """Say what the whole project should know of this outcome."""
     match outcome:
+        case Rejected(answer=answer) if attempt.paused == REJECTED:
+            return Pause(REJECTED, answer)
         case Delivered() | Rejected():
             return None
         case Throttled(retry_after_s=asked):
-            return Throttle(throttle_s(asked, attempt, random_s))
+            return Throttle(throttle_s(asked, attempt.attempt, random_s))
+        case Unauthorized() | Misdirected() if _is_its_own(attempt):
+            return None
         case Unauthorized(answer=answer) | Misdirected(answer=answer):
             return Pause(_name(outcome), answer)
         case Unavailable(kind=kind):
-            return Pause("unavailable", Answer(0, kind), FAILURES_MAX, is_answer=False)
+            return Pause(UNAVAILABLE, Answer(0, kind), FAILURES_MAX)
         case Ambiguous(kind=kind, status=status, code=code):
-            answer = Answer(status or 0, code if code != "-" else kind)
-            return Pause("unavailable", answer, FAILURES_MAX, is_answer=status is not None)
+            return Pause(
+                UNAVAILABLE, Answer(status or 0, code if code != "-" else kind), FAILURES_MAX
+            )
         case _:
             assert_never(outcome)
+
+
+def lifts(paused: str, outcome: Outcome) -> bool:
+    """Say whether this outcome of its probe ends a pause of the kind `paused`.
+
+    A pause for a key or a host ends with any answer other than 401, 403 and their like,
+    a 5xx included: the key was not what it complained of. An outage ends with an answer
+    that leaves no doubt; refusals of everything with a success alone.
+    """
+    match outcome:
+        case Delivered():
+            return paused != ""
+        case Rejected() | Throttled():
+            return paused not in {"", REJECTED}
+        case Ambiguous(status=status):
+            return paused in {"unauthorized", "misdirected"} and status is not None
+        case Unauthorized() | Misdirected() | Unavailable():
+            return False
+        case _:
+            assert_never(outcome)
+
+
+def _is_its_own(attempt: Attempt) -> bool:
+    """Say whether a refusal is this batch's own fault: others pass, and nothing is paused."""
+    return attempt.is_alone and not attempt.paused
+
+
+def _narrow(outcome: Outcome, answer: Answer, attempt: Attempt, singles_max: int) -> Narrow:
+    name = _name(outcome)
+    return Narrow(name, answer, _why(name, answer, attempt.attempt), singles_max)
 
 
 def _name(outcome: Outcome) -> str:

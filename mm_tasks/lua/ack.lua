@@ -1,4 +1,4 @@
--- ack: the vendor has stored this batch. Forget its records.
+-- ack: the vendor has stored what was sent of this batch. Forget those records.
 --
 -- KEYS[1]  records   list
 -- KEYS[2]  batch     hash
@@ -6,23 +6,25 @@
 -- KEYS[4]  leases    zset
 -- KEYS[5]  counts    hash
 -- KEYS[6]  failures  string
+-- KEYS[7]  refusals  string
 -- ARGV[1]  lane
 -- ARGV[2]  batch_id
--- ARGV[3]  count_differs  1 if the answer's count was not ours
+-- ARGV[3]  cut           of the attempt: which records those were
+-- ARGV[4]  count_differs  1 if the answer's count was not ours
 --
--- No token: a success that comes late removes the batch whoever holds it now.
--- Returns the number of records delivered; 0 when the batch was gone. O(n).
+-- No token: a success that comes late counts whoever holds the batch now.
+-- Returns the number of records delivered; 0 when the batch or that part of it was
+-- gone, and then nothing was changed. O(n).
 
-local n = redis.call('LLEN', KEYS[1])
-local held = tonumber(redis.call('HGET', KEYS[2], 'held') or 0)
-redis.call('DEL', KEYS[6])
-if redis.call('DEL', KEYS[2]) == 0 then return 0 end
-redis.call('DEL', KEYS[1])
-redis.call('ZREM', KEYS[3], ARGV[2])
-redis.call('ZREM', KEYS[4], ARGV[2])
-count(KEYS[5], ARGV[1] .. ':leased', -n)
-count(KEYS[5], ARGV[1] .. ':delivered', n)
-count(KEYS[5], 'held_bytes', -held)
-settled(KEYS[5], ARGV[1], 'delivered', '')
-count(KEYS[5], ARGV[1] .. ':count_differs', tonumber(ARGV[3]))
-return n
+local lane = ARGV[1]
+redis.call('DEL', KEYS[6], KEYS[7])
+local batch = redis.call('HMGET', KEYS[2], 'cut', 'sent')
+if batch[1] ~= ARGV[3] or not batch[2] then return 0 end
+local taken = take(KEYS, ARGV[2], tonumber(batch[2]))
+if redis.call('EXISTS', KEYS[2]) == 1 then redis.call('HINCRBY', KEYS[2], 'accepted', #taken) end
+count(KEYS[5], lane .. ':leased', -#taken)
+count(KEYS[5], lane .. ':delivered', #taken)
+count(KEYS[5], 'held_bytes', -bytes_of(taken))
+settled(KEYS[5], lane, 'delivered', '')
+count(KEYS[5], lane .. ':count_differs', tonumber(ARGV[4]))
+return #taken

@@ -17,27 +17,26 @@
 -- ARGV[6]  lease_ms
 --
 -- Returns one of
---   {'gone'}           finished, split or buried by somebody
+--   {'gone'}           finished or buried by somebody
 --   {'held'}           another attempt is sending it
 --   {'paused'}         the project is, and this batch is not the probe
 --   {'wait', us}       its slot, its retry or the end of a 429's wait is not yet due
 --   {'slot'}           it has no slot, or its slot is over: reserve one
 --   {'empty'}          all of its subjects are fenced: nothing left to send
---   {'admitted', attempt, 1 if it is the probe, records…}
+--   {'admitted', attempt, cut, number of records not sent, kind of the pause it is the
+--    probe of or '', 1 if it was singled out, records…}
 -- Only the last two change anything. O(records).
+-- Sent are all records or, where some at the head are suspect, the first half of those.
 -- Lost reply: the batch counts as being sent until the lease runs out.
 
 local lane, id = ARGV[1], ARGV[2]
 local now = now_us()
-local state = redis.call('HGET', KEYS[2], 'state')
-if not state then return {'gone'} end
-if state == 'sending' then return {'held'} end
+local batch = redis.call('HMGET', KEYS[2], 'state', 'suspect', 'alone')
+if not batch[1] then return {'gone'} end
+if batch[1] == 'sending' then return {'held'} end
 
-local is_probe = 0
-if redis.call('EXISTS', KEYS[7]) == 1 then
-  if redis.call('HGET', KEYS[7], 'probe') ~= id then return {'paused'} end
-  is_probe = 1
-end
+local pause = redis.call('HMGET', KEYS[7], 'kind', 'probe')
+if pause[1] and pause[2] ~= id then return {'paused'} end
 local throttle = redis.call('GET', KEYS[8])
 local open_us = throttle and tonumber(string.match(throttle, '^%d+')) or 0
 if now < open_us then return {'wait', math.ceil(open_us - now)} end
@@ -53,16 +52,22 @@ end
 redis.call('ZREM', KEYS[3], id)
 local records = redis.call('LRANGE', KEYS[1], 0, -1)
 local is_fenced = fenced(KEYS[6], records, 15)
-local kept = {}
+local suspect = tonumber(batch[2] or 0)
+local kept, suspect_kept = {}, 0
 for i, record in ipairs(records) do
-  if not is_fenced[i] then kept[#kept + 1] = record end
+  if not is_fenced[i] then
+    kept[#kept + 1] = record
+    if i <= suspect then suspect_kept = suspect_kept + 1 end
+  end
 end
 if #kept < #records then
   local held = bytes_of(kept)
   local gone = bytes_of(records) - held
   redis.call('DEL', KEYS[1])
   if #kept > 0 then redis.call('RPUSH', KEYS[1], unpack(kept)) end
-  redis.call('HSET', KEYS[2], 'held', held)
+  suspect = suspect_kept
+  redis.call('HSET', KEYS[2], 'held', held, 'suspect', suspect)
+  redis.call('HINCRBY', KEYS[2], 'cut', 1)
   count(KEYS[5], lane .. ':erased', #records - #kept)
   count(KEYS[5], lane .. ':leased', #kept - #records)
   count(KEYS[5], 'held_bytes', -gone)
@@ -74,6 +79,9 @@ if #kept == 0 then
 end
 
 local attempt = redis.call('HINCRBY', KEYS[2], 'attempt', 1)
-redis.call('HSET', KEYS[2], 'state', 'sending', 'token', ARGV[3])
+local sent = suspect == 0 and #kept or math.ceil(suspect / 2)
+redis.call('HSET', KEYS[2], 'state', 'sending', 'token', ARGV[3], 'sent', sent)
 redis.call('ZADD', KEYS[4], whole(math.floor(now / 1000) + tonumber(ARGV[6])), id)
-return {'admitted', attempt, is_probe, unpack(kept)}
+local cut = redis.call('HGET', KEYS[2], 'cut')
+local alone = batch[3] and 1 or 0
+return {'admitted', attempt, cut, #kept - sent, pause[1] or '', alone, unpack(kept, 1, sent)}

@@ -1,4 +1,4 @@
--- bury: set the records of a batch aside as dead letters, for a person.
+-- bury: set what was sent of a batch aside as dead letters, for a person.
 --
 -- KEYS[1]  records  list
 -- KEYS[2]  batch    hash
@@ -7,7 +7,6 @@
 -- KEYS[5]  counts   hash
 -- KEYS[6]  dead     hash
 -- KEYS[7]  dead_at  zset
--- KEYS[8]  failures  string, ended by an answer that leaves no doubt
 -- ARGV[1]  lane
 -- ARGV[2]  batch_id
 -- ARGV[3]  token
@@ -15,24 +14,13 @@
 -- ARGV[5]  ambiguous kind, counted; '' = it was not
 -- ARGV[6]  why      one line of JSON, stored before each record
 --
--- Returns the number of records buried; 0 when the token is old. O(n).
--- The id of a dead letter is the batch's, a colon, and its position from 1.
+-- Returns the number of records buried; 0 when the token is old: then nothing was
+-- changed. What is left of the batch is free to be sent. O(n).
+-- The id of a dead letter: the lane, the batch's id and a number, colons between.
 
 local lane, id = ARGV[1], ARGV[2]
-local batch = redis.call('HMGET', KEYS[2], 'state', 'token')
+local batch = redis.call('HMGET', KEYS[2], 'state', 'token', 'sent')
 if batch[1] ~= 'sending' or batch[2] ~= ARGV[3] then return 0 end
-
-local records = redis.call('LRANGE', KEYS[1], 0, -1)
-local now_ms = whole(math.floor(now_us() / 1000))
-redis.call('DEL', KEYS[1], KEYS[2])
-if ARGV[5] == '' then redis.call('DEL', KEYS[8]) end
-redis.call('ZREM', KEYS[3], id)
-redis.call('ZREM', KEYS[4], id)
+redis.call('HDEL', KEYS[2], 'token')
 settled(KEYS[5], lane, ARGV[4], ARGV[5])
-for i, record in ipairs(records) do
-  redis.call('HSET', KEYS[6], id .. ':' .. i, ARGV[6] .. '\n' .. record)
-  redis.call('ZADD', KEYS[7], now_ms, id .. ':' .. i)
-end
-count(KEYS[5], lane .. ':leased', -#records)
-count(KEYS[5], lane .. ':dead', #records)
-return #records
+return bury_head(KEYS, lane, id, ARGV[6], tonumber(batch[3]), KEYS[6], KEYS[7])

@@ -70,7 +70,7 @@ if #kept == 0 then return 0 end
 
 local slot = ARGV[7] == '' and now or tonumber(ARGV[7])
 redis.call('RPUSH', KEYS[2], unpack(kept))
-redis.call('HSET', KEYS[3], 'state', 'claimed', 'attempt', 0, 'held', bytes_of(kept))
+redis.call('HSET', KEYS[3], 'state', 'claimed', 'attempt', 0, 'cut', 0, 'held', bytes_of(kept))
 redis.call('ZADD', KEYS[4], whole(slot), id)
 redis.call('ZADD', KEYS[5], whole(math.floor(slot / 1000) + tonumber(ARGV[8])), id)
 count(KEYS[6], lane .. ':leased', #kept)

@@ -62,3 +62,49 @@ local function bytes_of(records)
   for _, record in ipairs(records) do sum = sum + #record end
   return sum
 end
+
+-- Give a batch back, to be sent as soon as a flush looks.
+local function free(batch, claimed, leases, id)
+  redis.call('ZREM', claimed, id)
+  redis.call('HDEL', batch, 'token', 'due_ms')
+  redis.call('HSET', batch, 'state', 'released')
+  redis.call('ZADD', leases, whole(math.floor(now_us() / 1000)), id)
+end
+
+-- Take the first n records off a batch and return them. What is left is free; nothing
+-- left takes the batch along. `keys`: records, batch, claimed, leases.
+local function take(keys, id, n)
+  local taken = redis.call('LRANGE', keys[1], 0, n - 1)
+  redis.call('LTRIM', keys[1], n, -1)
+  if redis.call('EXISTS', keys[1]) == 0 then
+    redis.call('DEL', keys[2])
+    redis.call('ZREM', keys[3], id)
+    redis.call('ZREM', keys[4], id)
+    return taken
+  end
+  local suspect = tonumber(redis.call('HGET', keys[2], 'suspect') or 0)
+  redis.call('HSET', keys[2], 'suspect', math.max(0, suspect - n))
+  redis.call('HINCRBY', keys[2], 'held', -bytes_of(taken))
+  redis.call('HINCRBY', keys[2], 'cut', 1)
+  free(keys[2], keys[3], keys[4], id)
+  return taken
+end
+
+-- Make dead letters of the first n records of a batch; return how many. `keys` as for
+-- `take`, and counts.
+local function bury_head(keys, lane, id, why, n, dead, dead_at)
+  local before = tonumber(redis.call('HGET', keys[2], 'buried') or 0)
+  local taken = take(keys, id, n)
+  local now_ms = whole(math.floor(now_us() / 1000))
+  for i, record in ipairs(taken) do
+    local letter = lane .. ':' .. id .. ':' .. (before + i)
+    redis.call('HSET', dead, letter, why .. '\n' .. record)
+    redis.call('ZADD', dead_at, now_ms, letter)
+  end
+  if redis.call('EXISTS', keys[2]) == 1 then
+    redis.call('HSET', keys[2], 'buried', before + #taken)
+  end
+  count(keys[5], lane .. ':leased', -#taken)
+  count(keys[5], lane .. ':dead', #taken)
+  return #taken
+end

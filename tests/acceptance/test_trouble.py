@@ -27,24 +27,25 @@ def test_a_broker_emptied_again_and_again_loses_and_repeats_nothing(stack, redis
     stack.wait(lambda: counts(redis)["track:delivered"] == 10_000, 10)
 
 
-def test_a_poison_event_is_set_aside_and_its_neighbours_arrive(stack, redis):
-    """The server refuses what our models let through: found by halves."""
-    stack.sandbox("--key", "sk_test_abc_not-a-real-secret")
-    stack.produce(MANY.format(n=400))
-    redis.linsert(
-        "{mm:default}:track:waiting",
-        "AFTER",
-        redis.lindex("{mm:default}:track:waiting", 200),
-        b"1" + b"0" * 13 + bytes(32) + b'{"event":7}',
-    )
-    redis.hincrby("{mm:default}:counts", "track:accepted", 1)
+def test_poison_events_are_set_aside_in_few_requests_and_their_neighbours_arrive(stack, redis):
+    """The server refuses what our models let through; three in three batches of six."""
+    waiting = "{mm:default}:track:waiting"
+    stack.sandbox()
+    stack.produce(MANY.format(n=2_997))
+    for place in (10, 1_499, 2_990):
+        poison = b"1" + b"0" * 13 + bytes(32) + b'{"event":7}'
+        redis.linsert(waiting, "AFTER", redis.lindex(waiting, place), poison)
+        redis.hincrby("{mm:default}:counts", "track:accepted", 1)
     stack.worker()
     stack.beat()
-    stack.wait_for_events(400)
-    stack.wait(lambda: counts(redis).get("track:dead") == 1)
+    stack.wait_for_events(2_997)
+    stack.wait(lambda: counts(redis).get("track:dead") == 3)
+    stack.wait(lambda: counts(redis)["track:delivered"] == 2_997)
+    summary = stack.get("summary")
 
-    assert stack.get("summary")["duplicates"] == 0
-    assert redis.hlen("{mm:default}:dead") == 1
+    assert summary["duplicates"] == 0
+    assert sum(summary["requests"].values()) < 60
+    assert all(text.endswith(b'{"event":7}') for text in redis.hvals("{mm:default}:dead"))
 
 
 def test_a_revoked_key_pauses_the_project_and_a_probe_lifts_it(stack, redis):

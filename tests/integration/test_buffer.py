@@ -14,6 +14,7 @@ from mm_tasks.errors import BufferFull, BufferUnavailable
 from mm_tasks.keys import ProjectKeys, tag
 
 LIMITS = BatchLimits(events_max=3, bytes_max=200, linger_ms=60_000)
+KEYS = ProjectKeys("p")
 PLACES = ("leased", "delivered", "dead", "erased", "discarded")
 
 
@@ -112,7 +113,7 @@ def test_an_acknowledged_batch_makes_room(redis):
     batch_id = claim(buffer)
     begin(buffer, batch_id)
 
-    assert buffer.ack(batch_id) == 3
+    assert buffer.ack(batch_id, 0) == 3
     assert counts(redis)["held_bytes"] == 0
     assert counts(redis)["waiting_bytes"] == 0
     buffer.append(entries(3))
@@ -134,7 +135,7 @@ def test_a_late_success_removes_the_batch_whoever_holds_it(redis, buffer):
     second = buffer.lapse(batch_id, lease_ms=60_000)
     assert second is not None
 
-    assert buffer.ack(batch_id) == 3
+    assert buffer.ack(batch_id, 0) == 3
     assert not buffer.release(batch_id, second.token, wait_ms=0, grace_ms=0)
     assert_adds_up(redis)
 
@@ -146,7 +147,7 @@ def test_a_release_with_an_old_token_changes_nothing(redis, buffer):
     buffer.lapse(batch_id, lease_ms=60_000)
 
     assert not buffer.release(batch_id, first.token, wait_ms=0, grace_ms=0)
-    assert buffer.split(batch_id, first.token) is None
+    assert buffer.narrow(batch_id, first.token, why="{}", singles_max=20) == "old"
     assert buffer.bury(batch_id, first.token, why="{}", outcome="rejected") == 0
     assert begin(buffer, batch_id) == Refused("held")
     assert_adds_up(redis)
@@ -193,20 +194,96 @@ def test_a_slot_is_refused_before_and_after_its_time(redis, buffer):
     assert isinstance(begin(buffer, batch_id, slot=str(now_us)), Admitted)
 
 
-def test_a_split_batch_is_in_its_halves_and_nowhere_else(redis, buffer):
+def refuse(buffer, batch_id, singles_max=20):
+    """Let the vendor refuse the next attempt."""
+    attempt = begin(buffer, batch_id)
+    return buffer.narrow(
+        batch_id, attempt.token, why='{"reason":"rejected"}', singles_max=singles_max
+    )
+
+
+@pytest.mark.parametrize("poison", range(8))
+def test_the_one_refused_event_is_found_in_few_requests_and_the_rest_arrives(redis, poison):
+    """By halves of what is suspect: log2(n) requests, and one for the rest."""
+    buffer = make(redis, BatchLimits(events_max=8, bytes_max=2000, linger_ms=60_000))
+    buffer.append(entries(8))
+    batch_id = claim(buffer)
+    bad = entries(8)[poison].body
+    requests = 0
+    while isinstance(attempt := begin(buffer, batch_id), Admitted):
+        requests += 1
+        if bad in attempt.bodies:
+            buffer.narrow(batch_id, attempt.token, why="{}", singles_max=20)
+        else:
+            buffer.ack(batch_id, attempt.cut)
+        assert_adds_up(redis)
+
+    assert counts(redis)["delivered"] == 7
+    assert [letter.partition(b"\n")[2][46:] for letter in redis.hvals(KEYS.dead)] == [bad]
+    assert requests <= 6
+    assert counts(redis)["held_bytes"] == 46 + len(bad)
+
+
+def test_a_refusal_of_the_whole_alone_buries_nothing(redis, buffer):
+    """A body too large is refused although each of its events would pass."""
     buffer.append(entries(3))
     batch_id = claim(buffer)
-    first = begin(buffer, batch_id)
+    refuse(buffer, batch_id)
+    while isinstance(attempt := begin(buffer, batch_id), Admitted):
+        buffer.ack(batch_id, attempt.cut)
 
-    halves = buffer.split(batch_id, first.token)
+    assert counts(redis)["delivered"] == 3
+    assert not redis.exists(KEYS.dead)
 
-    assert begin(buffer, batch_id) == Refused("gone")
-    bodies = [body for half in halves for body in begin(buffer, half).bodies]
-    assert bodies == [entry.body for entry in entries(3)]
+
+def test_a_batch_refused_event_by_event_is_a_new_rule_of_the_vendors(redis):
+    """Else the dead letters fill with what was right when it was accepted."""
+    buffer = make(redis, BatchLimits(events_max=8, bytes_max=2000, linger_ms=60_000))
+    buffer.append(entries(8))
+    batch_id = claim(buffer)
+    said = [refuse(buffer, batch_id, singles_max=3) for _ in range(6)]
+
+    assert said == ["narrowed", "narrowed", "narrowed", "buried", "buried", "systematic"]
+    assert redis.hlen(KEYS.dead) == 2
+    assert begin(buffer, batch_id).sent == 1
     assert_adds_up(redis)
-    for half in halves:
-        buffer.ack(half)
-    assert counts(redis)["held_bytes"] == 0
+
+
+def test_batches_of_one_that_are_all_refused_are_a_new_rule_too(redis):
+    """Low traffic, and the lane of identifies, never has a batch of twenty."""
+    buffer = make(redis, BatchLimits(events_max=1, bytes_max=2000, linger_ms=0))
+    buffer.append(entries(4))
+    said = [refuse(buffer, claim(buffer), singles_max=3) for _ in range(3)]
+
+    assert said == ["buried", "buried", "systematic"]
+
+
+def test_an_accepted_event_ends_a_row_of_refused_ones(redis):
+    buffer = make(redis, BatchLimits(events_max=1, bytes_max=2000, linger_ms=0))
+    buffer.append(entries(4))
+    refuse(buffer, claim(buffer), singles_max=3)
+    refuse(buffer, claim(buffer), singles_max=3)
+    batch_id = claim(buffer)
+    buffer.ack(batch_id, begin(buffer, batch_id).cut)
+
+    assert refuse(buffer, claim(buffer), singles_max=3) == "buried"
+
+
+def test_a_success_told_late_takes_what_it_carried_and_no_more(redis):
+    """The first half was delivered twice; the second must not count as delivered."""
+    buffer = make(redis, BatchLimits(events_max=4, bytes_max=2000, linger_ms=60_000))
+    buffer.append(entries(4))
+    batch_id = claim(buffer)
+    refuse(buffer, batch_id)
+    first = begin(buffer, batch_id, lease_ms=0)
+    second = buffer.lapse(batch_id, lease_ms=60_000)
+    buffer.release(batch_id, second.token, wait_ms=0, grace_ms=0)
+    third = begin(buffer, batch_id)
+
+    assert buffer.ack(batch_id, third.cut) == 2
+    assert buffer.ack(batch_id, first.cut) == 0
+    assert counts(redis)["delivered"] == 2
+    assert_adds_up(redis)
 
 
 def test_a_buried_record_is_kept_verbatim(redis, buffer):
@@ -214,12 +291,33 @@ def test_a_buried_record_is_kept_verbatim(redis, buffer):
     batch_id = claim(buffer)
     first = begin(buffer, batch_id)
 
-    buffer.bury(batch_id, first.token, why='{"reason":"rejected"}', outcome="rejected")
+    buffer.bury(batch_id, first.token, why='{"reason":"ambiguous"}', outcome="ambiguous")
 
-    letter = redis.hget(ProjectKeys("p").dead, f"{batch_id}:2")
-    assert letter.startswith(b'{"reason":"rejected"}\n1')
+    letter = redis.hget(KEYS.dead, f"track:{batch_id}:2")
+    assert letter.startswith(b'{"reason":"ambiguous"}\n1')
     assert letter.endswith(entries(3)[1].body)
     assert_adds_up(redis)
+
+
+@pytest.mark.parametrize("how", ["release", "narrow", "bury"])
+def test_a_late_outcome_leaves_the_slot_and_the_wait_of_another_alone(buffer, how):
+    """A lapsed attempt may come back after its batch was given a new time."""
+    buffer.append(entries(3))
+    batch_id = claim(buffer)
+    first = begin(buffer, batch_id, lease_ms=0)
+    second = buffer.lapse(batch_id, lease_ms=60_000)
+    buffer.release(batch_id, second.token, wait_ms=60_000, grace_ms=0)
+    late = {
+        "release": lambda: buffer.release(batch_id, first.token, wait_ms=0, grace_ms=0),
+        "narrow": lambda: buffer.narrow(batch_id, first.token, why="{}", singles_max=0) != "old",
+        "bury": lambda: buffer.bury(batch_id, first.token, why="{}", outcome="rejected"),
+    }
+
+    assert not late[how]()
+    assert begin(buffer, batch_id).reason == "wait"
+    buffer.adopt(batch_id, slot_us=None, found_again_ms=5000)
+    assert not late[how]()
+    assert isinstance(begin(buffer, batch_id, slot=""), Admitted)
 
 
 def test_a_fenced_subject_is_refused_at_append_and_counted(redis, buffer):
@@ -247,7 +345,7 @@ def test_a_subject_fenced_later_is_not_sent(redis, buffer, moment):
     assert len(admitted.bodies) == (3 if moment == "waiting" else 2)
     assert counts(redis)["erased"] == 1
     assert_adds_up(redis)
-    buffer.ack(batch_id)
+    buffer.ack(batch_id, admitted.cut)
     assert_adds_up(redis)
 
 
@@ -267,7 +365,7 @@ def test_a_paused_project_admits_the_probe_alone(redis, buffer):
     redis.hset(ProjectKeys("p").pause, mapping={"kind": "unauthorized", "probe": probe})
 
     assert begin(buffer, other) == Refused("paused")
-    assert begin(buffer, probe).is_probe
+    assert begin(buffer, probe).paused == "unauthorized"
 
 
 def test_without_redis_an_append_says_so(unused_port):

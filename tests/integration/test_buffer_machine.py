@@ -15,8 +15,9 @@ Sabotages of the scripts that turn this machine red, each tried on a copy:
 - begin admits while another holds the batch, in a pause, in a 429's wait, before the
   retry is due, or with a slot that is over or not yet there;
 - ack leaves the lease, the slot, the records or their bytes, or minds who holds the batch;
-- release, split or bury ignores the token; release forgets its wait or makes a gone batch;
-- split drops or doubles the middle record, or leaves a half without lease or `held`;
+- release, narrow or bury ignores the token; release forgets its wait or makes a gone batch;
+- narrow buries an event that was not refused alone, forgets what it knows of the others, or
+  never finds that the vendor refuses everything; ack takes another part than was sent;
 - lapse ignores the time of the lease, keeps the old token, or does not renew the lease;
 - adopt takes a batch that is being sent, or keeps its old wait;
 - append stores above the cap, does not count headers, or counts refused records as accepted;
@@ -125,6 +126,12 @@ class Batch:
     token: str | None = None
     attempt: int = 0
     due_ms: float | None = None
+    cut: int = 0
+    sent: int = 0
+    suspect: int = 0
+    refused: int = 0
+    accepted: int = 0
+    buried: int = 0
 
 
 @dataclass
@@ -149,6 +156,7 @@ class Model:
     counts: Counter[str] = field(default_factory=Counter)
     pause: Pause | None = None
     failures: int = 0
+    refusals: int = 0
     throttled_until_ms: float = 0
 
     def unfenced(self, records):
@@ -194,6 +202,7 @@ class Lane(RuleBasedStateMachine):
         self.serial = 0
         self.seen = {}
         self.tokens = {}
+        self.cuts = {}
 
     # What every step may ask.
 
@@ -215,6 +224,7 @@ class Lane(RuleBasedStateMachine):
     def made(self, batch_id, batch):
         self.model.batches[batch_id] = batch
         self.tokens[batch_id] = []
+        self.cuts[batch_id] = []
 
     def now_ms(self):
         seconds, micros = self.redis.time()
@@ -228,12 +238,14 @@ class Lane(RuleBasedStateMachine):
         found = self.redis.eval(SNAPSHOT, 0)
         return {key.decode(): PARSE[kind](value) for key, kind, value in found}
 
-    def assert_unchanged(self):
+    def assert_unchanged(self, *but):
         """Nothing but the counts differs from what the last step left."""
         now = self.snapshot()
-        now.pop(KEYS.counts, None)
+        left_out = {KEYS.counts, *but}
 
-        assert now == {key: value for key, value in self.seen.items() if key != KEYS.counts}
+        assert {key: value for key, value in now.items() if key not in left_out} == {
+            key: value for key, value in self.seen.items() if key not in left_out
+        }
 
     def entry(self, size, subjects):
         self.serial += 1
@@ -420,20 +432,27 @@ class Lane(RuleBasedStateMachine):
         batch = model.batches[batch_id]
         kept = model.unfenced(batch.records)
         model.erase(batch.records, kept)
+        if len(kept) < len(batch.records):
+            batch.suspect = len(model.unfenced(batch.records[: batch.suspect]))
+            batch.cut += 1
         if not kept:
             assert begun == Refused("empty")
             del model.batches[batch_id]
             return
         assert isinstance(begun, Admitted)
-        assert begun.bodies == [record.body for record in kept]
+        batch.sent = (batch.suspect + 1) // 2 or len(kept)
+        assert begun.bodies == [record.body for record in kept[: batch.sent]]
+        assert (begun.sent, begun.left) == (batch.sent, len(kept) - batch.sent)
+        assert begun.cut == batch.cut
         assert len(begun.bodies) <= EVENTS_MAX
         assert body_bytes(begun.bodies) <= BYTES_MAX
         assert begun.bodies == sorted(begun.bodies)
         assert begun.attempt == batch.attempt + 1
-        assert begun.is_probe == (model.pause is not None)
+        assert begun.paused == (model.pause.kind if model.pause else "")
         batch.records, batch.attempt, batch.state = kept, begun.attempt, "sending"
         batch.token, batch.slot_us, batch.found_ms = begun.token, None, self.now_ms() + lease_ms
         self.tokens[batch_id].append(begun.token)
+        self.cuts[batch_id].append(begun.cut)
 
     @rule(which=WHICH, lease_ms=WAITS_MS)
     def lapse(self, which, lease_ms):
@@ -446,23 +465,44 @@ class Lane(RuleBasedStateMachine):
             return
 
         assert lapsed is not None
-        assert lapsed.attempt == batch.attempt
+        assert (lapsed.attempt, lapsed.cut, lapsed.sent) == (batch.attempt, batch.cut, batch.sent)
         assert lapsed.token != batch.token
         batch.token, batch.found_ms = lapsed.token, now_ms + lease_ms
         self.tokens[batch_id].append(lapsed.token)
 
-    @rule(which=WHICH, differs=st.booleans())
-    def ack(self, which, differs):
-        """A success counts whoever holds the batch, and only once."""
-        batch_id = self.named(which, "sending")
-        batch = self.model.batches.pop(batch_id, None)
-        n = len(batch.records) if batch else 0
+    def taken(self, batch_id, n):
+        """Return the first records of a batch and take them off; what is left is free."""
+        batch = self.model.batches[batch_id]
+        head, batch.records = batch.records[:n], batch.records[n:]
+        if not batch.records:
+            del self.model.batches[batch_id]
+            return head
+        batch.suspect, batch.cut = max(0, batch.suspect - n), batch.cut + 1
+        self.freed(batch)
+        return head
 
-        assert self.buffer.ack(batch_id, count_differs=differs) == n
-        self.model.failures = 0
-        if batch is not None:
-            self.note("delivered")
-            self.model.counts.update({"delivered": n, "count_differs": int(differs)})
+    def freed(self, batch):
+        batch.state, batch.token, batch.slot_us, batch.due_ms = "released", None, None, None
+        batch.found_ms = self.now_ms()
+
+    @rule(which=WHICH, is_first=st.booleans(), differs=st.booleans())
+    def ack(self, which, is_first, differs):
+        """A success counts whoever holds the batch, only once, and for what it carried."""
+        batch_id = self.named(which, "sending")
+        batch, cuts = self.model.batches.get(batch_id), self.cuts.get(batch_id) or [0]
+        cut = cuts[0 if is_first else -1]
+        is_there = batch is not None and batch.cut == cut and batch.sent > 0
+        n = len(batch.records[: batch.sent]) if is_there else 0
+
+        assert self.buffer.ack(batch_id, cut, count_differs=differs) == n
+        self.model.failures = self.model.refusals = 0
+        if not is_there:
+            self.assert_unchanged(KEYS.failures, LANE.refusals)
+            return
+        self.taken(batch_id, n)
+        batch.accepted += n
+        self.note("delivered")
+        self.model.counts.update({"delivered": n, "count_differs": int(differs)})
 
     @rule(which=WHICH, fenced=st.sampled_from([[], *CROWDS]), lease_ms=WAITS_MS)
     def find_again(self, which, fenced, lease_ms):
@@ -536,27 +576,55 @@ class Lane(RuleBasedStateMachine):
         batch.due_ms = self.now_ms() + wait_ms
         batch.found_ms = batch.due_ms + grace_ms
 
-    @rule(which=WHICH, whose=WHOSE)
-    def split(self, which, whose):
+    @rule(which=WHICH, whose=WHOSE, singles_max=st.sampled_from([0, 0, 2]))
+    def narrow(self, which, whose, singles_max):
         batch_id = self.named(which, "sending")
         token = self.token(batch_id, whose)
-        batch = self.holder(batch_id, token)
-        if batch is not None and len(batch.records) == 1:
-            return
-        halves = self.buffer.split(batch_id, token)
+        batch, model = self.holder(batch_id, token), self.model
+        said = self.buffer.narrow(batch_id, token, why='{"a":1}', singles_max=singles_max)
         if batch is None:
-            assert halves is None
+            assert said == "old"
             self.assert_unchanged()
             return
 
         self.note("rejected")
-        self.model.failures = 0
-        del self.model.batches[batch_id]
-        middle = len(batch.records) // 2
-        parts = batch.records[:middle], batch.records[middle:]
-        for half, records in zip(halves, parts, strict=True):
-            now_ms = self.now_ms()
-            self.made(half, Batch(records, now_ms, state="released", due_ms=now_ms))
+        model.failures = 0
+        if batch.sent > 1:
+            assert said == "narrowed"
+            batch.suspect = batch.sent
+            self.freed(batch)
+            return
+        model.refusals += 1
+        batch.refused += 1
+        is_new_rule = model.refusals >= singles_max or (
+            batch.refused >= singles_max and not batch.accepted
+        )
+        if singles_max and is_new_rule:
+            assert said == "systematic"
+            model.refusals, batch.refused, batch.suspect = 0, 0, 1
+            self.freed(batch)
+            return
+        assert said == "buried"
+        self.laid_aside(batch_id, batch, 1)
+        batch.suspect = 0 if batch.accepted else 1
+
+    @rule(times=st.integers(1, 4), which=WHICH)
+    def narrow_down(self, times, which):
+        """The honest way: the part that is sent is refused, or accepted, again and again."""
+        for turn in range(times):
+            self.begin(which, "none", HOUR_MS)
+            self.agrees()
+            if turn == times - 1:
+                self.ack(which, is_first=False, differs=False)
+            else:
+                self.narrow(which, "last", 0)
+            self.agrees()
+
+    def laid_aside(self, batch_id, batch, n):
+        head = self.taken(batch_id, n)
+        for i, record in enumerate(head, batch.buried + 1):
+            self.model.dead[f"track:{batch_id}:{i}"] = record
+        batch.buried += len(head)
 
     @rule(which=WHICH, whose=WHOSE, ambiguous=st.sampled_from(["", "lease"]))
     def bury(self, which, whose, ambiguous):
@@ -572,12 +640,8 @@ class Lane(RuleBasedStateMachine):
             return
 
         self.note("rejected", ambiguous)
-        if not ambiguous:
-            self.model.failures = 0
-        assert n == len(batch.records)
-        del self.model.batches[batch_id]
-        for i, record in enumerate(batch.records, 1):
-            self.model.dead[f"{batch_id}:{i}"] = record
+        assert n == batch.sent
+        self.laid_aside(batch_id, batch, n)
 
     # Pauses and the wait of a 429.
 
@@ -613,7 +677,9 @@ class Lane(RuleBasedStateMachine):
         assert paused == (old is not None or is_enough)
         if not paused:
             return
-        doubled = 2 * old.wait_ms if old is not None and old.kind == kind else 0
+        is_known = old is not None and kind in {old.kind, "unavailable"}
+        doubled = 2 * old.wait_ms if is_known else 0
+        kind = old.kind if is_known else kind
         wait_ms = min(max(first_ms, doubled), 3 * HOUR_MS)
         self.model.pause = Pause(kind, batch_id, wait_ms, now_ms + wait_ms)
         self.model.failures = 0 if old is None else self.model.failures
@@ -734,6 +800,8 @@ class Lane(RuleBasedStateMachine):
             assert stored[b"state"].decode() == batch.state
             assert token == batch.token
             assert int(stored[b"attempt"]) == batch.attempt
+            for name in ("cut", "sent", "suspect", "refused", "accepted", "buried"):
+                assert int(stored.get(name.encode(), 0)) == getattr(batch, name), name
             assert (due_ms > now_ms) == ((batch.due_ms or 0) > now_ms)
             assert (seen[LANE.leases][batch_id] > now_ms) == (batch.found_ms > now_ms)
 
@@ -759,6 +827,7 @@ class Lane(RuleBasedStateMachine):
             KEYS.fence: model.fence,
             KEYS.pause: model.pause,
             KEYS.failures: model.failures,
+            LANE.refusals: model.refusals,
         }
         known = {key for key, is_there in expected.items() if is_there}
         known |= {LANE.batch(id_) for id_ in model.batches}

@@ -83,7 +83,7 @@ def test_a_delivered_batch_ends_the_row_of_failures(redis, pauses):
     buffer.append([Entry(b"{}", None, None)])
     pause(pauses, "a", "unavailable", failures_max=2)
 
-    buffer.ack(buffer.claim(slot_us=None, found_again_ms=0))
+    buffer.ack(buffer.claim(slot_us=None, found_again_ms=0), 0)
 
     assert not pause(pauses, "b", "unavailable", failures_max=2)
     assert pause(pauses, "c", "unavailable", failures_max=2)
