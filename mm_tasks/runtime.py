@@ -17,6 +17,7 @@ from redis.retry import Retry
 from mm_tasks import events
 from mm_tasks.buffer import BatchLimits, Buffer
 from mm_tasks.client import Client, vendor_access
+from mm_tasks.dead import DeadLetters
 from mm_tasks.delivery import Delivery, Policy
 from mm_tasks.limiter import Limiter
 from mm_tasks.limits import BATCH_BRACKETS_BYTES
@@ -93,6 +94,17 @@ class Runtime:
             lane: Delivery(buffer, limiters[lane], pauses, self.client, policy)
             for lane, buffer in self._buffers(redis).items()
         }
+
+    @cached_property
+    def dead_letters(self) -> DeadLetters:
+        """Return the dead letters of both lanes."""
+        return DeadLetters(self.worker_redis, self.settings.project)
+
+    def trim_dead_letters(self) -> None:
+        """Discard what is above the bounds in number and age."""
+        settings = self.settings
+        age_max_ms = round(settings.dead_age_max_days * 86_400_000)
+        self.dead_letters.trim(settings.dead_events_max, age_max_ms)
 
     def _redis(self, connect_s: float, answer_s: float) -> Redis:
         url = self.settings.redis_url.get_secret_value()

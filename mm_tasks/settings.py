@@ -94,6 +94,14 @@ class Settings(BaseSettings):
     on_ambiguous: Literal["retry", "park"] = Field(
         default="retry", description="What follows when a request may have been stored."
     )
+    dead_events_max: int = Field(
+        default=100_000,
+        ge=1,
+        description="Dead letters that are kept; above it the oldest are discarded, and counted.",
+    )
+    dead_age_max_days: _Positive = Field(
+        default=90, description="Dead letters buried longer ago are discarded, and counted."
+    )
     lease_s: _Positive = Field(
         default=60, description="How long a claimed batch belongs to one attempt."
     )

@@ -219,6 +219,8 @@ def flush(lane: str = events.TRACK, *, linger: bool = True) -> None:
             countdown=dispatch.countdown_s,
             **publish_options(),
         )
+    if lane == events.TRACK:
+        runtime.current().trim_dead_letters()  # of both lanes
 
 
 @app.task(name="mm_tasks.send_batch", bind=True, max_retries=None)

@@ -12,12 +12,13 @@ from rich.console import Console
 from rich.table import Table
 
 from mm_tasks import runtime, status
-from mm_tasks.cli import checks, demo, stack
+from mm_tasks.cli import checks, dead, demo, stack
 from mm_tasks.errors import MMTasksError
 from mm_tasks.events import LANES
 
 # Local variables in a traceback would show keys and events.
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False)
+app.add_typer(dead.app, name="dead")
 out = Console()
 
 

@@ -40,7 +40,7 @@ TABLE = {
     "an unreachable host keeps the data": (Unavailable("refused"), FIRST, Retry),
     "doubt is repeated": (Ambiguous("timeout"), FIRST, Retry),
     "a filter's refusal of one batch alone narrows it": (Misdirected(Answer(404)), ALONE, Narrow),
-    "while paused it does not": (Unauthorized(Answer(403)), Try(1, "unauthorized", True), Retry),  # noqa: FBT003
+    "while paused it does not": (Unauthorized(Answer(403)), Try(1, "unauthorized", True), Retry),
     "while everything is refused nothing is buried": (
         Rejected(REFUSED),
         Try(paused="rejected"),
