@@ -13,7 +13,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ReadOnlyError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from mm_tasks import failpoints
@@ -41,6 +41,10 @@ class Script:
         except NoScriptError:
             redis.script_load(self.text)
             reply = redis.execute_command("EVALSHA", self.sha, len(keys), *keys, *args)  # type: ignore[no-untyped-call]
+        except ReadOnlyError:
+            # A primary that became a replica keeps its connections: look for the new one.
+            redis.connection_pool.disconnect(inuse_connections=False)
+            raise
         failpoints.reach(self.name, "after")
         return reply
 

@@ -112,6 +112,7 @@ def test_a_redis_that_would_lose_events_is_refused(stack, server, config, said):
     assert said in stack.read(worker)
 
 
+@pytest.mark.timeout(300)
 def test_up_brings_its_own_redis_delivers_and_leaves_nothing_running(stack, tmp_path):
     """One Ctrl-C ends all; what was stored is there when it is started again."""
     with socket.socket() as sock:
@@ -129,7 +130,7 @@ def test_up_brings_its_own_redis_delivers_and_leaves_nothing_running(stack, tmp_
     found = json.loads(status.stdout)
     server_pid = Redis(port=port).info("server")["process_id"]
     up.send_signal(signal.SIGINT)
-    up.wait(40)
+    up.wait(120)
 
     assert up.returncode == 0
     assert found["counts"]["accepted"] == 1

@@ -1,0 +1,53 @@
+"""The books of a lane, as Redis has them: where every accepted event is."""
+
+from __future__ import annotations
+
+import json
+
+from mm_tasks.keys import HEADER_BYTES, ProjectKeys
+from tests.acceptance.test_main_job import counts
+
+PLACES = ("waiting", "leased", "delivered", "dead", "erased", "discarded")
+
+
+def books(redis):
+    """Return the number of events by place; `leased` and `waiting` also as they are stored."""
+    keys, raw = ProjectKeys("default").lane("track"), counts(redis)
+    found = {name: raw.get(f"track:{name}", 0) for name in ("accepted", "ambiguous", *PLACES)}
+    batches = list(redis.scan_iter("{mm:default}:track:records:*"))
+    return {
+        **found,
+        "waiting": redis.llen(keys.waiting),
+        "in_batches": sum(redis.llen(key) for key in batches),
+        "held_bytes": raw.get("held_bytes", 0),
+        "left_behind": redis.zcard(keys.leases) + redis.zcard(keys.claimed) + len(batches),
+    }
+
+
+def assert_balanced(redis):
+    """Nothing may move meanwhile: this reads more than once."""
+    found = books(redis)
+
+    assert found["accepted"] == sum(found[place] for place in PLACES), found
+    assert found["leased"] == found["in_batches"], found
+    return found
+
+
+def wait_until_all_is_sent(stack, redis, within_s=60):
+    """Wait until nothing is waiting or leased, and close the books."""
+
+    def is_done():
+        found = books(redis)
+        return not (found["waiting"] or found["leased"] or found["left_behind"])
+
+    stack.wait(is_done, within_s)
+    found = assert_balanced(redis)
+
+    assert found["held_bytes"] == 0, found
+    return found
+
+
+def waiting_ids(redis):
+    """Return the event_id of every record that waits, in order."""
+    records = redis.lrange(ProjectKeys("default").lane("track").waiting, 0, -1)
+    return [json.loads(record[HEADER_BYTES:])["event_id"] for record in records]
