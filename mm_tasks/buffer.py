@@ -11,7 +11,6 @@ Not here: when to claim (`delivery`), the rate (`limiter`), HTTP (`client`).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import uuid_utils
@@ -106,6 +105,7 @@ class Buffer:
         self._line = Line(redis)
         self._nudge_ms = nudge_ms
         self.lane = lane
+        self._append_head = self._packed_head()
 
     def append(self, entries: Sequence[Entry]) -> Appended:
         """Store all entries whose subject is not fenced, in order, or none.
@@ -138,8 +138,7 @@ class Buffer:
         # Raised outside of the handler: the original may quote a record.
         raise full or unavailable
 
-    @cached_property
-    def _append_head(self) -> tuple[int, bytes]:
+    def _packed_head(self) -> tuple[int, bytes]:
         """Return what all appends have in common, packed once."""
         keys, project, limits = self._keys, self._project, self._limits
         return _APPEND.command(

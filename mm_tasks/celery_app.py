@@ -42,6 +42,8 @@ def _configuration() -> dict[str, Any]:
     return {
         "broker_url": broker_url(),
         "broker_connection_retry_on_startup": True,
+        # A primary that becomes a replica says UNBLOCKED and READONLY: connect again.
+        "broker_channel_error_retry": True,
         "broker_transport_options": {
             "queue_order_strategy": "priority",
             "socket_timeout": 10,
@@ -149,6 +151,13 @@ class _Publisher(threading.local):
 
 
 _publisher = _Publisher()
+
+
+def publish_failed() -> None:
+    """Let the next publish connect anew: this server may no longer be the primary."""
+    connection, _publisher.connection = _publisher.connection, None
+    if connection is not None:
+        connection.collect()
 
 
 def publish_options() -> dict[str, Any]:

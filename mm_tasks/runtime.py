@@ -49,11 +49,10 @@ class Runtime:
         """Take the settings; open nothing."""
         self.settings = settings
         self.event_bytes_max = settings.batch_bytes_max - BATCH_BRACKETS_BYTES
-
-    @cached_property
-    def producers(self) -> dict[str, Buffer]:
-        """Return a buffer for each lane, on a client that fails fast."""
-        return self._buffers(self._redis(PRODUCER_CONNECT_S, PRODUCER_ANSWER_S))
+        # A buffer for each lane, on a client that fails fast. Not a `cached_property`: in
+        # Python 3.11 its lock belongs to the class, and a fork by another thread in the
+        # middle of the first call would leave it held in the child for ever.
+        self.producers = self._buffers(self._redis(PRODUCER_CONNECT_S, PRODUCER_ANSWER_S))
 
     @cached_property
     def worker_redis(self) -> Redis:

@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 
 from mm_tasks import events, runtime
 from mm_tasks.buffer import APPEND_RECORDS_MAX, Entry
-from mm_tasks.celery_app import QUEUES, app, publish_options
+from mm_tasks.celery_app import QUEUES, app, publish_failed, publish_options
 from mm_tasks.errors import BufferFull, BufferUnavailable, InvalidEvent, Problem
 
 if TYPE_CHECKING:
@@ -191,6 +191,7 @@ def _nudge(lane: str) -> None:
     try:
         flush.apply_async((lane,), queue=QUEUES[lane], expires=5, **publish_options())
     except Exception as error:  # noqa: BLE001 - whatever a broker raises, the event is stored
+        publish_failed()
         log.warning("nudge_failed", extra={"error": type(error).__name__})
 
 
@@ -201,6 +202,7 @@ def _found_again(task: str) -> Iterator[None]:
         yield
     except (RedisError, OperationalError) as error:
         kind = type(error).__name__
+        publish_failed()
     else:
         return
     # Outside of the handler, and by name: the text of a script's error may quote a record.
