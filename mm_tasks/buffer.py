@@ -58,6 +58,7 @@ class Admitted:
 
     token: str
     attempt: int
+    in_a_row: int  # attempts since the last answer that left no doubt, this one included
     cut: int
     bodies: list[bytes]
     sent: int
@@ -157,7 +158,14 @@ class Buffer:
         limits, keys, project = self._limits, self._keys, self._project
         reply = _LOOK(
             self._redis,
-            (keys.waiting, keys.claimed, project.counts, project.pause, keys.throttle),
+            (
+                keys.waiting,
+                keys.claimed,
+                project.counts,
+                project.pause,
+                keys.throttle,
+                keys.outage,
+            ),
             (
                 self.lane,
                 limits.events_max,
@@ -221,15 +229,17 @@ class Buffer:
                 project.fence,
                 project.pause,
                 keys.throttle,
+                keys.outage,
             ),
             (self.lane, batch_id, token, slot, slot_valid_ms * 1000, lease_ms),
         )
         if verdict == b"admitted":
-            attempt, cut, left, paused, is_alone, *records = rest
+            attempt, in_a_row, cut, left, paused, is_alone, *records = rest
             bodies = [record[HEADER_BYTES:] for record in records]
             return Admitted(
                 token,
                 attempt,
+                in_a_row,
                 int(cut),
                 bodies,
                 len(bodies),
@@ -248,8 +258,8 @@ class Buffer:
         )
         if not found:
             return None
-        attempt, cut, sent = map(int, found)
-        return Admitted(token, attempt, cut, [], sent)
+        attempt, in_a_row, cut, sent = map(int, found)
+        return Admitted(token, attempt, in_a_row, cut, [], sent)
 
     def ack(self, batch_id: str, cut: int, *, count_differs: bool = False) -> int:
         """Forget what was delivered, whoever holds the batch; return how many events that were.
@@ -259,7 +269,7 @@ class Buffer:
         return int(
             _ACK(
                 self._redis,
-                (*self._places(batch_id), self._project.failures, self._keys.refusals),
+                (*self._places(batch_id), self._keys.failures, self._keys.refusals),
                 (self.lane, batch_id, cut, int(count_differs)),
             )
         )
@@ -296,7 +306,7 @@ class Buffer:
             self._redis,
             (
                 *self._places(batch_id),
-                project.failures,
+                self._keys.failures,
                 project.dead,
                 project.dead_at,
                 self._keys.refusals,

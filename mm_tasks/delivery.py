@@ -299,8 +299,7 @@ class Delivery:
             case retry.Throttle(wait_s=wait_s):
                 keep_ms = self._limiter.refill_ms if self._limiter else 0
                 log.warning("project_throttled", extra={"wait_s": wait_s})
-                lane = self._buffer.lane
-                return self._pauses.throttle(lane, round(wait_s * 1000), keep_ms=keep_ms)
+                return self._pauses.throttle(round(wait_s * 1000), keep_ms=keep_ms)
             case retry.Pause():
                 self._pause(batch_id, known)
                 return 0

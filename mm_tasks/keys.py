@@ -65,13 +65,8 @@ class ProjectKeys(NamedTuple):
 
     @property
     def pause(self) -> str:
-        """Hash, there while the project is paused: why, since when, the next probe."""
+        """Hash, there while the key or the host is refused: why, since when, the next probe."""
         return self._key("pause")
-
-    @property
-    def failures(self) -> str:
-        """String: attempts in a row that reached nobody or were not understood."""
-        return self._key("failures")
 
     @property
     def dead(self) -> str:
@@ -118,6 +113,16 @@ class LaneKeys(NamedTuple):
         return self._key("throttle")
 
     @property
+    def outage(self) -> str:
+        """Hash as `pause`, there while this lane gets no answer, or refusals alone."""
+        return self._key("outage")
+
+    @property
+    def failures(self) -> str:
+        """String: attempts in a row that reached nobody or were not understood."""
+        return self._key("failures")
+
+    @property
     def refusals(self) -> str:
         """String: events refused by themselves in a row, nothing accepted in between."""
         return self._key("refusals")
@@ -132,7 +137,8 @@ class LaneKeys(NamedTuple):
 
         `state` (claimed, sending, released), `token` of its holder, `attempt`, `sent` (how
         many records that carried), `due_ms`, `held` (bytes), `cut` (how often its head was
-        taken off, so that a late answer is not taken for another part's), and while a
+        taken off, so that a late answer is not taken for another part's), `answered` (the
+        attempt of the last answer that left no doubt, from which waits grow), and while a
         refused event is sought: `suspect` (the first so many hold it), `refused` (alone),
         `accepted`, `buried`, `alone` (other batches pass).
         """

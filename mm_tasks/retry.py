@@ -44,6 +44,8 @@ class Attempt(Protocol):
     @property
     def attempt(self) -> int: ...  # noqa: D102 - the number, the first is 1
     @property
+    def in_a_row(self) -> int: ...  # noqa: D102 - since the last answer that left no doubt
+    @property
     def paused(self) -> str: ...  # noqa: D102 - the kind of the pause it is the probe of, or ""
     @property
     def is_alone(self) -> bool: ...  # noqa: D102 - others passed where its batch was refused
@@ -116,8 +118,12 @@ def backoff_s(attempt: int, random_s: Callable[[float], float]) -> float:
 def throttle_s(
     retry_after_s: float | None, attempt: int, random_s: Callable[[float], float]
 ) -> float:
-    """Return how long to obey a 429: what it asked for, clamped, and up to a tenth more."""
-    asked = 2.0 ** min(attempt - 1, 16) if retry_after_s is None else retry_after_s
+    """Return how long to obey a 429: what it asked for, clamped, and up to a tenth more.
+
+    Where it asked for nothing usable: 1, 2, 4 … 60 s.
+    """
+    guess = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2 ** min(attempt - 1, 16))
+    asked = guess if retry_after_s is None else retry_after_s
     wait = min(THROTTLE_MAX_S, max(THROTTLE_MIN_S, asked))
     return min(THROTTLE_MAX_S, wait + random_s(wait / 10))
 
@@ -139,9 +145,9 @@ def decide(  # noqa: PLR0911 - a row of the table each
             if park:
                 why = _why("ambiguous", Answer(status or 0, code), attempt.attempt, kind)
                 return Bury(why, "ambiguous", kind)
-            return Retry(backoff_s(attempt.attempt, random_s), "ambiguous", kind)
+            return Retry(backoff_s(attempt.in_a_row, random_s), "ambiguous", kind)
         case Unavailable():
-            return Retry(backoff_s(attempt.attempt, random_s), "unavailable")
+            return Retry(backoff_s(attempt.in_a_row, random_s), "unavailable")
         case Throttled() | Unauthorized() | Misdirected():
             # Not sent again before the wait or the pause of the project is over.
             return Retry(0, _name(outcome))
@@ -159,7 +165,7 @@ def signal(  # noqa: PLR0911 - a row of the table each
         case Delivered() | Rejected():
             return None
         case Throttled(retry_after_s=asked):
-            return Throttle(throttle_s(asked, attempt.attempt, random_s))
+            return Throttle(throttle_s(asked, attempt.in_a_row, random_s))
         case Unauthorized() | Misdirected() if _is_its_own(attempt):
             return None
         case Unauthorized(answer=answer) | Misdirected(answer=answer):

@@ -87,10 +87,11 @@ class Runtime:
             settings.batch_rate_per_s,
             settings.batch_burst,
         )
-        pauses = Pauses(redis, settings.project)
         limiters = {events.TRACK: limiter, events.IDENTIFY: None}
         return {
-            lane: Delivery(buffer, limiters[lane], pauses, self.client, policy)
+            lane: Delivery(
+                buffer, limiters[lane], Pauses(redis, settings.project, lane), self.client, policy
+            )
             for lane, buffer in self._buffers(redis).items()
         }
 

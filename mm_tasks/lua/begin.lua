@@ -8,6 +8,7 @@
 -- KEYS[6]  fence     set of tags
 -- KEYS[7]  pause     hash
 -- KEYS[8]  throttle  string
+-- KEYS[9]  outage    hash
 -- ARGV[1]  lane
 -- ARGV[2]  batch_id
 -- ARGV[3]  token     names this attempt
@@ -19,12 +20,13 @@
 -- Returns one of
 --   {'gone'}           finished or buried by somebody
 --   {'held'}           another attempt is sending it
---   {'paused'}         the project is, and this batch is not the probe
+--   {'paused'}         the project or the lane is, and this batch is not the probe
 --   {'wait', us}       its slot, its retry or the end of a 429's wait is not yet due
 --   {'slot'}           it has no slot, or its slot is over: reserve one
 --   {'empty'}          all of its subjects are fenced: nothing left to send
---   {'admitted', attempt, cut, number of records not sent, kind of the pause it is the
---    probe of or '', 1 if it was singled out, records…}
+--   {'admitted', attempt, how many in a row this is without an answer, cut, number of
+--    records not sent, kind of the pause it is the probe of or '', 1 if it was singled
+--    out, records…}
 -- Only the last two change anything. O(records).
 -- Sent are all records or, where some at the head are suspect, the first half of those.
 -- Lost reply: the batch counts as being sent until the lease runs out.
@@ -35,7 +37,8 @@ local batch = redis.call('HMGET', KEYS[2], 'state', 'suspect', 'alone')
 if not batch[1] then return {'gone'} end
 if batch[1] == 'sending' then return {'held'} end
 
-local pause = redis.call('HMGET', KEYS[7], 'kind', 'probe')
+local stop = redis.call('EXISTS', KEYS[7]) == 1 and KEYS[7] or KEYS[9]
+local pause = redis.call('HMGET', stop, 'kind', 'probe')
 if pause[1] and pause[2] ~= id then return {'paused'} end
 local throttle = redis.call('GET', KEYS[8])
 local open_us = throttle and tonumber(string.match(throttle, '^%d+')) or 0
@@ -82,6 +85,8 @@ local attempt = redis.call('HINCRBY', KEYS[2], 'attempt', 1)
 local sent = suspect == 0 and #kept or math.ceil(suspect / 2)
 redis.call('HSET', KEYS[2], 'state', 'sending', 'token', ARGV[3], 'sent', sent)
 redis.call('ZADD', KEYS[4], whole(math.floor(now / 1000) + tonumber(ARGV[6])), id)
-local cut = redis.call('HGET', KEYS[2], 'cut')
-local alone = batch[3] and 1 or 0
-return {'admitted', attempt, cut, #kept - sent, pause[1] or '', alone, unpack(kept, 1, sent)}
+local more = redis.call('HMGET', KEYS[2], 'cut', 'answered')
+local about = {'admitted', attempt, attempt - tonumber(more[2] or 0), more[1], #kept - sent,
+  pause[1] or '', batch[3] and 1 or 0}
+for i = 1, sent do about[#about + 1] = kept[i] end
+return about

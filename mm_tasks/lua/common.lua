@@ -67,7 +67,7 @@ end
 local function free(batch, claimed, leases, id)
   redis.call('ZREM', claimed, id)
   redis.call('HDEL', batch, 'token', 'due_ms')
-  redis.call('HSET', batch, 'state', 'released')
+  redis.call('HSET', batch, 'state', 'released', 'answered', redis.call('HGET', batch, 'attempt'))
   redis.call('ZADD', leases, whole(math.floor(now_us() / 1000)), id)
 end
 

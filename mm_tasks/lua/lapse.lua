@@ -6,7 +6,7 @@
 -- ARGV[2]  token     of the one who takes over, to settle it as ambiguous
 -- ARGV[3]  lease_ms
 --
--- Returns {attempt, cut, sent} of the attempt that lapsed, or {} when it is not lapsed
+-- Returns {attempt, in a row without an answer, cut, sent} of the attempt that lapsed, or {} when it is not lapsed
 -- (its outcome came, or another took over first). O(log n).
 -- Lost reply: found again after lease_ms.
 
@@ -17,4 +17,6 @@ if expiry and tonumber(expiry) > now_ms then return {} end
 redis.call('HDEL', KEYS[1], 'token')
 redis.call('HSET', KEYS[1], 'token', ARGV[2])
 redis.call('ZADD', KEYS[2], whole(now_ms + tonumber(ARGV[3])), ARGV[1])
-return redis.call('HMGET', KEYS[1], 'attempt', 'cut', 'sent')
+local about = redis.call('HMGET', KEYS[1], 'attempt', 'answered', 'cut', 'sent')
+about[2] = whole(tonumber(about[1]) - tonumber(about[2] or 0))
+return about

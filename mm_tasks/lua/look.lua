@@ -5,6 +5,7 @@
 -- KEYS[3]  counts    hash
 -- KEYS[4]  pause     hash
 -- KEYS[5]  throttle  string
+-- KEYS[6]  outage    hash
 -- ARGV[1]  lane
 -- ARGV[2]  events_max
 -- ARGV[3]  bytes_max    of the body, its brackets taken off
@@ -16,7 +17,7 @@
 -- 'ready' (a batch can be claimed) or 'idle'. Changes nothing. O(log n).
 
 local now = now_us()
-if redis.call('EXISTS', KEYS[4]) == 1 then return 'paused' end
+if redis.call('EXISTS', KEYS[4], KEYS[6]) > 0 then return 'paused' end
 local throttle = redis.call('GET', KEYS[5])
 if throttle and tonumber(string.match(throttle, '^%d+')) > now then return 'throttled' end
 local first = redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')

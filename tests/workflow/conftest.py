@@ -70,7 +70,7 @@ class Flow:
         self.opened += [redis, client]
         # So fast that no test waits for a slot; the rate has tests of its own.
         limiter = Limiter(redis, "p", self.lane, 1000, 100) if self.lane == "track" else None
-        pauses = Pauses(redis, "p")
+        pauses = Pauses(redis, "p", self.lane)
         return Delivery(self.buffer_on(redis), limiter, pauses, client, Policy(**policy))
 
     def append(self, n, user_id=None):
@@ -87,8 +87,9 @@ class Flow:
     def time_passes(self):
         """Every wait is over: of throttle, pause, retries, leases and lost messages."""
         self.redis.delete(self.keys.throttle)
-        if self.redis.exists(KEYS.pause):
-            self.redis.hset(KEYS.pause, "probe_at_ms", 0)
+        for stop in (KEYS.pause, self.keys.outage):
+            if self.redis.exists(stop):
+                self.redis.hset(stop, "probe_at_ms", 0)
         for batch_id in map(bytes.decode, self.redis.zrange(self.keys.leases, 0, -1)):
             self.redis.zadd(self.keys.leases, {batch_id: 0})
             self.redis.hdel(self.keys.batch(batch_id), "due_ms")

@@ -201,17 +201,17 @@ def test_an_outage_ends_in_one_probe_at_a_time_and_with_it(flow, sandbox, nobody
     for batch_id in ids:
         cut_off.send(batch_id)
     assert flow.counts()["outcome:unavailable"] == FAILURES_MAX
-    assert flow.redis.hget(KEYS.pause, "wait_ms") == b"1000"
+    assert flow.redis.hget(flow.keys.outage, "wait_ms") == b"1000"
     flow.time_passes()
     (probe,) = flush(cut_off)
     cut_off.send(probe)
-    assert flow.redis.hget(KEYS.pause, "wait_ms") == b"2000"
+    assert flow.redis.hget(flow.keys.outage, "wait_ms") == b"2000"
     flow.time_passes()
 
     working = flow.delivery()
     (probe,) = flush(working)
     working.send(probe)
-    assert not flow.redis.exists(KEYS.pause)
+    assert not flow.redis.exists(KEYS.pause, flow.keys.outage)
     flow.settle(working, 3)
     assert_all_delivered(flow, sandbox, 4 * (FAILURES_MAX + 2))
 
@@ -254,7 +254,7 @@ def test_a_batch_that_a_filter_refuses_does_not_stop_the_others(flow, delivery, 
     assert b'"bad"' in letter
     assert json.loads(letter.partition(b"\n")[0])["status"] == status
     assert flow.counts()["delivered"] == 8
-    assert not flow.redis.exists(KEYS.pause)
+    assert not flow.redis.exists(KEYS.pause, flow.keys.outage)
 
 
 def test_a_vendor_that_refuses_everything_stops_the_project_and_keeps_the_data(
@@ -266,12 +266,12 @@ def test_a_vendor_that_refuses_everything_stops_the_project_and_keeps_the_data(
     flow.settle(delivery, 60)
     requests_meanwhile = requests_seen(sandbox)
 
-    assert flow.redis.hget(KEYS.pause, "kind") == b"rejected"
+    assert flow.redis.hget(flow.keys.outage, "kind") == b"rejected"
     assert requests_meanwhile < 150
     assert flow.counts()["dead"] < SINGLES_MAX
     sandbox.post("faults")
     flow.settle(delivery, 60)
-    assert not flow.redis.exists(KEYS.pause)
+    assert not flow.redis.exists(KEYS.pause, flow.keys.outage)
     assert flow.counts()["delivered"] + flow.counts()["dead"] == 40
 
 
