@@ -24,7 +24,7 @@ RELEASED_ONCE = """(buffer.ack(batch_id, attempt.cut) if attempt.attempt > 1
 BUGS = {
     "an ambiguous failure is taken for a success": (
         "retry.py",
-        'return Retry(backoff_s(attempt.attempt, random_s), "ambiguous", kind)',
+        'return Retry(backoff_s(attempt.in_a_row, random_s), "ambiguous", kind)',
         "return Ack(None)",
         (120, 1, "BROKEN lost: "),
     ),
