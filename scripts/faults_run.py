@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from faults_checker import Run, Verdict
 
 ALL = {**SCENARIOS, "kills": kills, "short": short}
-DEFAULT = ("vendor", "kills", "redis", "broker", "outage")
+DEFAULT = ("vendor", "kills", "redis", "broker", "outage", "partial")
 # Where it is a pace and not a number, so many a minute.
 EVENTS = {
     "plain": 300,

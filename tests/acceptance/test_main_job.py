@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from mm_tasks.keys import ProjectKeys
 from tests.acceptance.conftest import KEY
 
@@ -104,3 +106,33 @@ def test_what_is_legal_but_hostile_arrives_byte_for_byte(stack):
     stack.wait_for_events(1)
 
     assert stack.get("bodies") == [["/v1/batch", BODY]]
+
+
+THROUGH_THE_BROKER = """
+from celery import chain, group
+from mm_tasks import app, identify, track
+app.send_task("mm_tasks.track", ("by_name",), {"user_id": "u"})
+track.apply_async(("in_a_second",), {"user_id": "u"}, countdown=1)
+chain(track.si("first", user_id="u"), track.si("second", user_id="u")).apply_async()
+group(track.s("together", user_id="u"), track.s("too", user_id="u")).apply_async()
+app.send_task("mm_tasks.identify", kwargs={"anonymous_id": "a", "user_id": "u"})
+"""
+
+
+def test_calls_that_need_the_broker_are_stored_by_a_worker(stack, redis):
+    """With options of Celery's the event travels in the message; by name it always does."""
+    stack.sandbox()
+    worker = stack.worker()
+    stack.beat()
+    stack.produce(THROUGH_THE_BROKER)
+    stack.wait_for_events(6)
+    stack.wait(lambda: stack.get("summary")["identifies"] == 1)
+    names = {event["event"] for _, body in stack.get("bodies") for event in events_of(body)}
+
+    assert names == {"by_name", "in_a_second", "first", "second", "together", "too"}
+    assert counts(redis)["track:accepted"] == 6
+    assert "'u'" not in stack.read(worker)
+
+
+def events_of(body):
+    return json.loads(body).get("events", [])
