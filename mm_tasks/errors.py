@@ -7,7 +7,8 @@ MMTasksError
 ├── BufferFull           slow down or shed load; nothing more was stored
 ├── BufferUnavailable    Redis did not answer in time; the event may have been stored
 ├── AuditUnavailable     the erasure was not accepted; ask again
-└── AuditChainBroken     stop; the audit log was altered
+├── AuditChainBroken     stop; the audit log was altered
+└── protocol.Illegal     this step of an erasure may not follow; look at its state
 
 No message holds a value: an error may be logged, and logs outlive erasures.
 Failures of one delivery attempt are not exceptions: see `outcome`.

@@ -1,0 +1,249 @@
+"""Erasures as values: what was asked, how far one is, and what a worker holds of it.
+
+Ids of a subject are in two of these, and in no `repr`. See `ledger` for the steps of
+the workflow and `register` for what people ask.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from datetime import timedelta
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from mm_tasks import keys, protocol
+from mm_tasks.errors import InvalidEvent, Problem
+from mm_tasks.times import moment
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+# What becomes of the subject's later events once the erasure is completed: they are refused
+# until someone lifts that, or are accepted again at once.
+SUPPRESS, ONCE = MODES = ("suppress", "once")
+# In anything shorter, an id may be part of a reference by chance: ticket GDPR-1093 of user 109.
+_TELLING_CHARACTERS = 6
+
+# Whose clock is right, the caller's or ours, is nothing to refuse a request for.
+_CLOCKS_DIFFER = timedelta(minutes=5)
+
+Step = Literal["fence", "purge", "quiesce", "call", "complete"]
+
+
+class Reason(StrEnum):
+    """On which ground an erasure was asked for."""
+
+    NO_LONGER_NEEDED = "gdpr_17_1_a"
+    CONSENT_WITHDRAWN = "gdpr_17_1_b"
+    OBJECTION = "gdpr_17_1_c"
+    UNLAWFUL = "gdpr_17_1_d"
+    LEGAL_OBLIGATION = "gdpr_17_1_e"
+    CHILD = "gdpr_17_1_f"
+    CCPA = "ccpa"
+    CONTRACT = "contract"
+    INTERNAL = "internal"
+
+
+@dataclass(frozen=True, slots=True)
+class ErasureRequest:
+    """What was asked. `received_at` is None when that is now."""
+
+    user_id: str = field(repr=False)
+    requested_by: str
+    reason: str = Reason.CONSENT_WITHDRAWN
+    ticket: str | None = None
+    received_at: datetime | None = None
+    anonymous_ids: tuple[str, ...] = field(default=(), repr=False)
+    mode: str = SUPPRESS
+
+    def check(self, now: datetime) -> None:
+        """Raise `InvalidEvent` with each field that could not be kept, never its value.
+
+        How long an id may be is for the caller to check.
+        """
+        ids = (("user_id", self.user_id), *(("anonymous_ids", one) for one in self.anonymous_ids))
+        problems = [
+            Problem(name, "must be text that is not empty, without lone surrogates")
+            for name, one in ids
+            if not _is_id(one)
+        ]
+        if problems:
+            raise InvalidEvent(problems)
+        problems = [
+            Problem(name, rule)
+            for name in ("requested_by", "ticket")
+            if (rule := self._broken_rule(getattr(self, name), is_optional=name == "ticket"))
+        ]
+        if self.received_at is not None:
+            if self.received_at.tzinfo is None:
+                problems.append(Problem("received_at", "must have a time zone"))
+            elif self.received_at > now + _CLOCKS_DIFFER:
+                problems.append(Problem("received_at", "must not be in the future"))
+        if self.reason not in set(Reason):
+            problems.append(Problem("reason", f"must be one of {', '.join(Reason)}"))
+        if self.mode not in MODES:
+            problems.append(Problem("mode", f"must be one of {', '.join(MODES)}"))
+        if problems:
+            raise InvalidEvent(problems)
+
+    def _broken_rule(self, reference: object, *, is_optional: bool) -> str:
+        if reference is None and is_optional:
+            return ""
+        if not isinstance(reference, str) or not protocol.is_reference(reference):
+            return "must be an opaque reference: 1-128 characters, no @, no spaces"
+        folded = reference.casefold()
+        for one in map(str.casefold, (self.user_id, *self.anonymous_ids)):
+            if one == folded or (len(one) >= _TELLING_CHARACTERS and one in folded):
+                return "must not hold an id of the subject: the log outlives the erasure"
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Erasure:
+    """How far one erasure is, as the database had it a moment ago.
+
+    `ids` are the user id and the anonymous ids; None once they were wiped.
+    """
+
+    id: str
+    project: str
+    state: str
+    mode: str
+    ids: tuple[str, tuple[str, ...]] | None = field(repr=False)
+    received_at: datetime
+    due_at: datetime
+    fenced_at: datetime | None
+    quiesced_at: datetime | None
+    next_at: datetime | None
+    passes_s: tuple[float, ...]
+    acknowledged: int
+    attempts: int
+    removed: Mapping[str, int]
+
+    @property
+    def user_id(self) -> str:
+        """Return the id that the vendor is told; there until the erasure ended."""
+        assert self.ids is not None, self.id
+        return self.ids[0]
+
+    @property
+    def tags(self) -> tuple[bytes, ...]:
+        """Return the tags to fence and to purge: the user's, then the anonymous ones."""
+        assert self.ids is not None, self.id
+        user, anonymous = self.ids
+        user_tag = keys.tag(self.project, "user", user)
+        return (user_tag, *(keys.tag(self.project, "anonymous", one) for one in anonymous))
+
+    @property
+    def step(self) -> Step | None:
+        """Return what is to be done next, once it is due; None when it has ended."""
+        match self.state:
+            case "received":
+                return "fence"
+            case "fenced":
+                return "purge"
+            case "purged":
+                return "quiesce"
+            case "submitted" if self.acknowledged == len(self.passes_s):
+                return "complete"
+            case state if state in protocol.OPEN:
+                return "call"
+            case _:
+                return None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """An erasure that this worker alone may take a step of, until the lease runs out."""
+
+    id: str
+    token: str
+    erasure: Erasure
+
+
+class Opened(NamedTuple):
+    """What became of a request.
+
+    `id` is that of the open erasure where there was one. With a `claim` the fence is to be
+    raised, and the caller may do it; without one it is up, or another worker is at it.
+    """
+
+    id: str
+    is_new: bool
+    is_fenced: bool
+    claim: Claim | None
+
+
+class Attempt(NamedTuple):
+    """One call to the vendor that is about to be made: of pass `n`."""
+
+    erasure: str
+    n: int
+    attempt: int
+
+
+class Answer(NamedTuple):
+    """How a call ended.
+
+    `status` is HTTP's, None when there was no answer. `outcome` is a fixed word;
+    `protocol.ACKNOWLEDGED` is success. Otherwise `then` is one of `protocol.BLOCKED` and
+    `next_at` says when the pass is tried again; None waits for a person.
+    """
+
+    status: int | None
+    outcome: str
+    then: str = ""
+    next_at: datetime | None = None
+
+
+class Deadline(NamedTuple):
+    """An open erasure that has used up `mark` percent of its time, or more."""
+
+    id: str
+    state: str
+    received_at: datetime
+    due_at: datetime
+    mark: int
+
+
+def erasure_of(row: Mapping[str, Any]) -> Erasure:
+    """Return the value of a row of `mm_erasures`."""
+    ids = None if row["ids"] is None else json.loads(row["ids"])
+    return Erasure(
+        id=row["id"],
+        project=row["project"],
+        state=row["state"],
+        mode=row["mode"],
+        ids=None if ids is None else (ids["user"], tuple(ids["anonymous"])),
+        received_at=moment(row["received_at"]),
+        due_at=moment(row["due_at"]),
+        fenced_at=optional(row["fenced_at"]),
+        quiesced_at=optional(row["quiesced_at"]),
+        next_at=optional(row["next_at"]),
+        passes_s=tuple(json.loads(row["passes_s"])),
+        acknowledged=row["acknowledged"],
+        attempts=row["attempts"],
+        removed=json.loads(row["removed"]),
+    )
+
+
+def _is_id(given: object) -> bool:
+    if not isinstance(given, str) or not given:
+        return False
+    try:
+        given.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def optional(text: str | None) -> datetime | None:
+    """Return the moment of a stamp that may be absent."""
+    return None if text is None else moment(text)
+
+
+def packed(user_id: str, anonymous_ids: tuple[str, ...]) -> str:
+    """Return the text of the column `ids`, which can hold any id in any database."""
+    return json.dumps({"user": user_id, "anonymous": anonymous_ids})

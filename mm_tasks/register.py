@@ -1,0 +1,337 @@
+"""The register: what people ask of erasures, and what they are told.
+
+Requests, cancelling and lifting are one transaction each, with their entries. An answer
+holds the pseudonym, never an id of the subject. See `ledger` for the workflow's steps.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import uuid_utils
+from sqlalchemy import insert, select
+
+from mm_tasks import keys, tables
+from mm_tasks.erasures import SUPPRESS, Deadline, ErasureRequest, Opened, erasure_of, packed
+from mm_tasks.protocol import OPEN, Illegal
+from mm_tasks.times import mark, moment, one_month_after, stamp
+from mm_tasks.work import Move, Work, is_held, move, unfence
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+    from datetime import datetime
+
+    from sqlalchemy.engine import Connection
+
+    from mm_tasks.erasures import Claim
+    from mm_tasks.work import Row
+
+# How long whoever asked has to raise the fence before the sweep does it.
+_FENCE_LEASE_S = 10
+_LISTED_MAX = 1000
+
+
+class Register:
+    """What is known of the erasures of one project."""
+
+    def __init__(self, work: Work) -> None:
+        """Take the work rows; nothing is opened here."""
+        self._work = work
+
+    def open_request(
+        self, request: ErasureRequest, now: datetime, lease_s: float = _FENCE_LEASE_S
+    ) -> Opened:
+        """Accept a request, or add it to the open erasure of the same subject.
+
+        Once this returns it is kept, and will be done. New anonymous ids send an open
+        erasure back to be fenced, and take it from the worker that has it.
+        """
+        request.check(now)
+        with self._work.transaction() as connection:
+            row = self._open_row(connection, request)
+            if row is None:
+                return self._open(connection, request, now, lease_s)
+            return self._add(connection, row, request, (now, lease_s))
+
+    def cancel(self, erasure: str, requested_by: str, now: datetime) -> frozenset[bytes]:
+        """End an erasure before the vendor was called; return the tags no longer fenced."""
+        return self._end(erasure, move("cancelled", {"requested_by": requested_by}), now)
+
+    def reject(
+        self, erasure: str, requested_by: str, outcome: str, now: datetime
+    ) -> frozenset[bytes]:
+        """As `cancel`, for a reason in a fixed word, such as `not_verified`."""
+        details = {"requested_by": requested_by, "outcome": outcome}
+        return self._end(erasure, move("rejected", details), now)
+
+    def mark_duplicate(
+        self, erasure: str, original: str, requested_by: str, now: datetime
+    ) -> frozenset[bytes]:
+        """As `cancel`, for the reason that another erasure does the same."""
+        details = {"requested_by": requested_by, "original": original}
+        with self._work.read() as connection:
+            if self._work.find(connection, original) is None:
+                msg = "there is no such original"
+                raise Illegal(msg)
+        return self._end(erasure, move("duplicate_of", details, duplicate_of=original), now)
+
+    def lift(self, erasure: str, requested_by: str, now: datetime) -> frozenset[bytes]:
+        """Let events of a completed erasure's subject in again; return the tags freed."""
+        with self._work.transaction() as connection:
+            row = self._found(connection, erasure)
+            lifted = move("lifted", {"requested_by": requested_by})
+            self._work.advance(connection, row, [lifted], now)
+            return unfence(connection, erasure, now)
+
+    def retry(self, erasure: str, requested_by: str, now: datetime) -> None:
+        """Let a blocked erasure call the vendor again at once."""
+        with self._work.transaction() as connection:
+            row = self._found(connection, erasure)
+            again = move("retried", {"requested_by": requested_by}, next_at=stamp(now))
+            self._work.advance(connection, row, [again], now)
+
+    def fences(self) -> frozenset[bytes]:
+        """Return all tags whose events are to be refused."""
+        column = tables.suppressions.c
+        query = select(column.tag).where(
+            column.project == self._work.project, column.lifted_at.is_(None)
+        )
+        with self._work.read() as connection:
+            return frozenset(map(bytes.fromhex, connection.execute(query).scalars()))
+
+    def show(self, erasure: str) -> dict[str, Any] | None:
+        """Return all that is known of an erasure, ready for JSON; None if there is none.
+
+        `passes` has one entry for each pass that was called, as its last attempt went.
+        """
+        with self._work.read() as connection:
+            row = self._work.find(connection, erasure)
+            if row is None:
+                return None
+            query = select(tables.passes).where(tables.passes.c.erasure == erasure)
+            attempts = connection.execute(query.order_by(tables.passes.c.attempt)).mappings()
+            return {**_summary(row), "passes": _passes(map(dict, attempts))}
+
+    def listed(
+        self, states: Collection[str] | None = None, limit: int = _LISTED_MAX
+    ) -> list[dict[str, Any]]:
+        """Return what is known of erasures but for their passes, the newest first."""
+        column = tables.erasures.c
+        query = select(tables.erasures).where(column.project == self._work.project)
+        if states is not None:
+            query = query.where(column.state.in_(states))
+        query = query.order_by(column.accepted_at.desc(), column.id.desc()).limit(limit)
+        with self._work.read() as connection:
+            return [_summary(dict(row)) for row in connection.execute(query).mappings()]
+
+    def overdue(self, now: datetime) -> list[Deadline]:
+        """Return open erasures that used up 50, 80 or 100 % of their time, by deadline."""
+        with self._work.read() as connection:
+            return [deadline for deadline, _ in self._deadlines(connection, now)]
+
+    def newly_overdue(self, now: datetime) -> list[Deadline]:
+        """As `overdue`, but each mark of an erasure only once, to whoever asks first."""
+        if not self.overdue(now):
+            return []
+        with self._work.transaction() as connection:
+            found = self._deadlines(connection, now)
+            news = [deadline for deadline, warned in found if deadline.mark > warned]
+            for one in news:
+                self._work.change(connection, one.id, warned=one.mark)
+        return news
+
+    def _open_row(self, connection: Connection, request: ErasureRequest) -> Row | None:
+        """Return the open erasure of the same user, by tag: pseudonyms change with their key."""
+        tag = keys.tag(self._work.project, "user", request.user_id).hex()
+        erasure, fenced = tables.erasures.c, tables.suppressions.c
+        query = (
+            select(tables.erasures)
+            .join(tables.suppressions, fenced.erasure == erasure.id)
+            .where(erasure.project == self._work.project, erasure.state.in_(OPEN))
+            .where(fenced.kind == "user", fenced.tag == tag)
+        )
+        row = connection.execute(query).mappings().one_or_none()
+        return None if row is None else dict(row)
+
+    def _open(
+        self, connection: Connection, request: ErasureRequest, now: datetime, lease_s: float
+    ) -> Opened:
+        received_at = request.received_at or now
+        anonymous = tuple(dict.fromkeys(request.anonymous_ids))
+        asked = {
+            "requested_by": request.requested_by,
+            "reason": str(request.reason),
+            "received_at": stamp(received_at),
+            "due_at": stamp(one_month_after(received_at)),
+            "mode": request.mode,
+            "anonymous": len(anonymous),
+            "project": self._work.project,
+        }
+        values: dict[str, Any] = {
+            **_NOT_STARTED,
+            **asked,
+            "id": str(uuid_utils.uuid7()),
+            "ids": packed(request.user_id, anonymous),
+            "pseudonym": self._work.pseudonyms.of(request.user_id),
+            "epoch": self._work.pseudonyms.epoch,
+            "tickets": json.dumps([request.ticket] if request.ticket else []),
+            "accepted_at": stamp(now),
+            "next_at": stamp(now),
+        }
+        self._work.open(connection, values, {**asked, "ticket": request.ticket})
+        self._suppress(connection, values["id"], [("user", request.user_id)], now)
+        self._suppress(connection, values["id"], [("anonymous", one) for one in anonymous], now)
+        claim = self._work.lease(connection, values, now, lease_s)
+        return Opened(claim.id, is_new=True, is_fenced=False, claim=claim)
+
+    def _add(
+        self,
+        connection: Connection,
+        row: Row,
+        request: ErasureRequest,
+        lease: tuple[datetime, float],
+    ) -> Opened:
+        """Note that an open erasure was asked for again, and what is new in that."""
+        now, lease_s = lease
+        user_id, known = erasure_of(row).ids or (request.user_id, ())
+        new = tuple(one for one in dict.fromkeys(request.anonymous_ids) if one not in known)
+        moves = [_ticket_added(row, request, now)]
+        if new:
+            moves.append(_anonymous_added(user_id, (*known, *new), len(new), now))
+        row = self._work.advance(connection, row, moves, now)
+        self._suppress(connection, row["id"], [("anonymous", one) for one in new], now)
+        claim: Claim | None = None
+        if new or (row["state"] == "received" and not is_held(row, now)):
+            claim = self._work.lease(connection, row, now, lease_s)
+        is_fenced = row["fenced_at"] is not None
+        return Opened(row["id"], is_new=False, is_fenced=is_fenced, claim=claim)
+
+    def _suppress(
+        self, connection: Connection, erasure: str, ids: Iterable[tuple[str, str]], now: datetime
+    ) -> None:
+        for kind, one in ids:
+            values = {
+                "erasure": erasure,
+                "tag": keys.tag(self._work.project, kind, one).hex(),
+                "project": self._work.project,
+                "kind": kind,
+                "since": stamp(now),
+            }
+            connection.execute(insert(tables.suppressions).values(values))
+
+    def _found(self, connection: Connection, erasure: str) -> Row:
+        row = self._work.find(connection, erasure)
+        if row is None:
+            msg = "there is no such erasure"
+            raise Illegal(msg)
+        return row
+
+    def _end(self, erasure: str, end: Move, now: datetime) -> frozenset[bytes]:
+        with self._work.transaction() as connection:
+            row = self._found(connection, erasure)
+            ended = {"ended_at": stamp(now), "next_at": None, "token": None, "lease_until": None}
+            end = end._replace(changes={**end.changes, **ended})
+            self._work.advance(connection, row, [end, move("wiped", ids=None)], now)
+            freed = unfence(connection, erasure, now)
+        self._work.truncate_wal()
+        return freed
+
+    def _deadlines(self, connection: Connection, now: datetime) -> list[tuple[Deadline, int]]:
+        column = tables.erasures.c
+        query = select(
+            column.id, column.state, column.received_at, column.due_at, column.warned
+        ).where(column.project == self._work.project, column.state.in_(OPEN))
+        found = []
+        for row in connection.execute(query.order_by(column.due_at, column.id)):
+            received_at, due_at = moment(row.received_at), moment(row.due_at)
+            reached = mark(received_at, due_at, now)
+            if reached:
+                deadline = Deadline(row.id, row.state, received_at, due_at, reached)
+                found.append((deadline, row.warned))
+        return found
+
+
+_NOT_STARTED: dict[str, Any] = {
+    "round": 0,
+    "passes_s": "[]",
+    "acknowledged": 0,
+    "attempts": 0,
+    "removed": "{}",
+    "fenced_at": None,
+    "quiesced_at": None,
+    "lease_until": None,
+    "warned": 0,
+}
+
+
+def _ticket_added(row: Row, request: ErasureRequest, now: datetime) -> Move:
+    """Return what a repeated request changes.
+
+    The earlier deadline holds, and so does the mode that keeps more events out.
+    """
+    received_at = request.received_at or now
+    mode = SUPPRESS if SUPPRESS in (row["mode"], request.mode) else row["mode"]
+    tickets = json.loads(row["tickets"])
+    if request.ticket is not None and request.ticket not in tickets:
+        tickets.append(request.ticket)
+    details = {
+        "requested_by": request.requested_by,
+        "ticket": request.ticket,
+        "reason": str(request.reason),
+        "received_at": stamp(received_at),
+        "mode": mode,
+    }
+    due_at = min(row["due_at"], stamp(one_month_after(received_at)))
+    return move("ticket_added", details, tickets=json.dumps(tickets), mode=mode, due_at=due_at)
+
+
+def _anonymous_added(user_id: str, anonymous: tuple[str, ...], added: int, now: datetime) -> Move:
+    changes: dict[str, object] = {
+        "ids": packed(user_id, anonymous),
+        "anonymous": len(anonymous),
+        "fenced_at": None,
+        "next_at": stamp(now),
+    }
+    return Move("anonymous_added", {"anonymous": added}, changes)
+
+
+def _summary(row: Row) -> dict[str, Any]:
+    plain = (
+        "id",
+        "project",
+        "state",
+        "mode",
+        "epoch",
+        "anonymous",
+        "requested_by",
+        "reason",
+        "received_at",
+        "due_at",
+        "accepted_at",
+        "fenced_at",
+        "quiesced_at",
+        "ended_at",
+        "next_at",
+        "acknowledged",
+        "attempts",
+        "duplicate_of",
+    )
+    parsed = ("tickets", "removed", "passes_s")
+    return {
+        **{name: row[name] for name in plain},
+        **{name: json.loads(row[name]) for name in parsed},
+        "subject": row["pseudonym"],
+        "is_wiped": row["ids"] is None,
+    }
+
+
+def _passes(attempts: Iterable[Row]) -> list[dict[str, Any]]:
+    """Return the last attempt of each pass, and how many there were."""
+    found: dict[tuple[int, int], dict[str, Any]] = {}
+    for row in attempts:
+        key = (row["round"], row["n"])
+        shown = ("round", "n", "due_at", "sent_at", "answered_at", "status", "outcome")
+        before = found.get(key, {"attempts": 0})
+        found[key] = {name: row[name] for name in shown} | {"attempts": before["attempts"] + 1}
+    return list(found.values())
