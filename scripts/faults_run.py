@@ -26,7 +26,7 @@ DEFAULT = ("vendor", "kills", "redis", "broker", "outage", "partial")
 EVENTS = {
     "plain": 300,
     "short": 3000,
-    "kills": 5000,
+    "kills": 1500,
     "broker": 5000,
     "outage": 3000,
     "partial": 3000,
