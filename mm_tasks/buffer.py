@@ -71,7 +71,7 @@ class Admitted:
 class Refused:
     """An attempt may not be sent; see `begin.lua` for the reasons."""
 
-    reason: Literal["gone", "held", "paused", "wait", "slot", "empty"]
+    reason: Literal["gone", "unloaded", "held", "paused", "wait", "slot", "empty"]
     wait_s: float = 0
 
 
@@ -165,6 +165,7 @@ class Buffer:
                 project.pause,
                 keys.throttle,
                 keys.outage,
+                project.fences,
             ),
             (
                 self.lane,
@@ -178,7 +179,10 @@ class Buffer:
         return str(reply, "ascii")
 
     def claim(self, *, slot_us: int | None, found_again_ms: int, linger: bool = True) -> str | None:
-        """Make a batch of the oldest records for this slot; None when none is ready."""
+        """Make a batch of the oldest records for this slot; None when none is ready.
+
+        Nor is one while not all fences are loaded.
+        """
         batch_id = new_id()
         limits, keys, project = self._limits, self._keys, self._project
         taken = _CLAIM(
@@ -191,6 +195,8 @@ class Buffer:
                 keys.leases,
                 project.counts,
                 project.fence,
+                project.fences,
+                project.caught,
             ),
             (
                 self.lane,
@@ -230,6 +236,8 @@ class Buffer:
                 project.pause,
                 keys.throttle,
                 keys.outage,
+                project.fences,
+                project.caught,
             ),
             (self.lane, batch_id, token, slot, slot_valid_ms * 1000, lease_ms),
         )

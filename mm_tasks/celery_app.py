@@ -38,7 +38,6 @@ def broker_url() -> str:
 
 def _configuration() -> dict[str, Any]:
     settings = runtime.current().settings
-    every = settings.flush_interval_s
     return {
         "broker_url": broker_url(),
         "broker_connection_retry_on_startup": True,
@@ -60,7 +59,12 @@ def _configuration() -> dict[str, Any]:
             for name in (FORGET, DELIVER, IDENTIFY)
         ],
         "task_default_queue": DELIVER,
-        "task_routes": {"mm_tasks.identify": {"queue": IDENTIFY}},
+        "task_routes": {
+            "mm_tasks.identify": {"queue": IDENTIFY},
+            "mm_tasks.forget": {"queue": FORGET},
+            "mm_tasks.run_erasure": {"queue": FORGET},
+            "mm_tasks.sweep_erasures": {"queue": FORGET},
+        },
         "worker_prefetch_multiplier": 1,
         "worker_consumer": "mm_tasks.celery_app:Consumer",
         "worker_soft_shutdown_timeout": min(settings.request_timeout_s + 2, settings.lease_s / 2),
@@ -68,15 +72,25 @@ def _configuration() -> dict[str, Any]:
         "worker_hijack_root_logger": True,
         # No schedule file: all entries are intervals, and several beats are harmless.
         "beat_scheduler": "celery.beat:Scheduler",
-        "beat_schedule": {
-            f"mm_tasks-flush-{lane}": {
-                "task": "mm_tasks.flush",
-                "schedule": every,
-                "args": (lane,),
-                "options": {"queue": queue, "expires": max(1.0, every)},
-            }
-            for lane, queue in QUEUES.items()
-        },
+        "beat_schedule": _beat_schedule(settings.flush_interval_s),
+    }
+
+
+def _beat_schedule(every: float) -> dict[str, Any]:
+    """Return what beat asks for. A message that nobody takes in time is of no use later."""
+    entries: list[tuple[str, str, str, tuple[str, ...]]] = [
+        (f"mm_tasks-flush-{lane}", "mm_tasks.flush", queue, (lane,))
+        for lane, queue in QUEUES.items()
+    ]
+    entries.append(("mm_tasks-sweep-erasures", "mm_tasks.sweep_erasures", FORGET, ()))
+    return {
+        name: {
+            "task": task,
+            "schedule": every,
+            "args": args,
+            "options": {"queue": queue, "expires": max(1.0, every)},
+        }
+        for name, task, queue, args in entries
     }
 
 

@@ -166,13 +166,22 @@ class Client:
         """Send one event by itself, as `mm-tasks check --send` does."""
         return self._post("/v1/track", body)
 
-    def _post(self, path: str, body: bytes) -> Outcome:
-        failpoints.reach("send", "before")
-        outcome = self._exchange(path, body)
-        failpoints.reach("send", "after")
+    def forget(self, user_id: str) -> Outcome:
+        """Ask for the deletion of all rows with this id.
+
+        Success is 200 with the complete body `{"ok": true, "queued": true}`; it says that
+        the deletion was put into the vendor's queue, not that it is done ("Forget").
+        """
+        body = json.dumps({"user_id": user_id}, ensure_ascii=False, separators=(",", ":"))
+        return self._post("/v1/forget", body.encode(), step="forget")
+
+    def _post(self, path: str, body: bytes, step: str = "send") -> Outcome:
+        failpoints.reach(step, "before")
+        outcome = self._exchange(path, body, is_forget=step == "forget")
+        failpoints.reach(step, "after")
         return outcome
 
-    def _exchange(self, path: str, body: bytes) -> Outcome:
+    def _exchange(self, path: str, body: bytes, *, is_forget: bool) -> Outcome:
         EXCHANGE.start(self._timeout_s)
         kind = "connect"
         try:
@@ -183,7 +192,8 @@ class Client:
                 allow_redirects=False,
                 timeout=(min(CONNECT_TIMEOUT_S, self._timeout_s), self._timeout_s),
             ) as response:
-                return _classify(response.status_code, response.headers, _read(response))
+                answer = (response.status_code, response.headers, _read(response))
+                return _classify_forget(*answer) if is_forget else _classify(*answer)
         except (requests.RequestException, HTTPError, OSError) as error:
             kind = _kind(error)
         # The exception ends here: it holds the request, and that holds the key.
@@ -242,6 +252,14 @@ def _classify(status: int, headers: Mapping[str, str], body: bytes | None) -> Ou
     if status // 100 in {3, 4} and status != HTTPStatus.REQUEST_TIMEOUT:
         return Misdirected(answer)
     return Ambiguous(str(status), status, answer.code)
+
+
+def _classify_forget(status: int, headers: Mapping[str, str], body: bytes | None) -> Outcome:
+    outcome = _classify(status, headers, body)
+    if not isinstance(outcome, Delivered):
+        return outcome
+    is_queued = status == HTTPStatus.OK and _json_object(body).get("queued") is True
+    return outcome if is_queued else Ambiguous("unusable", status)
 
 
 def _success(status: int, said: dict[str, Any], body: bytes | None) -> Outcome:

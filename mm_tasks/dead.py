@@ -157,7 +157,14 @@ class DeadLetters:
         revived = erased = unknown = 0
         for lane, page in _by_lane(ids):
             waiting = keys.lane(lane).waiting
-            places = (keys.dead, keys.dead_at, waiting, keys.counts, keys.fence)
+            places = (
+                keys.dead,
+                keys.dead_at,
+                waiting,
+                keys.counts,
+                keys.fence,
+                keys.caught,
+            )
             again, gone = _REVIVE(self._redis, places, (lane, *page)) if lane else (0, 0)
             revived += again
             erased += gone

@@ -71,20 +71,25 @@ class Policy:
 class Delivery:
     """One lane. `limiter` is None for a lane that the vendor does not limit."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - the stages that it knows
         self,
         buffer: Buffer,
         limiter: Limiter | None,
         pauses: Pauses,
         client: Client | None,
         policy: Policy,
+        load_fences: Callable[[], bool],
     ) -> None:
-        """Take the parts. A flush needs no client."""
+        """Take the parts. A flush needs no client.
+
+        `load_fences` is called where not all fences are loaded; it says whether they are now.
+        """
         self._buffer = buffer
         self._limiter = limiter
         self._pauses = pauses
         self._client = client
         self._policy = policy
+        self._load_fences = load_fences
         self._lease_ms = round(policy.lease_s * 1000)
 
     def flush(self, *, linger: bool = True) -> Iterator[Dispatch]:
@@ -95,6 +100,11 @@ class Delivery:
         part-full batches at once.
         """
         looked = self._look(linger=linger)
+        if looked == "unloaded":
+            # Otherwise nothing is sent, and `status` says why.
+            looked = self._look(linger=linger) if self._load_fences() else looked
+        if looked == "unloaded":
+            return
         if looked == "paused":
             yield from self._probe()
             return
@@ -203,6 +213,8 @@ class Delivery:
             elif begun.reason == "wait":
                 self._give_back(batch_id, begun.wait_s)
                 return begun.wait_s
+            elif begun.reason == "unloaded" and self._load_fences():
+                continue
             elif begun.reason == "slot":
                 taken = self._slot()
                 if taken is None:

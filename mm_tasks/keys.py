@@ -59,6 +59,29 @@ class ProjectKeys(NamedTuple):
         return self._key("fence")
 
     @property
+    def fences(self) -> str:
+        """Hash: whose fences `fence` holds, and whether they are all of them.
+
+        `store` (id of the audit store), `run_id` (of the server that they were loaded for:
+        a restart or a failover makes it another one, FLUSHALL removes it), `loading` (token
+        of a load that goes on), and while a load fails `why` and `since_ms`.
+        """
+        return self._key("fences")
+
+    @property
+    def fence_draft(self) -> str:
+        """Set of tags that becomes `fence` once it is complete."""
+        return self._key("fence_draft")
+
+    @property
+    def caught(self) -> str:
+        """Hash of tag to number of records that the fence took out on their way.
+
+        Until the erasure of that subject has taken the number over.
+        """
+        return self._key("caught")
+
+    @property
     def rate(self) -> str:
         """String: end of the last reserved slot, µs since the epoch (GCRA's TAT)."""
         return self._key("rate")

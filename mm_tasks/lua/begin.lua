@@ -9,6 +9,8 @@
 -- KEYS[7]  pause     hash
 -- KEYS[8]  throttle  string
 -- KEYS[9]  outage    hash
+-- KEYS[10] fences    hash
+-- KEYS[11] caught    hash
 -- ARGV[1]  lane
 -- ARGV[2]  batch_id
 -- ARGV[3]  token     names this attempt
@@ -19,6 +21,7 @@
 --
 -- Returns one of
 --   {'gone'}           finished or buried by somebody
+--   {'unloaded'}       not all fences are loaded, so nothing may be sent
 --   {'held'}           another attempt is sending it
 --   {'paused'}         the project or the lane is, and this batch is not the probe
 --   {'wait', us}       its slot, its retry or the end of a 429's wait is not yet due
@@ -36,6 +39,7 @@ local now = now_us()
 local batch = redis.call('HMGET', KEYS[2], 'state', 'suspect', 'alone')
 if not batch[1] then return {'gone'} end
 if batch[1] == 'sending' then return {'held'} end
+if not is_loaded(KEYS[10]) then return {'unloaded'} end
 
 local stop = redis.call('EXISTS', KEYS[7]) == 1 and KEYS[7] or KEYS[9]
 local pause = redis.call('HMGET', stop, 'kind', 'probe')
@@ -56,24 +60,25 @@ redis.call('ZREM', KEYS[3], id)
 local records = redis.call('LRANGE', KEYS[1], 0, -1)
 local is_fenced = fenced(KEYS[6], records, 15)
 local suspect = tonumber(batch[2] or 0)
-local kept, suspect_kept = {}, 0
+local kept, gone, suspect_kept = {}, {}, 0
 for i, record in ipairs(records) do
-  if not is_fenced[i] then
+  if is_fenced[i] then
+    gone[#gone + 1] = record
+  else
     kept[#kept + 1] = record
     if i <= suspect then suspect_kept = suspect_kept + 1 end
   end
 end
-if #kept < #records then
-  local held = bytes_of(kept)
-  local gone = bytes_of(records) - held
+if #gone > 0 then
   redis.call('DEL', KEYS[1])
   if #kept > 0 then redis.call('RPUSH', KEYS[1], unpack(kept)) end
   suspect = suspect_kept
-  redis.call('HSET', KEYS[2], 'held', held, 'suspect', suspect)
+  redis.call('HSET', KEYS[2], 'held', bytes_of(kept), 'suspect', suspect)
   redis.call('HINCRBY', KEYS[2], 'cut', 1)
-  count(KEYS[5], lane .. ':erased', #records - #kept)
-  count(KEYS[5], lane .. ':leased', #kept - #records)
-  count(KEYS[5], 'held_bytes', -gone)
+  count(KEYS[5], lane .. ':erased', #gone)
+  count(KEYS[5], lane .. ':leased', -#gone)
+  count(KEYS[5], 'held_bytes', -bytes_of(gone))
+  caught(KEYS[11], KEYS[6], gone)
 end
 if #kept == 0 then
   redis.call('DEL', KEYS[1], KEYS[2])

@@ -7,6 +7,8 @@
 -- KEYS[5]  leases    zset
 -- KEYS[6]  counts    hash
 -- KEYS[7]  fence     set of tags
+-- KEYS[8]  fences    hash
+-- KEYS[9]  caught    hash
 -- ARGV[1]  lane
 -- ARGV[2]  batch_id     chosen by the caller, never used before
 -- ARGV[3]  events_max
@@ -16,16 +18,18 @@
 -- ARGV[7]  slot_us      when it may be sent, '' = now
 -- ARGV[8]  found_again_ms  after its slot; then a flush takes it for forgotten
 --
--- Returns the number of records claimed; 0 when no batch is ready.
+-- Returns the number of records claimed; 0 when no batch is ready, or not all fences
+-- are loaded.
 -- Records of fenced subjects are removed and counted as erased on the way.
 -- Atomic. O(records). Lost reply: the batch is found again by its lease.
 
+if not is_loaded(KEYS[8]) then return 0 end
 local lane, id = ARGV[1], ARGV[2]
 local events_max, bytes_max = tonumber(ARGV[3]), tonumber(ARGV[4])
 local now = now_us()
 local STEP = 100
 
-local kept, body, taken, erased, erased_held, body_gone = {}, tonumber(ARGV[5]), 0, 0, 0, 0
+local kept, gone, body, taken, body_gone = {}, {}, tonumber(ARGV[5]), 0, 0
 local oldest_ms, is_full = nil, false
 repeat
   local step = redis.call('LRANGE', KEYS[1], taken, taken + STEP - 1)
@@ -33,8 +37,7 @@ repeat
   for i, record in ipairs(step) do
     local size = #record - HEADER
     if is_fenced[i] then
-      erased = erased + 1
-      erased_held = erased_held + #record
+      gone[#gone + 1] = record
     else
       local cost = size + (#kept > 0 and 1 or 0)
       if #kept >= events_max or body + cost > bytes_max then
@@ -52,7 +55,7 @@ until is_full or #step < STEP
 
 is_full = is_full or #kept >= events_max
 local is_ready = is_full or (oldest_ms and now / 1000 - oldest_ms >= tonumber(ARGV[6]))
-if not is_ready and erased == 0 then return 0 end
+if not is_ready and #gone == 0 then return 0 end
 if not is_ready then
   -- Only the erased leave. The kept ones among them go back to the head, in order.
   redis.call('LTRIM', KEYS[1], taken, -1)
@@ -64,8 +67,9 @@ else
 end
 
 count(KEYS[6], lane .. ':waiting_bytes', -body_gone)
-count(KEYS[6], lane .. ':erased', erased)
-count(KEYS[6], 'held_bytes', -erased_held)
+count(KEYS[6], lane .. ':erased', #gone)
+count(KEYS[6], 'held_bytes', -bytes_of(gone))
+caught(KEYS[9], KEYS[7], gone)
 if #kept == 0 then return 0 end
 
 local slot = ARGV[7] == '' and now or tonumber(ARGV[7])

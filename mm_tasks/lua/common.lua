@@ -57,6 +57,38 @@ local function fenced(fence, records, offset)
   return result
 end
 
+local function run_id()
+  return string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
+end
+
+-- Are all fences here, for this very server? After a restart or a failover it has another
+-- run_id; after FLUSHALL there is none.
+local function is_loaded(fences)
+  local loaded_for = redis.call('HGET', fences, 'run_id')
+  return loaded_for and loaded_for == run_id()
+end
+
+-- Does a record belong to a subject? `tags` has a true for each of their tags.
+local function is_of(record, tags)
+  return tags[string.sub(record, 15, 30)] or tags[string.sub(record, 31, 46)]
+end
+
+-- From ARGV, beginning at `first`.
+local function set_of(argv, first)
+  local set = {}
+  for i = first, #argv do set[argv[i]] = true end
+  return set
+end
+
+-- Say whose records the fence took out on their way, so that their erasure can tell.
+local function caught(key, fence, records)
+  for _, record in ipairs(records) do
+    local tag = string.sub(record, 15, 30)
+    if redis.call('SISMEMBER', fence, tag) == 0 then tag = string.sub(record, 31, 46) end
+    redis.call('HINCRBY', key, tag, 1)
+  end
+end
+
 local function bytes_of(records)
   local sum = 0
   for _, record in ipairs(records) do sum = sum + #record end

@@ -6,6 +6,7 @@
 -- KEYS[4]  pause     hash
 -- KEYS[5]  throttle  string
 -- KEYS[6]  outage    hash
+-- KEYS[7]  fences    hash
 -- ARGV[1]  lane
 -- ARGV[2]  events_max
 -- ARGV[3]  bytes_max    of the body, its brackets taken off
@@ -13,9 +14,10 @@
 -- ARGV[5]  late_us      a claimed batch this long past its slot is late
 -- ARGV[6]  claimed_max  no more batches than this wait for their slot
 --
--- Returns 'paused', 'throttled', 'late' (what is claimed is not being sent),
+-- Returns 'unloaded' (not all fences are loaded), 'paused', 'throttled', 'late' (what is claimed is not being sent),
 -- 'ready' (a batch can be claimed) or 'idle'. Changes nothing. O(log n).
 
+if not is_loaded(KEYS[7]) then return 'unloaded' end
 local now = now_us()
 if redis.call('EXISTS', KEYS[4], KEYS[6]) > 0 then return 'paused' end
 local throttle = redis.call('GET', KEYS[5])

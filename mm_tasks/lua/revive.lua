@@ -5,6 +5,7 @@
 -- KEYS[3]  waiting  list of records, of this lane
 -- KEYS[4]  counts   hash
 -- KEYS[5]  fence    set of tags
+-- KEYS[6]  caught   hash
 -- ARGV[1]  lane
 -- ARGV[2…] at most 1000 ids of this lane, in the order in which they will wait
 --
@@ -41,4 +42,5 @@ count(KEYS[4], lane .. ':waiting_bytes', bytes_of(kept) - (HEADER - 1) * #kept)
 count(KEYS[4], lane .. ':dead', -#records)
 count(KEYS[4], lane .. ':erased', #gone)
 count(KEYS[4], 'held_bytes', -bytes_of(gone))
+caught(KEYS[6], KEYS[5], gone)
 return {#kept, #gone}

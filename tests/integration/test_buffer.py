@@ -12,6 +12,7 @@ from redis.retry import Retry
 from mm_tasks.buffer import Admitted, BatchLimits, Buffer, Entry, Refused
 from mm_tasks.errors import BufferFull, BufferUnavailable
 from mm_tasks.keys import ProjectKeys, tag
+from tests.conftest import load_fences
 
 LIMITS = BatchLimits(events_max=3, bytes_max=200, linger_ms=60_000)
 KEYS = ProjectKeys("p")
@@ -24,6 +25,7 @@ def make(redis, limits=LIMITS, held_bytes_max=1 << 20):
 
 @pytest.fixture
 def buffer(redis):
+    load_fences(redis)
     return make(redis)
 
 
@@ -70,6 +72,7 @@ def test_a_part_full_batch_waits_for_more_until_it_has_lingered(redis, buffer):
 @pytest.mark.parametrize("size", [5, 56, 57, 58, 60, 90, 187])
 def test_no_body_exceeds_the_byte_limit_and_none_could_take_one_more(redis, size):
     """Brackets and commas count: 13 bytes around, one between two events."""
+    load_fences(redis)
     buffer = make(redis, BatchLimits(events_max=100, bytes_max=200, linger_ms=0))
     buffer.append(entries(50, size))
     admitted = begin(buffer, claim(buffer))
@@ -80,6 +83,7 @@ def test_no_body_exceeds_the_byte_limit_and_none_could_take_one_more(redis, size
 
 
 def test_a_batch_full_by_bytes_does_not_linger(redis):
+    load_fences(redis)
     buffer = make(redis, BatchLimits(events_max=100, bytes_max=200, linger_ms=60_000))
     appended = buffer.append(entries(5, 60))
 
@@ -96,6 +100,7 @@ def test_a_full_batch_asks_for_one_nudge_and_not_for_two(buffer):
 
 
 def test_above_the_cap_nothing_is_stored_and_nothing_dropped(redis):
+    load_fences(redis)
     buffer = make(redis, held_bytes_max=3 * 56)
     buffer.append(entries(2))
 
@@ -108,6 +113,7 @@ def test_above_the_cap_nothing_is_stored_and_nothing_dropped(redis):
 
 
 def test_an_acknowledged_batch_makes_room(redis):
+    load_fences(redis)
     buffer = make(redis, held_bytes_max=3 * 56)
     buffer.append(entries(3))
     batch_id = claim(buffer)
@@ -205,6 +211,7 @@ def refuse(buffer, batch_id, singles_max=20):
 @pytest.mark.parametrize("poison", range(8))
 def test_the_one_refused_event_is_found_in_few_requests_and_the_rest_arrives(redis, poison):
     """By halves of what is suspect: log2(n) requests, and one for the rest."""
+    load_fences(redis)
     buffer = make(redis, BatchLimits(events_max=8, bytes_max=2000, linger_ms=60_000))
     buffer.append(entries(8))
     batch_id = claim(buffer)
@@ -238,6 +245,7 @@ def test_a_refusal_of_the_whole_alone_buries_nothing(redis, buffer):
 
 def test_a_batch_refused_event_by_event_is_a_new_rule_of_the_vendors(redis):
     """Else the dead letters fill with what was right when it was accepted."""
+    load_fences(redis)
     buffer = make(redis, BatchLimits(events_max=8, bytes_max=2000, linger_ms=60_000))
     buffer.append(entries(8))
     batch_id = claim(buffer)
@@ -251,6 +259,7 @@ def test_a_batch_refused_event_by_event_is_a_new_rule_of_the_vendors(redis):
 
 def test_batches_of_one_that_are_all_refused_are_a_new_rule_too(redis):
     """Low traffic, and the lane of identifies, never has a batch of twenty."""
+    load_fences(redis)
     buffer = make(redis, BatchLimits(events_max=1, bytes_max=2000, linger_ms=0))
     buffer.append(entries(4))
     said = [refuse(buffer, claim(buffer), singles_max=3) for _ in range(3)]
@@ -259,6 +268,7 @@ def test_batches_of_one_that_are_all_refused_are_a_new_rule_too(redis):
 
 
 def test_an_accepted_event_ends_a_row_of_refused_ones(redis):
+    load_fences(redis)
     buffer = make(redis, BatchLimits(events_max=1, bytes_max=2000, linger_ms=0))
     buffer.append(entries(4))
     refuse(buffer, claim(buffer), singles_max=3)
@@ -271,6 +281,7 @@ def test_an_accepted_event_ends_a_row_of_refused_ones(redis):
 
 def test_a_success_told_late_takes_what_it_carried_and_no_more(redis):
     """The first half was delivered twice; the second must not count as delivered."""
+    load_fences(redis)
     buffer = make(redis, BatchLimits(events_max=4, bytes_max=2000, linger_ms=60_000))
     buffer.append(entries(4))
     batch_id = claim(buffer)

@@ -48,6 +48,7 @@ from mm_tasks.buffer import Admitted, BatchLimits, Buffer, Entry, Refused
 from mm_tasks.errors import BufferFull
 from mm_tasks.keys import HEADER_BYTES, STAMP_BYTES, ProjectKeys, tag
 from mm_tasks.pauses import Pauses
+from tests.conftest import load_fences
 
 EVENTS_MAX = 4
 BYTES_MAX = 300
@@ -199,6 +200,7 @@ class Lane(RuleBasedStateMachine):
         super().__init__()
         self.redis = redis
         self.redis.flushdb()
+        load_fences(redis)
         limits = BatchLimits(EVENTS_MAX, BYTES_MAX, linger_ms=HOUR_MS)
         self.buffer = Buffer(
             redis, "p", "track", limits, held_bytes_max=HELD_BYTES_MAX, nudge_ms=HOUR_MS
@@ -858,7 +860,13 @@ class Lane(RuleBasedStateMachine):
         known |= {LANE.records(id_) for id_ in model.batches}
 
         assert known <= set(seen)
-        assert set(seen) - known <= {KEYS.counts, LANE.nudge, LANE.throttle}
+        assert set(seen) - known <= {
+            KEYS.counts,
+            KEYS.caught,
+            KEYS.fences,
+            LANE.nudge,
+            LANE.throttle,
+        }
 
 
 def test_no_sequence_of_steps_loses_repeats_or_misplaces_a_record(redis):

@@ -34,7 +34,7 @@ from mm_tasks.buffer import BatchLimits, Buffer, Entry
 from mm_tasks.dead import DeadLetters, Filter, Group, Revived
 from mm_tasks.errors import BufferFull
 from mm_tasks.keys import HEADER_BYTES, ProjectKeys, tag
-from tests.conftest import embedded
+from tests.conftest import embedded, load_fences
 
 KEYS = ProjectKeys("p")
 LANES = ("track", "identify")
@@ -53,6 +53,7 @@ def dead(redis):
 @contextmanager
 def opened(redis, lane="track", project="p"):
     """A buffer, and at the end no connection of it left to the garbage collector."""
+    load_fences(redis, project)
     buffer = Buffer(redis, project, lane, LIMITS, held_bytes_max=1 << 30)
     try:
         yield buffer

@@ -7,6 +7,7 @@ import pytest
 from mm_tasks.buffer import BatchLimits, Buffer, Entry
 from mm_tasks.keys import ProjectKeys
 from mm_tasks.pauses import Pauses
+from tests.conftest import load_fences
 
 KEYS = ProjectKeys("p")
 LANE = KEYS.lane("track")
@@ -81,6 +82,7 @@ def test_only_the_nth_failure_in_a_row_pauses(redis, pauses, failures_max):
 
 def test_a_delivered_batch_ends_the_row_of_failures(redis, pauses):
     limits = BatchLimits(events_max=1, bytes_max=200, linger_ms=0)
+    load_fences(redis)
     buffer = Buffer(redis, "p", "track", limits, held_bytes_max=1 << 20)
     buffer.append([Entry(b"{}", None, None)])
     pause(pauses, "a", "unavailable", failures_max=2)

@@ -21,6 +21,7 @@ from mm_tasks.delivery import Delivery, Policy
 from mm_tasks.keys import ProjectKeys
 from mm_tasks.limiter import Limiter
 from mm_tasks.pauses import Pauses
+from tests.conftest import load_fences
 
 KEYS = ProjectKeys("p")
 SECRET = SecretStr("sk_test_abc_not-a-real-secret")
@@ -71,7 +72,10 @@ class Flow:
         # So fast that no test waits for a slot; the rate has tests of its own.
         limiter = Limiter(redis, "p", self.lane, 1000, 100) if self.lane == "track" else None
         pauses = Pauses(redis, "p", self.lane)
-        return Delivery(self.buffer_on(redis), limiter, pauses, client, Policy(**policy))
+        return Delivery(self.buffer_on(redis), limiter, pauses, client, Policy(**policy), self.load)
+
+    def load(self):
+        return load_fences(self.redis)
 
     def append(self, n, user_id=None):
         self.append_bodies([self.body(i) for i in range(n)], user_id)

@@ -40,7 +40,7 @@ def assert_all_delivered(flow, sandbox, n, *, repeated=0):
     summary = sandbox.get("summary")
     assert summary["distinct"] == flow.counts()["delivered"] == n
     assert summary["duplicates"] == repeated
-    left = {KEYS.counts, KEYS.rate, flow.keys.nudge}
+    left = {KEYS.counts, KEYS.rate, KEYS.fences, flow.keys.nudge}
     assert {key.decode() for key in flow.redis.keys()} <= left  # noqa: SIM118 - Redis is no dict
 
 

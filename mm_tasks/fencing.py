@@ -1,0 +1,63 @@
+"""SQL's fences and Redis's: the second is made what the first says, whenever it may differ.
+
+Nothing is sent before that was done for this server (`claim` and `begin` look), so a Redis
+that lost its memory sends nothing of an erased subject. Without SQL it waits, and says so.
+"""
+
+from __future__ import annotations
+
+from logging import getLogger
+from typing import TYPE_CHECKING
+
+from mm_tasks.errors import AuditUnavailable, ConfigurationError
+
+if TYPE_CHECKING:
+    from mm_tasks.erasures import Claim
+    from mm_tasks.fence import Fence
+    from mm_tasks.register import Register
+
+_log = getLogger(__name__)
+
+
+class Fencing:
+    """The fences of one project in both places."""
+
+    def __init__(self, fence: Fence, register: Register) -> None:
+        """Take both; nothing is read here."""
+        self._fence = fence
+        self._register = register
+
+    def check_store(self) -> None:
+        """Raise `ConfigurationError` when Redis has the fences of another audit store."""
+        self._fence.check_store(self._register.store_id)
+
+    def raise_(self, claim: Claim) -> None:
+        """Put up the fence for the subject of an erasure; raises what Redis raises."""
+        self._fence.raise_(claim.erasure.tags, self._register.store_id)
+
+    def load(self) -> None:
+        """Make Redis's fences what SQL's are, and let this server count as loaded."""
+        self._fence.load(self._register.store_id, self._register.fences)
+        _log.info("fences_loaded")
+
+    def try_load(self) -> bool:
+        """As `load`, for whoever found them not loaded; where SQL fails, say why and go on."""
+        try:
+            self.load()
+        except AuditUnavailable:
+            why = "audit_unavailable"
+        except ConfigurationError:
+            why = "audit_refused"
+        else:
+            return True
+        self._fence.note_failed(why)
+        _log.error("fences_not_loaded", extra={"why": why})
+        return False
+
+    def mend(self) -> None:
+        """Load again where Redis has another number of fences than SQL.
+
+        So was one that could not be raised, or lowered, because Redis was away.
+        """
+        if self._fence.state().tags != self._register.fence_count():
+            self.load()

@@ -1,0 +1,56 @@
+-- purge_batch: remove a subject's records from a batch that is not being sent.
+--
+-- KEYS[1]  records  list
+-- KEYS[2]  batch    hash
+-- KEYS[3]  claimed  zset
+-- KEYS[4]  leases   zset
+-- KEYS[5]  counts   hash
+-- ARGV[1]  lane
+-- ARGV[2]  batch_id
+-- ARGV[3…] tags of the subject
+--
+-- Returns {number removed, ms}. The second is not 0 when an attempt that holds such a record
+-- is being sent: so long lasts its lease, and nothing was changed.
+-- An attempt whose lease ran out is not being sent any more; should its success be recorded
+-- all the same, it still counts for what it sent and is still here.
+-- Atomic. O(records). Lost reply: what was removed was counted; a repeat finds nothing.
+
+local lane, id, tags = ARGV[1], ARGV[2], set_of(ARGV, 3)
+local batch = redis.call('HMGET', KEYS[2], 'state', 'sent', 'suspect')
+local sent, suspect = tonumber(batch[2] or 0), tonumber(batch[3] or 0)
+local kept, gone, sent_kept, suspect_kept = {}, {}, 0, 0
+for i, record in ipairs(redis.call('LRANGE', KEYS[1], 0, -1)) do
+  if is_of(record, tags) then
+    gone[#gone + 1] = record
+  else
+    kept[#kept + 1] = record
+    if i <= sent then sent_kept = sent_kept + 1 end
+    if i <= suspect then suspect_kept = suspect_kept + 1 end
+  end
+end
+if #gone == 0 then return {0, 0} end
+if batch[1] == 'sending' then
+  local left = tonumber(redis.call('ZSCORE', KEYS[4], id) or 0) - math.floor(now_us() / 1000)
+  if left > 0 then return {0, left} end
+end
+
+redis.call('DEL', KEYS[1])
+count(KEYS[5], lane .. ':erased', #gone)
+count(KEYS[5], lane .. ':leased', -#gone)
+count(KEYS[5], 'held_bytes', -bytes_of(gone))
+if #kept == 0 then
+  redis.call('DEL', KEYS[2])
+  redis.call('ZREM', KEYS[3], id)
+  redis.call('ZREM', KEYS[4], id)
+  return {#gone, 0}
+end
+redis.call('RPUSH', KEYS[1], unpack(kept))
+redis.call('HSET', KEYS[2], 'held', bytes_of(kept), 'suspect', suspect_kept)
+if sent_kept > 0 then
+  redis.call('HSET', KEYS[2], 'sent', sent_kept)
+elseif sent > 0 then
+  -- Nothing is left of what was sent: a late answer is about none of this.
+  redis.call('HINCRBY', KEYS[2], 'cut', 1)
+  if batch[1] == 'sending' then free(KEYS[2], KEYS[3], KEYS[4], id) end
+end
+return {#gone, 0}
