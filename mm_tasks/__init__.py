@@ -9,7 +9,8 @@
 Importing this reads no environment and opens no socket.
 """
 
+from mm_tasks.ambient import context
 from mm_tasks.celery_app import app
 from mm_tasks.tasks import ErasureReceipt, Receipt, forget, identify, track
 
-__all__ = ["ErasureReceipt", "Receipt", "app", "forget", "identify", "track"]
+__all__ = ["ErasureReceipt", "Receipt", "app", "context", "forget", "identify", "track"]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from redis import Redis
+    from redis.asyncio import Redis as AsyncRedis
 
 # Lua's unpack fails near 8 000 values.
 APPEND_RECORDS_MAX = 1000
@@ -106,7 +107,7 @@ class Buffer:
         self._line = Line(redis)
         self._nudge_ms = nudge_ms
         self.lane = lane
-        self._append_head = self._packed_head()
+        self._append_head = _APPEND.command(*self._append_words())
 
     def append(self, entries: Sequence[Entry]) -> Appended:
         """Store all entries whose subject is not fenced, in order, or none.
@@ -122,36 +123,48 @@ class Buffer:
         command = b"*%d\r\n%b%b" % (words + len(records), head, b"".join(records))
         try:
             reply = self._line.call(_APPEND, command)
-        except OutOfMemoryError:
-            full = BufferFull("Redis is at its maxmemory; nothing was stored")
         except RedisError as error:
-            full = None
-            unavailable = _unavailable(error, len(entries))
+            failed = _failed(error, len(entries))
         else:
-            if type(reply) is int:
-                return Appended(_NOBODY, reply == 1)
-            if reply[0] >= 0:
-                return Appended(frozenset(i - 1 for i in reply[1:]), reply[0] == 1)
-            full = BufferFull(
-                f"the buffer holds {reply[1]} bytes; MM_TASKS_BUFFER_BYTES_MAX is "
-                f"{self._held_bytes_max}. Nothing was stored: slow down or raise it"
-            )
+            return self._appended(reply)
         # Raised outside of the handler: the original may quote a record.
-        raise full or unavailable
+        raise failed
 
-    def _packed_head(self) -> tuple[int, bytes]:
-        """Return what all appends have in common, packed once."""
-        keys, project, limits = self._keys, self._project, self._limits
-        return _APPEND.command(
-            (keys.waiting, project.counts, project.fence, keys.nudge),
-            (
-                self.lane,
-                self._held_bytes_max,
-                limits.events_max,
-                limits.bytes_max - BATCH_BRACKETS_BYTES,
-                self._nudge_ms,
-            ),
+    async def aappend(self, redis: AsyncRedis, entries: Sequence[Entry]) -> Appended:
+        """As `append`, on a client of the running event loop."""
+        assert len(entries) <= APPEND_RECORDS_MAX
+        records = [_record(self._project.project, entry) for entry in entries]
+        keys, args = self._append_words()
+        try:
+            reply = await _APPEND.acall(redis, keys, (*args, *records))
+        except RedisError as error:
+            failed = _failed(error, len(entries))
+        else:
+            return self._appended(reply)
+        raise failed
+
+    def _appended(self, reply: Any) -> Appended:  # noqa: ANN401 - see `append.lua`
+        if type(reply) is int:
+            return Appended(_NOBODY, reply == 1)
+        if reply[0] >= 0:
+            return Appended(frozenset(i - 1 for i in reply[1:]), reply[0] == 1)
+        msg = (
+            f"the buffer holds {reply[1]} bytes; MM_TASKS_BUFFER_BYTES_MAX is "
+            f"{self._held_bytes_max}. Nothing was stored: slow down or raise it"
         )
+        raise BufferFull(msg)
+
+    def _append_words(self) -> tuple[tuple[str, ...], tuple[str | int, ...]]:
+        """Return what all appends have in common: keys and first arguments."""
+        keys, project, limits = self._keys, self._project, self._limits
+        args = (
+            self.lane,
+            self._held_bytes_max,
+            limits.events_max,
+            limits.bytes_max - BATCH_BRACKETS_BYTES,
+            self._nudge_ms,
+        )
+        return (keys.waiting, project.counts, project.fence, keys.nudge), args
 
     def look(self, *, late_ms: int, claimed_max: int, linger: bool = True) -> str:
         """Return what a flush should do next: see `look.lua`."""
@@ -364,7 +377,9 @@ def _record(project: str, entry: Entry) -> bytes:
     return user + tag(project, "anonymous", entry.anonymous_id) + entry.body
 
 
-def _unavailable(error: RedisError, count: int) -> BufferUnavailable:
+def _failed(error: RedisError, count: int) -> BufferFull | BufferUnavailable:
+    if isinstance(error, OutOfMemoryError):
+        return BufferFull("Redis is at its maxmemory; nothing was stored")
     # Only what broke on the way leaves doubt; an error that Redis answered stored nothing.
     is_doubtful = isinstance(error, RedisConnectionError | RedisTimeoutError)
     return BufferUnavailable(

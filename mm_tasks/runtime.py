@@ -32,6 +32,7 @@ from mm_tasks.intake import Intake
 from mm_tasks.ledger import Ledger
 from mm_tasks.limiter import Limiter
 from mm_tasks.limits import BATCH_BRACKETS_BYTES
+from mm_tasks.loops import LoopClients
 from mm_tasks.pauses import Pauses
 from mm_tasks.pseudonyms import Pseudonyms
 from mm_tasks.purge import Purge
@@ -81,6 +82,9 @@ def audit_url(settings: Settings) -> str:
 class Runtime:
     """The parts of one process, each made when first needed."""
 
+    # Not so where events are recorded instead of stored: see `testing`.
+    has_broker = True
+
     def __init__(self, settings: Settings) -> None:
         """Take the settings; open nothing."""
         self.settings = settings
@@ -90,6 +94,11 @@ class Runtime:
         # middle of the first call would leave it held in the child for ever.
         self._producer_redis = self._redis(PRODUCER_CONNECT_S, PRODUCER_ANSWER_S)
         self.producers = self._buffers(self._producer_redis)
+        self.loops = LoopClients(
+            settings.redis_url.get_secret_value(),
+            connect_s=PRODUCER_CONNECT_S,
+            answer_s=PRODUCER_ANSWER_S,
+        )
 
     @cached_property
     def worker_redis(self) -> Redis:

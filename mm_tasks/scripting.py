@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from redis import Redis
+    from redis.asyncio import Redis as AsyncRedis
 
 
 class Script:
@@ -44,6 +45,20 @@ class Script:
         except ReadOnlyError:
             # A primary that became a replica keeps its connections: look for the new one.
             redis.connection_pool.disconnect(inuse_connections=False)
+            raise
+        failpoints.reach(self.name, "after")
+        return reply
+
+    async def acall(self, redis: AsyncRedis, keys: Sequence[str], args: Sequence[Any]) -> Any:  # noqa: ANN401 - replies differ by script
+        """As a call, on a client of the running event loop."""
+        failpoints.reach(self.name, "before")
+        try:
+            reply = await redis.evalsha(self.sha, len(keys), *keys, *args)
+        except NoScriptError:
+            await redis.script_load(self.text)
+            reply = await redis.evalsha(self.sha, len(keys), *keys, *args)
+        except ReadOnlyError:
+            await redis.connection_pool.disconnect(inuse_connections=False)
             raise
         failpoints.reach(self.name, "after")
         return reply

@@ -17,7 +17,7 @@ from celery import Task
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from mm_tasks import events, runtime
+from mm_tasks import ambient, events, runtime
 from mm_tasks.asking import request_of
 from mm_tasks.buffer import APPEND_RECORDS_MAX, Entry
 from mm_tasks.celery_app import FORGET, QUEUES, app, publish_failed, publish_options
@@ -86,10 +86,15 @@ class _DirectTask(_Task):  # type: ignore[misc]
     ) -> Any:  # noqa: ANN401 - Receipt, or Celery's result with options
         if all(value is None for value in options.values()):
             return self.delay(*(args or ()), **(kwargs or {}))
+        kwargs = self._shared(tuple(args or ()), kwargs or {})
         ours: dict[str, Any] = {"argsrepr": "(...)", "kwargsrepr": "{...}"}
         if options.get("connection") is None and options.get("producer") is None:
             ours |= publish_options()
         return super().apply_async(args, kwargs, **(ours | options))
+
+    def _shared(self, args: tuple[Any, ...], fields: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002 - events differ
+        """Return the fields with what the request, job or script gives to all of its events."""
+        return fields
 
     def _named(self, args: tuple[Any, ...], fields: dict[str, Any]) -> dict[str, Any]:
         """Return all arguments by name."""
@@ -117,6 +122,14 @@ class _EventTask(_DirectTask):
         """
         return self._append((self._encoded(args, fields),))[0]
 
+    async def adelay(self, /, *args: Any, **fields: Any) -> Receipt:  # noqa: ANN401 - checked here
+        """As `delay`, without holding up the running event loop."""
+        return (await self._aappend((self._encoded(args, fields),)))[0]
+
+    def _shared(self, args: tuple[Any, ...], fields: dict[str, Any]) -> dict[str, Any]:
+        # In the worker there is no request any more.
+        return ambient.added(self.lane, fields, self.positional[: len(args)])
+
     def run(self, *args: Any, **fields: Any) -> None:  # noqa: ANN401 - checked here
         """Store an event that came in a message; tried again until Redis takes it."""
         encoded = self._encoded(args, fields)
@@ -126,7 +139,8 @@ class _EventTask(_DirectTask):
             raise self.retry(exc=error, countdown=10) from None
 
     def _encoded(self, args: tuple[Any, ...], fields: dict[str, Any]) -> Encoded:
-        return self._encode(self._named(args, fields))
+        named = self._named(args, fields)
+        return self._encode(ambient.added(self.lane, named))
 
     def _encode(self, fields: dict[str, Any]) -> Encoded:
         if self.lane == events.TRACK:
@@ -135,14 +149,18 @@ class _EventTask(_DirectTask):
 
     def _append(self, part: Sequence[Encoded]) -> list[Receipt]:
         """Store at most 1 000 events with one script, and nudge a flush if one is full."""
-        entries = [Entry(event.body, event.user_id, event.anonymous_id) for event in part]
-        suppressed, is_full = runtime.current().producers[self.lane].append(entries)
+        suppressed, is_full = runtime.current().producers[self.lane].append(_entries(part))
         if is_full:
             # Beat will flush anyway, so a broker that is away costs nothing.
             _nudge(flush, (self.lane,), QUEUES[self.lane])
-        return [
-            Receipt(event.id, position not in suppressed) for position, event in enumerate(part)
-        ]
+        return _receipts(part, suppressed)
+
+    async def _aappend(self, part: Sequence[Encoded]) -> list[Receipt]:
+        # No nudge: that would keep the loop waiting for the broker, and beat flushes anyway.
+        current = runtime.current()
+        buffer = current.producers[self.lane]
+        appended = await buffer.aappend(current.loops.current(), _entries(part))
+        return _receipts(part, appended.suppressed)
 
 
 class _TrackTask(_EventTask):
@@ -162,6 +180,28 @@ class _TrackTask(_EventTask):
         the bad ones hold their error. A failure of Redis midway raises
         `BufferUnavailable` with `.stored` and `.maybe_stored`.
         """
+        good, bad, total = self._sorted(items, on_error)
+        stored: list[Receipt] = []
+        for part in _parts(good):
+            with _counting(stored):
+                stored += self._append(part)
+        return _in_order(stored, bad, total)
+
+    async def adelay_many(
+        self, items: Iterable[dict[str, Any]], *, on_error: str = "raise"
+    ) -> list[Receipt]:
+        """As `delay_many`; only the validation of the events holds up the event loop."""
+        good, bad, total = self._sorted(items, on_error)
+        stored: list[Receipt] = []
+        for part in _parts(good):
+            with _counting(stored):
+                stored += await self._aappend(part)
+        return _in_order(stored, bad, total)
+
+    def _sorted(
+        self, items: Iterable[dict[str, Any]], on_error: str
+    ) -> tuple[list[Encoded], dict[int, InvalidEvent], int]:
+        """Return the good events, the errors of the bad ones by index, and how many there are."""
         if on_error not in {"raise", "skip"}:
             msg = "on_error must be 'raise' or 'skip'"
             raise ValueError(msg)
@@ -176,22 +216,7 @@ class _TrackTask(_EventTask):
                 bad[index] = _at(index, error)
         if bad and on_error == "raise":
             raise InvalidEvent([problem for error in bad.values() for problem in error.problems])
-        stored = iter(self._stored(good))
-        return [
-            Receipt(None, accepted=False, error=bad[index]) if index in bad else next(stored)
-            for index in range(total)
-        ]
-
-    def _stored(self, encoded: list[Encoded]) -> list[Receipt]:
-        """Store in scripts of at most 1 000 records; a failure says how far it came."""
-        receipts: list[Receipt] = []
-        for start in range(0, len(encoded), APPEND_RECORDS_MAX):
-            try:
-                receipts += self._append(encoded[start : start + APPEND_RECORDS_MAX])
-            except (BufferFull, BufferUnavailable) as error:
-                error.stored = sum(receipt.accepted for receipt in receipts)
-                raise
-        return receipts
+        return good, bad, total
 
 
 class _IdentifyTask(_EventTask):
@@ -239,6 +264,39 @@ def _register(sender: Any, **_: Any) -> None:  # noqa: ANN401
     sender.register_task(forget)
 
 
+def _entries(part: Sequence[Encoded]) -> list[Entry]:
+    return [Entry(event.body, event.user_id, event.anonymous_id) for event in part]
+
+
+def _receipts(part: Sequence[Encoded], suppressed: frozenset[int]) -> list[Receipt]:
+    return [Receipt(event.id, position not in suppressed) for position, event in enumerate(part)]
+
+
+def _parts(encoded: list[Encoded]) -> Iterator[list[Encoded]]:
+    """Yield what one script stores."""
+    for start in range(0, len(encoded), APPEND_RECORDS_MAX):
+        yield encoded[start : start + APPEND_RECORDS_MAX]
+
+
+@contextmanager
+def _counting(receipts: list[Receipt]) -> Iterator[None]:
+    """Let a failure say how many events were stored before it."""
+    try:
+        yield
+    except (BufferFull, BufferUnavailable) as error:
+        error.stored = sum(receipt.accepted for receipt in receipts)
+        raise
+
+
+def _in_order(stored: list[Receipt], bad: dict[int, InvalidEvent], total: int) -> list[Receipt]:
+    """Return a receipt for each item, as they were given."""
+    rest = iter(stored)
+    return [
+        Receipt(None, accepted=False, error=bad[index]) if index in bad else next(rest)
+        for index in range(total)
+    ]
+
+
 def _at(index: int, error: InvalidEvent) -> InvalidEvent:
     problems = [Problem(problem.field, problem.rule, index) for problem in error.problems]
     return type(error)(problems)
@@ -246,6 +304,8 @@ def _at(index: int, error: InvalidEvent) -> InvalidEvent:
 
 def _nudge(task: Any, args: tuple[str], queue: str, expires_s: float = 5) -> None:  # noqa: ANN401
     """Ask for what beat will ask for anyway, a little sooner."""
+    if not runtime.current().has_broker:
+        return
     try:
         task.apply_async(args, queue=queue, expires=expires_s, **publish_options())
     except Exception as error:  # noqa: BLE001 - whatever a broker raises, all is stored
