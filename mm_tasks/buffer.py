@@ -166,6 +166,10 @@ class Buffer:
         )
         return (keys.waiting, project.counts, project.fence, keys.nudge), args
 
+    def count_left_out(self, n: int) -> None:
+        """Count fields that events went without, as the vendor would refuse them."""
+        _LEFT_OUT(self._redis, (self._project.counts,), (self.lane, n))
+
     def look(self, *, late_ms: int, claimed_max: int, linger: bool = True) -> str:
         """Return what a flush should do next: see `look.lua`."""
         limits, keys, project = self._limits, self._keys, self._project
@@ -391,3 +395,4 @@ def _failed(error: RedisError, count: int) -> BufferFull | BufferUnavailable:
 _APPEND, _LOOK, _CLAIM, _DUE, _ADOPT = map(Script, ("append", "look", "claim", "due", "adopt"))
 _BEGIN, _LAPSE, _ACK, _RELEASE = map(Script, ("begin", "lapse", "ack", "release"))
 _NARROW, _SINGLE_OUT, _BURY = map(Script, ("narrow", "single_out", "bury"))
+_LEFT_OUT = Script("left_out")

@@ -1,15 +1,17 @@
-"""Our Celery app and the settings it must have: see *Celery* in the design.
+"""Our Celery app, the settings it must have, and what all our tasks have in common.
 
 The app reads the environment when it is first used, not when it is imported,
-and never becomes the current app of a host.
+and never becomes the current app of a host. Our tasks belong to it, until a host
+takes them into an app of its own: see `hosting`.
 """
 
 from __future__ import annotations
 
 import threading
-from typing import Any
+from logging import getLogger
+from typing import TYPE_CHECKING, Any
 
-from celery import Celery
+from celery import Celery, Task
 from celery.exceptions import ImproperlyConfigured
 from celery.signals import celeryd_init
 from celery.worker.consumer import Consumer as CeleryConsumer
@@ -18,8 +20,29 @@ from kombu import Connection, Exchange, Queue
 from mm_tasks import preflight, runtime
 from mm_tasks.errors import ConfigurationError
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 FORGET, DELIVER, IDENTIFY = "mm.forget", "mm.deliver", "mm.identify"
 QUEUES = {"track": DELIVER, "identify": IDENTIFY}
+
+FLUSH, SEND_BATCH = "mm_tasks.flush", "mm_tasks.send_batch"
+RUN_ERASURE, SWEEP_ERASURES = "mm_tasks.run_erasure", "mm_tasks.sweep_erasures"
+
+# Of messages that carry what a caller gave: what the broker's tools and the logs show of it.
+REDACTED = {"argsrepr": "(...)", "kwargsrepr": "{...}"}
+# Where a task goes, by its name. As options of a publish they hold for `send_task` too.
+ROUTES: dict[str, dict[str, Any]] = {
+    "mm_tasks.track": {"queue": DELIVER, "serializer": "json", **REDACTED},
+    "mm_tasks.identify": {"queue": IDENTIFY, "serializer": "json", **REDACTED},
+    "mm_tasks.forget": {"queue": FORGET, "serializer": "json", **REDACTED},
+    FLUSH: {"queue": DELIVER, "serializer": "json"},
+    SEND_BATCH: {"queue": DELIVER, "serializer": "json"},
+    RUN_ERASURE: {"queue": FORGET, "serializer": "json"},
+    SWEEP_ERASURES: {"queue": FORGET, "serializer": "json"},
+}
+
+_log = getLogger(__name__)
 
 # What a publish may cost a web request when the broker is away.
 _PUBLISH_TIMEOUT_S = 0.3
@@ -54,17 +77,9 @@ def _configuration() -> dict[str, Any]:
         "result_accept_content": ["json"],
         "task_ignore_result": True,
         "task_acks_late": True,
-        "task_queues": [
-            Queue(name, Exchange(name, type="direct"), routing_key=name)
-            for name in (FORGET, DELIVER, IDENTIFY)
-        ],
+        "task_queues": queues(),
         "task_default_queue": DELIVER,
-        "task_routes": {
-            "mm_tasks.identify": {"queue": IDENTIFY},
-            "mm_tasks.forget": {"queue": FORGET},
-            "mm_tasks.run_erasure": {"queue": FORGET},
-            "mm_tasks.sweep_erasures": {"queue": FORGET},
-        },
+        "task_routes": ROUTES,
         "worker_prefetch_multiplier": 1,
         "worker_consumer": "mm_tasks.celery_app:Consumer",
         "worker_soft_shutdown_timeout": min(settings.request_timeout_s + 2, settings.lease_s / 2),
@@ -72,17 +87,24 @@ def _configuration() -> dict[str, Any]:
         "worker_hijack_root_logger": True,
         # No schedule file: all entries are intervals, and several beats are harmless.
         "beat_scheduler": "celery.beat:Scheduler",
-        "beat_schedule": _beat_schedule(settings.flush_interval_s),
+        "beat_schedule": beat_schedule(settings.flush_interval_s),
     }
 
 
-def _beat_schedule(every: float) -> dict[str, Any]:
+def queues() -> list[Queue]:
+    """Return our queues, the one that is served first at the head."""
+    return [
+        Queue(name, Exchange(name, type="direct"), routing_key=name)
+        for name in (FORGET, DELIVER, IDENTIFY)
+    ]
+
+
+def beat_schedule(every: float) -> dict[str, Any]:
     """Return what beat asks for. A message that nobody takes in time is of no use later."""
     entries: list[tuple[str, str, str, tuple[str, ...]]] = [
-        (f"mm_tasks-flush-{lane}", "mm_tasks.flush", queue, (lane,))
-        for lane, queue in QUEUES.items()
+        (f"mm_tasks-flush-{lane}", FLUSH, queue, (lane,)) for lane, queue in QUEUES.items()
     ]
-    entries.append(("mm_tasks-sweep-erasures", "mm_tasks.sweep_erasures", FORGET, ()))
+    entries.append(("mm_tasks-sweep-erasures", SWEEP_ERASURES, FORGET, ()))
     return {
         name: {
             "task": task,
@@ -117,25 +139,81 @@ class Consumer(CeleryConsumer):
             transport.client = connection
 
 
-app = Celery("mm_tasks", set_as_current=False)
+# Workers and beat import what is included, whoever's module they were told to start with.
+app = Celery("mm_tasks", set_as_current=False, include=["mm_tasks.tasks"])
 app.add_defaults(_configuration)
 
 
-@celeryd_init.connect
-def _refuse_bad_settings(conf: Any = None, **_: Any) -> None:  # noqa: ANN401
-    """Refuse to start a worker that could not send, or whose Redis would lose events."""
-    if conf is None or conf.get("worker_consumer") != "mm_tasks.celery_app:Consumer":
-        return
+class _Home:
+    """The one app of this process that our tasks belong to."""
+
+    app: Celery = app
+
+
+def home() -> Celery:
+    """Return the app that our tasks belong to and publish through: a host's, or ours."""
+    return _Home.app
+
+
+def once(signal: Any, call: Callable[..., None], owner: Celery, *, is_past: bool) -> None:  # noqa: ANN401
+    """Call it with the app when its signal is sent, or now when it was."""
+    if is_past:
+        call(owner)
+    else:
+        signal.connect(call, sender=owner)
+
+
+def settle(tasks: tuple[Any, ...], host: Celery) -> None:
+    """Let these tasks belong to `host`, whose settings are not read before one is used."""
+    _Home.app = host
+    for task in tasks:
+        kind = type(task)
+        kind._app, kind._exec_options = host, None  # noqa: SLF001 - as `Task.bind`
+
+
+# celery-types knows only tasks whose `delay` returns an AsyncResult.
+_Task: Any = Task
+
+
+class OurTask(_Task):  # type: ignore[misc]
+    """What all our tasks need, whatever the settings of the app they are in.
+
+    That is JSON, no result, no rate limit (the vendor's is kept by `limiter`, over all
+    workers), and an acknowledgement when done. Arguments are checked by the tasks.
+    """
+
+    abstract = True
+    _app = app  # not the current app of a host, whichever that is
+    typing = False
+    serializer = "json"
+    ignore_result = True
+    store_errors_even_if_ignored = False
+    acks_late = True
+    max_retries = None
+    rate_limit = 0  # none; None would be the host's default
+
+    def apply(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - Celery's
+        """Run it here and now; Celery looks it up in the registry, which may not be made yet."""
+        self.app.finalize(auto=True)
+        return super().apply(*args, **options)
+
+
+def problems_at_start() -> list[str]:
+    """Return why a worker could not send, or why its Redis would lose events."""
     try:
         current = runtime.current()
     except (ConfigurationError, ImproperlyConfigured) as error:
-        problems = [str(error)]
-    else:
-        problems = [
-            verdict.sentence
-            for verdict in preflight.start(current.worker_redis, current.settings)
-            if verdict.state == "problem"
-        ]
+        return [str(error)]
+    verdicts = preflight.start(current.worker_redis, current.settings)
+    return [verdict.sentence for verdict in verdicts if verdict.state == "problem"]
+
+
+@celeryd_init.connect
+def _refuse_bad_settings(instance: Any = None, **_: Any) -> None:  # noqa: ANN401
+    """Refuse to start a worker of our app that has problems; a host's only says so."""
+    if getattr(instance, "app", None) is not app:
+        return
+    problems = problems_at_start()
     if problems:
         raise SystemExit("\n".join(f"mm_tasks: {problem}" for problem in problems))
 
@@ -144,24 +222,29 @@ class _Publisher(threading.local):
     """A broker connection for each thread that gives up soon and never repeats."""
 
     connection: Connection | None = None
-    owner: runtime.Runtime | None = None
+    owner: tuple[runtime.Runtime, Celery] | None = None
 
     def get(self) -> Connection:
-        if self.connection is None or self.owner is not runtime.current():
-            url = broker_url()
-            options = {
-                "socket_timeout": _PUBLISH_TIMEOUT_S,
-                "socket_connect_timeout": _PUBLISH_TIMEOUT_S,
-                "max_retries": 0,
-            }
-            is_redis = url.startswith(("redis", "sentinel"))
-            self.connection = Connection(
-                url,
-                transport_options=options if is_redis else {},
-                connect_timeout=_PUBLISH_TIMEOUT_S,
-            )
-            self.owner = runtime.current()
+        owner = (runtime.current(), home())
+        if self.connection is None or self.owner != owner:
+            self.connection = _connection(owner[1])
+            if self.connection.transport.driver_type == "redis":
+                self.connection.transport_options = {
+                    **(self.connection.transport_options or {}),
+                    "socket_timeout": _PUBLISH_TIMEOUT_S,
+                    "socket_connect_timeout": _PUBLISH_TIMEOUT_S,
+                    "max_retries": 0,
+                }
+            self.owner = owner
         return self.connection
+
+
+def _connection(to: Celery) -> Connection:
+    """Return a connection to the broker that is not open yet."""
+    if to is app:
+        return Connection(broker_url(), connect_timeout=_PUBLISH_TIMEOUT_S)
+    # With what the host has set for it: a prefix of keys, TLS, the name of a primary.
+    return to.connection_for_write(connect_timeout=_PUBLISH_TIMEOUT_S)
 
 
 _publisher = _Publisher()
@@ -177,3 +260,27 @@ def publish_failed() -> None:
 def publish_options() -> dict[str, Any]:
     """Return the options of a publish that costs at most one second with the broker away."""
     return {"connection": _publisher.get(), "retry": False}
+
+
+def nudge(task: str, args: tuple[str], queue: str, *, expires_s: float = 5) -> None:
+    """Ask for what beat will ask for anyway, a little sooner; a broker that is away costs nothing.
+
+    Nothing is asked for where tasks run eagerly: that would be done here and now.
+    """
+    if not runtime.current().has_broker:
+        return
+    try:
+        if not home().conf.task_always_eager:
+            home().send_task(
+                task,
+                args,
+                queue=queue,
+                expires=expires_s,
+                serializer="json",
+                ignore_result=True,
+                add_to_parent=False,  # no child of a host's task that stored an event
+                **publish_options(),
+            )
+    except Exception as error:  # noqa: BLE001 - whatever a broker raises, all is stored
+        publish_failed()
+        _log.warning("nudge_failed", extra={"error": type(error).__name__})

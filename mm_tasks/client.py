@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import requests
 from urllib3.exceptions import HTTPError
 
-from mm_tasks import failpoints
+from mm_tasks import failpoints, guards
 from mm_tasks.errors import ConfigurationError
 from mm_tasks.outcome import (
     Ambiguous,
@@ -182,6 +182,7 @@ class Client:
         return outcome
 
     def _exchange(self, path: str, body: bytes, *, is_forget: bool) -> Outcome:
+        guards.admit(self._host)
         EXCHANGE.start(self._timeout_s)
         kind = "connect"
         try:

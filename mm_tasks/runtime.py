@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from redis import Redis
@@ -41,6 +42,7 @@ from mm_tasks.settings import Settings
 from mm_tasks.work import Work
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 # A web request waits at most this long for Redis: connect, then one answer. No blind
@@ -245,7 +247,9 @@ class _Process:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.runtime: Runtime | None = None
+        self.given: dict[str, Any] = {}
         self.abandoned: list[Runtime] = []
+        self.replacements: tuple[Runtime, ...] = ()
 
     def forked(self) -> None:
         # Kept, not dropped: closing what the parent still uses is its own trouble.
@@ -259,10 +263,45 @@ _process = _Process()
 os.register_at_fork(after_in_child=_process.forked)
 
 
+def configure(**values: Any) -> None:  # noqa: ANN401 - checked by `Settings`
+    """Let these settings, by field, win over the environment, from the first use on.
+
+    They are read then, and not here. Raises `ConfigurationError` when the first use was already.
+    """
+    with _process.lock:
+        if _process.runtime is not None and values != _process.given:
+            msg = "mm_tasks was used before it was configured; configure it earlier"
+            raise ConfigurationError(msg)
+        _process.given = values
+
+
 def current() -> Runtime:
-    """Return this process's runtime, made from the environment at the first call."""
+    """Return this process's runtime, made at the first call: see `Settings` and `configure`."""
+    if replacements := _process.replacements:
+        return replacements[-1]
     if _process.runtime is None:
         with _process.lock:
             if _process.runtime is None:
-                _process.runtime = Runtime(Settings.load())
+                _process.runtime = Runtime(load_settings())
     return _process.runtime
+
+
+def load_settings() -> Settings:
+    """Return the settings as the first use reads them."""
+    return Settings.load(_process.given)
+
+
+@contextmanager
+def replaced(by: Runtime) -> Iterator[None]:
+    """Let `by` be the runtime of all threads meanwhile, and of children that are forked.
+
+    Several may be in force: the newest counts, in whatever order they end.
+    """
+    with _process.lock:
+        _process.replacements += (by,)
+    try:
+        yield
+    finally:
+        with _process.lock:
+            left = (one for one in _process.replacements if one is not by)
+            _process.replacements = tuple(left)

@@ -7,7 +7,7 @@ rule, never the value.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import platformdirs
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
@@ -15,6 +15,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from mm_tasks import limits
 from mm_tasks.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 # A lease must outlive the request and what follows it.
 _LEASE_MARGIN_S = 5
@@ -146,10 +149,20 @@ class Settings(BaseSettings):
         return self
 
     @classmethod
-    def load(cls) -> Settings:
-        """Read the environment; raise `ConfigurationError` naming each variable and rule."""
+    def load(cls, given: Mapping[str, Any] | None = None) -> Settings:
+        """Read the environment; raise `ConfigurationError` naming each variable and rule.
+
+        What is `given`, by field, wins.
+        """
+        given = given or {}
+        if unknown := sorted(given.keys() - cls.model_fields.keys()):
+            raise ConfigurationError(
+                "; ".join(f"{variable(name)}: is not a setting" for name in unknown)
+            )
+        # By the vendor's own names: with the other ones the environment would win.
+        named = {variable(n) if n.startswith("millimetric_") else n: v for n, v in given.items()}
         try:
-            return cls()
+            return cls(**named)
         except ValidationError as error:
             rules = [_rule(problem["loc"], problem["msg"]) for problem in error.errors()]
         raise ConfigurationError("; ".join(rules))

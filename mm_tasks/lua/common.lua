@@ -9,6 +9,7 @@
 --   <lane>:ambiguous        requests that may have been stored; also by kind, <lane>:ambiguous:<kind>
 --   <lane>:outcome:<name>   requests by outcome
 --   <lane>:count_differs    answers whose count was not ours
+--   <lane>:left_out         fields of web requests that events went without: not usable
 --   held_bytes              bytes of all records held: waiting, in batches, dead
 --
 -- At maxmemory Redis refuses a script whose first write allocates, and allows

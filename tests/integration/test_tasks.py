@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 from kombu import Connection
@@ -126,3 +128,17 @@ def test_with_a_countdown_the_message_is_redacted(redis, redis_url, stored):
 def test_our_tasks_belong_to_our_app():
     assert track.app is app
     assert {"mm_tasks.track", "mm_tasks.identify", "mm_tasks.flush"} <= app.tasks.keys()
+
+
+@pytest.mark.parametrize("module", ["mm_tasks", "mm_tasks.celery_app"])
+def test_a_worker_that_starts_from_either_module_knows_all_tasks(module):
+    """What `-A` names; the package imports its parts only when they are asked for."""
+    program = (
+        "from celery.app.utils import find_app\n"
+        f"app = find_app('{module}')\n"
+        "app.loader.import_default_modules()\n"
+        "print(len([name for name in app.tasks if name.startswith('mm_tasks.')]))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+
+    assert int(done.stdout) == 7

@@ -1,0 +1,23 @@
+"""The Django app: hands the settings over and registers the system checks."""
+
+from __future__ import annotations
+
+from django.apps import AppConfig
+from django.core.checks import register
+
+from mm_tasks import runtime
+from mm_tasks.contrib.django import checks, conf
+
+
+class MMTasksConfig(AppConfig):  # type: ignore[misc] # Django ships no types
+    """`mm_tasks.contrib.django`."""
+
+    name = "mm_tasks.contrib.django"
+    label = "mm_tasks"
+    verbose_name = "mm_tasks"
+
+    def ready(self) -> None:
+        """Let Django's settings win; they are read at the first event, not here."""
+        runtime.configure(**conf.given())
+        register(checks.settings_are_sound)
+        register(checks.visits_are_sound)

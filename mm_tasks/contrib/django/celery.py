@@ -1,0 +1,14 @@
+"""The Celery app with Django's settings: `celery -A mm_tasks.contrib.django worker`, and beat.
+
+Needs DJANGO_SETTINGS_MODULE, as `manage.py` does.
+"""
+
+from __future__ import annotations
+
+import django
+
+django.setup()
+
+from mm_tasks.celery_app import app  # noqa: E402 - after the settings are handed over
+
+__all__ = ["app"]

@@ -1,0 +1,47 @@
+"""System checks: `manage.py check` says what is wrong before anything is started."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.conf import settings
+from django.core.checks import Error, Warning  # noqa: A004 - Django's own name
+from django.core.exceptions import ImproperlyConfigured
+
+from mm_tasks.contrib.django import conf
+from mm_tasks.errors import ConfigurationError
+from mm_tasks.settings import Settings
+
+_OURS = "mm_tasks.contrib.django.middleware.VisitMiddleware"
+_CACHE = "django.middleware.cache.UpdateCacheMiddleware"
+
+
+def settings_are_sound(app_configs: Any, **_: Any) -> list[Any]:  # noqa: ANN401, ARG001 - Django's form
+    """Find settings that are wrong, and names that are none of ours."""
+    found: list[Any] = [
+        Error(f"{name} is not a setting of mm_tasks", id="mm_tasks.E002") for name in conf.unknown()
+    ]
+    try:
+        Settings.load(conf.given())
+    except ConfigurationError as error:
+        found.append(Error(str(error), id="mm_tasks.E001"))
+    return found
+
+
+def visits_are_sound(app_configs: Any, **_: Any) -> list[Any]:  # noqa: ANN401, ARG001 - Django's form
+    """Find options that are wrong, and a cache that would give one visitor's id to others."""
+    try:
+        options = conf.visit_options()
+    except ImproperlyConfigured as error:
+        return [Error(str(error), id="mm_tasks.E003")]
+    order = list(settings.MIDDLEWARE)
+    if not options.issue_cookie:
+        return []
+    if _OURS not in order:
+        hint = f"Add {_OURS} to MIDDLEWARE."
+        return [Warning("issue_cookie has no effect", hint=hint, id="mm_tasks.W001")]
+    if _CACHE in order[: order.index(_OURS)]:
+        hint = f"Put {_OURS} before {_CACHE}."
+        text = "the cache may store the cookie of one visitor and give it to others"
+        return [Warning(text, hint=hint, id="mm_tasks.W002")]
+    return []

@@ -1,0 +1,49 @@
+"""What Django's settings say about us."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+
+from mm_tasks.contrib.visit import VisitOptions
+from mm_tasks.errors import ConfigurationError
+from mm_tasks.settings import Settings, variable
+
+VISIT = "MM_TASKS_VISIT"
+# Django has settings of its own for what a proxy says.
+_DJANGO_KNOWS = "forwarded"
+
+
+def given() -> dict[str, Any]:
+    """Return our settings by field, as far as Django's say anything."""
+    names = {field: variable(field) for field in Settings.model_fields}
+    return {field: getattr(settings, name) for field, name in names.items() if _has(name)}
+
+
+def unknown() -> list[str]:
+    """Return names that begin as ours do and are none."""
+    known = {VISIT, *map(variable, Settings.model_fields)}
+    prefixes = ("MM_TASKS_", "MILLIMETRIC_")
+    return sorted(name for name in dir(settings) if name.startswith(prefixes) and name not in known)
+
+
+def visit_options() -> VisitOptions:
+    """Return the options of the middleware; raises `ImproperlyConfigured`."""
+    options = getattr(settings, VISIT, {})
+    if _DJANGO_KNOWS in options:
+        msg = (
+            f"{VISIT}: {_DJANGO_KNOWS}: is not used here; set SECURE_PROXY_SSL_HEADER and "
+            "USE_X_FORWARDED_HOST"
+        )
+        raise ImproperlyConfigured(msg)
+    try:
+        return VisitOptions(**options)
+    except (ConfigurationError, TypeError) as error:
+        msg = f"{VISIT}: {error}"
+    raise ImproperlyConfigured(msg)
+
+
+def _has(name: str) -> bool:
+    return hasattr(settings, name)

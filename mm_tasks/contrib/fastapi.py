@@ -1,0 +1,24 @@
+"""FastAPI and Starlette: the visit of each request, for the events tracked in it.
+
+    add_visits(app, issue_cookie=True)
+
+The same as `app.add_middleware(VisitMiddleware, issue_cookie=True)`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mm_tasks.contrib.asgi import VisitMiddleware
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from mm_tasks.contrib.visit import VisitKeywords
+
+__all__ = ["VisitMiddleware", "add_visits"]
+
+
+def add_visits(app: Any, **options: Unpack[VisitKeywords]) -> None:  # noqa: ANN401 - a Starlette
+    """Add the middleware to an application; keyword arguments are those of `VisitOptions`."""
+    app.add_middleware(VisitMiddleware, **options)

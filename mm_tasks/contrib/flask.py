@@ -1,0 +1,31 @@
+"""Flask: the visit of each request, for the events tracked in it.
+
+MMTasks(app, issue_cookie=True)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mm_tasks.contrib.wsgi import VisitMiddleware
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from mm_tasks.contrib.visit import VisitKeywords
+
+
+class MMTasks:
+    """The extension; keyword arguments are those of `VisitOptions`."""
+
+    def __init__(self, app: Any = None, **options: Unpack[VisitKeywords]) -> None:  # noqa: ANN401
+        """Take the options, and the application if there is one yet."""
+        self._options = options
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Any) -> None:  # noqa: ANN401 - a Flask, which is not imported here
+        """Wrap an application; once is enough."""
+        if "mm_tasks" not in app.extensions:
+            app.wsgi_app = VisitMiddleware(app.wsgi_app, **self._options)
+            app.extensions["mm_tasks"] = self

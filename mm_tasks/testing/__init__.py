@@ -1,0 +1,39 @@
+"""For the tests of programs that use this package: events are recorded, not stored.
+
+    from mm_tasks.testing import record
+
+    with record() as events:
+        sign_up("u1")
+    events.assert_tracked("signup", user_id="u1")
+
+Needs no Redis, no broker and no settings. With pytest there are the fixtures
+`mm_tasks_events` and `sandbox`, and a guard: see `plugin` and docs/testing.md.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mm_tasks.testing.journal import Recorded
+    from mm_tasks.testing.recorder import Recorder, record
+    from mm_tasks.testing.sandbox import Sandbox, serve_sandbox
+
+__all__ = ["Recorded", "Recorder", "Sandbox", "record", "serve_sandbox"]
+
+_MODULES = {
+    "Recorded": "journal",
+    "Recorder": "recorder",
+    "Sandbox": "sandbox",
+    "record": "recorder",
+    "serve_sandbox": "sandbox",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - any of the names above
+    # When first used: pytest loads `plugin` in every run, which must cost nothing.
+    if name not in _MODULES:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

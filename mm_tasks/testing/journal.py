@@ -1,0 +1,127 @@
+"""What was recorded, in order, and what a test has asked to go wrong.
+
+Filled by `standin`, read by `recorder`. Any thread may add to it.
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from itertools import repeat
+from typing import TYPE_CHECKING, Any, Literal
+
+from mm_tasks.errors import (
+    AuditUnavailable,
+    BufferFull,
+    BufferUnavailable,
+    ConfigurationError,
+    MMTasksError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+Lane = Literal["track", "identify", "forget"]
+
+_options: ContextVar[dict[str, Any] | None] = ContextVar("mm_tasks_options", default=None)
+
+_FAILING: dict[type[MMTasksError], tuple[Lane, ...]] = {
+    BufferFull: ("track", "identify"),
+    BufferUnavailable: ("track", "identify"),
+    AuditUnavailable: ("forget",),
+    ConfigurationError: ("track", "identify", "forget"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """One call that was accepted: `track`, `identify` or `forget`.
+
+    `fields` are what the vendor would be sent; of a `forget`, what was asked. `event` is the
+    name and `id` the receipt's id; an `identify` has neither. `options` are those of a call
+    that went through the broker, such as `{"countdown": 30}`, and None of one that did not.
+    """
+
+    lane: Lane
+    fields: dict[str, Any]
+    event: str | None = None
+    id: str | None = None
+    options: dict[str, Any] | None = None
+
+    @property
+    def through_broker(self) -> bool:
+        """Say whether it went as a Celery message, so that a worker would store it later."""
+        return self.options is not None
+
+
+class Journal:
+    """The records of one recorder."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self.recorded: list[Recorded] = []
+        self.suppressed: list[Recorded] = []
+        self.user_ids: set[str] = set()
+        self.anonymous_ids: set[str] = set()
+        self.erasures: dict[str, str] = {}
+        self._failures: dict[Lane, Iterator[MMTasksError]] = {}
+
+    def add(self, lane: Lane, fields: dict[str, Any], id_: str | None) -> None:
+        """Record a call that was accepted."""
+        self.recorded.append(self._record(lane, fields, id_))
+
+    def add_suppressed(self, lane: Lane, fields: dict[str, Any], id_: str | None) -> None:
+        """Record a call that was not, as its person is suppressed."""
+        self.suppressed.append(self._record(lane, fields, id_))
+
+    def _record(self, lane: Lane, fields: dict[str, Any], id_: str | None) -> Recorded:
+        return Recorded(lane, fields, fields.get("event"), id_, _options.get())
+
+    def suppress(self, user_ids: Iterable[str], anonymous_ids: Iterable[str]) -> None:
+        """Accept nothing more of these people."""
+        self.user_ids.update(user_ids)
+        self.anonymous_ids.update(anonymous_ids)
+
+    def is_suppressed(self, user_id: str | None, anonymous_id: str | None) -> bool:
+        """Say whether an event with these ids is of somebody suppressed."""
+        return user_id in self.user_ids or anonymous_id in self.anonymous_ids
+
+    def clear(self) -> None:
+        """Forget the records, and nothing else."""
+        self.recorded.clear()
+        self.suppressed.clear()
+
+    def let_fail(self, error: MMTasksError | None, times: int | None) -> None:
+        """See `Recorder.fail_with`."""
+        if error is None:
+            self._failures = {}
+            return
+        lanes = next((lanes for kind, lanes in _FAILING.items() if isinstance(error, kind)), ())
+        if not lanes:
+            known = ", ".join(kind.__name__ for kind in _FAILING)
+            msg = f"fail_with takes an error of type {known}, or None"
+            raise TypeError(msg)
+        failures = repeat(error) if times is None else repeat(error, times)
+        self._failures |= dict.fromkeys(lanes, failures)
+
+    def fail(self, lane: Lane) -> None:
+        """Raise what this lane is to fail with, if anything.
+
+        Not through the broker: there a worker would meet it, and try again.
+        """
+        if _options.get() is None:
+            for error in self._failures.get(lane, ()):
+                # The caller's own stays as it is: raising adds a traceback and counts.
+                raise copy.copy(error)
+
+    @contextmanager
+    def through_broker(self, options: Mapping[str, Any]) -> Iterator[None]:
+        """Let what this thread adds meanwhile have gone through the broker."""
+        given = {name: value for name, value in options.items() if value is not None}
+        token = _options.set(given)
+        try:
+            yield
+        finally:
+            _options.reset(token)

@@ -1,0 +1,159 @@
+"""Does a record have these fields, and if not, what is different; all of it in words.
+
+Pure. A subset is enough: fields and keys that are not asked for may be there or not. Within
+lists every place counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date, datetime
+from difflib import SequenceMatcher
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from mm_tasks.properties import Refused, instant
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from mm_tasks.testing.journal import Recorded
+
+_SHOWN_MAX = 20
+_VALUE_CHARACTERS = 120
+# Made up at each call, so of no interest unless asked for.
+_MADE_UP = ("event_id", "timestamp")
+
+
+class _Absent:
+    def __repr__(self) -> str:
+        return "nothing"
+
+
+_ABSENT = _Absent()
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One place where a record is not as expected."""
+
+    path: str
+    expected: Any
+    found: Any
+
+
+def plain(value: Any) -> Any:  # noqa: ANN401 - whatever a property may hold
+    """Return a value as it is in a record: see `properties` for what becomes what.
+
+    What no property may hold stays, such as `unittest.mock.ANY`.
+    """
+    match value:
+        case Enum():
+            return plain(value.value)
+        case dict():
+            return {key: plain(item) for key, item in value.items()}
+        case list() | tuple():
+            return [plain(item) for item in value]
+        case _:
+            return _plain_text(value)
+
+
+def _plain_text(value: Any) -> Any:  # noqa: ANN401 - whatever a property may hold
+    match value:
+        case datetime():
+            try:
+                return instant(value)
+            except Refused:
+                return value
+        case date():
+            return value.isoformat()
+        case UUID():
+            return str(value)
+        case _:
+            return value
+
+
+def differences(expected: Mapping[str, Any], fields: Mapping[str, Any]) -> list[Difference]:
+    """Return where `fields` are not as expected. A field of None is expected not to be there."""
+    return [
+        found
+        for name, value in expected.items()
+        for found in _between(
+            plain(value), fields.get(name, None if value is None else _ABSENT), name
+        )
+    ]
+
+
+def _between(expected: Any, found: Any, path: str) -> Iterator[Difference]:  # noqa: ANN401 - JSON
+    if isinstance(expected, dict) and isinstance(found, dict):
+        for key, value in expected.items():
+            yield from _between(value, found.get(key, _ABSENT), f"{path}.{key}")
+    elif isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
+        for place, (one, other) in enumerate(zip(expected, found, strict=True)):
+            yield from _between(one, other, f"{path}[{place}]")
+    elif expected != found or _is_bool_for_number(expected, found):
+        yield Difference(path, expected, found)
+
+
+def _is_bool_for_number(one: object, other: object) -> bool:
+    """Say whether Python calls them equal and JSON does not: True is 1."""
+    kinds = {type(one), type(other)}
+    return bool in kinds and bool(kinds & {int, float})
+
+
+def nearest(expected: Mapping[str, Any], records: Sequence[Recorded]) -> Recorded | None:
+    """Return the record that comes closest: by its name first, then by what is different."""
+    wanted = str(expected.get("event"))
+
+    def distance(record: Recorded) -> tuple[float, int]:
+        likeness = SequenceMatcher(None, wanted, str(record.event)).ratio()
+        is_named = "event" in expected
+        return (-likeness if is_named else 0, len(differences(expected, record.fields)))
+
+    return min(records, key=distance, default=None)
+
+
+def difference_lines(expected: Mapping[str, Any], record: Recorded) -> list[str]:
+    """Return one line for each difference."""
+    found = differences(expected, record.fields)
+    width = max((len(one.path) for one in found), default=0)
+    return [
+        f"    {one.path:<{width}}  expected {_shown(one.expected)}, recorded {_shown(one.found)}"
+        for one in found
+    ]
+
+
+def lines(records: Sequence[Recorded], expected: Mapping[str, Any]) -> list[str]:
+    """Return a line for each record, numbered."""
+    more = len(records) - _SHOWN_MAX
+    shown = [
+        f"    {number}. {_line(record, expected)}"
+        for number, record in enumerate(records[:_SHOWN_MAX], 1)
+    ]
+    return [*shown, f"    and {more} more"] if more > 0 else shown
+
+
+def call(lane: str, expected: Mapping[str, Any]) -> str:
+    """Return what was expected as it would be called: `track('signup', user_id='u1')`."""
+    named = dict(expected)
+    name = [_shown(named.pop("event"))] if "event" in named else []
+    return f"{lane}({', '.join([*name, *_pairs(named)])})"
+
+
+def _line(record: Recorded, expected: Mapping[str, Any]) -> str:
+    hidden = {name for name in _MADE_UP if name not in expected}
+    shown = {name: value for name, value in record.fields.items() if name not in hidden}
+    way = ""
+    if record.options is not None:
+        way = f"  [through the broker: {', '.join(_pairs(record.options)) or 'no options'}]"
+    return call(record.lane, shown) + way
+
+
+def _pairs(fields: Mapping[str, Any]) -> list[str]:
+    return [f"{name}={_shown(value)}" for name, value in fields.items()]
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _VALUE_CHARACTERS else f"{text[: _VALUE_CHARACTERS - 1]}…"

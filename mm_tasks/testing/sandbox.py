@@ -1,0 +1,132 @@
+"""The vendor's stand-in as a process for tests, and what arrived there."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from urllib.error import HTTPError
+from urllib.request import ProxyHandler, build_opener
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+KEY = "sk_test_sandbox_not-a-secret"
+
+_ANSWER_S = 10
+_END_S = 10
+# Started in any directory; a forget has run when it is answered, so that a test need not wait.
+_COMMAND = ("-P", "-m", "mm_tasks.sandbox", "--port", "0", "--forget-lag-s", "0")
+# Loopback is never reached through a proxy of the environment.
+_opener = build_opener(ProxyHandler({}))
+
+
+class SandboxUnavailable(Exception):  # noqa: N818 - what a test is told
+    """The stand-in did not start; the message says what to do."""
+
+
+class Sandbox:
+    """A running stand-in. What it has is in memory and ends with it."""
+
+    def __init__(self, url: str) -> None:
+        """Take where it is."""
+        self.url = url
+
+    def __repr__(self) -> str:
+        """Name the address."""
+        return f"Sandbox({self.url!r})"
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """Return what a worker needs in its environment to send here."""
+        return {"MILLIMETRIC_HOST": self.url, "MILLIMETRIC_KEY": KEY}
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return every event that was stored, in order of arrival, with all of its fields."""
+        return [
+            event
+            for route, body in self._get("bodies")
+            if route in {"/v1/batch", "/v1/track"}
+            for event in json.loads(body).get("events", [json.loads(body)])
+        ]
+
+    def identifies(self) -> list[dict[str, Any]]:
+        """Return every identify that was stored."""
+        return [json.loads(body) for route, body in self._get("bodies") if route == "/v1/identify"]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the rows there are now: those of a forgotten user are gone."""
+        return [json.loads(line) for line in self._read("rows").splitlines()]
+
+    def forgets(self) -> list[dict[str, Any]]:
+        """Return every accepted call of `forget`, with its `user_id`."""
+        found: list[dict[str, Any]] = self._get("forgets")
+        return found
+
+    def fault(self, kind: str, **rule: Any) -> None:  # noqa: ANN401 - see `mm_tasks.sandbox.faults`
+        """Let this go wrong instead of what did: `fault("status", status=503, times=2)`.
+
+        Raises `ValueError` for a rule that is unknown.
+        """
+        self.faults({"kind": kind, **rule})
+
+    def faults(self, *rules: Mapping[str, Any]) -> None:
+        """Let these go wrong instead of what did; without any, nothing."""
+        self._post("faults", rules)
+
+    def reset(self) -> None:
+        """Be as at the start: nothing arrived, nothing goes wrong."""
+        self._post("reset", None)
+
+    def _get(self, name: str) -> Any:  # noqa: ANN401 - JSON
+        return json.loads(self._read(name))
+
+    def _read(self, name: str, body: bytes | None = None) -> bytes:
+        url = f"{self.url}/_sandbox/{name}"
+        with _opener.open(url, body, timeout=_ANSWER_S) as response:
+            text: bytes = response.read()
+        return text
+
+    def _post(self, name: str, value: object) -> None:
+        try:
+            self._read(name, json.dumps(value).encode())
+        except HTTPError as error:
+            with error:
+                refused = json.loads(error.read())
+            msg = f"the sandbox refused: {refused.get('details')}"
+            raise ValueError(msg) from None
+
+
+@contextmanager
+def serve_sandbox() -> Iterator[Sandbox]:
+    """Serve a stand-in on a free port of loopback. Raises `SandboxUnavailable`."""
+    if importlib.util.find_spec("aiohttp") is None:
+        msg = "the sandbox needs aiohttp: pip install 'mm-tasks[sandbox]'"
+        raise SandboxUnavailable(msg)
+    with tempfile.TemporaryFile() as errors, _started(errors) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline().decode()
+        if "http://" not in line:
+            process.wait(_END_S)
+            errors.seek(0)
+            msg = f"the sandbox did not start:\n{errors.read().decode(errors='replace')}"
+            raise SandboxUnavailable(msg)
+        yield Sandbox(line.split()[-1])
+
+
+@contextmanager
+def _started(errors: Any) -> Iterator[subprocess.Popen[bytes]]:  # noqa: ANN401 - a file
+    command = [sys.executable, *_COMMAND]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors) as process:  # noqa: S603 - ours
+        try:
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(_END_S)
+            except subprocess.TimeoutExpired:
+                process.kill()

@@ -1,0 +1,208 @@
+"""The assertions: what they accept, and what they say."""
+
+from __future__ import annotations
+
+import enum
+import uuid
+from datetime import UTC, date, datetime
+from unittest.mock import ANY
+
+import pytest
+
+from mm_tasks import forget, identify, track
+from mm_tasks.testing.matching import differences
+
+
+class Plan(enum.StrEnum):
+    PRO = "pro"
+
+
+AT = datetime(2026, 1, 14, 9, tzinfo=UTC)
+ID = uuid.UUID(int=7)
+MATCHES = {
+    "nothing asked": ({}, {"a": 1}),
+    "a value": ({"a": 1}, {"a": 1, "b": 2}),
+    "one key of several": ({"a": {"b": 1}}, {"a": {"b": 1, "c": 2}}),
+    "anything": ({"a": ANY}, {"a": [1]}),
+    "approximately": ({"a": {"b": pytest.approx(0.3)}}, {"a": {"b": 0.1 + 0.2}}),
+    "an absent field": ({"a": None}, {"b": 1}),
+    "a null": ({"a": {"b": None}}, {"a": {"b": None}}),
+    "a datetime": ({"a": AT}, {"a": "2026-01-14T09:00:00.000Z"}),
+    "a date": ({"a": date(2026, 1, 14)}, {"a": "2026-01-14"}),
+    "a UUID": ({"a": ID}, {"a": str(ID)}),
+    "an enum": ({"a": Plan.PRO}, {"a": "pro"}),
+    "a tuple": ({"a": (1, {"b": 2})}, {"a": [1, {"b": 2, "c": 3}]}),
+}
+DIFFERS = {
+    "a value": ({"a": 1}, {"a": 2}, ["a"]),
+    "an absent field": ({"a": 1}, {}, ["a"]),
+    "a field that should be absent": ({"a": None}, {"a": 1}, ["a"]),
+    "a key deep inside": (
+        {"a": {"b": {"c": 1, "d": 2}}},
+        {"a": {"b": {"c": 9, "d": 2}}},
+        ["a.b.c"],
+    ),
+    "an absent key": ({"a": {"b": None}}, {"a": {}}, ["a.b"]),
+    "a place in a list": ({"a": [1, 2]}, {"a": [1, 3]}, ["a[1]"]),
+    "a longer list": ({"a": [1]}, {"a": [1, 2]}, ["a"]),
+    "True for 1": ({"a": 1}, {"a": True}, ["a"]),
+    "1 for True": ({"a": True}, {"a": 1}, ["a"]),
+    "a naive datetime": ({"a": AT.replace(tzinfo=None)}, {"a": "2026-01-14T09:00:00.000Z"}, ["a"]),
+}
+
+
+@pytest.mark.parametrize(("expected", "fields"), MATCHES.values(), ids=MATCHES)
+def test_a_record_may_have_more_than_is_asked_for(expected, fields):
+    assert differences(expected, fields) == []
+
+
+@pytest.mark.parametrize(("expected", "fields", "paths"), DIFFERS.values(), ids=DIFFERS)
+def test_each_difference_is_found_with_its_place(expected, fields, paths):
+    assert [one.path for one in differences(expected, fields)] == paths
+
+
+def failure(assertion, *args, **fields):
+    with pytest.raises(AssertionError) as raised:
+        assertion(*args, **fields)
+    return str(raised.value).splitlines()
+
+
+def test_a_failure_shows_the_nearest_and_all_that_was_recorded(events):
+    track.delay("login", user_id="u1")
+    track.delay("signup", user_id="u1", properties={"plan": "free", "seats": 3})
+    identify.delay("a1", "u1")
+    forget.delay(user_id="u9", requested_by="dpo")
+    track.apply_async(("later",), countdown=30)
+    track.delay("gone", user_id="u9")
+
+    assert failure(
+        events.assert_tracked, "signup", url="https://a.b", properties={"plan": "pro"}
+    ) == [
+        "track('signup', url='https://a.b', properties={'plan': 'pro'}) was not recorded.",
+        "Nearest is number 2:",
+        "    url              expected 'https://a.b', recorded nothing",
+        "    properties.plan  expected 'pro', recorded 'free'",
+        "Recorded:",
+        "    1. track('login', user_id='u1')",
+        "    2. track('signup', user_id='u1', properties={'plan': 'free', 'seats': 3})",
+        "    3. identify(anonymous_id='a1', user_id='u1')",
+        "    4. forget(user_id='u9', requested_by='dpo', reason='gdpr_17_1_b', mode='suppress')",
+        "    5. track('later')  [through the broker: countdown=30]",
+        "Not accepted, as their person is suppressed:",
+        "    1. track('gone', user_id='u9')",
+    ]
+
+
+def test_a_misspelt_name_is_the_nearest(events):
+    track.delay("logout", user_id="u1")
+    track.delay("sign_up", user_id="u1")
+
+    assert failure(events.assert_tracked, "signup", user_id="u1")[1:3] == [
+        "Nearest is number 2:",
+        "    event  expected 'signup', recorded 'sign_up'",
+    ]
+
+
+def test_nothing_recorded_is_said(events):
+    assert failure(events.assert_tracked, "signup") == [
+        "track('signup') was not recorded.",
+        "Nothing was recorded.",
+    ]
+
+
+def test_long_lists_and_values_are_cut(events):
+    track.delay_many({"event": "a", "properties": {"text": "x" * 500}} for _ in range(25))
+
+    shown = failure(events.assert_nothing)
+
+    assert len(shown) == 22
+    assert shown[-1] == "    and 5 more"
+    assert max(map(len, shown)) < 200
+
+
+def test_once_is_neither_none_nor_two(events):
+    assert failure(events.assert_tracked_once, "a") == [
+        "track('a') was not recorded.",
+        "Nothing was recorded.",
+    ]
+    track.delay("a")
+    assert events.assert_tracked_once("a") == events.events[0]
+    track.delay("a")
+
+    assert failure(events.assert_tracked_once, "a") == [
+        "track('a') was recorded 2 times, not once:",
+        "    1. track('a')",
+        "    2. track('a')",
+    ]
+
+
+def test_not_tracked_looks_at_fields_too(events):
+    track.delay("a", user_id="u1")
+    events.assert_not_tracked("b")
+    events.assert_not_tracked("a", user_id="u2")
+
+    assert failure(events.assert_not_tracked, "a", user_id="u1") == [
+        "track('a', user_id='u1') was recorded, and should not have been:",
+        "    1. track('a', user_id='u1')",
+    ]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [lambda: identify.delay("a1", "u1"), lambda: track.delay("a")],
+    ids=["identify", "track"],
+)
+def test_nothing_means_no_call_at_all(events, call):
+    events.assert_nothing()
+    call()
+
+    assert failure(events.assert_nothing)[0] == "nothing should have been recorded:"
+
+
+def test_each_call_is_looked_for_among_its_own(events):
+    """All three have a `user_id`."""
+    identify.delay("a1", "u1")
+    track.delay("a", user_id="u1")
+    forget.delay(user_id="u1", requested_by="dpo")
+
+    found = (events.tracked, events.identified, events.forgotten)
+    assert [[one.lane for one in find(user_id="u1")] for find in found] == [
+        ["track"],
+        ["identify"],
+        ["forget"],
+    ]
+
+
+def test_identify_and_forget_have_failures_too(events):
+    identify.delay("a1", "u1")
+    forget.delay(user_id="u1", requested_by="dpo", ticket="T-1")
+
+    assert failure(events.assert_identified, user_id="u2")[:3] == [
+        "identify(user_id='u2') was not recorded.",
+        "Nearest is number 1:",
+        "    user_id  expected 'u2', recorded 'u1'",
+    ]
+    assert failure(events.assert_forgotten, ticket="T-2")[:3] == [
+        "forget(ticket='T-2') was not recorded.",
+        "Nearest is number 2:",
+        "    ticket  expected 'T-2', recorded 'T-1'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("plan", "properties={'plan': …}"), ("user", "user_id"), ("sessionid", "session_id")],
+)
+def test_a_name_that_no_event_has_is_refused(events, name, hint):
+    """`assert_not_tracked(plan="pro")` would pass for ever."""
+    with pytest.raises(TypeError) as raised:
+        events.assert_not_tracked("signup", **{name: "x"})
+
+    assert str(raised.value) == f"{name!r} is not a field of track; did you mean {hint}?"
+
+
+def test_the_repr_shows_nothing_of_anybody(events):
+    """It is printed by pytest wherever a test that has the fixture fails."""
+    track.delay("a", user_id="secret")
+
+    assert repr(events) == "<Recorder: 1 recorded>"

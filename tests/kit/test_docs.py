@@ -1,0 +1,41 @@
+"""Every Python example of docs/testing.md runs as it is printed there, and passes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from mm_tasks.testing import Recorder
+
+DOCS = (Path(__file__).parents[2] / "docs" / "testing.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"^```python\n(.*?)^```$", DOCS, re.MULTILINE | re.DOTALL)
+
+
+def test_the_examples_pass(run_pytest):
+    files = {f"test_example_{n}": code for n, code in enumerate(EXAMPLES, 1)}
+
+    outcomes = run_pytest(**files)
+
+    assert set(outcomes.values()) == {"passed"}
+    assert {name for code in EXAMPLES for name in re.findall(r"def (test_\w+)", code)} == {
+        *outcomes
+    }
+
+
+def test_the_failure_that_is_shown_is_what_is_said(events):
+    """The text in the docs is compared, so a change of words is seen there too."""
+    from mm_tasks import track  # noqa: PLC0415 - beside what it shows
+
+    track.delay("signup", user_id="u1", properties={"plan": "free", "seats": 3})
+    try:
+        events.assert_tracked("signup", user_id="u1", properties={"plan": "pro"})
+    except AssertionError as error:
+        said = f"```text\nAssertionError: {error}\n```"
+
+    assert said in DOCS
+
+
+def test_everything_that_a_recorder_has_is_named():
+    missing = [name for name in vars(Recorder) if name[0] != "_" and name not in DOCS]
+
+    assert not missing

@@ -1,0 +1,202 @@
+"""The plugin as pytest loads it: by its entry point, in a process of its own."""
+
+from __future__ import annotations
+
+REACH = """
+import threading
+import pytest
+from pydantic import SecretStr
+from mm_tasks.client import Client, VendorAccess
+
+def reach(host="https://real.invalid"):
+    client = Client(VendorAccess(host, SecretStr("sk_test_abc_x")), request_timeout_s=2)
+    try:
+        return client.send_track(b"{}")
+    finally:
+        client.close()
+
+def swallow(host="https://real.invalid"):
+    try:
+        reach(host)
+    except Exception:
+        pass
+"""
+
+
+def test_the_fixtures_record_and_serve(run_pytest):
+    """Each test begins with nothing recorded and nothing arrived."""
+    outcomes = run_pytest(
+        test_fixtures="""
+        import urllib.request
+        import pytest
+        from mm_tasks import track
+
+        def send(sandbox):
+            key = sandbox.variables["MILLIMETRIC_KEY"]
+            request = urllib.request.Request(f"{sandbox.url}/v1/track", b'{"event":"a"}')
+            request.add_header("Authorization", f"Bearer {key}")
+            request.add_header("Content-Type", "application/json")
+            urllib.request.urlopen(request).close()
+
+        @pytest.mark.parametrize("n", [1, 2])
+        def test_recorded(mm_tasks_events, n):
+            track.delay("a")
+            mm_tasks_events.assert_tracked_once("a")
+
+        @pytest.mark.parametrize("n", [1, 2])
+        def test_served(sandbox, mm_tasks_sandbox, n):
+            assert sandbox is mm_tasks_sandbox
+            send(sandbox)
+            assert sandbox.events() == [{"event": "a"}]
+
+        def test_traceback(mm_tasks_events):
+            mm_tasks_events.assert_tracked("a")  # the line shown
+        """
+    )
+
+    assert outcomes == {
+        "test_recorded": "passed",
+        "test_served": "passed",
+        "test_traceback": "failed",
+    }
+    assert "the line shown" in outcomes.output
+    assert "AssertionError: track('a') was not recorded." in outcomes.output
+    assert "_missing" not in outcomes.output
+
+
+def test_a_project_s_own_sandbox_wins(run_pytest):
+    outcomes = run_pytest(
+        conftest="""
+        import pytest
+
+        @pytest.fixture
+        def sandbox():
+            return "my own"
+        """,
+        test_own="""
+        def test_own(sandbox):
+            assert sandbox == "my own"
+        """,
+    )
+
+    assert outcomes == {"test_own": "passed"}
+
+
+def test_the_sandbox_says_what_it_needs(run_pytest):
+    outcomes = run_pytest(
+        conftest="""
+        import sys
+        sys.modules["aiohttp"] = None
+        """,
+        test_missing="""
+        def test_missing(sandbox):
+            pass
+        """,
+    )
+
+    assert outcomes == {"test_missing": "error"}
+    assert "pip install 'mm-tasks[sandbox]'" in outcomes.output
+
+
+def test_a_test_that_would_reach_a_real_host_fails(run_pytest):
+    """Whatever its code does with the exception, and whichever phase or thread it is in."""
+    outcomes = run_pytest(
+        test_guard=REACH
+        + """
+def test_raises():
+    reach()
+
+def test_swallows():
+    swallow()
+
+def test_in_a_thread():
+    thread = threading.Thread(target=swallow)
+    thread.start()
+    thread.join()
+
+def test_skips():
+    swallow()
+    pytest.skip("no")
+
+def test_other_failure():
+    swallow()
+    assert 1 == 2
+
+@pytest.fixture
+def at_setup():
+    swallow()
+
+def test_setup(at_setup):
+    pass
+
+@pytest.fixture
+def at_teardown():
+    yield
+    swallow()
+
+def test_teardown(at_teardown):
+    pass
+
+def test_unaffected():
+    pass
+
+@pytest.mark.parametrize("host", ["http://127.0.0.1:1", "http://localhost:1", "http://[::1]:1"])
+def test_loopback(host):
+    assert type(reach(host)).__name__ == "Unavailable"
+
+@pytest.mark.mm_tasks_real_host
+def test_allowed():
+    assert reach().kind == "dns"
+
+def test_last():
+    pass
+"""
+    )
+
+    assert outcomes == {
+        "test_raises": "failed",
+        "test_swallows": "failed",
+        "test_in_a_thread": "failed",
+        "test_skips": "failed",
+        "test_other_failure": "failed",
+        "test_setup": "error",
+        "test_teardown": "error",
+        "test_unaffected": "passed",
+        "test_loopback": "passed",
+        "test_allowed": "passed",
+        "test_last": "passed",
+    }
+    said = "about to send to the real host https://real.invalid; nothing was sent"
+    assert outcomes.output.count(said) >= 7
+    assert "assert 1 == 2" in outcomes.output
+
+
+def test_the_guard_can_be_switched_off(run_pytest):
+    outcomes = run_pytest(
+        "mm_tasks_guard = false",
+        test_off=REACH
+        + """
+def test_off():
+    assert reach().kind == "dns"
+""",
+    )
+
+    assert outcomes == {"test_off": "passed"}
+
+
+def test_unittest_is_guarded_too(run_pytest):
+    outcomes = run_pytest(
+        test_unit=REACH
+        + """
+import unittest
+
+class Tests(unittest.TestCase):
+    def test_swallows(self):
+        swallow()
+
+    def test_unaffected(self):
+        pass
+"""
+    )
+
+    assert outcomes == {"test_swallows": "failed", "test_unaffected": "passed"}

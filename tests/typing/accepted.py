@@ -1,0 +1,74 @@
+"""Calls that a type checker must accept. Checked by `test_types`, never run."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, assert_type
+
+from celery import Celery, chain
+
+import mm_tasks
+from mm_tasks import ErasureReceipt, Receipt, forget, identify, track
+
+if TYPE_CHECKING:
+    from mm_tasks.signatures import TrackItem
+
+assert_type(track.delay("signup"), Receipt)
+assert_type(track.delay(event="signup", user_id="user_42"), Receipt)
+track.delay(
+    "signup",
+    event_id="e1",
+    timestamp=datetime.now(UTC),
+    anonymous_id="u_abc",
+    user_id=None,
+    session_id="s",
+    url="https://example.com",
+    path="/",
+    referrer="https://example.org",
+    properties={"plan": "free", "items": [1, 2.5, None]},
+)
+track.delay("signup", timestamp="2026-01-01T00:00:00Z")
+
+items: list[TrackItem] = [{"event": "purchase", "user_id": "u"}]
+assert_type(track.delay_many(items), list[Receipt])
+track.delay_many([{"event": "purchase", "properties": {"sum": 3}}], on_error="skip")
+track.delay_many({"event": "purchase", "user_id": f"u{n}"} for n in range(3))
+rows: list[dict[str, Any]] = [{"event": "read from a file"}]
+track.delay_many(rows)
+
+assert_type(track.apply_async(("signup",), {"user_id": "u"}), Receipt)
+sent: str = track.apply_async(("signup",), {"user_id": "u"}, countdown=5).id
+track.apply_async(kwargs={"event": "signup"}, countdown=5, queue="mm.deliver")
+chain(track.s("signup", user_id="u"), track.si("signup"), track.s(user_id="u"))
+
+assert_type(identify.delay("u_abc", "user_42"), Receipt)
+identify.delay("u_abc", "user_42", {"plan": "pro"})
+identify.delay(anonymous_id="u_abc", user_id="user_42", traits={"plan": "pro"})
+with mm_tasks.context(anonymous_id="u_abc"):
+    identify.delay(user_id="user_42")
+identify.s(anonymous_id="u_abc", user_id="user_42")
+
+assert_type(forget.delay(user_id="u", requested_by="dpo"), ErasureReceipt)
+forget.delay("u", "dpo", ticket="GDPR-1093")
+forget.delay("u", requested_by="dpo", reason="ccpa", mode="once")
+forget.delay(
+    user_id="u",
+    requested_by="dpo",
+    received_at=datetime.now(UTC),
+    anonymous_ids={"u_abc"},
+)
+forget.s(user_id="u", requested_by="dpo")
+
+
+async def main() -> None:
+    """Call what is awaited."""
+    assert_type(await track.adelay("signup", user_id="u"), Receipt)
+    assert_type(await track.adelay(event="signup"), Receipt)
+    assert_type(await track.adelay_many(items), list[Receipt])
+    assert_type(await identify.adelay("u_abc", "user_42"), Receipt)
+    await mm_tasks.aclose()
+
+
+asyncio.run(main())
+mm_tasks.install(Celery("host"))
