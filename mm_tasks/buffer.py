@@ -10,6 +10,7 @@ Not here: when to claim (`delivery`), the rate (`limiter`), HTTP (`client`).
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -65,6 +66,7 @@ class Admitted:
     left: int = 0  # records of the batch that are not sent this time
     paused: str = ""  # the kind of the pause that this is the probe of
     is_alone: bool = False  # others passed where this batch was refused
+    asked_at_s: float = 0  # by the process's own clock, just before it was admitted
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +228,7 @@ class Buffer:
         self, batch_id: str, *, slot: str, slot_valid_ms: int, lease_ms: int
     ) -> Admitted | Refused:
         """Admit one attempt, or say why not. `slot` is as in `begin.lua`."""
-        token = new_id()
+        token, asked_at_s = new_id(), time.monotonic()
         keys, project = self._keys, self._project
         verdict, *rest = _BEGIN(
             self._redis,
@@ -254,6 +256,7 @@ class Buffer:
                 left,
                 paused=str(paused, "ascii"),
                 is_alone=bool(is_alone),
+                asked_at_s=asked_at_s,
             )
         reason: Any = str(verdict, "ascii")
         return Refused(reason, rest[0] / 1e6 if rest else 0)

@@ -15,7 +15,7 @@ from celery.signals import celeryd_init
 from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu import Connection, Exchange, Queue
 
-from mm_tasks import preflight, runtime
+from mm_tasks import runtime
 from mm_tasks.errors import ConfigurationError
 
 FORGET, DELIVER, IDENTIFY = "mm.forget", "mm.deliver", "mm.identify"
@@ -126,6 +126,8 @@ def _refuse_bad_settings(conf: Any = None, **_: Any) -> None:  # noqa: ANN401
     """Refuse to start a worker that could not send, or whose Redis would lose events."""
     if conf is None or conf.get("worker_consumer") != "mm_tasks.celery_app:Consumer":
         return
+    from mm_tasks import preflight  # noqa: PLC0415 - slow, and only a worker looks
+
     try:
         current = runtime.current()
     except (ConfigurationError, ImproperlyConfigured) as error:
@@ -133,7 +135,7 @@ def _refuse_bad_settings(conf: Any = None, **_: Any) -> None:  # noqa: ANN401
     else:
         problems = [
             verdict.sentence
-            for verdict in preflight.start(current.worker_redis, current.settings)
+            for verdict in preflight.start(current.worker_redis, current.settings, current)
             if verdict.state == "problem"
         ]
     if problems:

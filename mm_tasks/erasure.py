@@ -123,10 +123,14 @@ class ErasureWorkflow:
                 raise
             except Exception as error:  # noqa: BLE001 - one that fails must not stop the others
                 kind = type(error).__name__
-                _log.error("erasure_failed", extra={"erasure": erasure_id, "error": kind})
+                about = {"erasure": erasure_id, "error": kind}
+                _log.error("erasure_failed erasure=%s error=%s", erasure_id, kind, extra=about)
         for late in self._register.newly_overdue(self._clock()):
-            about = {"erasure": late.id, "state": late.state, "percent": late.mark}
-            _log.warning("erasure_deadline", extra=about)
+            _log.warning(
+                "erasure_deadline erasure=%s state=%s percent=%d",
+                *(late.id, late.state, late.mark),
+                extra={"erasure": late.id, "state": late.state, "percent": late.mark},
+            )
 
     def _is_due(self, erasure: Erasure) -> bool:
         return erasure.next_at is not None and erasure.next_at <= self._clock()

@@ -64,7 +64,8 @@ class ProjectKeys(NamedTuple):
 
         `store` (id of the audit store), `run_id` (of the server that they were loaded for:
         a restart or a failover makes it another one, FLUSHALL removes it), `loading` (token
-        of a load that goes on), and while a load fails `why` and `since_ms`.
+        of a load that goes on), `log_size` (entries its audit log had at least), and while
+        a load fails `why` and `since_ms`.
         """
         return self._key("fences")
 

@@ -25,6 +25,7 @@ from mm_tasks.errors import (
     AuditUnavailable,
     BufferFull,
     BufferUnavailable,
+    ConfigurationError,
     InvalidEvent,
     Problem,
 )
@@ -221,10 +222,10 @@ class _ForgetTask(_DirectTask):
         return ErasureReceipt(accepted.id, accepted.is_fenced)
 
     def run(self, *args: Any, **fields: Any) -> None:  # noqa: ANN401 - checked here
-        """Accept a request that came in a message; tried again until the database takes it."""
+        """Accept a request that came in a message; tried again until the audit store takes it."""
         try:
             self.delay(*args, **fields)
-        except AuditUnavailable as error:
+        except (AuditUnavailable, ConfigurationError) as error:
             raise self.retry(exc=error, countdown=10) from None
 
 
