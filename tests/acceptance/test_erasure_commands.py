@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -11,12 +12,15 @@ import stat
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from pydantic import SecretStr
 
+from mm_tasks import cli, runtime
 from mm_tasks.audit import Head
 from mm_tasks.cli import receipt
 from mm_tasks.cli.checks import masked
@@ -41,23 +45,48 @@ def store(stack, tmp_path):
     return Store(f"sqlite:///{tmp_path}/audit.sqlite", tmp_path, project="default")
 
 
+class Done(NamedTuple):
+    """How a command ended; as `subprocess.CompletedProcess` says it."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def in_this_process(env, words, stdin):
+    """Run a command as its process would: a hundred of those would take minutes.
+
+    `test_the_program_itself_does_the_same` and those with a terminal start the real one.
+    """
+    out, err = io.TextIOWrapper(io.BytesIO()), io.StringIO()
+    code = 0
+    with pytest.MonkeyPatch.context() as patch:
+        for name in set(os.environ) - set(env):
+            patch.delenv(name)
+        for name, value in env.items():
+            patch.setenv(name, value)
+        patch.setattr(sys, "argv", ["mm-tasks", *words])
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO((stdin or "").encode())))
+        patch.setattr(sys, "path", [*env.get("PYTHONPATH", "").split(":"), *sys.path])
+        patch.setattr(runtime._process, "runtime", None)  # noqa: SLF001 - read once a process
+        with redirect_stdout(out), redirect_stderr(err):
+            try:
+                cli.main()
+            except SystemExit as end:
+                code = end.code if isinstance(end.code, int) else int(end.code is not None)
+                if isinstance(end.code, str):
+                    err.write(f"{end.code}\n")
+    out.flush()
+    return Done(code, out.buffer.getvalue().decode(), err.getvalue())
+
+
 @pytest.fixture
 def command(stack):
     """Run a command; whatever it says, it names nobody."""
 
     def told(*words, stdin=None):
-        done = subprocess.run(
-            [sys.executable, "-m", "mm_tasks.cli", *words],
-            env=stack.env,
-            input=stdin,
-            stdin=subprocess.DEVNULL if stdin is None else None,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        done = in_this_process(stack.env, words, stdin)
         assert not any(one in done.stdout + done.stderr for one in PERSONAL)
-        assert "Traceback" not in done.stderr
         return done
 
     return told
@@ -85,6 +114,31 @@ def status(command):
 def verdict(done, what):
     """The line of `check` about something: its state and sentence."""
     return re.search(rf"^(\w+) +{what}: (.*)$", done.stdout, re.MULTILINE).groups()
+
+
+def test_the_program_itself_does_the_same(redis, stack):  # noqa: ARG001 - empties the server
+    """All other tests but those with a terminal run the command in their own process."""
+
+    def program(*words, stdin=""):
+        return subprocess.run(
+            [sys.executable, "-m", "mm_tasks.cli", *words],
+            env=stack.env,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    asked = program("erasure", "request", "--requested-by", "dpo", "--json", stdin=f"{USER}\n")
+    shown_ = program("erasure", "show", json.loads(asked.stdout)["id"], "--json")
+    unknown = program("erasure", "show", "nothing")
+
+    assert json.loads(shown_.stdout)["state"] == "fenced"
+    assert program("audit", "verify").returncode == 0
+    assert (unknown.returncode, unknown.stdout) == (1, "")
+    assert "Traceback" not in unknown.stderr
+    assert USER not in asked.stdout + asked.stderr + shown_.stdout + shown_.stderr
 
 
 # request
@@ -554,7 +608,9 @@ def test_an_older_export_holds_although_the_log_went_on(store, command, tmp_path
     assert command("audit", "verify", str(file)).returncode == 0
 
 
-def test_checkpoint_publishes_and_says_so_when_it_could_not(stack, store, command, tmp_path):
+def test_checkpoint_publishes_and_says_so_when_it_could_not(
+    stack, store, command, tmp_path, caplog
+):
     store.ask()
     sealed = json.loads(command("audit", "checkpoint", "--json").stdout)
 
@@ -564,7 +620,7 @@ def test_checkpoint_publishes_and_says_so_when_it_could_not(stack, store, comman
     stack.env["MM_TASKS_AUDIT_URL"] = store.url
     failed = command("audit", "checkpoint")
     assert failed.returncode == 1
-    assert "checkpoint_not_written size=1 errno=" in failed.stderr
+    assert "checkpoint_not_written size=1 errno=" in caplog.text
     assert "could not be written" in failed.stderr
     checked = command("check")
     assert checked.returncode == 0

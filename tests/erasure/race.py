@@ -80,6 +80,7 @@ STEPS_MAX = 20_000
 # Records that one step of a purge looks at: few, so that there are many steps.
 PURGE_STEP = 3
 HOUR_MS = 3_600_000
+TRACK_EVENTS_MAX = 4
 LOG = "I4 log"
 
 
@@ -133,8 +134,8 @@ class Carrier:
 class Strand:
     """A call in a thread of its own, which runs only while `step` waits for it."""
 
-    def __init__(self, call):
-        self._call = call
+    def __init__(self, call, is_calm):
+        self._call, self._is_calm = call, is_calm
         self._carrier = Carrier.idle.pop() if Carrier.idle else Carrier()
         self._carrier.strand = self
         self._is_killed = False
@@ -152,6 +153,8 @@ class Strand:
         self.is_over = True
 
     def pause(self):
+        if self._is_calm():
+            return
         self._carrier.back.release()
         self._carrier.turn.acquire()
         if self._is_killed:
@@ -311,7 +314,10 @@ class Ground:
         self.close()
         self._template = folder / "template"
         shutil.copyfile(self.file, self._template)
-        limits = {"track": BatchLimits(4, 4000, 1000), "identify": BatchLimits(1, 4000, 0)}
+        limits = {
+            "track": BatchLimits(TRACK_EVENTS_MAX, 4000, 1000),
+            "identify": BatchLimits(1, 4000, 0),
+        }
         self.buffers = {
             lane: Buffer(redis, PROJECT, lane, limits[lane], held_bytes_max=10**7) for lane in LANES
         }
@@ -516,7 +522,7 @@ class World:
 
     def _strand(self, call, deadliness=0.0):
         """Run a call of ours that others may overtake; None when its process died in it."""
-        strand = Strand(call)
+        strand = Strand(call, lambda: self.is_calm)
         try:
             while not strand.step():
                 if self.rng.random() < deadliness and not self.is_calm:
@@ -639,7 +645,7 @@ class World:
 
     def _flush(self, lane):
         while True:
-            yield self._rest_s(4)
+            yield self._rest_s(6)
             for batch in [one for one in self.batches.values() if one.lane == lane]:
                 if batch.is_lapsed:
                     yield from self._take_over(batch)
@@ -647,7 +653,7 @@ class World:
                 yield from self._claim(lane)
 
     def _rest_s(self, most_s):
-        return 1 if self.is_calm else self.rng.uniform(0, most_s)
+        return 2 if self.is_calm else self.rng.uniform(0, most_s)
 
     def _claim(self, lane):
         buffer = self.buffers[lane]
@@ -664,6 +670,8 @@ class World:
         self.batches[id_] = batch
         self.numbers[id_] = batch.index
         names = self._records(batch)
+        if lane == "track" and len(names) < TRACK_EVENTS_MAX:
+            self.to_claim[lane] = False  # these were the last
         batch.may_hold_p = any(self.events[name].is_of_p for name in names)
         self.note("claim", lane, *names)
         self.hit(("claim: between two steps of a purge", self.purging))
@@ -702,7 +710,7 @@ class World:
 
     def _work(self):
         while True:
-            yield self._rest_s(4)
+            yield self._rest_s(6)
             batch = self._picked()
             if batch is not None:
                 yield from self._begin(batch)
@@ -896,10 +904,10 @@ class World:
 
     def _erase(self, slowness):
         while True:
-            yield slowness * self.rng.choice((1, 5, 20)) if self.open else 2
+            yield slowness * self.rng.choice((2, 10, 30)) if self.open else 2
             due = [id_ for id_ in self.open if self.due_at[id_] <= self.clock()]
             # A message may also come early.
-            if not due and not (self.open and self.rng.random() < 0.03):
+            if not due and not (self.open and self.rng.random() < 0.02):
                 continue
             is_sweep = self.rng.random() < 0.1
             id_ = self.rng.choice(due or self.open)
@@ -1000,9 +1008,11 @@ def _dump(redis):
                 pipeline.smembers(key)
             case b"zset":
                 pipeline.zrange(key, 0, -1)
+            case _:
+                pipeline.get(key)  # none: it has expired, as a nudge does
     values = []
     for value in pipeline.execute():
-        texts = [value] if isinstance(value, bytes) else list(value)
+        texts = [value] if isinstance(value, bytes) else list(value or ())
         values.append(texts + (list(value.values()) if isinstance(value, dict) else []))
     return dict(zip(keys, values, strict=True))
 

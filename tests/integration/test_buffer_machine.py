@@ -31,7 +31,8 @@ Sabotages of the scripts that turn this machine red, each tried on a copy:
   what was not; leaves the token, or the lease, slot or hash of an emptied batch; does not cut or
   free a batch of whose sent part nothing is left; forgets a count;
 - begin does not cut where a purge made the part longer that is sent next: a late success
-  would count for what it did not carry;
+  would count for what it did not carry (this one, and the walk from head to tail, in most runs
+  here and in each of test_purge);
 - purge_dead forgets a count or the time of burial, counts the line before the record, or counts
   for the other lane; a purge looks at one tag alone, leaves what it told of those caught, or
   finds only batches that are due;
@@ -243,6 +244,11 @@ class Lane(RuleBasedStateMachine):
         self.cuts = {}
         self.carried = {}
         self.focus = None
+
+    def teardown(self):
+        """Leave no connection of a producer to the garbage collector."""
+        for connection in self.buffer._line._idle:  # noqa: SLF001 - a producer's are never closed
+            connection.disconnect()
 
     # What every step may ask.
 
@@ -463,7 +469,8 @@ class Lane(RuleBasedStateMachine):
 
     @rule(
         person=st.sampled_from(PEOPLE),
-        theirs=st.lists(st.sampled_from([True, True, True, False]), min_size=8, max_size=14),
+        theirs=st.lists(st.booleans(), min_size=9, max_size=16)
+        | st.lists(st.just(True), min_size=8, max_size=8),
         batches=st.integers(0, 4),
     )
     def purge_of_most(self, person, theirs, batches):
@@ -478,8 +485,8 @@ class Lane(RuleBasedStateMachine):
 
     @rule(
         which=WHICH,
-        crowd=st.sampled_from([*CROWDS, None, None, None]),
-        times=st.integers(0, 2),
+        crowd=st.sampled_from([*CROWDS, *[None] * 6]),
+        times=st.sampled_from([0, 1, 2, 2]),
         then=st.sampled_from(["ack", "narrow", "lapse", "begin"]),
         is_first=st.booleans(),
     )
