@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from redis.exceptions import RedisError
 
 from mm_tasks.erasures import ONCE, Answer
-from mm_tasks.errors import AuditUnavailable
+from mm_tasks.errors import AuditChainBroken, AuditUnavailable, ConfigurationError
 from mm_tasks.outcome import (
     Ambiguous,
     Delivered,
@@ -112,8 +112,10 @@ class ErasureWorkflow:
         ends_at = time.monotonic() + _SWEEP_S
         try:
             self._fencing.mend()
-        except RedisError as error:
-            _log.warning("redis_away", extra={"error": type(error).__name__})
+        except (RedisError, AuditChainBroken, ConfigurationError) as error:
+            # The fence stays as it is, and what does not need it goes on.
+            kind = type(error).__name__
+            _log.error("fences_not_mended error=%s", kind, extra={"error": kind})
         for erasure_id in self._ledger.due(self._clock()):
             if time.monotonic() > ends_at:
                 break

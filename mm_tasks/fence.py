@@ -77,31 +77,38 @@ class Fence:
             if not _RAISE(self._redis, (self._keys.fence, self._keys.fences), args):
                 raise _another_store()
 
-    def load(self, store_id: str, read: Callable[[], Collection[bytes]], log_size: int = 0) -> None:
+    def load(
+        self,
+        store_id: str,
+        read: Callable[[], Collection[bytes]],
+        log_size: Callable[[], int] = lambda: 0,
+    ) -> bool:
         """Make the fence what `read` returns, and let this server count as loaded.
 
         Reads again where a fence was raised or all was lost meanwhile, so that what SQL said
-        a moment ago never replaces what is newer. `log_size` is how many entries the audit log
-        has. Raises `ConfigurationError` as `raise_`, and `AuditChainBroken` when that log was
-        longer before: fences that it forgot with its tail are kept.
+        a moment ago never replaces what is newer; False where that never ended. `log_size` says
+        how many entries the audit log has. Raises `ConfigurationError` as `raise_`, and
+        `AuditChainBroken` when that log was longer before: what it forgot stays fenced.
         """
         keys = self._keys
         for _ in range(_LOADS_MAX):
             token = str(uuid_utils.uuid7())
-            args = (store_id, token, log_size)
-            run_id = _BEGIN(self._redis, (keys.fences, keys.fence_draft), args)
-            if not run_id:
+            begun = _BEGIN(self._redis, (keys.fences, keys.fence_draft), (store_id, token))
+            if not begun:
                 raise _another_store()
-            if run_id == b"cut":
+            run_id, known = begun
+            # Asked after that, so that whatever was raised before is in it.
+            size = log_size()
+            if size < int(known):
                 raise AuditChainBroken(_CUT)
             is_whole = all(
                 _ADD(self._redis, (keys.fences, keys.fence_draft), (token, *page))
                 for page in _pages(read())
             )
             places = (keys.fences, keys.fence_draft, keys.fence)
-            if is_whole and _END(self._redis, places, (token, run_id)):
-                return
-        # Whoever overtook this load so often has loaded them, or will.
+            if is_whole and _END(self._redis, places, (token, run_id, size)):
+                return True
+        return False
 
     def note_failed(self, why: str) -> None:
         """Let `status` say why the fences could not be loaded, in a fixed word."""

@@ -36,25 +36,27 @@ class Fencing:
         register = self._register
         self._fence.raise_(claim.erasure.tags, register.store_id, register.log_size())
 
-    def load(self) -> None:
-        """Make Redis's fences what SQL's are, and let this server count as loaded."""
-        # Its size first: what is added while the fences are read makes them no older.
+    def load(self) -> bool:
+        """Make Redis's fences what SQL's are, and let this server count as loaded.
+
+        False where other loads and fences raised meanwhile left no time for it. Raises
+        `AuditUnavailable`, and `ConfigurationError` or `AuditChainBroken` as `Fence.load`.
+        """
         register = self._register
-        self._fence.load(register.store_id, register.fences, register.log_size())
-        _log.info("fences_loaded")
+        is_loaded = self._fence.load(register.store_id, register.fences, register.log_size)
+        _log.info("fences_loaded" if is_loaded else "fences_load_overtaken")
+        return is_loaded
 
     def try_load(self) -> bool:
         """As `load`, for whoever found them not loaded; where SQL fails, say why and go on."""
         try:
-            self.load()
+            return self.load()
         except AuditUnavailable:
             why = "audit_unavailable"
         except ConfigurationError:
             why = "audit_refused"
         except AuditChainBroken:
             why = "audit_log_cut"
-        else:
-            return True
         self._fence.note_failed(why)
         _log.error("fences_not_loaded why=%s", why, extra={"why": why})
         return False

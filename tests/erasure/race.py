@@ -437,10 +437,12 @@ class World:
     def _make_actors(self):
         rng = self.rng
         # Late ones find batches whose lease ran out before, and that are sent again.
-        forget_s = rng.uniform(*rng.choices(((1, 25), (62, 80)), (4, 1))[0])
-        once = {f"producer {i}": self._produce(rng.randint(3, 8)) for i in range(2)}
+        is_late = rng.random() < 0.3
+        forget_s = rng.uniform(62, 80) if is_late else rng.uniform(1, 25)
+        self.stopped = 0.35 if is_late else 0.1
+        once = {f"producer {i}": self._produce(rng.randint(2, 6)) for i in range(2)}
         once["forget"] = self._forget(forget_s, VISITORS[:1])
-        if rng.random() < 0.25:
+        if rng.random() < 0.2:
             once["forget again"] = self._forget(forget_s + rng.uniform(0, 60), VISITORS)
         if rng.random() < 0.5:
             once["restart"] = self._restart(forget_s)
@@ -759,7 +761,11 @@ class World:
             while not answer:
                 yield arrives_s
             # Rarely a worker is stopped for so long that its lease runs out.
-            yield self._moment_s() if rng.random() < 0.85 or self.is_calm else rng.uniform(30, 90)
+            yield (
+                self._moment_s()
+                if self.is_calm or rng.random() >= self.stopped
+                else rng.uniform(30, 90)
+            )
             self._answered(batch, attempt, is_stored=answer[0])
             return
         ends_s = LEASE_S - CONNECT_S if fate == "death" else rng.uniform(5, ATTEMPT_S - CONNECT_S)
@@ -772,7 +778,7 @@ class World:
 
     def _answered(self, batch, attempt, *, is_stored):
         buffer = self.buffers[batch.lane]
-        self._nudge_eraser()
+        self._nudge_eraser(batch)
         if is_stored:
             is_late = not batch.is_sending or batch.is_lapsed
             n = buffer.ack(batch.id, attempt.cut)
@@ -806,7 +812,7 @@ class World:
             )
         self.note(kind, batch.index, is_applied)
         self.hit((f"{kind}: the token was old", not is_applied))
-        self._nudge_eraser()
+        self._nudge_eraser(batch)
         if is_applied:
             for name in names:
                 self.events[name].doubts += 1
@@ -824,13 +830,13 @@ class World:
                 leases = KEYS.lane(batch.lane).leases
                 self.redis.zadd(leases, {batch.id: self._scores}, xx=True)
                 batch.is_lapsed = True
-                self._nudge_eraser()
+                self._nudge_eraser(batch)
 
         self.later(LEASE_S, expire)
 
-    def _nudge_eraser(self):
+    def _nudge_eraser(self, batch=None):
         """Often the next look comes soon after what is waited for has ended."""
-        if self.open and self.rng.random() < 0.6:
+        if self.open and (batch is None or batch.may_hold_p) and self.rng.random() < 0.9:
             self.wakes["eraser 0"] = min(self.wakes["eraser 0"], self.now_ms + 300)
 
     def _free(self, batch, rest_s=0.0):

@@ -8,7 +8,8 @@ What each seed is watched for, at every step and at its end:
 - `I4`  the erasure completes, and then the *vendor* has no row with P's user id; *redis* holds
         neither an id nor a tag of P but in the fence; the *others*' events are all stored, and
         not more often than there was a doubt; the *counts* add up; the *log* verifies, has each
-        pass with an acknowledged call, and no id of P is left in the database's files.
+        pass acknowledged and none called before it was due, and no id of P is left in the
+        database's files; *fences* are loaded whenever that is tried, since SQL is there.
 
 Each part of the protocol is needed, which the sabotages below prove: with one of them, the
 seeds turn red.
@@ -33,7 +34,7 @@ from mm_tasks import buffer
 from mm_tasks.purge import Purge
 from mm_tasks.scripting import Script
 from tests.erasure import race
-from tests.erasure.race import Broken, Ground
+from tests.erasure.race import Ground
 
 SEEDS, BLOCK = 500, 50
 # A sabotage has to be found within so many.
@@ -54,7 +55,7 @@ def broken(ground, seeds):
     for seed in seeds:
         try:
             race.run(ground, seed)
-        except Broken as error:
+        except Exception as error:  # noqa: BLE001 - told with its seed
             yield seed, error
 
 
@@ -130,7 +131,9 @@ def test_a_protocol_without_one_of_its_parts_is_found_out(monkeypatch, request, 
     ground = request.getfixturevalue("ground")
 
     found = (
-        seed for seed, error in broken(ground, range(SEEDS_SABOTAGED)) if error.promise == promise
+        seed
+        for seed, error in broken(ground, range(SEEDS_SABOTAGED))
+        if getattr(error, "promise", "") == promise
     )
 
     assert next(found, None) is not None

@@ -304,12 +304,13 @@ def test_an_overtaken_load_adds_nothing_to_the_one_that_goes_on(redis):
     """Its tags may have been lowered since. Step by step, as no one process would do it."""
     begin_, add, end = map(Script, ("load_begin", "load_add", "load_end"))
     places = (KEYS.fences, KEYS.fence_draft)
-    run_id = begin_(redis, places, (STORE, "first", 0))
-    begin_(redis, places, (STORE, "second", 0))
+    run_id, _ = begin_(redis, places, (STORE, "first"))
+    begin_(redis, places, (STORE, "second"))
     added = [add(redis, places, (token, *tags(token))) for token in ("first", "second")]
 
     assert added == [0, 1]
-    assert [end(redis, (*places, KEYS.fence), (t, run_id)) for t in ("first", "second")] == [0, 1]
+    whole = (*places, KEYS.fence)
+    assert [end(redis, whole, (one, run_id, 0)) for one in ("first", "second")] == [0, 1]
     assert fenced(redis) == tags("second")
 
 
@@ -676,13 +677,27 @@ def test_at_maxmemory_nobody_fenced_is_stored_or_sent(full):
 
 def test_a_log_that_became_shorter_lowers_nothing(redis, fence):
     """A backup of the audit database was put back: what it forgot stays fenced."""
-    fence.load(STORE, lambda: tags(1, 2), 40)
+    fence.load(STORE, lambda: tags(1, 2), lambda: 40)
     fence.raise_(tags(3), STORE, 50)
     fence.raise_(tags(4), STORE, 45)
 
     with pytest.raises(AuditChainBroken):
-        fence.load(STORE, lambda: tags(1), 49)
+        fence.load(STORE, lambda: tags(1), lambda: 49)
     assert fenced(redis) == tags(1, 2, 3, 4)
 
-    fence.load(STORE, lambda: tags(1), 50)
+    fence.load(STORE, lambda: tags(1), lambda: 50)
     assert fenced(redis) == tags(1)
+
+
+def test_a_log_that_grows_during_a_load_is_not_taken_for_a_cut_one(redis, fence):
+    """An erasure is accepted and its fence raised, before and while another process loads."""
+    sizes = iter([5, 6, 7])
+    fence.raise_(tags(1), STORE, 5)
+
+    def read():
+        if not fenced(redis) >= tags(2):
+            fence.raise_(tags(2), STORE, 6)
+        return fenced(redis)
+
+    assert fence.load(STORE, read, lambda: next(sizes))
+    assert fenced(redis) == tags(1, 2)
