@@ -272,16 +272,21 @@ class Buffer:
         attempt, in_a_row, cut, sent = map(int, found)
         return Admitted(token, attempt, in_a_row, cut, [], sent)
 
-    def ack(self, batch_id: str, cut: int, *, count_differs: bool = False) -> int:
+    def ack(self, batch_id: str, cut: int, *, token: str = "", count_differs: bool = False) -> int:
         """Forget what was delivered, whoever holds the batch; return how many events that were.
 
-        `cut` is the attempt's. 0 when the batch, or that part of it, was gone.
+        `cut` and `token` are the attempt's. 0 when the batch, or that part of it, was gone.
         """
         return int(
             _ACK(
                 self._redis,
-                (*self._places(batch_id), self._keys.failures, self._keys.refusals),
-                (self.lane, batch_id, cut, int(count_differs)),
+                (
+                    *self._places(batch_id),
+                    self._keys.failures,
+                    self._keys.refusals,
+                    self._keys.stray,
+                ),
+                (self.lane, batch_id, cut, int(count_differs), token),
             )
         )
 

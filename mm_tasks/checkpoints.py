@@ -57,7 +57,7 @@ class Outside:
         """Return those of the file; none where it is not there yet."""
         try:
             lines = self._path.read_text("utf-8", errors="replace").splitlines()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
         found = [match for line in lines if (match := _LINE.fullmatch(line))]
         if len(found) < len(lines):

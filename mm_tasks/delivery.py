@@ -268,7 +268,7 @@ class Delivery:
                 differs = count is not None and count != attempt.sent
                 if differs:
                     log.warning("batch_count_differs", extra={"batch_id": batch_id})
-                buffer.ack(batch_id, attempt.cut, count_differs=differs)
+                buffer.ack(batch_id, attempt.cut, token=token, count_differs=differs)
                 return 0 if attempt.left else None
             case retry.Narrow():
                 return self._narrow(batch_id, token, decision)

@@ -169,6 +169,7 @@ class ErasureWorkflow:
     def _call(self, claim: Claim) -> Claim | None:
         attempt = self._ledger.intent(claim, self._clock())
         if attempt is None:
+            self._ledger.release(claim)
             return None
         outcome = self._client.forget(claim.erasure.user_id)
         erasure = self._recorded(attempt, self._answer(claim.erasure, outcome))
@@ -201,8 +202,7 @@ class ErasureWorkflow:
     def _complete(self, claim: Claim) -> Claim | None:
         wait_s = min(_AOF_WAIT_S, self._policy.lease_s / 2)
         word = self._purge.rewrite_aof(wait_s)
-        self._ledger.note_aof_rewritten(claim.id, word, self._clock())
-        ended = self._ledger.complete(claim, self._clock())
+        ended = self._ledger.complete(claim, self._clock(), word)
         if ended is not None and ended.mode == ONCE:
             self._fencing.load()
         return None

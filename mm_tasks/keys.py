@@ -152,6 +152,11 @@ class LaneKeys(NamedTuple):
         return self._key("refusals")
 
     @property
+    def stray(self) -> str:
+        """String with an expiry: an attempt may be on its way whose batch is gone already."""
+        return self._key("stray")
+
+    @property
     def nudge(self) -> str:
         """String with an expiry: a flush was asked for a moment ago."""
         return self._key("nudge")

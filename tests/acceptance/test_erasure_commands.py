@@ -331,8 +331,7 @@ def test_an_unknown_erasure_is_one_sentence(store, command, words):
 
 
 def test_the_receipt_of_a_completed_erasure_claims_what_the_log_says(store, command):
-    id_ = store.completed(now=NOW, ticket="GDPR-1").id
-    store.ledger.note_aof_rewritten(id_, "rewritten", NOW)
+    id_ = store.completed(now=NOW, aof="rewritten", ticket="GDPR-1").id
     text = command("erasure", "show", id_, "--receipt").stdout
     found = shown(command, id_)
 
@@ -407,8 +406,7 @@ def test_the_receipt_says_what_became_of_the_aof(sqlite_receipt, word):
 @pytest.fixture
 def sqlite_receipt(store):
     def text(word, **where):
-        id_ = store.completed().id
-        store.ledger.note_aof_rewritten(id_, word, NOW)
+        id_ = store.completed(aof=word).id
         entries, end = store.register.history(id_)
         assert isinstance(end, Head)
         return receipt.text(entries, end, **{"is_sqlite": True, "is_wal_empty": True, **where})

@@ -16,7 +16,7 @@ import pytest
 
 from mm_tasks import keys
 from mm_tasks.erasures import Answer
-from mm_tasks.protocol import BLOCKED, Illegal
+from mm_tasks.protocol import ACKNOWLEDGED, BLOCKED, Illegal
 from mm_tasks.verification import verify
 from tests.audit.stores import DONE, NOW, PASSES_S, USER, VISITOR, Store, after
 
@@ -246,12 +246,22 @@ def test_what_is_due_is_of_this_project_and_the_longest_due_first(url, tmp_path)
     verify(mine.log)
 
 
-def test_what_became_of_the_aof_is_noted_after_the_end(store):
-    erasure = store.completed()
+def test_what_became_of_the_aof_is_noted_with_the_end(store):
+    store.completed(aof="running")
 
-    store.ledger.note_aof_rewritten(erasure.id, "started", NOW)
+    assert kinds(store)[-3:] == ["aof_rewritten", "completed", "wiped"]
+    verify(store.log)
 
-    assert kinds(store)[-1] == "aof_rewritten"
+
+def test_no_call_is_made_before_its_time_whoever_holds_the_erasure(store):
+    """The answer to an earlier call came while another worker had taken over."""
+    claim = store.quiesced()
+    attempt = store.ledger.intent(claim, NOW)
+    another = store.ledger.claim(claim.id, after(hours=1), 60)
+    store.ledger.result(attempt, Answer(200, ACKNOWLEDGED), after(hours=1))
+
+    assert another is not None
+    assert store.ledger.intent(another, NOW) is None
     verify(store.log)
 
 

@@ -781,7 +781,7 @@ class World:
         self._nudge_eraser(batch)
         if is_stored:
             is_late = not batch.is_sending or batch.is_lapsed
-            n = buffer.ack(batch.id, attempt.cut)
+            n = buffer.ack(batch.id, attempt.cut, token=attempt.token)
             self.note("ack", batch.index, n)
             self.hit(("ack: after the lease, counted", is_late and n))
             self.hit(("ack: nothing left of it", not n))

@@ -715,7 +715,8 @@ class Lane(RuleBasedStateMachine):
         is_there = batch is not None and batch.cut == cut and batch.sent > 0
         n = len(batch.records[: batch.sent]) if is_there else 0
 
-        assert self.buffer.ack(batch_id, cut, count_differs=differs) == n
+        token = (self.tokens.get(batch_id) or [""])[0 if is_first else -1]
+        assert self.buffer.ack(batch_id, cut, token=token, count_differs=differs) == n
         self.model.failures = self.model.refusals = 0
         if not is_there:
             self.assert_unchanged(LANE.failures, LANE.refusals)
@@ -1087,7 +1088,12 @@ class Lane(RuleBasedStateMachine):
         known |= {LANE.records(id_) for id_ in model.batches}
 
         assert known <= set(seen)
-        assert set(seen) - known <= {KEYS.counts, LANE.nudge, LANE.throttle}
+        assert set(seen) - known <= {
+            KEYS.counts,
+            LANE.nudge,
+            LANE.stray,
+            LANE.throttle,
+        }
 
 
 def test_no_sequence_of_steps_loses_repeats_or_misplaces_a_record(redis, monkeypatch):

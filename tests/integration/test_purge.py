@@ -296,7 +296,7 @@ def test_a_batch_of_the_person_alone_is_gone_without_a_trace(world, state):
     assert world.lanes["track"].due(9, everything=True) == []
     assert world.begin(batch_id) == Refused("gone")
     if state == "lapsed":
-        assert world.lanes["track"].ack(batch_id, attempt.cut) == 0
+        assert world.lanes["track"].ack(batch_id, attempt.cut, token=attempt.token) == 0
 
 
 @pytest.mark.parametrize("lane", LANES)
@@ -385,7 +385,7 @@ def test_what_is_being_sent_is_left_alone_and_its_lease_reported(world, lane):
     assert HOUR_MS - 60_000 < said.sending_ms <= HOUR_MS
     assert world.records(batch_id, lane) == "bAc"
     assert world.redis.dump(KEYS.lane(lane).batch(batch_id)) == before
-    assert world.lanes[lane].ack(batch_id, attempt.cut) == 3
+    assert world.lanes[lane].ack(batch_id, attempt.cut, token=attempt.token) == 3
     assert world.scan() == NONE
 
 
@@ -411,7 +411,7 @@ def test_a_person_in_the_part_that_is_not_sent_is_waited_for_too(world):
     world.raise_fence()
 
     assert world.scan().sending_ms > 0
-    assert world.lanes["track"].ack(batch_id, attempt.cut) == 2
+    assert world.lanes["track"].ack(batch_id, attempt.cut, token=attempt.token) == 2
     assert removed(world.scan()) == {"track:batches": 1}
     assert world.records(batch_id) == "d"
 
@@ -448,10 +448,10 @@ def test_a_late_success_counts_for_exactly_the_others_that_were_sent(
     world.raise_fence()
     assert removed(world.scan()) == {"track:batches": records.count("A")}
 
-    assert world.lanes["track"].ack(batch_id, attempt.cut) == len(acknowledged)
+    assert world.lanes["track"].ack(batch_id, attempt.cut, token=attempt.token) == len(acknowledged)
     assert world.records(batch_id) == rest
     world.assert_adds_up()
-    assert world.lanes["track"].ack(batch_id, attempt.cut) == 0
+    assert world.lanes["track"].ack(batch_id, attempt.cut, token=attempt.token) == 0
 
 
 @pytest.mark.parametrize("state", ["lapsed", "released"])
@@ -464,7 +464,7 @@ def test_a_late_success_of_the_persons_records_counts_for_nobody_elses(world, st
     world.raise_fence()
     assert removed(world.scan()) == {"track:batches": 2}
 
-    assert world.lanes["track"].ack(batch_id, attempt.cut) == 0
+    assert world.lanes["track"].ack(batch_id, attempt.cut, token=attempt.token) == 0
     assert world.records(batch_id) == "bc"
     assert world.field(batch_id, "state") == "released"
     assert world.lanes["track"].due(9) == [batch_id]
@@ -527,9 +527,9 @@ def test_a_late_success_does_not_count_for_what_only_a_later_attempt_carries(
     later = world.begin(batch_id)
     assert whose(later.bodies) == second
 
-    assert world.lanes["track"].ack(batch_id, first.cut) == 0
+    assert world.lanes["track"].ack(batch_id, first.cut, token=first.token) == 0
     assert set(second) <= set(world.records(batch_id))
-    assert world.lanes["track"].ack(batch_id, later.cut) == len(second)
+    assert world.lanes["track"].ack(batch_id, later.cut, token=later.token) == len(second)
     world.assert_adds_up()
 
 
@@ -546,7 +546,7 @@ def test_the_search_for_a_refused_event_goes_on_without_the_person(world):
             buffer.narrow(batch_id, begun.token, why="{}", singles_max=0)
         else:
             delivered += whose(begun.bodies)
-            buffer.ack(batch_id, begun.cut)
+            buffer.ack(batch_id, begun.cut, token=begun.token)
 
     assert ("".join(sorted(delivered)), world.letters()) == ("bd", "c")
 
@@ -646,7 +646,7 @@ class Meanwhile:
         if batch_id is None:
             return
         before = self.world.records(batch_id, lane)
-        done = self.world.lanes[lane].ack(batch_id, attempt.cut)
+        done = self.world.lanes[lane].ack(batch_id, attempt.cut, token=attempt.token)
         assert set(before[:done]) <= set(whose(attempt.bodies))
         self.ended.update(before[:done])
 
@@ -926,3 +926,19 @@ def test_a_rewrite_that_began_before_the_purge_does_not_count(servers):
 
     assert Purge(client, "p").rewrite_aof(30) == "rewritten"
     assert files_with(server.data_dir, b"anna@example.org") == []
+
+
+def test_an_attempt_whose_batch_a_late_success_took_away_is_still_waited_for(redis):
+    """It was admitted before the fence, and nobody can tell what is on its way with it."""
+    Fence(redis, "p").load(STORE, set)
+    buffer = Buffer(redis, "p", "track", BatchLimits(5, 1000, 0), held_bytes_max=1 << 20)
+    buffer.append([Entry(b"{}", "a person", None)])
+    batch_id = buffer.claim(slot_us=None, found_again_ms=5000)
+    how = {"slot": "none", "slot_valid_ms": 2000}
+    first = buffer.begin(batch_id, lease_ms=0, **how)
+    lapsed = buffer.lapse(batch_id, lease_ms=60_000)
+    buffer.release(batch_id, lapsed.token, wait_ms=0, grace_ms=0)
+    buffer.begin(batch_id, lease_ms=60_000, **how)
+
+    assert buffer.ack(batch_id, first.cut, token=first.token) == 1
+    assert 59_000 < Purge(redis, "p").scan([tag("p", "user", "a person")]).sending_ms <= 60_000
