@@ -360,7 +360,7 @@ def test_a_receipt_ends_with_what_the_log_can_be_matched_with(store, command):
 def test_the_receipt_of_an_unfinished_erasure_says_what_was_not_done(store, command):
     claim = store.quiesced(now=NOW)
     store.call(claim, now=NOW)
-    store.call(claim, REFUSED, now=NOW)
+    store.call(claim, REFUSED, now=NOW + timedelta(days=1))
     text = command("erasure", "show", claim.id, "--receipt").stdout
 
     assert "NOT finished" in text

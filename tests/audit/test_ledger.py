@@ -205,18 +205,18 @@ def test_new_ids_take_the_erasure_from_its_worker(store):
 def test_new_ids_during_the_last_call_start_another_round(store):
     """Its answer is noted, and every pass is made again once the new ids are fenced."""
     claim = store.quiesced()
-    for _ in PASSES_S[1:]:
-        store.call(claim)
-    attempt = store.ledger.intent(claim, NOW)
+    for n in range(len(PASSES_S) - 1):
+        store.call(claim, now=after(seconds=PASSES_S[n]))
+    attempt = store.ledger.intent(claim, after(seconds=PASSES_S[-1]))
     again = store.ask(anonymous_ids=(VISITOR,))
 
     assert store.ledger.result(attempt, DONE, NOW).state == "received"
     claim = store.ledger.mark_fenced(again.claim, NOW)
     claim = store.ledger.mark_purged(claim, {}, NOW)
     claim = store.ledger.mark_quiesced(claim, PASSES_S, NOW)
-    for _ in PASSES_S:
+    for offset_s in PASSES_S:
         assert claim.erasure.step == "call"
-        store.call(claim)
+        store.call(claim, now=after(seconds=offset_s))
     assert store.ledger.complete(claim, NOW).state == "completed"
     rounds = [(one["round"], one["n"]) for one in store.register.show(claim.id)["passes"]]
     assert rounds == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3)]

@@ -436,6 +436,8 @@ class World:
 
     def _make_actors(self):
         rng = self.rng
+        # Attempts that are on their way although their batch is gone.
+        self.strays = set()
         # Late ones find batches whose lease ran out before, and that are sent again.
         is_late = rng.random() < 0.3
         forget_s = rng.uniform(62, 80) if is_late else rng.uniform(1, 25)
@@ -631,7 +633,7 @@ class World:
             names = self._records(batch)
             self.hit(("an attempt holds P at the fence", any(self._is_p(one) for one in names)))
 
-    def _on_complete(self, erasure, claim, _now):
+    def _on_complete(self, erasure, claim, *_):
         if erasure is None:
             return
         self.open.remove(claim.id)
@@ -781,7 +783,12 @@ class World:
         self._nudge_eraser(batch)
         if is_stored:
             is_late = not batch.is_sending or batch.is_lapsed
+            stray = KEYS.lane(batch.lane).stray
+            before_ms = self.redis.pttl(stray)
             n = buffer.ack(batch.id, attempt.cut, token=attempt.token)
+            if self.redis.pttl(stray) > before_ms + 5_000:  # leases grow by 10 s
+                self.strays.add((batch.lane, batch.id, batch.holds))
+                self.hit(("ack: another attempt of it is on its way", 1))
             self.note("ack", batch.index, n)
             self.hit(("ack: after the lease, counted", is_late and n))
             self.hit(("ack: nothing left of it", not n))
@@ -825,6 +832,9 @@ class World:
         hold = batch.holds
 
         def expire():
+            self.strays.discard((batch.lane, batch.id, hold))
+            if all(lane != batch.lane for lane, *_ in self.strays):
+                self.redis.delete(KEYS.lane(batch.lane).stray)
             if batch.is_sending and batch.holds == hold and batch.id in self.batches:
                 self._scores += 1
                 leases = KEYS.lane(batch.lane).leases

@@ -401,7 +401,7 @@ class Lane(RuleBasedStateMachine):
 
         scan = self.purges.scan([tag("p", *person) for person in people], went_on)
         expected = Counter({"track:waiting": self.purged(model.waiting, people) + sum(early)})
-        sending_ms = 0
+        sending_ms = max(0, self.redis.pttl(LANE.stray))
         for batch_id in list(model.batches):
             n, left_ms = self.purged_batch(batch_id, people, now_ms)
             expected["track:batches"] += n
@@ -716,7 +716,10 @@ class Lane(RuleBasedStateMachine):
         n = len(batch.records[: batch.sent]) if is_there else 0
 
         token = (self.tokens.get(batch_id) or [""])[0 if is_first else -1]
+        is_stray = is_there and batch.state == "sending" and batch.token != token
         assert self.buffer.ack(batch_id, cut, token=token, count_differs=differs) == n
+        if is_stray and batch.found_ms > self.now_ms():
+            assert self.redis.pttl(LANE.stray) > 0
         self.model.failures = self.model.refusals = 0
         if not is_there:
             self.assert_unchanged(LANE.failures, LANE.refusals)

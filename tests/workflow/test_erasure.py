@@ -268,7 +268,7 @@ def test_a_request_on_its_way_is_waited_for_and_the_vendor_told_after_it(erasure
         erasures.workflow.run(erasure)
         assert erasures.time_comes(erasure) == pytest.approx(0.25, abs=0.01)
     assert (erasures.state(erasure), calls(sandbox)) == ("purged", [])
-    flow.buffer.ack(batch_id, attempt.cut)
+    flow.buffer.ack(batch_id, attempt.cut, token=attempt.token)
     erasures.complete(erasure)
 
     assert flow.counts()["delivered"] == 2
