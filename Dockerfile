@@ -1,4 +1,4 @@
-# The image of all services in docker-compose.yml but Redis. It holds no key: the
+# The image of our services in docker-compose.yml. It holds no key: the
 # environment of the container brings it.
 FROM python:3.13-slim
 
@@ -6,7 +6,7 @@ RUN useradd --system --create-home --home-dir /var/lib/mm_tasks mm_tasks
 WORKDIR /opt/mm_tasks
 COPY pyproject.toml README.md LICENSE ./
 COPY mm_tasks mm_tasks
-RUN pip install --no-cache-dir --root-user-action=ignore '.[sandbox]'
+RUN pip install --no-cache-dir --root-user-action=ignore '.[postgres,sandbox]'
 
 USER mm_tasks
 WORKDIR /var/lib/mm_tasks

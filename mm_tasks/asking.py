@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import fields
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from mm_tasks.erasures import ErasureRequest
@@ -41,7 +41,7 @@ def request_of(given: Mapping[str, object]) -> ErasureRequest:
         values["anonymous_ids"] = () if rule else tuple(ids)
     if isinstance(values.get("received_at"), str):
         values["received_at"] = _instant(values["received_at"])
-    if not isinstance(values.get("received_at"), datetime | None):
+    if "received_at" in values and not _is_instant(values["received_at"]):
         problems.append(Problem("received_at", "must be an aware datetime, or ISO 8601 text"))
     if problems:
         raise InvalidEvent(problems)
@@ -81,6 +81,14 @@ def _ids_rule(ids: object) -> str:
 
 def _units(text: str) -> int:
     return len(text.encode("utf-16-le", "surrogatepass")) // 2
+
+
+def _is_instant(given: object) -> bool:
+    try:
+        # The first and the last hours of the calendar have no date in UTC.
+        return isinstance(given, datetime) and bool(given.tzinfo is None or given.astimezone(UTC))
+    except OverflowError:
+        return False
 
 
 def _instant(text: str) -> object:

@@ -136,6 +136,14 @@ def lines(connection: Connection) -> Iterator[tuple[int, str]]:
             yield row.seq, row.line
 
 
+def entries(connection: Connection, erasure: str) -> list[dict[str, Any]]:
+    """Return the fields of each entry of an erasure, in order."""
+    mine = tables.log.c.line.contains(canonical({"erasure": erasure})[1:-1], autoescape=True)
+    query = select(tables.log.c.line).where(mine).order_by(tables.log.c.seq)
+    found = map(json.loads, connection.execute(query).scalars())
+    return [fields for fields in found if fields["erasure"] == erasure]
+
+
 class AuditLog:
     """The log in one database, and where its checkpoints go."""
 

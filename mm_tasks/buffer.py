@@ -10,6 +10,7 @@ Not here: when to claim (`delivery`), the rate (`limiter`), HTTP (`client`).
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -66,6 +67,7 @@ class Admitted:
     left: int = 0  # records of the batch that are not sent this time
     paused: str = ""  # the kind of the pause that this is the probe of
     is_alone: bool = False  # others passed where this batch was refused
+    asked_at_s: float = 0  # by the process's own clock, just before it was admitted
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +245,7 @@ class Buffer:
         self, batch_id: str, *, slot: str, slot_valid_ms: int, lease_ms: int
     ) -> Admitted | Refused:
         """Admit one attempt, or say why not. `slot` is as in `begin.lua`."""
-        token = new_id()
+        token, asked_at_s = new_id(), time.monotonic()
         keys, project = self._keys, self._project
         verdict, *rest = _BEGIN(
             self._redis,
@@ -271,6 +273,7 @@ class Buffer:
                 left,
                 paused=str(paused, "ascii"),
                 is_alone=bool(is_alone),
+                asked_at_s=asked_at_s,
             )
         reason: Any = str(verdict, "ascii")
         return Refused(reason, rest[0] / 1e6 if rest else 0)
@@ -286,16 +289,21 @@ class Buffer:
         attempt, in_a_row, cut, sent = map(int, found)
         return Admitted(token, attempt, in_a_row, cut, [], sent)
 
-    def ack(self, batch_id: str, cut: int, *, count_differs: bool = False) -> int:
+    def ack(self, batch_id: str, cut: int, *, token: str = "", count_differs: bool = False) -> int:
         """Forget what was delivered, whoever holds the batch; return how many events that were.
 
-        `cut` is the attempt's. 0 when the batch, or that part of it, was gone.
+        `cut` and `token` are the attempt's. 0 when the batch, or that part of it, was gone.
         """
         return int(
             _ACK(
                 self._redis,
-                (*self._places(batch_id), self._keys.failures, self._keys.refusals),
-                (self.lane, batch_id, cut, int(count_differs)),
+                (
+                    *self._places(batch_id),
+                    self._keys.failures,
+                    self._keys.refusals,
+                    self._keys.stray,
+                ),
+                (self.lane, batch_id, cut, int(count_differs), token),
             )
         )
 

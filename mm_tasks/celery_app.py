@@ -17,7 +17,7 @@ from celery.signals import celeryd_init
 from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu import Connection, Exchange, Queue
 
-from mm_tasks import preflight, runtime
+from mm_tasks import runtime
 from mm_tasks.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -204,7 +204,9 @@ def problems_at_start() -> list[str]:
         current = runtime.current()
     except (ConfigurationError, ImproperlyConfigured) as error:
         return [str(error)]
-    verdicts = preflight.start(current.worker_redis, current.settings)
+    from mm_tasks import preflight  # noqa: PLC0415 - slow, and only a worker looks
+
+    verdicts = preflight.start(current.worker_redis, current.settings, current)
     return [verdict.sentence for verdict in verdicts if verdict.state == "problem"]
 
 

@@ -41,14 +41,12 @@ class Outside:
 
     def publish(self, checkpoint: Checkpoint) -> None:
         """Tell all three. Never raises: what the checkpoint is about was committed before."""
-        _log.info(
-            "audit_checkpoint",
-            extra={"size": checkpoint.size, "head": checkpoint.head, "at": checkpoint.at},
-        )
+        _log.info("audit_checkpoint size=%d head=%s at=%s", *checkpoint, extra=checkpoint._asdict())
         try:
             self._append(f"{checkpoint.size} {checkpoint.head} {checkpoint.at}\n".encode())
         except OSError as error:
-            _log.error("checkpoint_not_written", extra={"errno": error.errno})
+            said = "checkpoint_not_written size=%d errno=%s"
+            _log.error(said, checkpoint.size, error.errno, extra={"errno": error.errno})
         if self._hook is not None:
             try:
                 self._hook(checkpoint)
@@ -59,7 +57,7 @@ class Outside:
         """Return those of the file; none where it is not there yet."""
         try:
             lines = self._path.read_text("utf-8", errors="replace").splitlines()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
         found = [match for line in lines if (match := _LINE.fullmatch(line))]
         if len(found) < len(lines):

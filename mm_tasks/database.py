@@ -59,6 +59,11 @@ class Database:
         """Say whether this is a file of this host."""
         return self._url.drivername.startswith("sqlite")
 
+    @property
+    def is_missing(self) -> bool:
+        """Say whether this is a SQLite file that is not there; the first transaction makes it."""
+        return self.is_sqlite and not Path(str(self._url.database)).exists()
+
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """Run a transaction that no other one overlaps; commit at the end.

@@ -23,7 +23,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from mm_tasks import retry
 from mm_tasks.buffer import Admitted, Buffer
 from mm_tasks.limiter import SLOT_VALID_MS, Limiter
-from mm_tasks.outcome import Ambiguous, Delivered
+from mm_tasks.outcome import Ambiguous, Delivered, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -118,7 +118,10 @@ class Delivery:
         if not isinstance(admitted, Admitted):
             return admitted
         assert self._client is not None
-        outcome = self._client.send(self._buffer.lane, admitted.bodies)
+        outcome: Outcome = Unavailable("late")
+        # A process that was frozen since would send what the fence may have stopped by now.
+        if time.monotonic() - admitted.asked_at_s < self._policy.lease_s / 2:
+            outcome = self._client.send(self._buffer.lane, admitted.bodies)
         return self._recorded(lambda: self._settle(batch_id, admitted, outcome))
 
     def _look(self, *, linger: bool) -> str:
@@ -265,7 +268,7 @@ class Delivery:
                 differs = count is not None and count != attempt.sent
                 if differs:
                     log.warning("batch_count_differs", extra={"batch_id": batch_id})
-                buffer.ack(batch_id, attempt.cut, count_differs=differs)
+                buffer.ack(batch_id, attempt.cut, token=token, count_differs=differs)
                 return 0 if attempt.left else None
             case retry.Narrow():
                 return self._narrow(batch_id, token, decision)

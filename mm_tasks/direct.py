@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from celery.canvas import Signature
     from celery.result import AsyncResult
 
+    from mm_tasks.contrib.django.commit import Planned
     from mm_tasks.events import Encoded
     from mm_tasks.signatures import (
         IdentifyFields,
@@ -153,6 +154,18 @@ class EventTask(DirectTask):
             self._append((encoded,))
         except (BufferFull, BufferUnavailable) as error:
             self._again(error)
+
+    def delay_on_commit(self, /, *args: Any, **fields: Any) -> Planned:  # noqa: ANN401 - checked here
+        """As `delay`, when Django's transaction commits: see `contrib.django.commit`."""
+        from mm_tasks.contrib.django.commit import delay_on_commit  # noqa: PLC0415 - needs Django
+
+        return delay_on_commit(self, *args, **fields)
+
+    def apply_async_on_commit(self, args: Any = None, kwargs: Any = None, **options: Any) -> None:  # noqa: ANN401
+        """As `apply_async`, when Django's transaction commits."""
+        from mm_tasks.contrib.django.commit import apply_async_on_commit  # noqa: PLC0415
+
+        apply_async_on_commit(self, args, kwargs, **options)
 
     def _to_send(self, args: tuple[Any, ...], fields: dict[str, Any]) -> dict[str, Any]:
         # In the worker there is no request any more.

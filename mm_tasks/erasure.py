@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from redis.exceptions import RedisError
 
 from mm_tasks.erasures import ONCE, Answer
-from mm_tasks.errors import AuditUnavailable
+from mm_tasks.errors import AuditChainBroken, AuditUnavailable, ConfigurationError
 from mm_tasks.outcome import (
     Ambiguous,
     Delivered,
@@ -112,8 +112,10 @@ class ErasureWorkflow:
         ends_at = time.monotonic() + _SWEEP_S
         try:
             self._fencing.mend()
-        except RedisError as error:
-            _log.warning("redis_away", extra={"error": type(error).__name__})
+        except (RedisError, AuditChainBroken, ConfigurationError) as error:
+            # The fence stays as it is, and what does not need it goes on.
+            kind = type(error).__name__
+            _log.error("fences_not_mended error=%s", kind, extra={"error": kind})
         for erasure_id in self._ledger.due(self._clock()):
             if time.monotonic() > ends_at:
                 break
@@ -123,10 +125,14 @@ class ErasureWorkflow:
                 raise
             except Exception as error:  # noqa: BLE001 - one that fails must not stop the others
                 kind = type(error).__name__
-                _log.error("erasure_failed", extra={"erasure": erasure_id, "error": kind})
+                about = {"erasure": erasure_id, "error": kind}
+                _log.error("erasure_failed erasure=%s error=%s", erasure_id, kind, extra=about)
         for late in self._register.newly_overdue(self._clock()):
-            about = {"erasure": late.id, "state": late.state, "percent": late.mark}
-            _log.warning("erasure_deadline", extra=about)
+            _log.warning(
+                "erasure_deadline erasure=%s state=%s percent=%d",
+                *(late.id, late.state, late.mark),
+                extra={"erasure": late.id, "state": late.state, "percent": late.mark},
+            )
 
     def _is_due(self, erasure: Erasure) -> bool:
         return erasure.next_at is not None and erasure.next_at <= self._clock()
@@ -163,6 +169,7 @@ class ErasureWorkflow:
     def _call(self, claim: Claim) -> Claim | None:
         attempt = self._ledger.intent(claim, self._clock())
         if attempt is None:
+            self._ledger.release(claim)
             return None
         outcome = self._client.forget(claim.erasure.user_id)
         erasure = self._recorded(attempt, self._answer(claim.erasure, outcome))
@@ -195,8 +202,7 @@ class ErasureWorkflow:
     def _complete(self, claim: Claim) -> Claim | None:
         wait_s = min(_AOF_WAIT_S, self._policy.lease_s / 2)
         word = self._purge.rewrite_aof(wait_s)
-        self._ledger.note_aof_rewritten(claim.id, word, self._clock())
-        ended = self._ledger.complete(claim, self._clock())
+        ended = self._ledger.complete(claim, self._clock(), word)
         if ended is not None and ended.mode == ONCE:
             self._fencing.load()
         return None

@@ -17,7 +17,7 @@ from mm_tasks.errors import InvalidEvent, Problem
 from mm_tasks.times import moment
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from datetime import datetime
 
 # What becomes of the subject's later events once the erasure is completed: they are refused
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 SUPPRESS, ONCE = MODES = ("suppress", "once")
 # In anything shorter, an id may be part of a reference by chance: ticket GDPR-1093 of user 109.
 _TELLING_CHARACTERS = 6
+NAMES_SUBJECT = "must not hold an id of the subject: the log outlives the erasure"
 
 # Whose clock is right, the caller's or ours, is nothing to refuse a request for.
 _CLOCKS_DIFFER = timedelta(minutes=5)
@@ -91,13 +92,18 @@ class ErasureRequest:
     def _broken_rule(self, reference: object, *, is_optional: bool) -> str:
         if reference is None and is_optional:
             return ""
-        if not isinstance(reference, str) or not protocol.is_reference(reference):
-            return "must be an opaque reference: 1-128 characters, no @, no spaces"
-        folded = reference.casefold()
-        for one in map(str.casefold, (self.user_id, *self.anonymous_ids)):
-            if one == folded or (len(one) >= _TELLING_CHARACTERS and one in folded):
-                return "must not hold an id of the subject: the log outlives the erasure"
-        return ""
+        return reference_rule(reference, (self.user_id, *self.anonymous_ids))
+
+
+def reference_rule(reference: object, ids: Iterable[str]) -> str:
+    """Return why the log may not hold this reference, '' if it may; `ids` are the subject's."""
+    if not isinstance(reference, str) or not protocol.is_reference(reference):
+        return "must be an opaque reference: 1-128 characters, no @, no spaces"
+    folded = reference.casefold()
+    for one in map(str.casefold, ids):
+        if one == folded or (len(one) >= _TELLING_CHARACTERS and one in folded):
+            return NAMES_SUBJECT
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,3 +253,45 @@ def optional(text: str | None) -> datetime | None:
 def packed(user_id: str, anonymous_ids: tuple[str, ...]) -> str:
     """Return the text of the column `ids`, which can hold any id in any database."""
     return json.dumps({"user": user_id, "anonymous": anonymous_ids})
+
+
+def summary_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is told of a row of `mm_erasures`, ready for JSON: no id of the subject."""
+    plain = (
+        "id",
+        "project",
+        "state",
+        "mode",
+        "epoch",
+        "anonymous",
+        "requested_by",
+        "reason",
+        "received_at",
+        "due_at",
+        "accepted_at",
+        "fenced_at",
+        "quiesced_at",
+        "ended_at",
+        "next_at",
+        "acknowledged",
+        "attempts",
+        "duplicate_of",
+    )
+    parsed = ("tickets", "removed", "passes_s")
+    return {
+        **{name: row[name] for name in plain},
+        **{name: json.loads(row[name]) for name in parsed},
+        "subject": row["pseudonym"],
+        "is_wiped": row["ids"] is None,
+    }
+
+
+def passes_of(attempts: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the last attempt of each pass, and how many there were."""
+    found: dict[tuple[int, int], dict[str, Any]] = {}
+    for row in attempts:
+        key = (row["round"], row["n"])
+        shown = ("round", "n", "due_at", "sent_at", "answered_at", "status", "outcome")
+        before = found.get(key, {"attempts": 0})
+        found[key] = {name: row[name] for name in shown} | {"attempts": before["attempts"] + 1}
+    return list(found.values())

@@ -9,7 +9,7 @@ from __future__ import annotations
 from logging import getLogger
 from typing import TYPE_CHECKING
 
-from mm_tasks.errors import AuditUnavailable, ConfigurationError
+from mm_tasks.errors import AuditChainBroken, AuditUnavailable, ConfigurationError
 
 if TYPE_CHECKING:
     from mm_tasks.erasures import Claim
@@ -33,25 +33,32 @@ class Fencing:
 
     def raise_(self, claim: Claim) -> None:
         """Put up the fence for the subject of an erasure; raises what Redis raises."""
-        self._fence.raise_(claim.erasure.tags, self._register.store_id)
+        register = self._register
+        self._fence.raise_(claim.erasure.tags, register.store_id, register.log_size())
 
-    def load(self) -> None:
-        """Make Redis's fences what SQL's are, and let this server count as loaded."""
-        self._fence.load(self._register.store_id, self._register.fences)
-        _log.info("fences_loaded")
+    def load(self) -> bool:
+        """Make Redis's fences what SQL's are, and let this server count as loaded.
+
+        False where other loads and fences raised meanwhile left no time for it. Raises
+        `AuditUnavailable`, and `ConfigurationError` or `AuditChainBroken` as `Fence.load`.
+        """
+        register = self._register
+        is_loaded = self._fence.load(register.store_id, register.fences, register.log_size)
+        _log.info("fences_loaded" if is_loaded else "fences_load_overtaken")
+        return is_loaded
 
     def try_load(self) -> bool:
         """As `load`, for whoever found them not loaded; where SQL fails, say why and go on."""
         try:
-            self.load()
+            return self.load()
         except AuditUnavailable:
             why = "audit_unavailable"
         except ConfigurationError:
             why = "audit_refused"
-        else:
-            return True
+        except AuditChainBroken:
+            why = "audit_log_cut"
         self._fence.note_failed(why)
-        _log.error("fences_not_loaded", extra={"why": why})
+        _log.error("fences_not_loaded why=%s", why, extra={"why": why})
         return False
 
     def mend(self) -> None:

@@ -13,7 +13,7 @@ from mm_tasks import runtime
 from mm_tasks.asking import request_of
 from mm_tasks.celery_app import FORGET, RUN_ERASURE, nudge
 from mm_tasks.direct import DirectTask
-from mm_tasks.errors import AuditUnavailable
+from mm_tasks.errors import AuditUnavailable, ConfigurationError
 from mm_tasks.properties import now
 from mm_tasks.receipts import ErasureReceipt
 
@@ -52,7 +52,7 @@ class ForgetTask(DirectTask):
         named = self._arrived(args, fields) if self.request.id else self._named(args, fields)
         try:
             self._asked(named)
-        except AuditUnavailable as error:
+        except (AuditUnavailable, ConfigurationError) as error:
             self._again(error)
 
     def _asked(self, fields: dict[str, Any]) -> ErasureReceipt:

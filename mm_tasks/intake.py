@@ -6,6 +6,7 @@ reach, otherwise with the next sweep.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from logging import getLogger
 from typing import TYPE_CHECKING, NamedTuple
@@ -58,15 +59,13 @@ class Intake:
         Raises `InvalidEvent`, `AuditUnavailable` or `ConfigurationError` (the fences in Redis
         are those of another audit store); then nothing was accepted.
         """
-        is_in_reach = True
-        try:
+        # Where Redis is away nobody can tell, and the fence itself is refused later.
+        with suppress(RedisError):
             self._fencing.check_store()
-        except RedisError:
-            is_in_reach = False
         opened = self._register.open_request(asked, self._clock())
         is_fenced = opened.is_fenced
         if opened.claim is not None:
-            is_fenced = is_in_reach and self._raised(opened.claim)
+            is_fenced = self._raised(opened.claim)
         return Accepted(opened.id, is_fenced, opened.is_new)
 
     def cancel(self, erasure: str, requested_by: str) -> None:

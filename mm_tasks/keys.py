@@ -64,7 +64,8 @@ class ProjectKeys(NamedTuple):
 
         `store` (id of the audit store), `run_id` (of the server that they were loaded for:
         a restart or a failover makes it another one, FLUSHALL removes it), `loading` (token
-        of a load that goes on), and while a load fails `why` and `since_ms`.
+        of a load that goes on), `log_size` (entries its audit log had at least), and while
+        a load fails `why` and `since_ms`.
         """
         return self._key("fences")
 
@@ -149,6 +150,11 @@ class LaneKeys(NamedTuple):
     def refusals(self) -> str:
         """String: events refused by themselves in a row, nothing accepted in between."""
         return self._key("refusals")
+
+    @property
+    def stray(self) -> str:
+        """String with an expiry: an attempt may be on its way whose batch is gone already."""
+        return self._key("stray")
 
     @property
     def nudge(self) -> str:

@@ -122,10 +122,14 @@ class Ledger:
             return _claim(claim, self._work.advance(connection, row, [noted], now))
 
     def intent(self, claim: Claim, now: datetime) -> Attempt | None:
-        """Note that the vendor is about to be called; call only with what this returns."""
+        """Note that the vendor is about to be called; call only with what this returns.
+
+        None where the claim is lost, or no pass is due any more.
+        """
         with self._work.transaction() as connection:
             row = self._held(connection, claim)
-            if row is None:
+            # An answer to an earlier call may have come since the claim, late.
+            if row is None or row["next_at"] is None or row["next_at"] > stamp(now):
                 return None
             n, attempt = row["acknowledged"] + 1, row["attempts"] + 1
             noted = move("intent", {"pass": n, "attempt": attempt})
@@ -167,9 +171,11 @@ class Ledger:
             connection.execute(query.values(values))
             return erasure_of(row)
 
-    def complete(self, claim: Claim, now: datetime) -> Erasure | None:
+    def complete(self, claim: Claim, now: datetime, aof: str = "") -> Erasure | None:
         """Note that every pass was acknowledged, and wipe the subject's ids.
 
+        `aof` is what came of the request to rewrite Redis's AOF, in a fixed word; '' if nobody
+        asked. None where the claim is lost.
         In mode `once` the fence ends as well; see `Register.fences`.
         """
         with self._work.transaction() as connection:
@@ -177,7 +183,8 @@ class Ledger:
             if row is None:
                 return None
             ended = {"ended_at": stamp(now), "next_at": None, "token": None, "lease_until": None}
-            moves = [
+            moves = [move("aof_rewritten", {"outcome": aof})] if aof else []
+            moves += [
                 Move("completed", {"acknowledged": row["acknowledged"]}, ended),
                 move("wiped", ids=None),
             ]
@@ -187,14 +194,6 @@ class Ledger:
             row = self._work.advance(connection, row, moves, now)
         self._work.truncate_wal()
         return erasure_of(row)
-
-    def note_aof_rewritten(self, erasure: str, outcome: str, now: datetime) -> None:
-        """Note what became of the request to rewrite Redis's AOF, in a fixed word."""
-        with self._work.transaction() as connection:
-            row = self._work.find(connection, erasure)
-            if row is not None:
-                noted = move("aof_rewritten", {"outcome": outcome})
-                self._work.advance(connection, row, [noted], now)
 
     def _held(self, connection: Connection, claim: Claim) -> Row | None:
         """Return the row if it is still the caller's: late is good, taken over is not."""

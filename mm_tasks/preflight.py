@@ -1,18 +1,22 @@
 """What must be true before anything is sent: one verdict for each thing looked at.
 
-`mm-tasks check` prints them all; a worker refuses to start on any problem. A
-sentence names the variable and the rule, never a secret.
+`mm-tasks check` prints them all; a worker refuses to start on any problem but that Redis
+or the audit database is away, for which it waits. A sentence names the variable and the
+rule, never a secret.
 """
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from redis.exceptions import RedisError
 
+from mm_tasks import status, tables
+from mm_tasks.audit import head
 from mm_tasks.client import vendor_access
-from mm_tasks.errors import ConfigurationError
+from mm_tasks.errors import AuditUnavailable, ConfigurationError
 from mm_tasks.limiter import SLOT_VALID_MS
 from mm_tasks.limits import VENDOR_BATCH_BURST, VENDOR_BATCH_RATE_PER_S
 
@@ -21,12 +25,21 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
+    from mm_tasks.audit import AuditLog
+    from mm_tasks.checkpoints import Checkpoint, Outside
+    from mm_tasks.fencing import Fencing
+    from mm_tasks.register import Register
     from mm_tasks.settings import Settings
 
 REDIS_MIN = (6, 2)
 CLOCK_SKEW_MAX_S = 1.0
 # Celery's queues and the rest need room as well: at maxmemory nothing is published.
 MEMORY_SHARE_MAX = 0.6
+# A checkpoint follows its commit by an fsync.
+PUBLISH_S = 0.5
+
+# What a worker waits for.
+_REDIS, _DATABASE = "Redis", "audit database"
 
 
 class Verdict(NamedTuple):
@@ -37,10 +50,26 @@ class Verdict(NamedTuple):
     sentence: str
 
 
-def start(redis: Redis, settings: Settings) -> list[Verdict]:
-    """Return what a worker looks at before it starts. It waits for a Redis that is away."""
-    found = server(redis, settings)
-    return [*vendor(settings), *(verdict for verdict in found if verdict.what != "Redis")]
+class Parts(Protocol):
+    """What knows of erasures. Each raises `ConfigurationError` where it cannot be made."""
+
+    @property
+    def audit_log(self) -> AuditLog:
+        """The log in its database."""
+
+    @property
+    def register(self) -> Register:
+        """What is known of erasures."""
+
+    @property
+    def fencing(self) -> Fencing:
+        """The fences in both places."""
+
+
+def start(redis: Redis, settings: Settings, parts: Parts) -> list[Verdict]:
+    """Return what a worker looks at before it starts. It waits for stores that are away."""
+    found = [*vendor(settings), *server(redis, settings), store(parts)]
+    return [verdict for verdict in found if verdict.what not in {_REDIS, _DATABASE}]
 
 
 def vendor(settings: Settings) -> Iterator[Verdict]:
@@ -69,7 +98,7 @@ def server(redis: Redis, settings: Settings) -> Iterator[Verdict]:
         info: dict[str, Any] = redis.info()
     except RedisError as error:
         said = f"MM_TASKS_REDIS_URL: Redis does not answer ({type(error).__name__})"
-        yield Verdict("Redis", "problem", said)
+        yield Verdict(_REDIS, "problem", said)
         return
     yield _version(info)
     yield _eviction(info)
@@ -114,3 +143,94 @@ def _clock(skew_s: float) -> Verdict:
         said = f"differs from Redis's by {skew_s:.1f} s; the timestamps of events are this one's"
         return Verdict("clock", "warning", said)
     return Verdict("clock", "ok", "agrees with Redis's")
+
+
+def store(parts: Parts) -> Verdict:
+    """Return the verdict on the audit store; makes its tables where they are missing."""
+    try:
+        store_id = parts.register.store_id
+        kind = "SQLite" if parts.audit_log.database.is_sqlite else "PostgreSQL"
+        parts.fencing.check_store()
+    except ConfigurationError as error:
+        return Verdict("audit store", "problem", str(error))
+    except AuditUnavailable as error:
+        return _away(error)
+    except RedisError:
+        pass  # whose fences it has is looked at once more before any is raised or loaded
+    return Verdict("audit store", "ok", f"{kind}, id {store_id}")
+
+
+def erasures(redis: Redis, settings: Settings, parts: Parts) -> Iterator[Verdict]:
+    """Yield verdicts on the audit store and what it says; one problem alone without it."""
+    found = store(parts)
+    yield found
+    if found.state == "problem":
+        return
+    try:
+        yield _fence(redis, settings.project)
+        with parts.audit_log.database.read() as connection:
+            missing = tables.guards_missing(connection)
+        yield _guards(missing)
+        yield _checkpoints(parts.audit_log)
+        yield _open(parts.register.summary(datetime.now(UTC)))
+    except AuditUnavailable as error:
+        yield _away(error)
+
+
+def _away(error: AuditUnavailable) -> Verdict:
+    said = f"MM_TASKS_AUDIT_URL: the audit database does not answer: {error}"
+    return Verdict(_DATABASE, "problem", said)
+
+
+def _fence(redis: Redis, project: str) -> Verdict:
+    try:
+        tags, is_loaded = status.read(redis, project)["fence"].values()
+    except RedisError as error:
+        return Verdict("fence", "warning", f"Redis does not answer ({type(error).__name__})")
+    if not is_loaded:
+        said = "not loaded for this server yet: a worker does it before anything is sent"
+        return Verdict("fence", "warning", f"tags: {tags:,}; {said}")
+    return Verdict("fence", "ok", f"tags: {tags:,}, loaded for this server")
+
+
+def _guards(missing: list[str]) -> Verdict:
+    if missing:
+        said = "gone, so that entries of the log can be changed: "
+        return Verdict("audit guards", "warning", said + ", ".join(missing))
+    return Verdict("audit guards", "ok", "the database refuses to change or remove entries")
+
+
+def _checkpoints(log: AuditLog) -> Verdict:
+    """Return whether the state directory has a checkpoint of the log as it is."""
+    # Read before the log: what is published later may be of entries this moment lacks.
+    newest = _newest(log.outside)
+    with log.database.read() as connection:
+        end = head(connection)
+    if newest is not None and (newest.size, newest.head) == (end.size, end.hash):
+        return Verdict("checkpoints", "ok", f"the newest is of all {end.size:,} entries")
+    if newest is not None and newest.size >= end.size:
+        said = f"one saw {newest.size:,} entries that the log ({end.size:,}) has not as they were"
+        return Verdict("checkpoints", "problem", f"{said}; see mm-tasks audit verify")
+    if end.size:
+        time.sleep(PUBLISH_S)
+        newest = _newest(log.outside)
+    seen = 0 if newest is None else newest.size
+    if seen < end.size:
+        said = f"the newest in the state directory is of {seen:,} entries, the log has {end.size:,}"
+        why = "it could not be written, or another host has it"
+        return Verdict("checkpoints", "warning", f"{said}: {why}; see mm-tasks audit checkpoint")
+    return Verdict("checkpoints", "ok", f"the newest is of all {end.size:,} entries")
+
+
+def _newest(outside: Outside) -> Checkpoint | None:
+    try:
+        return max(outside.read(), default=None)
+    except OSError:
+        return None
+
+
+def _open(summary: dict[str, Any]) -> Verdict:
+    said = "{open:,} open, {overdue:,} overdue, {blocked:,} blocked".format(**summary)
+    why = ", ".join(f"{state} {n:,}" for state, n in summary["blocked_reasons"].items())
+    state: Literal["ok", "warning"] = "warning" if summary["overdue"] + summary["blocked"] else "ok"
+    return Verdict("erasures", state, f"{said} ({why})" if why else said)

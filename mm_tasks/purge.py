@@ -32,7 +32,8 @@ class Scan(NamedTuple):
     """What one look at everything found.
 
     `removed` has a count for each place, zeros included. `sending_ms` is not 0 while an
-    attempt that holds such a record is being sent: when the last of their leases ends.
+    attempt that holds such a record is being sent, or one whose batch is gone and which may
+    hold one: when the last of their leases ends.
     """
 
     removed: Counter[str]
@@ -104,7 +105,7 @@ class Purge:
         self, lane: str, tags: Collection[bytes], went_on: Callable[[], object]
     ) -> tuple[int, int]:
         keys = self._keys.lane(lane)
-        found, sending_ms = 0, 0
+        found, sending_ms = 0, max(0, self._redis.pttl(keys.stray))
         for batch_id in map(bytes.decode, _DUE(self._redis, (keys.leases,), (-1, 1))):
             places = (keys.records(batch_id), keys.batch(batch_id), keys.claimed, keys.leases)
             args = (lane, batch_id, *tags)

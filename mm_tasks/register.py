@@ -7,14 +7,27 @@ holds the pseudonym, never an id of the subject. See `ledger` for the workflow's
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import uuid_utils
 from sqlalchemy import func, insert, select
 
-from mm_tasks import keys, tables
-from mm_tasks.erasures import SUPPRESS, Deadline, ErasureRequest, Opened, erasure_of, packed
-from mm_tasks.protocol import OPEN, Illegal
+from mm_tasks import audit, keys, tables
+from mm_tasks.erasures import (
+    NAMES_SUBJECT,
+    SUPPRESS,
+    Deadline,
+    ErasureRequest,
+    Opened,
+    erasure_of,
+    packed,
+    passes_of,
+    reference_rule,
+    summary_of,
+)
+from mm_tasks.errors import InvalidEvent, Problem
+from mm_tasks.protocol import BLOCKED, OPEN, Illegal
 from mm_tasks.times import mark, moment, one_month_after, stamp
 from mm_tasks.work import Move, Work, is_held, move, unfence
 
@@ -80,6 +93,7 @@ class Register:
         """Let events of a completed erasure's subject in again; return the tags freed."""
         with self._work.transaction() as connection:
             row = self._found(connection, erasure)
+            self._check_reference(row, requested_by)
             lifted = move("lifted", {"requested_by": requested_by})
             self._work.advance(connection, row, [lifted], now)
             return unfence(connection, erasure, now)
@@ -88,6 +102,7 @@ class Register:
         """Let a blocked erasure call the vendor again at once."""
         with self._work.transaction() as connection:
             row = self._found(connection, erasure)
+            self._check_reference(row, requested_by)
             again = move("retried", {"requested_by": requested_by}, next_at=stamp(now))
             self._work.advance(connection, row, [again], now)
 
@@ -104,6 +119,11 @@ class Register:
     def store_id(self) -> str:
         """Return the id of the audit store; makes the store where there is none."""
         return self._work.store_id
+
+    def log_size(self) -> int:
+        """Return the number of entries of the log, of all projects."""
+        with self._work.read() as connection:
+            return audit.head(connection).size
 
     def fence_count(self) -> int:
         """Return the number of those tags."""
@@ -125,7 +145,7 @@ class Register:
                 return None
             query = select(tables.passes).where(tables.passes.c.erasure == erasure)
             attempts = connection.execute(query.order_by(tables.passes.c.attempt)).mappings()
-            return {**_summary(row), "passes": _passes(map(dict, attempts))}
+            return {**summary_of(row), "passes": passes_of(map(dict, attempts))}
 
     def listed(
         self, states: Collection[str] | None = None, limit: int = _LISTED_MAX
@@ -137,7 +157,33 @@ class Register:
             query = query.where(column.state.in_(states))
         query = query.order_by(column.accepted_at.desc(), column.id.desc()).limit(limit)
         with self._work.read() as connection:
-            return [_summary(dict(row)) for row in connection.execute(query).mappings()]
+            return [summary_of(dict(row)) for row in connection.execute(query).mappings()]
+
+    def history(self, erasure: str) -> tuple[list[dict[str, Any]], audit.Head]:
+        """Return the entries of an erasure, none if there is no such, and the end of the log.
+
+        Both are of one moment.
+        """
+        with self._work.read() as connection:
+            is_known = self._work.find(connection, erasure) is not None
+            entries = audit.entries(connection, erasure) if is_known else []
+            return entries, audit.head(connection)
+
+    def summary(self, now: datetime) -> dict[str, Any]:
+        """Return how many erasures are open, overdue and blocked, and in which states these are."""
+        column = tables.erasures.c
+        query = select(column.state, column.due_at).where(
+            column.project == self._work.project, column.state.in_(OPEN)
+        )
+        with self._work.read() as connection:
+            rows = connection.execute(query).all()
+        blocked = Counter(row.state for row in rows if row.state in BLOCKED)
+        return {
+            "open": len(rows),
+            "overdue": sum(row.due_at <= stamp(now) for row in rows),
+            "blocked": blocked.total(),
+            "blocked_reasons": dict(blocked),
+        }
 
     def overdue(self, now: datetime) -> list[Deadline]:
         """Return open erasures that used up 50, 80 or 100 % of their time, by deadline."""
@@ -241,9 +287,22 @@ class Register:
             raise Illegal(msg)
         return row
 
+    def _check_reference(self, row: Row, requested_by: str) -> None:
+        """Raise `InvalidEvent` unless the log may hold it: see `ErasureRequest.check`.
+
+        Once the ids are wiped, only the id itself can be told, by its pseudonym.
+        """
+        user_id, anonymous = erasure_of(row).ids or ("", ())
+        rule = reference_rule(requested_by, (user_id, *anonymous))
+        if not rule and self._work.pseudonyms.of(requested_by) == row["pseudonym"]:
+            rule = NAMES_SUBJECT
+        if rule:
+            raise InvalidEvent([Problem("requested_by", rule)])
+
     def _end(self, erasure: str, end: Move, now: datetime) -> frozenset[bytes]:
         with self._work.transaction() as connection:
             row = self._found(connection, erasure)
+            self._check_reference(row, str(end.details["requested_by"]))
             ended = {"ended_at": stamp(now), "next_at": None, "token": None, "lease_until": None}
             end = end._replace(changes={**end.changes, **ended})
             self._work.advance(connection, row, [end, move("wiped", ids=None)], now)
@@ -308,44 +367,3 @@ def _anonymous_added(user_id: str, anonymous: tuple[str, ...], added: int, now: 
         "next_at": stamp(now),
     }
     return Move("anonymous_added", {"anonymous": added}, changes)
-
-
-def _summary(row: Row) -> dict[str, Any]:
-    plain = (
-        "id",
-        "project",
-        "state",
-        "mode",
-        "epoch",
-        "anonymous",
-        "requested_by",
-        "reason",
-        "received_at",
-        "due_at",
-        "accepted_at",
-        "fenced_at",
-        "quiesced_at",
-        "ended_at",
-        "next_at",
-        "acknowledged",
-        "attempts",
-        "duplicate_of",
-    )
-    parsed = ("tickets", "removed", "passes_s")
-    return {
-        **{name: row[name] for name in plain},
-        **{name: json.loads(row[name]) for name in parsed},
-        "subject": row["pseudonym"],
-        "is_wiped": row["ids"] is None,
-    }
-
-
-def _passes(attempts: Iterable[Row]) -> list[dict[str, Any]]:
-    """Return the last attempt of each pass, and how many there were."""
-    found: dict[tuple[int, int], dict[str, Any]] = {}
-    for row in attempts:
-        key = (row["round"], row["n"])
-        shown = ("round", "n", "due_at", "sent_at", "answered_at", "status", "outcome")
-        before = found.get(key, {"attempts": 0})
-        found[key] = {name: row[name] for name in shown} | {"attempts": before["attempts"] + 1}
-    return list(found.values())

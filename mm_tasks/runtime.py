@@ -11,18 +11,14 @@ import threading
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from mm_tasks import events
-from mm_tasks.audit import AuditLog
 from mm_tasks.buffer import BatchLimits, Buffer
-from mm_tasks.checkpoints import Outside
-from mm_tasks.client import Client, is_loopback, vendor_access
-from mm_tasks.database import Database
+from mm_tasks.client import Client, vendor_access
 from mm_tasks.dead import DeadLetters
 from mm_tasks.delivery import Delivery, Policy
 from mm_tasks.erasure import ErasurePolicy, ErasureWorkflow
@@ -30,20 +26,19 @@ from mm_tasks.errors import ConfigurationError
 from mm_tasks.fence import Fence
 from mm_tasks.fencing import Fencing
 from mm_tasks.intake import Intake
-from mm_tasks.ledger import Ledger
 from mm_tasks.limiter import Limiter
 from mm_tasks.limits import BATCH_BRACKETS_BYTES
 from mm_tasks.loops import LoopClients
 from mm_tasks.pauses import Pauses
-from mm_tasks.pseudonyms import Pseudonyms
 from mm_tasks.purge import Purge
-from mm_tasks.register import Register
 from mm_tasks.settings import Settings
-from mm_tasks.work import Work
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+
+    from mm_tasks.archive import Archive
+    from mm_tasks.audit import AuditLog
+    from mm_tasks.register import Register
 
 # A web request waits at most this long for Redis: connect, then one answer. No blind
 # repeats, because a write that timed out may have been applied.
@@ -61,24 +56,6 @@ def redis_client(url: str, *, connect_s: float, answer_s: float) -> Redis:
         retry=Retry(NoBackoff(), 0),
         socket_keepalive=True,
     )
-
-
-def audit_url(settings: Settings) -> str:
-    """Return the URL of the audit database.
-
-    Raises `ConfigurationError` where none is given and Redis is on another host: each host
-    would keep a truth of its own in its own file.
-    """
-    if settings.audit_url is not None:
-        return settings.audit_url.get_secret_value()
-    url = urlsplit(settings.redis_url.get_secret_value())
-    if url.scheme != "unix" and not is_loopback(url.hostname or ""):
-        msg = (
-            "MM_TASKS_AUDIT_URL: is required where Redis is on another host, the same for "
-            "every process: postgresql://…"
-        )
-        raise ConfigurationError(msg)
-    return f"sqlite:///{settings.state_dir.absolute() / 'audit.sqlite'}"
 
 
 class Runtime:
@@ -149,25 +126,26 @@ class Runtime:
         }
 
     @cached_property
-    def audit_log(self) -> AuditLog:
-        """Return the audit log; raises `ConfigurationError` where its URL is of no use."""
-        return AuditLog(Database(audit_url(self.settings)), Outside(self.checkpoints))
+    def _archive(self) -> Archive:
+        from mm_tasks.archive import Archive  # noqa: PLC0415 - slow; most processes only track
+
+        return Archive(self.settings)
 
     @property
-    def checkpoints(self) -> Path:
-        """Return the file of the audit log's checkpoints."""
-        return self.settings.state_dir / "checkpoints"
+    def audit_log(self) -> AuditLog:
+        """Return the audit log; raises `ConfigurationError` where a setting is of no use."""
+        return self._archive.log
 
     @cached_property
     def register(self) -> Register:
-        """Return what is known of erasures."""
-        return Register(self._work)
+        """Return what is known of erasures; raises as `audit_log`."""
+        return self._archive.register
 
     @cached_property
     def intake(self) -> Intake:
         """Return the door for erasure requests, on the client that fails fast."""
         fencing = Fencing(Fence(self._producer_redis, self.settings.project), self.register)
-        return Intake(self._ledger, self.register, fencing)
+        return Intake(self._archive.ledger, self.register, fencing)
 
     @cached_property
     def fence(self) -> Fence:
@@ -184,24 +162,13 @@ class Runtime:
         """Return the erasure workflow."""
         settings = self.settings
         return ErasureWorkflow(
-            self._ledger,
+            self._archive.ledger,
             self.register,
             self.fencing,
             Purge(self.worker_redis, settings.project),
             self.client,
             ErasurePolicy(settings.erasure_passes_s, settings.lease_s, settings.probe_interval_s),
         )
-
-    @cached_property
-    def _work(self) -> Work:
-        settings = self.settings
-        key = settings.pseudonym_key
-        pseudonyms = Pseudonyms.load(key.get_secret_value() if key else None, settings.state_dir)
-        return Work(self.audit_log, pseudonyms, settings.project)
-
-    @cached_property
-    def _ledger(self) -> Ledger:
-        return Ledger(self._work)
 
     @cached_property
     def dead_letters(self) -> DeadLetters:

@@ -122,6 +122,10 @@ class Settings(BaseSettings):
         default=None,
         description="Keys the audit log's pseudonyms. Not set: made up in the state directory.",
     )
+    checkpoint_hook: str | None = Field(
+        default=None,
+        description="`package.module:function`, called with each checkpoint of the audit log.",
+    )
     erasure_passes_s: Annotated[tuple[_Offset, ...], NoDecode] = Field(
         default=(0, 900, 86_400),
         min_length=1,

@@ -18,12 +18,13 @@ PLACES = ("accepted", "leased", "delivered", "dead", "erased", "discarded", "sup
 def read(redis: Redis, project: str) -> dict[str, Any]:
     """Return the status of a project, both lanes together, from one atomic look.
 
-    `{"project", "paused": null | {"reason", "since"}, "counts", "oldest_waiting_s"}`.
-    Counts are of events, but `ambiguous` is of requests that may have been stored.
+    `{"project", "paused": null | {"reason", "since"}, "counts", "oldest_waiting_s", "fence":
+    {"tags", "loaded"}}`. Counts are of events, but `ambiguous` is of requests that may have
+    been stored. What is known of erasures is in the audit database: see `register`.
     """
     keys = ProjectKeys(project)
     track, identify = keys.lane("track"), keys.lane("identify")
-    now_us, raw_counts, raw_pause, queues, throttles = _STATUS(
+    now_us, raw_counts, raw_pause, queues, throttles, fence = _STATUS(
         redis,
         (
             keys.counts,
@@ -34,6 +35,8 @@ def read(redis: Redis, project: str) -> dict[str, Any]:
             identify.throttle,
             track.outage,
             identify.outage,
+            keys.fence,
+            keys.fences,
         ),
         (),
     )
@@ -46,16 +49,26 @@ def read(redis: Redis, project: str) -> dict[str, Any]:
     oldest = [int(stamp) for stamp in (queues[1], queues[3]) if stamp]
     age_s = int(now_us) / 1e6 - min(oldest) / 1e3 if oldest else None
     pause = {name.decode(): value.decode() for name, value in _pairs(raw_pause)}
+    waits = [value.decode() for value in throttles if value]
     return {
         "project": project,
-        "paused": _paused(pause, int(now_us), [value.decode() for value in throttles if value]),
+        "paused": _unfenced(fence) or _paused(pause, int(now_us), waits),
         "counts": counts,
         "oldest_waiting_s": None if age_s is None else max(0.0, round(age_s, 3)),
+        "fence": {"tags": fence[0], "loaded": bool(fence[1])},
     }
 
 
 def _pairs(flat: list[bytes]) -> list[tuple[bytes, bytes]]:
     return list(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _unfenced(fence: list[Any]) -> dict[str, Any] | None:
+    """Return the pause of a server whose fences could not be loaded."""
+    _, is_loaded, why, since_ms = fence
+    if is_loaded or not why:
+        return None
+    return {"reason": f"fences_not_loaded: - {why.decode()}", "since": int(since_ms) / 1000}
 
 
 def _paused(pause: dict[str, str], now_us: int, throttles: list[str]) -> dict[str, Any] | None:

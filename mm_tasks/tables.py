@@ -7,8 +7,10 @@
     mm_suppressions    one row for each tag that an erasure fences
     mm_store           one row: which store this is, and which pseudonym key belongs to it
 
-`mm_erasures.ids` is the only place with personal data, and is emptied when the erasure
-ended. Times are text (see `times`), the same in both databases.
+`mm_erasures.ids` is the only place with plain ids, and is emptied when the erasure ended.
+Tags and pseudonyms stay: whoever knows an id can tell that it was erased.
+
+Times are text (see `times`), the same in both databases.
 
 The guards are triggers, and stop mistakes and whoever has only a role's rights; an owner
 of the database can drop them. That is what the chain and the outside checkpoints are for.

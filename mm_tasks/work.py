@@ -59,6 +59,7 @@ class Work:
         self.pseudonyms = pseudonyms
         self.project = project
         self._store_id: str | None = None
+        self._is_wal_left = False
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
@@ -67,6 +68,8 @@ class Work:
             store_id = self._store_id or self._checked_store(connection)
             yield connection
         self._store_id = store_id
+        if self._is_wal_left:
+            self.truncate_wal()
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -111,7 +114,8 @@ class Work:
         }
         self.change(connection, row["id"], **changes)
         for one in moves:
-            _log.info("erasure_entry", extra={"erasure": row["id"], "entry": one.kind})
+            about = {"erasure": row["id"], "entry": one.kind}
+            _log.info("erasure_entry erasure=%s entry=%s", row["id"], one.kind, extra=about)
         return {**row, **changes}
 
     def open(self, connection: Connection, values: dict[str, Any], details: Row) -> None:
@@ -142,16 +146,21 @@ class Work:
             done = self.log.database.truncate_wal()
         except AuditUnavailable:
             done = False
+        self._is_wal_left = not done
         if not done:
-            # It goes with the last connection that is closed, or when this is asked again.
+            # Somebody reads. It goes after the next transaction, or with the last connection.
             _log.warning("wal_not_truncated")
         return done
 
     def _checked_store(self, connection: Connection) -> str:
-        """Return the store's id; refuse a newer store, and another pseudonym key than its own."""
+        """Return the store's id; refuse a newer store, another key, and one that lost its log."""
         ours = {"epoch": self.pseudonyms.epoch, "fingerprint": self.pseudonyms.fingerprint}
         row = connection.execute(select(tables.store)).one_or_none()
         if row is None:
+            if seen := max((one.size for one in self.log.outside.read()), default=0):
+                rule = f"names an empty database, and the checkpoints here are of {seen} entries"
+                msg = f"MM_TASKS_AUDIT_URL: {rule}; put the log back, see docs/erasure.md"
+                raise ConfigurationError(msg)
             store_id = str(uuid_utils.uuid7())
             values = {"one": 1, "id": store_id, "schema_version": tables.SCHEMA_VERSION, **ours}
             connection.execute(insert(tables.store).values(values))

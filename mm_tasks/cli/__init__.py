@@ -9,16 +9,17 @@ from typing import Annotated
 import typer
 from redis.exceptions import RedisError
 from rich.console import Console
-from rich.table import Table
 
-from mm_tasks import runtime, status
-from mm_tasks.cli import checks, dead, demo, stack
+from mm_tasks.cli import audit, checks, dead, demo, erasure, stack, status
 from mm_tasks.errors import MMTasksError
 from mm_tasks.events import LANES
+from mm_tasks.schema import schemas
 
 # Local variables in a traceback would show keys and events.
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False)
 app.add_typer(dead.app, name="dead")
+app.add_typer(erasure.app, name="erasure")
+app.add_typer(audit.app, name="audit")
 out = Console()
 
 
@@ -82,7 +83,10 @@ def sandbox(  # noqa: PLR0913 - its options
 def check(
     *, send: Annotated[bool, typer.Option(help="Post one event to /v1/track.")] = False
 ) -> None:
-    """Show every setting and what is wrong with it. Changes nothing, safe to repeat.
+    """Show every setting and what is wrong with it: exit 1 on a problem, 0 on warnings.
+
+    Changes nothing but that it makes the tables of the audit database, and a pseudonym key in
+    the state directory, where there are none. Safe to repeat.
 
     Example: mm-tasks check
     """
@@ -93,21 +97,22 @@ def check(
 def status_command(
     *, as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False
 ) -> None:
-    """Show where every event is and why sending is paused. Reads only.
+    """Show where every event is, why sending is paused, and how the erasures are. Reads only.
+
+    Exit 0 whenever Redis could be read, also where the audit database could not.
 
     Example: mm-tasks status --json
     """
-    current = runtime.current()
-    found = status.read(current.worker_redis, current.settings.project)
-    if as_json:
-        print(json.dumps(found))  # noqa: T201 - stdout holds only the JSON
-        return
-    table = Table("place", "events", title=f"project {found['project']}")
-    for place, number in found["counts"].items():
-        table.add_row(place, f"{number:,}")
-    out.print(table)
-    paused = found["paused"]
-    out.print(f"paused: {paused['reason']}" if paused else "not paused")
+    status.run(out, as_json=as_json)
+
+
+@app.command(name="schema")
+def schema_command() -> None:
+    """Print the JSON Schema of the events. Reads nothing.
+
+    Example: mm-tasks schema
+    """
+    print(json.dumps(schemas(), indent=2, ensure_ascii=False))  # noqa: T201 - stdout holds only it
 
 
 @app.command()

@@ -29,7 +29,12 @@ def run(out: Console, *, send: bool) -> int:
     for name in Settings.model_fields:
         table.add_row(variable(name), masked(name, getattr(settings, name)))
     out.print(table)
-    verdicts = [*preflight.vendor(settings), *preflight.server(current.worker_redis, settings)]
+    redis = current.worker_redis
+    verdicts = [
+        *preflight.vendor(settings),
+        *preflight.server(redis, settings),
+        *preflight.erasures(redis, settings, current),
+    ]
     for what, state, sentence in verdicts:
         # Not wrapped, so that a line is a verdict for programs too.
         line = f"[{_COLOURS[state]}]{state:8}[/] {what}: {sentence}"
@@ -44,13 +49,21 @@ def run(out: Console, *, send: bool) -> int:
 
 
 def masked(name: str, value: Any) -> str:  # noqa: ANN401 - any setting
-    """Return a setting for people: of a URL without its password, of a key its public part."""
+    """Return a setting for people: a URL without its password, of a key what is public."""
     if not isinstance(value, SecretStr):
         return "" if value is None else str(value)
     text = value.get_secret_value()
+    if name == "pseudonym_key":
+        return "…"
     if name == "millimetric_key":
         public = _PUBLIC_PART.match(text)
         return f"{public.group() if public else ''}…"
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return "…"
+    # A password with an unescaped /, ? or # would be taken for a part that is shown.
+    if "://" not in text or text.count("@") != parts.netloc.count("@"):
+        return "…"
     host = parts.netloc.rsplit("@", 1)[-1]
-    return parts._replace(netloc=host, query="").geturl()
+    return f"{parts.scheme}://{host}{parts.path}"

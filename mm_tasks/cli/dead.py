@@ -7,26 +7,20 @@ message. What removes for good does nothing without `--yes`.
 from __future__ import annotations
 
 import json
-import os
-import sys
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Column, Table
-from rich.text import Text
 
 from mm_tasks import runtime
 from mm_tasks.cli.dead_filter import filtered, meant
+from mm_tasks.cli.output import destination, fail, plain, show_table
 from mm_tasks.dead import DeadLetter, DeadLetters, Filter, Group
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Iterator
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,8 +30,6 @@ app = typer.Typer(
 
 # All else of an event may say who somebody is: ids, properties, and what a URL carries.
 _SHOWN = ("event", "event_id", "timestamp")
-# An id must stay in one piece to be copied, also where the terminal is narrower.
-_TABLE_WIDTH = 160
 
 _Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids of dead letters.")]
 _Limit = Annotated[int | None, typer.Option(min=1, help="At most so many, the oldest first.")]
@@ -67,8 +59,8 @@ def list_command(
         rows = [{**_about(letter), "event": letter.event} for letter in letters]
         typer.echo(json.dumps({"letters": rows, "counts": groups, "matching": counts.total()}))
         return
-    _print(_table_of(letters))
-    _print(_table_of_counts(counts))
+    show_table(_table_of(letters))
+    show_table(_table_of_counts(counts))
     typer.echo(f"{len(letters)} shown of {counts.total()} that match")
 
 
@@ -90,19 +82,19 @@ def show(
     """
     letter = next(_dead_letters().letters(Filter(ids=(id_,))), None)
     if letter is None:
-        _fail("no dead letter has this id; it may have been revived or discarded")
+        fail("no dead letter has this id; it may have been revived or discarded")
     fields, hidden = _fields(letter, properties=properties)
     if as_json:
         typer.echo(json.dumps({**_about(letter), "fields": fields, "hidden": hidden}))
         return
     table = Table("field", "value")
     for name, value in _about(letter).items():
-        table.add_row(name, _plain(value))
+        table.add_row(name, plain(value))
     for name, value in fields.items():
-        table.add_row(_plain(f"event: {name}"), _plain(json.dumps(value, ensure_ascii=False)))
+        table.add_row(plain(f"event: {name}"), plain(json.dumps(value, ensure_ascii=False)))
     for name, size in hidden.items():
-        table.add_row(_plain(f"event: {name}"), f"…({size} bytes)")
-    _print(table)
+        table.add_row(plain(f"event: {name}"), f"…({size} bytes)")
+    show_table(table)
 
 
 @app.command()
@@ -152,7 +144,7 @@ def discard(
     about, dead = meant(chosen, limit, ids, everything=everything), _dead_letters()
     found = [letter.id for letter in dead.letters(about)]
     if not yes:
-        _fail(f"{len(found)} would be removed for good; nothing was. Add --yes to do it")
+        fail(f"{len(found)} would be removed for good; nothing was. Add --yes to do it")
     removed = dead.discard(found)
     typer.echo(f"{removed} discarded, {len(set(ids or found)) - removed} unknown")
 
@@ -175,9 +167,9 @@ def export(
     """
     letters = _dead_letters().letters(replace(chosen, limit=limit))
     written = 0
-    with _destination(file, force=force) as destination:
+    with destination(file, force=force) as opened:
         for letter in letters:
-            destination.write(_line(letter))
+            opened.write(_line(letter))
             written += 1
     typer.echo(f"{written} written. This is personal data; no erasure reaches it", err=True)
 
@@ -225,62 +217,22 @@ def _line(letter: DeadLetter) -> bytes:
     return b'%b, "record": %b}\n' % (head[:-1], record)
 
 
-@contextmanager
-def _destination(file: str, *, force: bool) -> Iterator[BinaryIO]:
-    """Open stdout, or a new file that nobody else can read; a failure leaves no part of it."""
-    if file == "-":
-        yield sys.stdout.buffer
-        return
-    path = Path(file)
-    try:
-        if force and path.is_file():
-            path.unlink()
-        opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        rule = "is there already; a file is replaced with --force"
-        raise typer.BadParameter(rule, param_hint="FILE") from None
-    except OSError as error:
-        rule = f"cannot be made: {error.strerror}"
-        raise typer.BadParameter(rule, param_hint="FILE") from None
-    try:
-        with os.fdopen(opened, "wb") as destination:
-            yield destination
-    except BaseException:
-        path.unlink()
-        raise
-
-
 def _table_of(letters: list[DeadLetter]) -> Table:
     shown = ("lane", "buried_at", "reason", "status", "code", "attempts")
     table = Table(Column("id", no_wrap=True), *shown, "event", title="dead letters")
     for letter in letters:
         about = _about(letter)
-        table.add_row(letter.id, *(_plain(about[name]) for name in shown), _plain(letter.event))
+        table.add_row(letter.id, *(plain(about[name]) for name in shown), plain(letter.event))
     return table
 
 
 def _table_of_counts(counts: Counter[Group]) -> Table:
     table = Table("lane", "reason", "status", "code", "events", title="all that match")
     for group, events in counts.most_common():
-        table.add_row(*map(_plain, group), f"{events:,}")
+        table.add_row(*map(plain, group), f"{events:,}")
     return table
-
-
-def _print(table: Table) -> None:
-    Console(width=max(Console().width, _TABLE_WIDTH)).print(table)
-
-
-def _plain(value: object) -> Text:
-    """Return a value as it reads, neither markup nor commands to the terminal."""
-    text = "" if value is None else str(value)
-    return Text("".join(c if c.isprintable() else "\ufffd" for c in text))
 
 
 def _instant(at_ms: int) -> str:
     at = datetime.fromtimestamp(at_ms / 1000, UTC)
     return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _fail(sentence: str) -> NoReturn:
-    typer.echo(f"mm-tasks: {sentence}", err=True)
-    raise typer.Exit(1)

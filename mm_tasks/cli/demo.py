@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import tempfile
 import time
@@ -41,6 +42,18 @@ track.delay_many(
     for i in range({bulk})
 )
 """
+_PRIVACY_OFFICER = """
+import json, time
+from mm_tasks import forget, runtime, track
+asked = forget.delay(user_id="shopper-0", requested_by="demo", ticket="DEMO-1")
+is_refused = not track.delay("product_viewed", user_id="shopper-0").accepted
+show = runtime.current().register.show
+while (found := show(asked.id))["state"] != "completed":
+    time.sleep(0.2)
+acknowledged = [one for one in found["passes"] if one["outcome"] == "acknowledged"]
+print(json.dumps([asked.fenced and is_refused, len(acknowledged)]))
+"""
+_PASSES_S = "0,1,2"
 
 
 def run(bulk: int) -> int:
@@ -52,6 +65,7 @@ def run(bulk: int) -> int:
             "MM_TASKS_REDIS_URL": f"redis://127.0.0.1:{server.port}/0",
             "MM_TASKS_STATE_DIR": folder,
             "MILLIMETRIC_KEY": KEY,
+            "MM_TASKS_ERASURE_PASSES_S": _PASSES_S,
         }
         redis = Redis(port=server.port)
         try:
@@ -76,7 +90,32 @@ def _run(out: Console, start: Any, env: dict[str, str], redis: Redis, bulk: int)
     found = _watch(out, redis, expected, began)
     failed = any(shopper.wait() for shopper in shoppers)
     summary = requests.get(f"{host}/_sandbox/summary", timeout=30).json()
-    return _report(out, found, summary, expected, took_s=time.monotonic() - began, failed=failed)
+    took_s = time.monotonic() - began
+    erasure = _erase(out, start, host)
+    return _report(out, found, summary, erasure, expected, took_s=took_s, failed=failed)
+
+
+def _erase(out: Console, start: Any, host: str) -> tuple[bool, int, int]:  # noqa: ANN401
+    """Erase a shopper; return whether they were fenced, acknowledgements, and rows left."""
+    out.print("and now the erasure of one shopper, whom the vendor is told of three times")
+    officer = start("mm_tasks.cli.snippet", _PRIVACY_OFFICER, stdout=subprocess.PIPE)
+    try:
+        answer, _ = officer.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        return False, 0, -1
+    is_fenced, acknowledged = json.loads(answer or "[false, 0]")
+    return is_fenced, acknowledged, _rows_of(host, "shopper-0")
+
+
+def _rows_of(host: str, user_id: str) -> int:
+    """Return how many rows of a person the vendor has, once its deletions had their time."""
+    ends_at = time.monotonic() + 10
+    while True:
+        lines = requests.get(f"{host}/_sandbox/rows", timeout=30).iter_lines()
+        left = sum(1 for line in lines if json.loads(line).get("user_id") == user_id)
+        if not left or time.monotonic() > ends_at:
+            return left
+        time.sleep(0.2)
 
 
 def _watch(out: Console, redis: Redis, expected: int, began: float) -> dict[str, Any]:
@@ -98,6 +137,7 @@ def _report(  # noqa: PLR0913 - what the table shows
     out: Console,
     found: dict[str, Any],
     summary: dict[str, Any],
+    erasure: tuple[bool, int, int],
     expected: int,
     *,
     took_s: float,
@@ -106,6 +146,7 @@ def _report(  # noqa: PLR0913 - what the table shows
     counts = found["counts"]
     arrived = summary["events"] + summary["identifies"]
     batches = max(1, summary["batches"])
+    passes = len(_PASSES_S.split(","))
     rows = [
         ("events accepted", counts["accepted"], counts["accepted"] == expected and not failed),
         ("events delivered", counts["delivered"], counts["delivered"] == expected),
@@ -118,6 +159,9 @@ def _report(  # noqa: PLR0913 - what the table shows
             len(summary["violations"]),
             not summary["violations"],
         ),
+        ("erasure: acknowledged by the vendor", erasure[1], erasure[1] == passes),
+        ("erasure: the person's rows left there", erasure[2], erasure[2] == 0),
+        ("erasure: stopped at once", int(erasure[0]), erasure[0]),
     ]
     table = Table("what", "number", "", title="the demo in numbers")
     for what, number, is_kept in rows:

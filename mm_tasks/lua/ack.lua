@@ -7,19 +7,29 @@
 -- KEYS[5]  counts    hash
 -- KEYS[6]  failures  string
 -- KEYS[7]  refusals  string
+-- KEYS[8]  stray     string
 -- ARGV[1]  lane
 -- ARGV[2]  batch_id
 -- ARGV[3]  cut           of the attempt: which records those were
 -- ARGV[4]  count_differs  1 if the answer's count was not ours
+-- ARGV[5]  token         of the attempt
 --
--- No token: a success that comes late counts whoever holds the batch now.
+-- A success that comes late counts whoever holds the batch now. Whoever that is may be sending
+-- it: what goes on its way is then known by `stray` alone, for as long as its lease.
 -- Returns the number of records delivered; 0 when the batch or that part of it was
 -- gone, and then nothing was changed. O(n).
 
 local lane = ARGV[1]
 redis.call('DEL', KEYS[6], KEYS[7])
-local batch = redis.call('HMGET', KEYS[2], 'cut', 'sent')
+local batch = redis.call('HMGET', KEYS[2], 'cut', 'sent', 'state', 'token')
 if batch[1] ~= ARGV[3] or not batch[2] then return 0 end
+if batch[3] == 'sending' and batch[4] ~= ARGV[5] then
+  local ends_ms = tonumber(redis.call('ZSCORE', KEYS[4], ARGV[2]) or 0)
+  local left_ms = ends_ms - math.floor(now_us() / 1000)
+  if left_ms > math.max(0, redis.call('PTTL', KEYS[8])) then
+    redis.call('SET', KEYS[8], '1', 'PX', left_ms)
+  end
+end
 local taken = take(KEYS, ARGV[2], tonumber(batch[2]))
 if redis.call('EXISTS', KEYS[2]) == 1 then redis.call('HINCRBY', KEYS[2], 'accepted', #taken) end
 count(KEYS[5], lane .. ':leased', -#taken)

@@ -5,12 +5,12 @@
 -- ARGV[1]  store_id  of the audit store that is about to be read
 -- ARGV[2]  token     names this load; the one before, if it goes on, ends without effect
 --
--- Returns the run_id of this server, or '' when the fences here are those of another audit
--- store: then nothing was changed. O(draft). Lost reply: begin again.
+-- Returns {run_id of this server, entries that the store's log had at least}, or {} when the
+-- fences here are those of another audit store: then nothing was changed. O(draft).
+-- Lost reply: begin again.
 
-redis.call('HDEL', KEYS[1], 'loading')
 local store = redis.call('HGET', KEYS[1], 'store')
-if store and store ~= ARGV[1] then return '' end
+if store and store ~= ARGV[1] then return {} end
 redis.call('DEL', KEYS[2])
 redis.call('HSET', KEYS[1], 'store', ARGV[1], 'loading', ARGV[2])
-return run_id()
+return {run_id(), redis.call('HGET', KEYS[1], 'log_size') or '0'}

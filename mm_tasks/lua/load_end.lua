@@ -4,7 +4,8 @@
 -- KEYS[2]  draft   set of tags
 -- KEYS[3]  fence   set of tags
 -- ARGV[1]  token
--- ARGV[2]  run_id   that load_begin saw
+-- ARGV[2]  run_id    that load_begin saw
+-- ARGV[3]  log_size  entries of the store's log before it was read
 --
 -- Returns 1, or 0 when since load_begin a fence was raised, another load began, or the server
 -- lost what it had (FLUSHALL, a restart, a failover): then nothing was changed, and the load
@@ -16,5 +17,6 @@ if redis.call('HGET', KEYS[1], 'loading') ~= ARGV[1] or run_id() ~= ARGV[2] then
 redis.call('HDEL', KEYS[1], 'loading', 'why', 'since_ms')
 redis.call('DEL', KEYS[3])
 if redis.call('EXISTS', KEYS[2]) == 1 then redis.call('RENAME', KEYS[2], KEYS[3]) end
-redis.call('HSET', KEYS[1], 'run_id', ARGV[2])
+local log_size = math.max(tonumber(ARGV[3]), tonumber(redis.call('HGET', KEYS[1], 'log_size') or 0))
+redis.call('HSET', KEYS[1], 'run_id', ARGV[2], 'log_size', whole(log_size))
 return 1

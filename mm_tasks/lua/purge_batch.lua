@@ -11,8 +11,8 @@
 --
 -- Returns {number removed, ms}. The second is not 0 when an attempt that holds such a record
 -- is being sent: so long lasts its lease, and nothing was changed.
--- An attempt whose lease ran out is not being sent any more; should its success be recorded
--- all the same, it still counts for what it sent and is still here.
+-- An attempt whose lease ran out is not being sent any more, and loses its token; should its
+-- success be recorded all the same, it still counts for what it sent and is still here.
 -- Atomic. O(records). Lost reply: what was removed was counted; a repeat finds nothing.
 
 local lane, id, tags = ARGV[1], ARGV[2], set_of(ARGV, 3)
@@ -46,6 +46,9 @@ if #kept == 0 then
 end
 redis.call('RPUSH', KEYS[1], unpack(kept))
 redis.call('HSET', KEYS[2], 'held', bytes_of(kept), 'suspect', suspect_kept)
+-- An attempt that comes late may still say that it was stored, for which it needs no token.
+-- Were it refused, that would be about more than what is left, and bury an innocent record.
+redis.call('HDEL', KEYS[2], 'token')
 if sent_kept > 0 then
   redis.call('HSET', KEYS[2], 'sent', sent_kept)
 elseif sent > 0 then

@@ -3,15 +3,17 @@
 -- KEYS[1]  fence   set of tags
 -- KEYS[2]  fences  hash
 -- ARGV[1]  store_id  of the audit store that says so
--- ARGV[2…] tags, at most 1000
+-- ARGV[2]  log_size  entries of its log, by which this erasure is in it
+-- ARGV[3…] tags, at most 1000
 --
 -- Returns 1, or 0 when the fences here are those of another audit store: then nothing was
 -- changed. A load that goes on starts over, as it may have read SQL before these were there.
 -- Atomic. O(tags). Lost reply: they may be up, and a repeat changes nothing.
 
-redis.call('HDEL', KEYS[2], 'loading')
 local store = redis.call('HGET', KEYS[2], 'store')
 if store and store ~= ARGV[1] then return 0 end
-redis.call('HSET', KEYS[2], 'store', ARGV[1])
-redis.call('SADD', KEYS[1], unpack(ARGV, 2))
+redis.call('HDEL', KEYS[2], 'loading')
+local log_size = math.max(tonumber(ARGV[2]), tonumber(redis.call('HGET', KEYS[2], 'log_size') or 0))
+redis.call('HSET', KEYS[2], 'store', ARGV[1], 'log_size', whole(log_size))
+redis.call('SADD', KEYS[1], unpack(ARGV, 3))
 return 1

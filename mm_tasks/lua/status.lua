@@ -5,9 +5,11 @@
 -- KEYS[3]  track waiting     KEYS[4]  identify waiting
 -- KEYS[5]  track throttle    KEYS[6]  identify throttle
 -- KEYS[7]  track outage      KEYS[8]  identify outage
+-- KEYS[9]  fence    set      KEYS[10] fences   hash
 --
 -- Returns {now_us, counts, pause, length and oldest record's accepted_ms of
--- each lane, throttle of each lane}; absent things are ''. Changes nothing.
+-- each lane, throttle of each lane, {tags, 1 if all fences are loaded for this
+-- server, why they could not be, since_ms}}; absent things are ''. Changes nothing.
 
 local function oldest(key)
   local record = redis.call('LINDEX', key, 0)
@@ -23,4 +25,10 @@ return {
   stop,
   {redis.call('LLEN', KEYS[3]), oldest(KEYS[3]), redis.call('LLEN', KEYS[4]), oldest(KEYS[4])},
   {redis.call('GET', KEYS[5]) or '', redis.call('GET', KEYS[6]) or ''},
+  {
+    redis.call('SCARD', KEYS[9]),
+    is_loaded(KEYS[10]) and 1 or 0,
+    redis.call('HGET', KEYS[10], 'why') or '',
+    redis.call('HGET', KEYS[10], 'since_ms') or '',
+  },
 }

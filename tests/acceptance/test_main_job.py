@@ -35,7 +35,8 @@ def test_a_backlog_arrives_once_in_full_batches_and_draws_no_429(stack, redis):
     stack.wait(lambda: counts(redis)["track:delivered"] == 10_000, 10)
     assert counts(redis)["held_bytes"] == 0
     assert all(KEY not in stack.read(process) for process in workers)
-    assert not any(KEY.encode() in redis.dump(key) for key in redis.scan_iter())
+    # One may go away in between, such as a nudge.
+    assert not any(KEY.encode() in (redis.dump(key) or b"") for key in redis.scan_iter())
 
 
 def test_a_killed_worker_loses_nothing(stack):

@@ -49,11 +49,11 @@ class Store:
     def call(self, claim, answer=DONE, now=NOW):
         return self.ledger.result(self.ledger.intent(claim, now), answer, now)
 
-    def completed(self, now=NOW, **fields):
+    def completed(self, now=NOW, aof="", **fields):
         claim = self.quiesced(now, **fields)
         for n in range(len(PASSES_S)):
             self.call(claim, now=now + timedelta(seconds=PASSES_S[n]))
-        return self.ledger.complete(claim, now + timedelta(days=1))
+        return self.ledger.complete(claim, now + timedelta(days=1), aof)
 
     def entries(self):
         with self.database.read() as connection:

@@ -59,8 +59,9 @@ def test_every_commit_reaches_the_file_the_log_output_and_the_hook(url, tmp_path
 
     assert told == store.log.outside.read()
     assert told[-1].size == len(store.entries())
-    logged = [one.head for one in caplog.records if one.message == "audit_checkpoint"]
-    assert logged == [one.head for one in told]
+    logged = [one.message for one in caplog.records if one.message.startswith("audit_checkpoint")]
+    said = "audit_checkpoint size={} head={} at={}"
+    assert logged == [said.format(*one) for one in told]
 
 
 def test_a_hook_that_raises_is_logged_by_its_kind_alone(url, tmp_path, caplog):

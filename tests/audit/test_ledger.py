@@ -16,7 +16,7 @@ import pytest
 
 from mm_tasks import keys
 from mm_tasks.erasures import Answer
-from mm_tasks.protocol import BLOCKED, Illegal
+from mm_tasks.protocol import ACKNOWLEDGED, BLOCKED, Illegal
 from mm_tasks.verification import verify
 from tests.audit.stores import DONE, NOW, PASSES_S, USER, VISITOR, Store, after
 
@@ -205,18 +205,18 @@ def test_new_ids_take_the_erasure_from_its_worker(store):
 def test_new_ids_during_the_last_call_start_another_round(store):
     """Its answer is noted, and every pass is made again once the new ids are fenced."""
     claim = store.quiesced()
-    for _ in PASSES_S[1:]:
-        store.call(claim)
-    attempt = store.ledger.intent(claim, NOW)
+    for n in range(len(PASSES_S) - 1):
+        store.call(claim, now=after(seconds=PASSES_S[n]))
+    attempt = store.ledger.intent(claim, after(seconds=PASSES_S[-1]))
     again = store.ask(anonymous_ids=(VISITOR,))
 
     assert store.ledger.result(attempt, DONE, NOW).state == "received"
     claim = store.ledger.mark_fenced(again.claim, NOW)
     claim = store.ledger.mark_purged(claim, {}, NOW)
     claim = store.ledger.mark_quiesced(claim, PASSES_S, NOW)
-    for _ in PASSES_S:
+    for offset_s in PASSES_S:
         assert claim.erasure.step == "call"
-        store.call(claim)
+        store.call(claim, now=after(seconds=offset_s))
     assert store.ledger.complete(claim, NOW).state == "completed"
     rounds = [(one["round"], one["n"]) for one in store.register.show(claim.id)["passes"]]
     assert rounds == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3)]
@@ -246,12 +246,22 @@ def test_what_is_due_is_of_this_project_and_the_longest_due_first(url, tmp_path)
     verify(mine.log)
 
 
-def test_what_became_of_the_aof_is_noted_after_the_end(store):
-    erasure = store.completed()
+def test_what_became_of_the_aof_is_noted_with_the_end(store):
+    store.completed(aof="running")
 
-    store.ledger.note_aof_rewritten(erasure.id, "started", NOW)
+    assert kinds(store)[-3:] == ["aof_rewritten", "completed", "wiped"]
+    verify(store.log)
 
-    assert kinds(store)[-1] == "aof_rewritten"
+
+def test_no_call_is_made_before_its_time_whoever_holds_the_erasure(store):
+    """The answer to an earlier call came while another worker had taken over."""
+    claim = store.quiesced()
+    attempt = store.ledger.intent(claim, NOW)
+    another = store.ledger.claim(claim.id, after(hours=1), 60)
+    store.ledger.result(attempt, Answer(200, ACKNOWLEDGED), after(hours=1))
+
+    assert another is not None
+    assert store.ledger.intent(another, NOW) is None
     verify(store.log)
 
 

@@ -197,8 +197,11 @@ def test_what_may_not_follow_is_refused_in_words_and_changes_nothing(store):
         store.register.cancel("nothing", "dpo", NOW)
     with pytest.raises(Illegal, match="no such original"):
         store.register.mark_duplicate(claim.id, "nothing", "dpo", NOW)
-    with pytest.raises(Illegal, match="requested_by"):
-        store.register.retry(claim.id, "jane@example.com", NOW)
+    for ask in (store.register.cancel, store.register.lift, store.register.retry):
+        for one in ("jane@example.com", f"{USER}-by-phone"):
+            with pytest.raises(InvalidEvent, match="requested_by: must") as caught:
+                ask(claim.id, one, NOW)
+            assert one not in str(caught.value)
     assert store.entries() == before
     assert store.register.fences() == {USER_TAG}
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 
 from mm_tasks.database import _SQLITE_PRAGMAS, Database
-from tests.audit.stores import NOW, USER, VISITOR, Store
+from tests.audit.stores import NOW, PASSES_S, USER, VISITOR, Store, after
 
 
 def holding(folder, needle):
@@ -27,8 +27,8 @@ def test_ids_are_there_until_the_end_and_nowhere_after_it(sqlite_url, tmp_path):
     store = Store(sqlite_url, tmp_path)
     claim = store.quiesced(anonymous_ids=(VISITOR,))
     assert holding(tmp_path, USER)
-    for _ in range(3):
-        store.call(claim)
+    for offset_s in PASSES_S:
+        store.call(claim, now=after(seconds=offset_s))
 
     erasure = store.ledger.complete(claim, NOW)
 
@@ -51,8 +51,8 @@ def test_ids_leave_the_write_ahead_log_while_others_are_connected(sqlite_url, tm
         if end == "cancel":
             store.register.cancel(claim.id, "dpo", NOW)
         else:
-            for _ in range(3):
-                store.call(claim)
+            for offset_s in PASSES_S:
+                store.call(claim, now=after(seconds=offset_s))
             store.ledger.complete(claim, NOW)
 
         assert holding(tmp_path, USER) == []

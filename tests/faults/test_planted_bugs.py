@@ -30,7 +30,7 @@ BUGS = {
     ),
     "a delivered batch is sent once more": (
         "delivery.py",
-        "buffer.ack(batch_id, attempt.cut, count_differs=differs)",
+        "buffer.ack(batch_id, attempt.cut, token=token, count_differs=differs)",
         RELEASED_ONCE,
         (90, 1, "BROKEN sent again without a cause: "),
     ),

@@ -411,3 +411,17 @@ def test_two_workers_with_the_same_messages_send_no_batch_twice(flow, sandbox):
 
     assert_all_delivered(flow, sandbox, 80)
     assert requests_seen(sandbox) == 20
+
+
+def test_an_admission_that_became_old_sends_nothing(flow, sandbox):
+    """A process that was frozen since: a fence may have been raised in between (P6)."""
+    flow.append(4)
+    stale = flow.delivery(lease_s=0)
+    for batch_id in flush(stale):
+        stale.send(batch_id)
+
+    assert requests_seen(sandbox) == 0
+    assert flow.counts()["outcome:unavailable"] == 1
+
+    flow.settle(flow.delivery(), 2)
+    assert_all_delivered(flow, sandbox, 4)

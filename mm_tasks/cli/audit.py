@@ -1,0 +1,145 @@
+"""`mm-tasks audit …`: show that the log of erasures is whole, and give it to others.
+
+The log holds pseudonyms, never an id; so does an export. See `mm_tasks.audit` for the format.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mm_tasks import runtime, verification
+from mm_tasks.cli.output import destination, fail
+from mm_tasks.times import STAMP, moment, stamp
+
+if TYPE_CHECKING:
+    from mm_tasks.checkpoints import Checkpoint, Outside
+    from mm_tasks.verification import Report
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    help="Verify, export and seal the audit log of erasures.",
+)
+
+# Hosts' clocks differ, and an entry may be committed a little later than its time.
+_CLOCKS_DIFFER = timedelta(minutes=5)
+
+_Json = Annotated[bool, typer.Option("--json", help="For programs.")]
+
+
+@app.command()
+def verify(
+    file: Annotated[
+        str | None, typer.Argument(metavar="FILE", help="An export; none: the log itself.")
+    ] = None,
+    *,
+    as_json: _Json = False,
+) -> None:
+    """Verify the log, or an export of it: exit 0 if it is whole, 1 with the first broken rule.
+
+    The log is held against its checkpoints, in the database and in the state directory, and
+    against the work rows; an export against the checkpoints of the state directory if there are
+    any. Reads only, safe to repeat.
+
+    Example: mm-tasks audit verify
+    """
+    report = _of_log() if file is None else _of_export(Path(file))
+    if as_json:
+        typer.echo(json.dumps(asdict(report)))
+        return
+    typer.echo(f"verified: {report.size} entries, head {report.head}")
+    states = ", ".join(f"{state} {n}" for state, n in sorted(report.erasures.items()))
+    typer.echo(f"erasures: {states or 'none'}")
+    typer.echo(f"checkpoints: {report.checkpoints} compared")
+    if report.guards_missing:
+        names = ", ".join(report.guards_missing)
+        typer.echo(f"warning: guards of the log are missing: {names}", err=True)
+
+
+@app.command()
+def export(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Made by this; - is stdout.")] = "-",
+    *,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write the log as it is now, a line of JSON for each entry, a checkpoint at the end.
+
+    Only you can read the file (mode 0600). Anybody can verify it, with `audit verify FILE`,
+    scripts/verify_audit.py, or jq and sha256sum. Changes nothing; a file is replaced with
+    --force alone.
+
+    Example: mm-tasks audit export audit.jsonl
+    """
+    written = -1  # the checkpoint is no entry
+    with destination(file, force=force) as opened:
+        for line in runtime.current().audit_log.export(datetime.now(UTC)):
+            opened.write(f"{line}\n".encode())
+            written += 1
+    typer.echo(f"{written} entries written", err=True)
+
+
+@app.command()
+def checkpoint(*, as_json: _Json = False) -> None:
+    """Tell the state directory, the log output and the hook once more where the log ends.
+
+    Exit 1 where the state directory could not take it. Safe to repeat.
+
+    Example: mm-tasks audit checkpoint --json
+    """
+    log = runtime.current().audit_log
+    sealed = log.checkpoint(datetime.now(UTC))
+    if as_json:
+        typer.echo(json.dumps(sealed._asdict()))
+    else:
+        typer.echo(f"size {sealed.size}, head {sealed.head}, at {sealed.at}")
+    if sealed.size and sealed not in _kept(log.outside):
+        fail("the checkpoint could not be written to the state directory")
+
+
+def _of_log() -> Report:
+    log = runtime.current().audit_log
+    if log.database.is_missing:
+        fail("there is no audit log here; see MM_TASKS_AUDIT_URL and MM_TASKS_STATE_DIR")
+    try:
+        return verification.verify(log)
+    except OSError as error:
+        fail(f"the checkpoints in the state directory cannot be read ({type(error).__name__})")
+
+
+def _of_export(path: Path) -> Report:
+    try:
+        text = path.read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"the export cannot be read ({type(error).__name__})")
+    # Only a newline ends a line.
+    lines = text.removesuffix("\n").split("\n")
+    checkpoints = _kept(runtime.current().audit_log.outside)
+    return verification.verify_lines(lines, _of_its_time(checkpoints, lines[-1]))
+
+
+def _of_its_time(checkpoints: list[Checkpoint], last: str) -> list[Checkpoint]:
+    """Return those that an export must agree with: what came after it is not in it."""
+    end: Any = None
+    with suppress(ValueError, RecursionError):
+        end = json.loads(last)
+    if not isinstance(end, dict) or not isinstance(end.get("size"), int):
+        return checkpoints
+    at = end.get("at")
+    if not isinstance(at, str) or STAMP.fullmatch(at) is None:
+        return checkpoints
+    until = stamp(moment(at) - _CLOCKS_DIFFER)
+    return [one for one in checkpoints if one.size <= end["size"] or one.at <= until]
+
+
+def _kept(outside: Outside) -> list[Checkpoint]:
+    try:
+        return outside.read()
+    except OSError:
+        return []

@@ -1,0 +1,283 @@
+"""`mm-tasks erasure …`: ask for the erasure of a person, look at one, stop or hasten it.
+
+Ids of a person are read from a prompt or from stdin, never from the command line, which
+other users of the host can see and shells remember. No output holds one.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Column, Table
+
+from mm_tasks import protocol, runtime
+from mm_tasks.cli import receipt
+from mm_tasks.cli.output import fail, plain, show_table
+from mm_tasks.erasures import MODES, Reason
+from mm_tasks.errors import AuditUnavailable, InvalidEvent, Problem
+
+if TYPE_CHECKING:
+    from mm_tasks.runtime import Runtime
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    help="Ask for the erasure of a person, and see what became of it.",
+)
+
+_UNKNOWN = "there is no such erasure"
+_REFERENCE = "must be an opaque reference: 1-128 characters, no @, no spaces"
+_WORD = "must be a fixed word: small letters, digits and _.:-, at most 64 characters"
+
+_Id = Annotated[str, typer.Argument(metavar="ID", help="Of the erasure, as `list` shows it.")]
+_By = Annotated[
+    str, typer.Option("--requested-by", help="Who asks, as an opaque reference: it is kept.")
+]
+_Json = Annotated[bool, typer.Option("--json", help="For programs.")]
+
+
+# An id given as an argument would be shown by the parser's own message.
+@app.command(context_settings={"allow_extra_args": True})
+def request(  # noqa: PLR0913 - one for each field of a request
+    context: typer.Context,
+    *,
+    requested_by: _By,
+    ticket: Annotated[str | None, typer.Option(help="Your reference of the request.")] = None,
+    reason: Annotated[str | None, typer.Option(help=f"One of {', '.join(Reason)}.")] = None,
+    received_at: Annotated[
+        str | None, typer.Option(metavar="TIME", help="ISO 8601 with its offset; none: now.")
+    ] = None,
+    anonymous_ids: Annotated[
+        bool, typer.Option("--anonymous-ids", help="Read anonymous ids after the user id.")
+    ] = False,
+    mode: Annotated[str | None, typer.Option(help=f"One of {', '.join(MODES)}.")] = None,
+    as_json: _Json = False,
+) -> None:
+    """Erase everything held about a person, here and at the vendor; print the erasure's id.
+
+    The user id is read from a hidden prompt, or is the first line of stdin; with --anonymous-ids
+    each further line is an anonymous id. Safe to repeat: while an erasure of this person is open
+    its id is printed, and the ticket is added to it.
+
+    Example: mm-tasks erasure request --requested-by dpo --ticket GDPR-1093 < user_id.txt
+    """
+    if context.args:
+        rule = "is not given here: the user id is read from a prompt or from stdin"
+        raise typer.BadParameter(rule, param_hint="ID")
+    user_id, others = _ids(anonymous=anonymous_ids)
+    from mm_tasks.tasks import forget  # noqa: PLC0415 - slow to import
+
+    asked: Any = {
+        "user_id": user_id,
+        "anonymous_ids": others or None,
+        "requested_by": requested_by,
+        "ticket": ticket,
+        "reason": reason,
+        "received_at": received_at,
+        "mode": mode,
+    }
+    done = forget.delay(**asked)
+    if as_json:
+        typer.echo(json.dumps({"id": done.id, "fenced": done.fenced}))
+        return
+    up = "the fence is up"
+    away = "the fence is NOT up yet: the next sweep of a worker raises it"
+    typer.echo(f"erasure {done.id}: {up if done.fenced else away}")
+
+
+@app.command(name="list")
+def list_command(
+    *,
+    state: Annotated[list[str] | None, typer.Option(help="In this state; repeatable.")] = None,
+    is_open: Annotated[bool, typer.Option("--open", help="In any state but an end.")] = False,
+    as_json: _Json = False,
+    limit: Annotated[int, typer.Option(min=1, help="Show at most so many, the newest.")] = 50,
+) -> None:
+    """List erasures, the newest first, by their ids; nobody's id is shown. Reads only.
+
+    Example: mm-tasks erasure list --open
+    """
+    if not protocol.STATES.issuperset(state or ()):
+        rule = f"must be one of {', '.join(sorted(protocol.STATES))}"
+        raise typer.BadParameter(rule, param_hint="--state")
+    states = {*(state or ()), *(protocol.OPEN if is_open else ())}
+    rows = runtime.current().register.listed(states or None, limit)
+    if as_json:
+        typer.echo(json.dumps({"erasures": rows}))
+        return
+    ids = (Column(name, no_wrap=True) for name in ("id", "state", "received_at", "due_at"))
+    table = Table(*ids, "acknowledged", "tickets", title="erasures")
+    for row in rows:
+        plain_ones = (plain(row[name]) for name in ("id", "state", "received_at", "due_at"))
+        table.add_row(*plain_ones, _passed(row), plain(", ".join(row["tickets"])))
+    show_table(table)
+
+
+@app.command()
+def show(
+    id_: _Id,
+    *,
+    as_json: _Json = False,
+    with_receipt: Annotated[
+        bool, typer.Option("--receipt", help="What can be said of it to others, as plain text.")
+    ] = False,
+) -> None:
+    """Show one erasure: where it is, what was removed here, each pass at the vendor.
+
+    --receipt claims what the audit log says, and what stays readable where. It calls the vendor's
+    answers acknowledgements, since nobody here sees the vendor's data. Changes nothing.
+
+    Example: mm-tasks erasure show 0197c2a4-… --receipt
+    """
+    if as_json and with_receipt:
+        rule = "is text: it does not go with --json"
+        raise typer.BadParameter(rule, param_hint="--receipt")
+    current = runtime.current()
+    if with_receipt:
+        typer.echo(_receipt(current, id_))
+        return
+    found = current.register.show(id_)
+    if found is None:
+        fail(_UNKNOWN)
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    table = Table("field", "value")
+    passes, removed = found.pop("passes"), found.pop("removed")
+    for name, value in found.items():
+        table.add_row(name, plain(", ".join(map(str, value)) if isinstance(value, list) else value))
+    for place, number in removed.items():
+        table.add_row(plain(f"removed: {place}"), f"{number:,}")
+    show_table(table)
+    show_table(_table_of(passes))
+
+
+@app.command()
+def cancel(id_: _Id, *, requested_by: _By) -> None:
+    """End an erasure before the vendor was called; events of its person are accepted again.
+
+    What was removed here until then stays removed. Repeated, it is refused and changes nothing.
+
+    Example: mm-tasks erasure cancel 0197c2a4-… --requested-by dpo
+    """
+    runtime.current().intake.cancel(id_, _reference("requested_by", requested_by))
+    typer.echo("cancelled: the vendor was not called")
+
+
+@app.command()
+def lift(id_: _Id, *, requested_by: _By) -> None:
+    """Accept events of a completed erasure's person again, for example of a new account.
+
+    Repeated, it is refused and changes nothing.
+
+    Example: mm-tasks erasure lift 0197c2a4-… --requested-by dpo
+    """
+    runtime.current().intake.lift(id_, _reference("requested_by", requested_by))
+    typer.echo("lifted: events of this person are accepted again, unless another erasure is open")
+
+
+@app.command()
+def retry(id_: _Id, *, requested_by: _By) -> None:
+    """Let a blocked erasure (retrying, waiting_key, attention) call the vendor again now.
+
+    Safe to repeat; each time is recorded.
+
+    Example: mm-tasks erasure retry 0197c2a4-… --requested-by dpo
+    """
+    runtime.current().intake.retry(id_, _reference("requested_by", requested_by))
+    typer.echo("the next sweep of a worker calls the vendor again")
+
+
+@app.command(hidden=True)
+def reject(
+    id_: _Id,
+    *,
+    requested_by: _By,
+    outcome: Annotated[str, typer.Option(help="Why, as a fixed word: not_verified.")],
+) -> None:
+    """As `cancel`, because the request was refused. Repeated, it changes nothing.
+
+    Example: mm-tasks erasure reject 0197c2a4-… --requested-by dpo --outcome not_verified
+    """
+    by = _reference("requested_by", requested_by)
+    if not protocol.is_word(outcome):
+        raise InvalidEvent([Problem("outcome", _WORD)])
+    runtime.current().intake.reject(id_, by, outcome)
+    typer.echo("rejected: the vendor was not called")
+
+
+@app.command(hidden=True)
+def duplicate(
+    id_: _Id,
+    *,
+    original: Annotated[str, typer.Option("--of", metavar="ID", help="The one that does it.")],
+    requested_by: _By,
+) -> None:
+    """As `cancel`, because another erasure does the same. Repeated, it changes nothing.
+
+    Example: mm-tasks erasure duplicate 0197c2a4-… --of 0197c2a1-… --requested-by dpo
+    """
+    by = _reference("requested_by", requested_by)
+    runtime.current().intake.mark_duplicate(id_, _reference("of", original), by)
+    typer.echo("noted as a duplicate: the vendor was not called for it")
+
+
+def _ids(*, anonymous: bool) -> tuple[str, list[str]]:
+    """Return the user id and the anonymous ids, from hidden prompts or the lines of stdin."""
+    if sys.stdin is not None and sys.stdin.isatty():
+        user_id = _prompted("user id (not shown)")
+        others = iter(lambda: _prompted("anonymous id (not shown; none: done)"), "")
+        return user_id, list(others) if anonymous else []
+    given = b"" if sys.stdin is None else sys.stdin.buffer.read()
+    try:
+        first, *rest = given.decode().removesuffix("\n").split("\n")
+    except UnicodeDecodeError:
+        rest = None
+    if rest is None:
+        raise InvalidEvent([Problem("user_id", "must be read from text in UTF-8")])
+    if any(line.endswith("\r") for line in (first, *rest)):
+        rule = "must be read from lines that end in a newline alone, without a carriage return"
+        raise InvalidEvent([Problem("user_id", rule)])
+    if any(rest) and not anonymous:
+        rule = "must be the only line, unless --anonymous-ids says what the others are"
+        raise InvalidEvent([Problem("user_id", rule)])
+    return first, rest if anonymous else []
+
+
+def _prompted(question: str) -> str:
+    # On stderr: stdout may be for programs.
+    return str(typer.prompt(question, default="", show_default=False, hide_input=True, err=True))
+
+
+def _reference(field: str, given: str) -> str:
+    if not protocol.is_reference(given):
+        raise InvalidEvent([Problem(field, _REFERENCE)])
+    return given
+
+
+def _receipt(current: Runtime, id_: str) -> str:
+    entries, end = current.register.history(id_)
+    if not entries:
+        fail(_UNKNOWN)
+    database = current.audit_log.database
+    try:
+        # Whether it was emptied when the ids were wiped is not recorded: so it is done again.
+        is_emptied = database.truncate_wal()
+    except AuditUnavailable:
+        is_emptied = False
+    return receipt.text(entries, end, is_sqlite=database.is_sqlite, is_wal_empty=is_emptied)
+
+
+def _passed(row: dict[str, Any]) -> str:
+    return f"{row['acknowledged']}/{len(row['passes_s']) or '-'}"
+
+
+def _table_of(passes: list[dict[str, Any]]) -> Table:
+    shown = ("round", "n", "attempts", "due_at", "sent_at", "answered_at", "status", "outcome")
+    table = Table(*shown, title="passes, each as its last call went")
+    for one in passes:
+        table.add_row(*(plain(one[name]) for name in shown))
+    return table

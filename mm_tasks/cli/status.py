@@ -1,0 +1,83 @@
+"""`mm-tasks status`: where every event is, why sending is paused, how the erasures are.
+
+Events are in Redis, erasures in the audit database. Without the second the first is shown
+all the same. Nothing is made by looking: no database, no key.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.table import Table
+
+from mm_tasks import pseudonyms, runtime, status
+from mm_tasks.errors import AuditUnavailable, ConfigurationError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mm_tasks.erasures import Deadline
+    from mm_tasks.runtime import Runtime
+
+_NONE = {"open": 0, "overdue": 0, "blocked": 0, "blocked_reasons": {}}
+
+
+def run(out: Console, *, as_json: bool) -> None:
+    """Print the status of the project, for programs as JSON alone."""
+    current = runtime.current()
+    found = status.read(current.worker_redis, current.settings.project)
+    late: list[Deadline] = []
+    why = ""
+    try:
+        found["erasures"], late = _erasures(current)
+    except (AuditUnavailable, ConfigurationError) as error:
+        found["erasures"], why = None, str(error)
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    table = Table("place", "events", title=f"project {found['project']}")
+    for place, number in found["counts"].items():
+        table.add_row(place, f"{number:,}")
+    out.print(table)
+    paused = found["paused"]
+    typer.echo(f"paused: {paused['reason']}" if paused else "not paused")
+    for line in (_fence(found["fence"]), _summary(found["erasures"], why), *map(_deadline, late)):
+        typer.echo(line)
+
+
+def _erasures(current: Runtime) -> tuple[dict[str, Any], list[Deadline]]:
+    """Return the numbers of erasures, and the open ones that used up half of their time.
+
+    Raises `AuditUnavailable` or `ConfigurationError`.
+    """
+    settings = current.settings
+    if current.audit_log.database.is_missing:
+        return dict(_NONE), []
+    if settings.pseudonym_key is None and not (settings.state_dir / pseudonyms.FILE).exists():
+        msg = f"{pseudonyms.SETTING}: not set, and the state directory has none"
+        raise ConfigurationError(msg)
+    now = datetime.now(UTC)
+    return current.register.summary(now), current.register.overdue(now)
+
+
+def _fence(fence: dict[str, Any]) -> str:
+    how = "loaded" if fence["loaded"] else "not loaded for this server: nothing is sent before"
+    return f"fence: {fence['tags']:,} {'tag' if fence['tags'] == 1 else 'tags'}, {how}"
+
+
+def _summary(found: dict[str, Any] | None, why: str) -> str:
+    if found is None:
+        return f"erasures: unknown: {why}"
+    said = f"erasures: {found['open']:,} open, {found['overdue']:,} overdue"
+    states = ", ".join(f"{state} {n:,}" for state, n in found["blocked_reasons"].items())
+    return f"{said}, {found['blocked']:,} blocked" + (f" ({states})" if states else "")
+
+
+def _deadline(late: Deadline) -> str:
+    return (
+        f"  {late.id} ({late.state}): {late.mark} % of its time is used up, "
+        f"due {late.due_at:%Y-%m-%d %H:%M} UTC"
+    )
