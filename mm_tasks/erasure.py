@@ -33,7 +33,7 @@ from mm_tasks.outcome import (
     Unavailable,
 )
 from mm_tasks.protocol import ACKNOWLEDGED, WORD_CHARACTERS_MAX
-from mm_tasks.retry import throttle_s
+from mm_tasks.retry import backoff_s, throttle_s
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 _log = getLogger(__name__)
 
 # Each attempt is three entries of the log for ever, so the waits grow longer than delivery's.
-_BACKOFF_FIRST_S = 1.0
+_BACKOFF_MIN_S = 1.0
 _BACKOFF_MAX_S = 900.0
 # An answer that nobody expected needs a person, and may also pass by itself.
 _ATTENTION_S = 3600.0
@@ -253,8 +253,7 @@ def _word(name: str, code: str) -> str:
 
 def _backoff_s(failures: int) -> float:
     """Return a wait with full jitter above a second: up to 2, 4, 8 … 900 s."""
-    most = min(_BACKOFF_MAX_S, _BACKOFF_FIRST_S * 2 ** min(failures + 1, 16))
-    return max(_BACKOFF_FIRST_S, _random_s(most))
+    return max(_BACKOFF_MIN_S, backoff_s(failures + 2, _random_s, _BACKOFF_MAX_S))
 
 
 def _random_s(below: float) -> float:

@@ -230,7 +230,12 @@ def _newest(outside: Outside) -> Checkpoint | None:
 
 
 def _open(summary: dict[str, Any]) -> Verdict:
+    state: Literal["ok", "warning"] = "warning" if summary["overdue"] + summary["blocked"] else "ok"
+    return Verdict("erasures", state, in_words(summary))
+
+
+def in_words(summary: dict[str, Any]) -> str:
+    """Return what `Register.summary` says, for people."""
     said = "{open:,} open, {overdue:,} overdue, {blocked:,} blocked".format(**summary)
     why = ", ".join(f"{state} {n:,}" for state, n in summary["blocked_reasons"].items())
-    state: Literal["ok", "warning"] = "warning" if summary["overdue"] + summary["blocked"] else "ok"
-    return Verdict("erasures", state, f"{said} ({why})" if why else said)
+    return f"{said} ({why})" if why else said

@@ -106,13 +106,15 @@ Decision = Ack | Retry | Narrow | Bury
 Signal = Pause | Throttle | None
 
 
-def backoff_s(attempt: int, random_s: Callable[[float], float]) -> float:
-    """Return a wait with full jitter: anything up to 1, 2, 4 … 60 s.
+def backoff_s(
+    attempt: int, random_s: Callable[[float], float], max_s: float = BACKOFF_MAX_S
+) -> float:
+    """Return a wait with full jitter: anything up to 1, 2, 4 … 60 s, or `max_s`.
 
     `random_s(x)` returns a number in [0, x). See "Exponential Backoff And
     Jitter" of the AWS Architecture Blog for why the whole range is random.
     """
-    return random_s(min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2 ** min(attempt - 1, 16)))
+    return random_s(min(max_s, BACKOFF_FIRST_S * 2 ** min(attempt - 1, 16)))
 
 
 def throttle_s(

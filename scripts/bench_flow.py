@@ -3,7 +3,7 @@
 Each scenario has an embedded Valkey and a sandbox of its own, prints figures
 against their bounds, and ends by itself. Exits 1 when a promise is broken.
 
-    scripts/bench flow              all of them, about three minutes
+    scripts/bench flow              all of them, about four minutes
     scripts/bench flow rate stall   some of them
 """
 
@@ -60,6 +60,20 @@ for i in range(int(sys.argv[1])):
     identify.delay(anonymous_id=f"visitor-{i}", user_id=f"shopper-{i}")
 """
 
+# Of 50 000 events that wait, twenty belong to four people; one of them is forgotten.
+BACKLOG = """
+import sys
+from mm_tasks import track
+n = int(sys.argv[1])
+track.delay_many([{"event": "visited", "user_id": f"u{i}"} for i in range(n - 20)]
+    + [{"event": "visited", "user_id": f"person-{i % 4}"} for i in range(20)])
+"""
+FORGET = """
+import sys
+from mm_tasks import forget
+forget.delay(f"person-{sys.argv[1]}", "dpo")
+"""
+
 
 @dataclass
 class Running:
@@ -75,11 +89,12 @@ class Running:
         done = self.start("mm_tasks.cli.snippet", program, str(n))
         assert done.wait(120) == 0
 
-    def workers(self, number: int, concurrency: int) -> None:
+    def workers(self, number: int, concurrency: int, *options: str) -> None:
         """Start workers and one beat, silent unless they warn."""
         for index in range(number):
             name = f"w{index}@%h"
-            self.start(*stack.WORKER, "-c", str(concurrency), "-n", name, stdout=subprocess.DEVNULL)
+            command = (*stack.WORKER, "-c", str(concurrency), "-n", name, *options)
+            self.start(*command, stdout=subprocess.DEVNULL)
         self.start(*stack.BEAT, stdout=subprocess.DEVNULL)
 
     def counts(self) -> dict[str, int]:
@@ -87,10 +102,14 @@ class Running:
         found: dict[str, int] = status.read(self.redis, "default")["counts"]
         return found
 
-    def batches(self) -> list[dict[str, Any]]:
-        """Return every request to /v1/batch as the sandbox saw it, in order."""
+    def requests(self, route: str) -> list[dict[str, Any]]:
+        """Return every request to a route as the sandbox saw it, in order."""
         found = requests.get(f"{self.host}/_sandbox/requests", timeout=60).json()
-        return [request for request in found if request["route"] == "/v1/batch"]
+        return [request for request in found if request["route"] == route]
+
+    def batches(self) -> list[dict[str, Any]]:
+        """Return every request to /v1/batch, in order."""
+        return self.requests("/v1/batch")
 
     def delivered_a_second(self, expected: int, within_s: float) -> float:
         """Wait until all is delivered; return the pace from the first delivery to the last."""
@@ -203,6 +222,37 @@ def fill() -> list[bool]:
     ]
 
 
+def forget() -> list[bool]:
+    """Tell the vendor beside a backlog and answers of 3 s: from the call to the vendor's sight."""
+    shared, own = (_told_after_s(is_shared=is_shared) for is_shared in (True, False))
+    return [
+        report("forget: seconds, in a shared worker of 4", shared, "<=", 8),
+        report("forget: seconds, with a worker of its own", own, "<=", 2),
+    ]
+
+
+def _told_after_s(*, is_shared: bool) -> float:
+    """Return the longer of two waits; it holds the start of the process that asks."""
+    settings = {"MM_TASKS_REQUEST_TIMEOUT_S": "10", "MM_TASKS_ERASURE_PASSES_S": "0"}
+    with running("--latency-ms", "3000", **settings) as run:
+        run.produce(BACKLOG, 50_000)
+        if is_shared:
+            run.workers(1, 4)
+        else:
+            run.workers(1, 4, "-Q", "mm.deliver,mm.identify")
+            name = ("-n", "forget@%h", "-Q", "mm.forget", "-c", "2")
+            run.start(*stack.WORKER, *name, stdout=subprocess.DEVNULL)
+        wait_for(lambda: sum(not one["done_at"] for one in run.batches()) == 4)
+        time.sleep(5)  # The second worker is ready by now too.
+        waits = []
+        for number in range(2):
+            began_at = time.time()
+            run.produce(FORGET, number)
+            wait_for(lambda number=number: len(run.requests("/v1/forget")) > number)
+            waits.append(run.requests("/v1/forget")[number]["at"] - began_at)
+    return max(waits)
+
+
 def limits_kept(what: str, found: list[dict[str, Any]]) -> list[bool]:
     """Report answers other than 202, and by how much the fullest window exceeds `5 w + 20`."""
     others = sum(request["status"] != 202 for request in found)
@@ -228,7 +278,7 @@ def wait_for(happened: Callable[[], bool], within_s: float = 60) -> None:
 
 
 SCENARIOS: dict[str, Callable[[], list[bool]]] = {
-    scenario.__name__: scenario for scenario in (throughput, identify, rate, stall, fill)
+    scenario.__name__: scenario for scenario in (throughput, identify, rate, stall, fill, forget)
 }
 
 if __name__ == "__main__":

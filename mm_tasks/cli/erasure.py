@@ -16,7 +16,7 @@ from rich.table import Column, Table
 from mm_tasks import protocol, runtime
 from mm_tasks.cli import receipt
 from mm_tasks.cli.output import fail, plain, show_table
-from mm_tasks.erasures import MODES, Reason
+from mm_tasks.erasures import MODES, Reason, reference_rule
 from mm_tasks.errors import AuditUnavailable, InvalidEvent, Problem
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ app = typer.Typer(
 )
 
 _UNKNOWN = "there is no such erasure"
-_REFERENCE = "must be an opaque reference: 1-128 characters, no @, no spaces"
 _WORD = "must be a fixed word: small letters, digits and _.:-, at most 64 characters"
 
 _Id = Annotated[str, typer.Argument(metavar="ID", help="Of the erasure, as `list` shows it.")]
@@ -253,8 +252,8 @@ def _prompted(question: str) -> str:
 
 
 def _reference(field: str, given: str) -> str:
-    if not protocol.is_reference(given):
-        raise InvalidEvent([Problem(field, _REFERENCE)])
+    if rule := reference_rule(given, ()):
+        raise InvalidEvent([Problem(field, rule)])
     return given
 
 

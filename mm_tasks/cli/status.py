@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.table import Table
 
-from mm_tasks import pseudonyms, runtime, status
+from mm_tasks import preflight, pseudonyms, runtime, status
 from mm_tasks.errors import AuditUnavailable, ConfigurationError
 
 if TYPE_CHECKING:
@@ -71,9 +71,7 @@ def _fence(fence: dict[str, Any]) -> str:
 def _summary(found: dict[str, Any] | None, why: str) -> str:
     if found is None:
         return f"erasures: unknown: {why}"
-    said = f"erasures: {found['open']:,} open, {found['overdue']:,} overdue"
-    states = ", ".join(f"{state} {n:,}" for state, n in found["blocked_reasons"].items())
-    return f"{said}, {found['blocked']:,} blocked" + (f" ({states})" if states else "")
+    return f"erasures: {preflight.in_words(found)}"
 
 
 def _deadline(late: Deadline) -> str:

@@ -69,6 +69,11 @@ local function is_loaded(fences)
   return loaded_for and loaded_for == run_id()
 end
 
+-- How many entries the audit log had at least: what was known, or what is said now.
+local function log_size(fences, said)
+  return whole(math.max(tonumber(said), tonumber(redis.call('HGET', fences, 'log_size') or 0)))
+end
+
 -- Does a record belong to a subject? `tags` has a true for each of their tags.
 local function is_of(record, tags)
   return tags[string.sub(record, 15, 30)] or tags[string.sub(record, 31, 46)]

@@ -17,6 +17,5 @@ if redis.call('HGET', KEYS[1], 'loading') ~= ARGV[1] or run_id() ~= ARGV[2] then
 redis.call('HDEL', KEYS[1], 'loading', 'why', 'since_ms')
 redis.call('DEL', KEYS[3])
 if redis.call('EXISTS', KEYS[2]) == 1 then redis.call('RENAME', KEYS[2], KEYS[3]) end
-local log_size = math.max(tonumber(ARGV[3]), tonumber(redis.call('HGET', KEYS[1], 'log_size') or 0))
-redis.call('HSET', KEYS[1], 'run_id', ARGV[2], 'log_size', whole(log_size))
+redis.call('HSET', KEYS[1], 'run_id', ARGV[2], 'log_size', log_size(KEYS[1], ARGV[3]))
 return 1

@@ -13,7 +13,6 @@
 local store = redis.call('HGET', KEYS[2], 'store')
 if store and store ~= ARGV[1] then return 0 end
 redis.call('HDEL', KEYS[2], 'loading')
-local log_size = math.max(tonumber(ARGV[2]), tonumber(redis.call('HGET', KEYS[2], 'log_size') or 0))
-redis.call('HSET', KEYS[2], 'store', ARGV[1], 'log_size', whole(log_size))
+redis.call('HSET', KEYS[2], 'store', ARGV[1], 'log_size', log_size(KEYS[2], ARGV[2]))
 redis.call('SADD', KEYS[1], unpack(ARGV, 3))
 return 1

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+from datetime import datetime
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -254,7 +255,9 @@ def test_a_person_is_erased_everywhere_while_everything_goes_on(busy, mortal, er
     # Three passes, each with intent and result, and what they left with a vendor that is late.
     assert erasing.calls(asked.id) == [(n, "acknowledged") for n in (1, 2, 3)]
     called = [one["at"] for one in erasing.calls_of_forget()]
-    assert all(2 <= later - earlier < 4 for earlier, later in pairwise(called))
+    due = [datetime.fromisoformat(one["due_at"]).timestamp() for one in shown["passes"]]
+    assert [round(later - earlier, 3) for earlier, later in pairwise(due)] == [2, 2]
+    assert all(at >= due_at for at, due_at in zip(called, due, strict=True))
     assert slow["done_at"] < called[0]
     busy.wait(lambda: time.time() > called[-1] + 1.5)
     assert not [row for row in erasing.lines("rows") if row["user_id"] == PERSON]
@@ -276,12 +279,15 @@ track.delay_many([{"event": "visited", "user_id": f"u{i}"} for i in range(49_980
 
 
 @pytest.mark.parametrize(
-    ("workers", "within_s"),
-    [([()], 8), ([("-Q", "mm.deliver,mm.identify"), ("-Q", "mm.forget", "-c", "2")], 2)],
-    ids=["a shared worker within 8 s", "a worker of its own within 2 s"],
+    ("workers", "batches"),
+    [([()], 8), ([("-Q", "mm.deliver,mm.identify"), ("-Q", "mm.forget", "-c", "2")], 4)],
+    ids=["a shared worker", "a worker of its own"],
 )
-def test_a_backlog_does_not_delay_the_vendors_being_told(stack, erasing, workers, within_s):
-    """The purge looks at 50 000 records, and a shared worker's processes are all busy."""
+def test_a_backlog_does_not_delay_the_vendors_being_told(stack, erasing, workers, batches):
+    """The purge looks at 50 000 records, and a shared worker's processes are all busy.
+
+    `scripts/bench flow forget` measures how soon it is; here, how many batches go first.
+    """
     stack.env.update(
         MM_TASKS_REQUEST_TIMEOUT_S="10", MM_TASKS_LEASE_S="60", MM_TASKS_FLUSH_INTERVAL_S="1"
     )
@@ -291,16 +297,13 @@ def test_a_backlog_does_not_delay_the_vendors_being_told(stack, erasing, workers
     stack.beat()
     stack.wait(lambda: all(" ready." in stack.read(worker) for worker in started))
     stack.wait(lambda: sum(not one["done_at"] for one in stack.get("requests")) == 4)
-    took_s = []
     for number in range(2):
         asked = erasing.forget(f"person-{number}")
         stack.wait(lambda number=number: len(erasing.calls_of_forget()) > number, 30)
-        took_s.append(erasing.calls_of_forget()[number]["at"] - asked.called_at)
+        called_at = erasing.calls_of_forget()[number]["at"]
         assert asked.fenced
-    # Shown with -s, and where the test fails.
-    print("\nmeasured", took_s, erasing.counts()["waiting"])  # noqa: T201
-
-    assert max(took_s) < within_s
+        before = [one for one in stack.get("requests") if asked.returned_at < one["at"] < called_at]
+        assert len(before) <= batches
     assert erasing.counts()["waiting"] > 30_000
     erasing.wait_until_completed(asked.id)
     assert erasing.store.register.show(asked.id)["removed"]["track:waiting"] == 5

