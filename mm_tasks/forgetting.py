@@ -50,13 +50,14 @@ class ForgetTask(DirectTask):
     def run(self, *args: Any, **fields: Any) -> None:  # noqa: ANN401 - checked here
         """Accept a request that came in a message; tried again until the database takes it."""
         named = self._arrived(args, fields) if self.request.id else self._named(args, fields)
+        via = "message" if self.request.id and not self.request.is_eager else "call"
         try:
-            self._asked(named)
+            self._asked(named, via)
         except (AuditUnavailable, ConfigurationError) as error:
             self._again(error)
 
-    def _asked(self, fields: dict[str, Any]) -> ErasureReceipt:
-        accepted = runtime.current().intake.request(request_of(fields))
+    def _asked(self, fields: dict[str, Any], via: str = "call") -> ErasureReceipt:
+        accepted = runtime.current().intake.request(request_of(fields), via=via)
         nudge(RUN_ERASURE, (accepted.id,), FORGET, expires_s=60)
         return ErasureReceipt(accepted.id, accepted.is_fenced)
 

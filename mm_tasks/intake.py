@@ -53,8 +53,8 @@ class Intake:
         self._fencing = fencing
         self._clock = clock
 
-    def request(self, asked: ErasureRequest) -> Accepted:
-        """Accept a request, then raise the fence.
+    def request(self, asked: ErasureRequest, *, via: str = "call") -> Accepted:
+        """Accept a request, then raise the fence; the log says that it came by `via`.
 
         Raises `InvalidEvent`, `AuditUnavailable` or `ConfigurationError` (the fences in Redis
         are those of another audit store); then nothing was accepted.
@@ -62,7 +62,7 @@ class Intake:
         # Where Redis is away nobody can tell, and the fence itself is refused later.
         with suppress(RedisError):
             self._fencing.check_store()
-        opened = self._register.open_request(asked, self._clock())
+        opened = self._register.open_request(asked, self._clock(), via=via)
         is_fenced = opened.is_fenced
         if opened.claim is not None:
             is_fenced = self._raised(opened.claim)

@@ -42,6 +42,8 @@ FENCED = OPEN | {"completed"}
 REFERENCE = re.compile(r"[^\s@\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,128}")
 WORD_CHARACTERS_MAX = 64
 WORD = re.compile(r"[a-z0-9][a-z0-9_.:-]{0,63}", re.ASCII)
+# How a request came: accepted in the call itself, or by a worker that had it from the broker.
+VIA = frozenset({"call", "message"})
 
 
 class Illegal(MMTasksError):  # noqa: N818 - of what was asked, or of what a log says
@@ -63,7 +65,7 @@ def _entry(after: frozenset[str] | set[str], to: str, *details: str) -> Entry:
     return Entry(frozenset(after), to, frozenset(details))
 
 
-_ASKED = ("requested_by", "ticket", "reason", "received_at")
+_ASKED = ("requested_by", "ticket", "reason", "received_at", "via")
 
 ENTRIES: Mapping[str, Entry] = MappingProxyType(
     {
@@ -263,4 +265,5 @@ _ALLOWED: Mapping[str, Callable[[object], bool]] = {
     "requested_by": _optional(is_reference),
     "status": _optional(_is_count),
     "ticket": _optional(is_reference),
+    "via": lambda value: value in VIA,
 }

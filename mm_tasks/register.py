@@ -53,9 +53,16 @@ class Register:
         self._work = work
 
     def open_request(
-        self, request: ErasureRequest, now: datetime, lease_s: float = _FENCE_LEASE_S
+        self,
+        request: ErasureRequest,
+        now: datetime,
+        lease_s: float = _FENCE_LEASE_S,
+        *,
+        via: str = "call",
     ) -> Opened:
         """Accept a request, or add it to the open erasure of the same subject.
+
+        `via` is one of `protocol.VIA`, for the log.
 
         Once this returns it is kept, and will be done. New anonymous ids send an open
         erasure back to be fenced, and take it from the worker that has it.
@@ -64,8 +71,9 @@ class Register:
         with self._work.transaction() as connection:
             row = self._open_row(connection, request)
             if row is None:
-                return self._open(connection, request, now, lease_s)
-            return self._add(connection, row, request, (now, lease_s))
+                return self._open(connection, request, via, (now, lease_s))
+            added = _ticket_added(row, request, via, now)
+            return self._add(connection, row, request, added, (now, lease_s))
 
     def cancel(self, erasure: str, requested_by: str, now: datetime) -> frozenset[bytes]:
         """End an erasure before the vendor was called; return the tags no longer fenced."""
@@ -215,8 +223,13 @@ class Register:
         return None if row is None else dict(row)
 
     def _open(
-        self, connection: Connection, request: ErasureRequest, now: datetime, lease_s: float
+        self,
+        connection: Connection,
+        request: ErasureRequest,
+        via: str,
+        lease: tuple[datetime, float],
     ) -> Opened:
+        now, lease_s = lease
         received_at = request.received_at or now
         anonymous = tuple(dict.fromkeys(request.anonymous_ids))
         asked = {
@@ -239,7 +252,7 @@ class Register:
             "accepted_at": stamp(now),
             "next_at": stamp(now),
         }
-        self._work.open(connection, values, {**asked, "ticket": request.ticket})
+        self._work.open(connection, values, {**asked, "ticket": request.ticket, "via": via})
         self._suppress(connection, values["id"], [("user", request.user_id)], now)
         self._suppress(connection, values["id"], [("anonymous", one) for one in anonymous], now)
         claim = self._work.lease(connection, values, now, lease_s)
@@ -250,13 +263,14 @@ class Register:
         connection: Connection,
         row: Row,
         request: ErasureRequest,
+        added: Move,
         lease: tuple[datetime, float],
     ) -> Opened:
         """Note that an open erasure was asked for again, and what is new in that."""
         now, lease_s = lease
         user_id, known = erasure_of(row).ids or (request.user_id, ())
         new = tuple(one for one in dict.fromkeys(request.anonymous_ids) if one not in known)
-        moves = [_ticket_added(row, request, now)]
+        moves = [added]
         if new:
             moves.append(_anonymous_added(user_id, (*known, *new), len(new), now))
         row = self._work.advance(connection, row, moves, now)
@@ -338,7 +352,7 @@ _NOT_STARTED: dict[str, Any] = {
 }
 
 
-def _ticket_added(row: Row, request: ErasureRequest, now: datetime) -> Move:
+def _ticket_added(row: Row, request: ErasureRequest, via: str, now: datetime) -> Move:
     """Return what a repeated request changes.
 
     The earlier deadline holds, and so does the mode that keeps more events out.
@@ -354,6 +368,7 @@ def _ticket_added(row: Row, request: ErasureRequest, now: datetime) -> Move:
         "reason": str(request.reason),
         "received_at": stamp(received_at),
         "mode": mode,
+        "via": via,
     }
     due_at = min(row["due_at"], stamp(one_month_after(received_at)))
     return move("ticket_added", details, tickets=json.dumps(tickets), mode=mode, due_at=due_at)

@@ -32,6 +32,7 @@ _PLACES = {
     "dead": "dead letters",
     "fence": "taken out by the fence on their way",
 }
+_VIA = {"call": "", "message": ", in a message through the broker"}
 _AOF = {
     "rewritten": "was rewritten at {at}, without what was removed until then.",
     "off": "was off at {at}: there was none to rewrite.",
@@ -98,7 +99,7 @@ def _asked(entries: Entries) -> Iterable[str]:
         ticket = f", ticket {said['ticket']}" if said["ticket"] is not None else ""
         yield (
             f"  received {said['received_at']}, on the ground {said['reason']}{ticket}, "
-            f"requested by {said['requested_by']}"
+            f"requested by {said['requested_by']}{_VIA[said['via']]}"
         )
     yield f"  due {_due_at(entries)}"
 

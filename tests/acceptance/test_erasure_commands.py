@@ -24,7 +24,7 @@ from mm_tasks import cli, runtime
 from mm_tasks.audit import Head
 from mm_tasks.cli import receipt
 from mm_tasks.cli.checks import masked
-from mm_tasks.erasures import Answer
+from mm_tasks.erasures import Answer, ErasureRequest
 from mm_tasks.fence import Fence
 from mm_tasks.keys import ProjectKeys, tag
 from tests.acceptance.test_commands import run
@@ -330,6 +330,16 @@ def test_an_unknown_erasure_is_one_sentence(store, command, words):
 # receipt
 
 
+def test_the_receipt_tells_a_request_that_came_in_a_message(store, command):
+    request = ErasureRequest("another", "dpo")
+    id_ = store.register.open_request(request, NOW, via="message").id
+
+    assert (
+        "requested by dpo, in a message through the broker"
+        in command("erasure", "show", id_, "--receipt").stdout
+    )
+
+
 def test_the_receipt_of_a_completed_erasure_claims_what_the_log_says(store, command):
     id_ = store.completed(now=NOW, aof="rewritten", ticket="GDPR-1").id
     text = command("erasure", "show", id_, "--receipt").stdout
@@ -343,6 +353,7 @@ def test_the_receipt_of_a_completed_erasure_claims_what_the_log_says(store, comm
     assert all(f"at {one['answered_at']}, call {one['n']} " in text for one in found["passes"])
     assert f"Wiped from our records at {found['ended_at']}" in text
     assert "Redis's AOF was rewritten at" in text
+    assert "through the broker" not in text
     assert "SQLite file; its write-ahead log was emptied" in text
     assert "PostgreSQL" not in text
     assert "Not done" not in text

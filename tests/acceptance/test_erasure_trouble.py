@@ -265,6 +265,10 @@ def test_requests_by_every_way_of_celery_are_done_and_ours_carry_no_data(stack, 
     stack.wait(lambda: len(erasing.store.register.listed()) == 6)
     erasing.wait_until_completed(*(one["id"] for one in erasing.store.register.listed()))
     assert stack.get("summary")["forgotten"] == 6
+    received = [json.loads(line) for line in erasing.store.entries() if '"received"' in line]
+    via = {one["erasure"]: one["details"]["via"] for one in received}
+    assert {one for one, way in via.items() if way == "call"} == open_ids
+    assert list(via.values()).count("message") == 4
     assert "person-" not in stack.read(worker) + stack.read(beat)
     assert [held for n in range(6) for held in holders(stack, redis, f"person-{n}-secret")] == []
 

@@ -21,6 +21,7 @@ DETAILS = {
         "mode": "suppress",
         "anonymous": 0,
         "due_at": TIME,
+        "via": "call",
     },
     "ticket_added": {
         "requested_by": "dpo",
@@ -28,6 +29,7 @@ DETAILS = {
         "reason": "ccpa",
         "received_at": TIME,
         "mode": "suppress",
+        "via": "message",
     },
     "anonymous_added": {"anonymous": 1},
     "purged": {"removed": {"track:waiting": 1}},

@@ -282,6 +282,7 @@ def test_a_log_of_thousands_is_verified_in_pages(sqlite_url, tmp_path):
             "reason": "ccpa",
             "received_at": row["received_at"],
             "mode": "suppress",
+            "via": "call",
         }
         store.work.advance(connection, row, [move("ticket_added", details)] * 2000, NOW)
 
