@@ -20,7 +20,7 @@ from redis.exceptions import OutOfMemoryError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from mm_tasks.errors import BufferFull, BufferUnavailable
-from mm_tasks.keys import HEADER_BYTES, NO_TAG, ProjectKeys, tag
+from mm_tasks.keys import HEADER_BYTES, ProjectKeys, record
 from mm_tasks.limits import BATCH_BRACKETS_BYTES
 from mm_tasks.scripting import Line, Script, word
 
@@ -121,7 +121,7 @@ class Buffer:
         assert len(entries) <= APPEND_RECORDS_MAX
         words, head = self._append_head
         name = self._project.project
-        records = [word(_record(name, entry)) for entry in entries]
+        records = [word(record(name, *entry)) for entry in entries]
         command = b"*%d\r\n%b%b" % (words + len(records), head, b"".join(records))
         try:
             reply = self._line.call(_APPEND, command)
@@ -135,7 +135,7 @@ class Buffer:
     async def aappend(self, redis: AsyncRedis, entries: Sequence[Entry]) -> Appended:
         """As `append`, on a client of the running event loop."""
         assert len(entries) <= APPEND_RECORDS_MAX
-        records = [_record(self._project.project, entry) for entry in entries]
+        records = [record(self._project.project, *entry) for entry in entries]
         keys, args = self._append_words()
         try:
             reply = await _APPEND.acall(redis, keys, (*args, *records))
@@ -380,13 +380,6 @@ class Buffer:
 def new_id() -> str:
     """Return a new id for a batch or an attempt (UUIDv7, RFC 9562)."""
     return str(uuid_utils.uuid7())
-
-
-def _record(project: str, entry: Entry) -> bytes:
-    user = NO_TAG if entry.user_id is None else tag(project, "user", entry.user_id)
-    if entry.anonymous_id is None:
-        return user + NO_TAG + entry.body
-    return user + tag(project, "anonymous", entry.anonymous_id) + entry.body
 
 
 def _failed(error: RedisError, count: int) -> BufferFull | BufferUnavailable:

@@ -19,8 +19,9 @@ def read(redis: Redis, project: str) -> dict[str, Any]:
     """Return the status of a project, both lanes together, from one atomic look.
 
     `{"project", "paused": null | {"reason", "since"}, "counts", "oldest_waiting_s", "fence":
-    {"tags", "loaded"}}`. Counts are of events, but `ambiguous` is of requests that may have
-    been stored. What is known of erasures is in the audit database: see `register`.
+    {"tags", "loaded"}, "left_out"}`. Counts are of events, but `ambiguous` is of requests that
+    may have been stored; `left_out` is of fields that events of web requests went without, as
+    the vendor would have refused the events with them. What is known of erasures is in the audit database: see `register`.
     """
     keys = ProjectKeys(project)
     track, identify = keys.lane("track"), keys.lane("identify")
@@ -56,6 +57,7 @@ def read(redis: Redis, project: str) -> dict[str, Any]:
         "counts": counts,
         "oldest_waiting_s": None if age_s is None else max(0.0, round(age_s, 3)),
         "fence": {"tags": fence[0], "loaded": bool(fence[1])},
+        "left_out": sum(fields.get(f"{lane}:left_out", 0) for lane in LANES),
     }
 
 

@@ -44,6 +44,8 @@ def run(out: Console, *, as_json: bool) -> None:
     out.print(table)
     paused = found["paused"]
     typer.echo(f"paused: {paused['reason']}" if paused else "not paused")
+    if found["left_out"]:
+        typer.echo(f"left out: {found['left_out']:,} unusable fields of web requests")
     for line in (_fence(found["fence"]), _summary(found["erasures"], why), *map(_deadline, late)):
         typer.echo(line)
 

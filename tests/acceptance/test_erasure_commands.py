@@ -666,11 +666,21 @@ def test_status_counts_erasures_and_makes_nothing_by_looking(command, ask, tmp_p
 
     assert empty["erasures"] == {"open": 0, "overdue": 0, "blocked": 0, "blocked_reasons": {}}
     assert empty["fence"] == {"tags": 0, "loaded": False}
-    assert set(empty) == {"project", "paused", "counts", "oldest_waiting_s", "fence", "erasures"}
+    assert set(empty) == {
+        *("project", "paused", "counts", "oldest_waiting_s"),
+        *("fence", "erasures", "left_out"),
+    }
     assert not list(tmp_path.iterdir())
     ask()
     assert status(command)["erasures"]["open"] == 1
     assert status(command)["fence"]["tags"] == 1
+
+
+def test_status_tells_what_events_of_web_requests_went_without(command, redis):
+    assert "left out" not in command("status").stdout
+    redis.hset(KEYS.counts, "track:left_out", 2)
+
+    assert "left out: 2 unusable fields of web requests" in command("status").stdout
 
 
 def test_status_tells_the_overdue_and_the_blocked(store, command):

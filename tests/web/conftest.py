@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from mm_tasks import runtime
+from mm_tasks import runtime, status
 from mm_tasks.keys import HEADER_BYTES, ProjectKeys
 from tests.acceptance.conftest import Stack
 
@@ -84,4 +84,4 @@ def stored(redis, project="default"):
 
 
 def left_out(redis, project="default"):
-    return int(redis.hget(ProjectKeys(project).counts, "track:left_out") or 0)
+    return status.read(redis, project)["left_out"]
