@@ -21,7 +21,8 @@ def read(redis: Redis, project: str) -> dict[str, Any]:
     `{"project", "paused": null | {"reason", "since"}, "counts", "oldest_waiting_s", "fence":
     {"tags", "loaded"}, "left_out"}`. Counts are of events, but `ambiguous` is of requests that
     may have been stored; `left_out` is of fields that events of web requests went without, as
-    the vendor would have refused the events with them. What is known of erasures is in the audit database: see `register`.
+    the vendor would have refused them. What is known of erasures is in the audit database:
+    see `register`.
     """
     keys = ProjectKeys(project)
     track, identify = keys.lane("track"), keys.lane("identify")

@@ -111,10 +111,14 @@ class Journal:
 
         Not through the broker: there a worker would meet it, and try again.
         """
-        if _options.get() is None:
+        if not self.is_through_broker():
             for error in self._failures.get(lane, ()):
                 # The caller's own stays as it is: raising adds a traceback and counts.
                 raise copy.copy(error)
+
+    def is_through_broker(self) -> bool:
+        """Say whether what this thread adds now has gone through the broker."""
+        return _options.get() is not None
 
     @contextmanager
     def through_broker(self, options: Mapping[str, Any]) -> Iterator[None]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _KNOWN: dict[Lane, tuple[str, ...]] = {
     "track": tuple(TrackEvent.model_fields),
     "identify": tuple(IdentifyEvent.model_fields),
-    "forget": tuple(one.name for one in fields_of(ErasureRequest)),
+    "forget": (*(one.name for one in fields_of(ErasureRequest)), "via"),
 }
 
 

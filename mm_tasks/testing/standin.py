@@ -112,8 +112,11 @@ class RecordingIntake:
         """Take where to record."""
         self._journal = journal
 
-    def request(self, asked: ErasureRequest) -> Accepted:
-        """Record a request, and suppress its person as the fence would."""
+    def request(self, asked: ErasureRequest, *, via: str = "call") -> Accepted:
+        """Record a request, and suppress its person as the fence would.
+
+        A message is one here too, though it was done at once.
+        """
         asked.check(datetime.now(UTC))
         self._journal.fail("forget")
         is_new = asked.user_id not in self._journal.erasures
@@ -121,6 +124,7 @@ class RecordingIntake:
         self._journal.suppress([asked.user_id], asked.anonymous_ids)
         given = {name: plain(getattr(asked, name)) for name in asked.__dataclass_fields__}
         fields = {name: value for name, value in given.items() if value not in (None, [])}
+        fields["via"] = "message" if self._journal.is_through_broker() else via
         self._journal.add("forget", fields, erasure)
         return Accepted(erasure, is_fenced=True, is_new=is_new)
 
@@ -130,3 +134,6 @@ class NoClients:
 
     def current(self) -> None:
         """Return nothing: no loop needs a client."""
+
+    async def close(self) -> None:
+        """Do nothing: nothing was opened."""
