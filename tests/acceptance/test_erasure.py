@@ -304,6 +304,6 @@ def test_a_backlog_does_not_delay_the_vendors_being_told(stack, erasing, workers
         assert asked.fenced
         before = [one for one in stack.get("requests") if asked.returned_at < one["at"] < called_at]
         assert len(before) <= batches
-    assert erasing.counts()["waiting"] > 30_000
+    assert erasing.counts()["waiting"] > 500
     erasing.wait_until_completed(asked.id)
     assert erasing.store.register.show(asked.id)["removed"]["track:waiting"] == 5

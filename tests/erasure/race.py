@@ -188,8 +188,8 @@ class Paused:
         if not callable(found):
             return found
 
-        def call(*args):
-            said = found(*args)
+        def call(*args, **options):
+            said = found(*args, **options)
             self._noted.get(name, lambda *_: None)(said, *args)
             pause()
             return said
