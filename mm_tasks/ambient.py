@@ -9,21 +9,24 @@ Kept in a context variable, so threads, tasks of asyncio and greenlets do not mi
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from mm_tasks.errors import InvalidEvent, Problem
 from mm_tasks.events import TRACK, TrackEvent, encode_track
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator
     from typing import Unpack
 
 # What an event says of its own is not here: its name, id, time and properties.
 SHARED = ("anonymous_id", "user_id", "session_id", "url", "path", "referrer")
 _FOR = {TRACK: SHARED, "identify": ("anonymous_id", "user_id")}
 assert set(SHARED) < set(TrackEvent.model_fields)
+
+Reader = Callable[[], Mapping[str, Any]]
 
 
 class SharedFields(TypedDict, total=False):
@@ -37,24 +40,36 @@ class SharedFields(TypedDict, total=False):
     referrer: str | None
 
 
-class Ambient:
-    """Fields that are read when the first event asks for them, and only once."""
-
-    __slots__ = ("_fields", "_read")
-
-    def __init__(self, read: Callable[[], Mapping[str, Any]]) -> None:
-        """Take what reads the fields; it must return usable ones and not raise."""
-        self._read = read
-        self._fields: Mapping[str, Any] | None = None
-
-    def fields(self) -> Mapping[str, Any]:
-        """Return the fields."""
-        if self._fields is None:
-            self._fields = self._read()
-        return self._fields
+_current: ContextVar[Reader | None] = ContextVar("mm_tasks_ambient", default=None)
 
 
-_current: ContextVar[Ambient | None] = ContextVar("mm_tasks_ambient", default=None)
+class Carried:
+    """What one request gives its events, in each of its steps and nowhere else.
+
+        with carried:  # a step
+
+    `read` is asked by each event; it must return usable fields and not raise. What a step began
+    and did not end, such as a `context` in a stream, is there again in the next step.
+    """
+
+    __slots__ = ("_inside", "_token")
+
+    def __init__(self, read: Reader) -> None:
+        """Begin anew: what is around the request does not count."""
+        self._inside: Reader | None = read
+
+    def __enter__(self) -> None:
+        """Begin a step."""
+        self._token = _current.set(self._inside)
+
+    def __exit__(self, *_: object) -> None:
+        """End it."""
+        self._inside = _current.get()
+        try:
+            _current.reset(self._token)
+        except ValueError:
+            # A task that was dropped is closed from outside. Its context ended with it.
+            return
 
 
 @contextmanager
@@ -66,49 +81,30 @@ def context(**fields: Unpack[SharedFields]) -> Iterator[None]:
 
     Raises `InvalidEvent` at once where the vendor would refuse a field, naming field and rule.
     """
-    checked = {name: value for name, value in fields.items() if value is not None}
     if unknown := fields.keys() - set(SHARED):
         raise InvalidEvent(_unknown(unknown))
-    encode_track({"event": "context", **checked})
+    encode_track({"event": "context", **fields})
     around = _current.get()
 
     def read() -> Mapping[str, Any]:
-        outer = around.fields() if around is not None else {}
-        merged = {**outer, **fields}
-        return {name: value for name, value in merged.items() if value is not None}
+        return {**(around() if around is not None else {}), **fields}
 
-    token = enter(read)
+    _current.set(read)
     try:
         yield
     finally:
-        leave(token)
+        # Elsewhere it has ended by itself: a generator may be closed after its request.
+        if _current.get() is read:
+            _current.set(around)
 
 
-def enter(read: Callable[[], Mapping[str, Any]]) -> Token[Ambient | None]:
-    """Let `read` say what events tracked from now on have in common, until `leave`."""
-    return _current.set(Ambient(read))
-
-
-def leave(token: Token[Ambient | None]) -> None:
-    """End what `enter` began. From another context (a stream that was closed) do nothing."""
-    try:
-        _current.reset(token)
-    except ValueError:
-        # It was a copy, which ended by itself.
-        return
-
-
-def added(lane: str, given: Mapping[str, Any], taken: tuple[str, ...] = ()) -> dict[str, Any]:
+def added(lane: str, given: dict[str, Any], taken: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return the fields of a call with what it did not give; `taken` were given by position."""
     around = _current.get()
     if around is None:
-        return given if type(given) is dict else dict(given)
+        return given
     known = _FOR[lane]
-    more = {
-        name: value
-        for name, value in around.fields().items()
-        if name in known and name not in taken
-    }
+    more = {name: value for name, value in around().items() if name in known and name not in taken}
     return {**more, **given}
 
 
@@ -127,7 +123,6 @@ def _is_usable(fields: Mapping[str, str]) -> bool:
     return True
 
 
-def _unknown(names: set[str]) -> list[Any]:
-
+def _unknown(names: set[str]) -> list[Problem]:
     rule = f"cannot be shared; known are {', '.join(SHARED)}"
     return [Problem(name, rule) for name in sorted(names)]

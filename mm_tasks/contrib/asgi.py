@@ -3,7 +3,7 @@
     app = VisitMiddleware(app, issue_cookie=True)
 
 Lasts until the application returns: streams and background tasks are inside. WebSockets and
-lifespan pass through untouched.
+lifespan get nothing: no visit of their own, and none that the server left around them.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
-from mm_tasks.ambient import enter, leave
-from mm_tasks.contrib.visit import Visit, VisitOptions, may_be_shared, origin_form, quoted
+from mm_tasks.ambient import Carried
+from mm_tasks.contrib.visit import Visit, VisitOptions, origin_form, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
     from typing import Unpack
 
+    from mm_tasks.ambient import Reader
     from mm_tasks.contrib.visit import VisitKeywords
 
     Message = MutableMapping[str, Any]
@@ -36,33 +37,29 @@ class VisitMiddleware:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one connection."""
-        if scope["type"] != "http" or self._options.skips(inner_path(scope)):
+        read: Reader = dict
+        if scope["type"] == "http":
+            visit = Visit(self._options, ScopeRequest(scope))
+            read = visit.fields
+            if visit.issued is not None:
+                send = _issuing(visit, send)
+        # Servers call an application for one request from within the one before it.
+        with Carried(read):
             await self._app(scope, receive, send)
-            return
-        visit = Visit(self._options, ScopeRequest(scope))
-        if visit.issued is not None:
-            send = self._issuing(visit, send)
-        token = enter(visit.fields)
-        try:
-            await self._app(scope, receive, send)
-        finally:
-            leave(token)
 
-    def _issuing(self, visit: Visit, send: Send) -> Send:
-        async def issue(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message = {**message, "headers": self._with_cookie(visit, message)}
-            await send(message)
 
-        return issue
+def _issuing(visit: Visit, send: Send) -> Send:
+    async def issue(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = list(message.get("headers", ()))
+            texts = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
+            headers += [
+                (name.lower().encode(), value.encode()) for name, value in visit.added(texts)
+            ]
+            message = {**message, "headers": headers}
+        await send(message)
 
-    def _with_cookie(self, visit: Visit, message: Message) -> list[tuple[bytes, bytes]]:
-        headers = list(message.get("headers", ()))
-        texts = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in headers)
-        value = visit.set_cookie()
-        if value is None or may_be_shared(texts, str(self._options.cookie)):
-            return headers
-        return [*headers, (b"set-cookie", value.encode("latin-1"))]
+    return issue
 
 
 class ScopeRequest:
@@ -95,6 +92,14 @@ class ScopeRequest:
         query = self._scope.get("query_string", b"").decode("latin-1")
         return raw_path(self._scope), query
 
+    def inner_path(self) -> str:
+        """Return the path below what the application is mounted at."""
+        return inner_path(self._scope)
+
+    def kept(self, name: str, value: str) -> str:
+        """Keep a value with the request, unless there is one; return what is kept."""
+        return str(self._scope.setdefault(name, value))
+
 
 def raw_path(scope: Message) -> str:
     """Return the path as the client sent it, what the application is mounted at included.
@@ -102,12 +107,12 @@ def raw_path(scope: Message) -> str:
     By the specification the path begins with it already; some servers leave it out.
     """
     raw = scope.get("raw_path")
-    root = scope.get("root_path", "").rstrip("/")
+    root: str = scope.get("root_path", "").rstrip("/")
     if raw is None:
         path = quoted(scope["path"].encode("utf-8", "surrogateescape"))
     else:
         path = origin_form(raw.decode("latin-1"))[0]
-    if not root or _is_below(unquote_to_bytes(path), root.encode()):
+    if not root or _is_below(unquote_to_bytes(path).decode("utf-8", "replace"), root):
         return path
     return quoted(root.encode()) + path
 
@@ -116,8 +121,8 @@ def inner_path(scope: Message) -> str:
     """Return the path below what the application is mounted at."""
     path: str = scope["path"]
     root: str = scope.get("root_path", "").rstrip("/")
-    return path[len(root) :] if root and path.startswith(root) else path
+    return path[len(root) :] if _is_below(path, root) else path
 
 
-def _is_below(path: bytes, root: bytes) -> bool:
-    return path == root or path.startswith(root + b"/")
+def _is_below(path: str, root: str) -> bool:
+    return path == root or path.startswith(root + "/")

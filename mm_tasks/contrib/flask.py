@@ -1,6 +1,8 @@
 """Flask: the visit of each request, for the events tracked in it.
 
-MMTasks(app, issue_cookie=True)
+    MMTasks(app, issue_cookie=True)
+
+The same as `app.wsgi_app = VisitMiddleware(app.wsgi_app, issue_cookie=True)`.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from mm_tasks.errors import ConfigurationError, MMTasksError
 from mm_tasks.events import TRACK
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 log = getLogger(__name__)
 
@@ -39,7 +39,8 @@ _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _ESCAPED = re.compile(r"\\(?:([0-3][0-7][0-7])|(.))")
 # What the vendor's classifier reads in a query.
 _CAMPAIGN = re.compile(r"utm_[^=]*|fbclid|gclid")
-_IS_PRIVATE = re.compile("private|no-store|no-cache", re.IGNORECASE)
+_IS_PRIVATE = re.compile("private|no-store", re.IGNORECASE)
+_ISSUED = "mm_tasks.issued"
 _PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
 _SEGMENT = "/:@!$&'()*+,;="
 
@@ -107,6 +108,12 @@ class Request(Protocol):
     def target(self) -> tuple[str, str]:
         """Return path and query, as the client sent them."""
 
+    def inner_path(self) -> str:
+        """Return the decoded path below what the application is mounted at."""
+
+    def kept(self, name: str, value: str) -> str:
+        """Keep a value with the request, unless there is one; return what is kept."""
+
 
 class Visit:
     """One request. `issued` is the anonymous_id that its response should set as a cookie."""
@@ -119,8 +126,11 @@ class Visit:
         self._fields: Mapping[str, str] | None = None
         self._known: tuple[str | None, int] | None = None
         self.issued: str | None = None
-        if options.issue_cookie and self._anonymous_id()[0] is None:
-            self.issued = str(uuid_utils.uuid4())
+        if options.skips(request.inner_path()):
+            self._fields = {}
+        elif options.issue_cookie and self._anonymous_id()[0] is None:
+            # An application in another may have a middleware too: one visitor, one id.
+            self.issued = request.kept(_ISSUED, str(uuid_utils.uuid4()))
 
     def fields(self) -> Mapping[str, str]:
         """Return what events have in common; only what the vendor takes, and never raise."""
@@ -134,19 +144,22 @@ class Visit:
                 _count(left_out)
         return self._fields
 
-    def set_cookie(self) -> str | None:
-        """Return the value of a Set-Cookie header, if one is to be sent.
+    def added(self, headers: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Return what sets the cookie in a response with these headers; nothing if it must not.
 
         Not HttpOnly: the vendor's library in the page is to use the same id.
         """
-        if self.issued is None:
-            return None
-        options = self._options
+        options, private = self._options, is_private(headers)
+        own = f"{options.cookie}="
+        if self.issued is None or private is False:
+            return []
+        if any(name.lower() == "set-cookie" and value.startswith(own) for name, value in headers):
+            return []
         secure = "; Secure" if self.is_secure() else ""
-        return (
-            f"{options.cookie}={self.issued}; Max-Age={options.cookie_max_age_s}; "
-            f"Path=/; SameSite=Lax{secure}"
-        )
+        age = f"Max-Age={options.cookie_max_age_s}"
+        value = f"{own}{self.issued}; {age}; Path=/; SameSite=Lax{secure}"
+        caches = [] if private else [("Cache-Control", "private")]
+        return [("Set-Cookie", value), *caches]
 
     def is_secure(self) -> bool:
         """Say whether the visitor came by https."""
@@ -230,18 +243,14 @@ def cookie(header: str, name: str) -> str | None:
     return None
 
 
-def may_be_shared(headers: Iterable[tuple[str, str]], name: str) -> bool:
-    """Say whether a response must not get our cookie.
+def is_private(headers: Iterable[tuple[str, str]]) -> bool | None:
+    """Say whether only the visitor's browser may keep a response; None if it says nothing.
 
-    Either a cache may give it to other visitors, or the application sets that cookie itself.
+    What must be asked about (`no-cache`) may be kept by a shared cache all the same, with the
+    cookie of whom it was made for.
     """
-    for key, value in headers:
-        lowered = key.lower()
-        if lowered == "cache-control" and not _IS_PRIVATE.search(value):
-            return True
-        if lowered == "set-cookie" and value.startswith(f"{name}="):
-            return True
-    return False
+    said = [value for name, value in headers if name.lower() == "cache-control"]
+    return any(map(_IS_PRIVATE.search, said)) if said else None
 
 
 def origin_form(target: str) -> tuple[str, str]:

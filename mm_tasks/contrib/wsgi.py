@@ -2,23 +2,21 @@
 
     application = VisitMiddleware(application, issue_cookie=True)
 
-Lasts until the server closed the response, streams included. Each request runs in a copy of
-the thread's context variables, so nothing of it is left for the thread's next one, even if
-the application raises or a server forgets to close a response.
+Lasts until the server closed the response, streams included. Each step of a response is entered
+and left by itself, so nothing of a request is left for the thread's next one, even if the
+application raises or a server forgets to close a response.
 """
 
 from __future__ import annotations
 
-from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
-from mm_tasks.ambient import enter
-from mm_tasks.contrib.visit import Visit, VisitOptions, may_be_shared, origin_form, quoted
+from mm_tasks.ambient import Carried
+from mm_tasks.contrib.visit import Visit, VisitOptions, origin_form, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from contextvars import Context
     from typing import Unpack
 
     from mm_tasks.contrib.visit import VisitKeywords
@@ -38,49 +36,51 @@ class VisitMiddleware:
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
-        if self._options.skips(environ.get("PATH_INFO", "")):
-            return self._app(environ, start_response)
         visit = Visit(self._options, EnvironRequest(environ))
         if visit.issued is not None:
-            start_response = self._issuing(visit, start_response)
-        context = copy_context()
-        context.run(enter, visit.fields)
-        body = context.run(self._app, environ, start_response)
+            start_response = _issuing(visit, start_response)
+        carried = Carried(visit.fields)
+        with carried:
+            body = self._app(environ, start_response)
         if type(body) is list or type(body) is tuple or _is_file(body, environ):
             return body
-        return _Body(body, context)
-
-    def _issuing(self, visit: Visit, start_response: StartResponse) -> StartResponse:
-        def issue(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:  # noqa: ANN401
-            value = visit.set_cookie()
-            if value is not None and not may_be_shared(headers, str(self._options.cookie)):
-                headers = [*headers, ("Set-Cookie", value)]
-            return start_response(status, headers, *rest)
-
-        return issue
+        return Body(body, carried)
 
 
-class _Body:
-    """A response whose every step runs in the context of its request."""
+class Body:
+    """A response whose every step is one of its request."""
 
-    __slots__ = ("_body", "_context", "_steps")
+    __slots__ = ("_body", "_carried", "_steps")
 
-    def __init__(self, body: Iterable[bytes], context: Context) -> None:
-        self._body, self._context = body, context
+    def __init__(self, body: Iterable[bytes], carried: Carried) -> None:
+        """Do nothing yet."""
+        self._body, self._carried = body, carried
         self._steps: Iterator[bytes] | None = None
 
     def __iter__(self) -> Iterator[bytes]:
+        """Return itself: a response is read once."""
         return self
 
     def __next__(self) -> bytes:
-        if self._steps is None:
-            self._steps = self._context.run(iter, self._body)
-        return self._context.run(next, self._steps)
+        """Take one step."""
+        with self._carried:
+            if self._steps is None:
+                self._steps = iter(self._body)
+            return next(self._steps)
 
     def close(self) -> None:
+        """Close the response, if it can be."""
         close = getattr(self._body, "close", None)
         if close is not None:
-            self._context.run(close)
+            with self._carried:
+                close()
+
+
+def _issuing(visit: Visit, start_response: StartResponse) -> StartResponse:
+    def issue(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:  # noqa: ANN401
+        return start_response(status, [*headers, *visit.added(headers)], *rest)
+
+    return issue
 
 
 class EnvironRequest:
@@ -107,6 +107,14 @@ class EnvironRequest:
     def target(self) -> tuple[str, str]:
         """Return path and query."""
         return raw_target(self._environ)
+
+    def inner_path(self) -> str:
+        """Return the path below what the application is mounted at."""
+        return str(self._environ.get("PATH_INFO", ""))
+
+    def kept(self, name: str, value: str) -> str:
+        """Keep a value with the request, unless there is one; return what is kept."""
+        return str(self._environ.setdefault(name, value))
 
 
 def raw_target(environ: Environ) -> tuple[str, str]:

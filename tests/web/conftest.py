@@ -34,8 +34,9 @@ def here(redis, redis_url, fresh):  # noqa: ARG001 - `redis` empties the server
     """Let this process store there, and close what it opened."""
     fresh(MM_TASKS_REDIS_URL=redis_url)
     yield
-    for buffer in runtime.current().producers.values():
-        buffer._redis.close()  # noqa: SLF001 - processes keep theirs to their end
+    opened = runtime._process.runtime  # noqa: SLF001 - processes keep theirs to their end
+    for buffer in opened.producers.values() if opened else ():
+        buffer._redis.close()  # noqa: SLF001
         for connection in buffer._line._idle:  # noqa: SLF001
             connection.disconnect()
 
@@ -47,14 +48,22 @@ def copied(stack):
 
 
 @pytest.fixture
-def serve(stack, copied):
+def migrated(stack, copied):
+    """As `copied`, with a database."""
+
+    def migrate():
+        copied()
+        manage = stack.start("manage", "manage", "migrate", "--run-syncdb", "-v", "0")
+        assert manage.wait(30) == 0, stack.read(manage)
+
+    return migrate
+
+
+@pytest.fixture
+def serve(stack):
     """Start a server of an example, with two of them where it is gunicorn; return its address."""
 
     def start(kind, app, **env):
-        if app.startswith("shop"):
-            copied()
-            manage = stack.start("manage", "manage", "migrate", "--run-syncdb", "-v", "0", **env)
-            assert manage.wait(30) == 0, stack.read(manage)
         args = GUNICORN if kind == "gunicorn" else ("uvicorn", "--port", "0", "--no-access-log")
         server = stack.start(kind, *args, app, **env)
         stack.wait(lambda: _STARTED.search(stack.read(server)) or server.poll() is not None, 30)
@@ -77,9 +86,9 @@ def get(address, target, headers=()):
         connection.close()
 
 
-def stored(redis, project="default"):
+def stored(redis, project="default", lane="track"):
     """Return the events that wait, as they will be sent."""
-    records = redis.lrange(ProjectKeys(project).lane("track").waiting, 0, -1)
+    records = redis.lrange(ProjectKeys(project).lane(lane).waiting, 0, -1)
     return [json.loads(record[HEADER_BYTES:]) for record in records]
 
 

@@ -35,9 +35,12 @@ def ask(address, n):
 
 
 @pytest.mark.parametrize("example", SERVERS.values(), ids=SERVERS.keys())
-def test_1000_requests_by_8_clients_give_1000_events_that_are_right(stack, serve, redis, example):
+def test_1000_requests_by_8_clients_give_1000_events_that_are_right(
+    stack, copied, serve, redis, example
+):
     """What is one visitor's never shows in another's, in whatever process or thread they meet."""
     kind, app, project = example
+    copied()
     server = serve(kind, app)
     with ThreadPoolExecutor(8) as clients:
         expected = dict(clients.map(lambda n: ask(server.address, n), range(1000)))
@@ -75,7 +78,10 @@ def assert_a_sigterm_loses_nothing(server, redis, project):
     assert set(answered) <= {event["event_id"] for event in stored(redis, project)}
 
 
-def test_a_django_view_tracks_what_is_committed_once_and_what_is_rolled_back_never(serve, redis):
+def test_a_django_view_tracks_what_is_committed_once_and_what_is_rolled_back_never(
+    migrated, serve, redis
+):
+    migrated()
     address = serve("gunicorn", "shop.wsgi:application").address
     headers = {"Cookie": "aid=buyer"}
     failed = [json.loads(get(address, "/buy?fail=1", headers)[2]) for _ in range(3)]
@@ -88,7 +94,8 @@ def test_a_django_view_tracks_what_is_committed_once_and_what_is_rolled_back_nev
     assert {(event["path"], event["anonymous_id"]) for event in events} == {("/buy", "buyer")}
 
 
-def test_django_on_uvicorn_keeps_the_visit_in_async_views_and_in_streams(serve, redis):
+def test_django_on_uvicorn_keeps_the_visit_in_async_views_and_in_streams(migrated, serve, redis):
+    migrated()
     address = serve("uvicorn", "shop.asgi:application").address
     targets = ["/apricing?n=%2F", "/pricing?n=1", "/export?n=2", "/healthz"]
     headers = {"Cookie": "aid=a", "Referer": "https://r.example/"}

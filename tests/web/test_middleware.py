@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from wsgiref.validate import validator
 
 import pytest
@@ -86,6 +87,15 @@ def plain(_environ, start_response):
     return [b"x"]
 
 
+def flask():
+    from flask import Flask  # noqa: PLC0415 - only here
+
+    app = Flask("a")
+    extension = MMTasks()
+    extension.init_app(app)
+    return app
+
+
 def test_wsgi_keeps_the_visit_until_the_response_is_closed(redis):
     wsgi_headers(streaming, environ())
     note("after")
@@ -127,9 +137,11 @@ def test_wsgi_leaves_nothing_where_the_application_raises(redis):
 
 
 def test_wsgi_gives_a_skipped_path_nothing(redis):
-    headers = wsgi_headers(plain, environ("/healthz"), issue_cookie=True)
+    """Nor what is around it: that is another request's."""
+    with context(anonymous_id="before"):
+        headers = wsgi_headers(streaming, environ("/healthz"), issue_cookie=True)
 
-    assert noted(redis) == [("plain", None)]
+    assert noted(redis) == [(name, None) for name in ("call", "first", "second", "close")]
     assert "Set-Cookie" not in dict(headers)
 
 
@@ -167,12 +179,8 @@ def test_what_a_call_gives_itself_wins(redis):
 
 
 def test_flask_counts_what_it_leaves_out_and_answers(redis):
-    from flask import Flask  # noqa: PLC0415 - only here
-
-    app = Flask("a")
-    extension = MMTasks()
-    extension.init_app(app)
-    extension.init_app(app)
+    app = flask()
+    MMTasks(app)
     app.get("/")(lambda: note("seen") or "answered")
     answer = app.test_client().get("/", headers={"Referer": "x" * 2049, "Host": "a b"})
     note("after")
@@ -180,6 +188,26 @@ def test_flask_counts_what_it_leaves_out_and_answers(redis):
     assert answer.text == "answered"
     assert [event.get("path") for event in stored(redis)] == ["/", None]
     assert left_out(redis) == 2
+
+
+def test_flask_streams_with_its_own_context_where_a_test_keeps_that(redis):
+    """Flask ends in the last step of a stream what it began in the call, and wants it there."""
+    from flask import request, stream_with_context  # noqa: PLC0415 - only here
+
+    app = flask()
+
+    def parts():
+        note(request.path)
+        yield b"x"
+
+    app.get("/a")(lambda: stream_with_context(parts()))
+    with app.test_client() as client:
+        client.set_cookie("aid", "u")
+        assert client.get("/a").text == "x"
+        note("after")
+        assert request.path == "/a"
+
+    assert noted(redis) == [("/a", "u"), ("after", None)]
 
 
 def scope(path="/a", cookies=(b"aid=u",), kind="http", **more):
@@ -259,11 +287,48 @@ def test_asgi_issues_the_cookie_that_the_event_already_has(redis):
     "asked", [scope("/healthz"), scope(kind="websocket")], ids=["skipped", "websocket"]
 )
 def test_asgi_gives_others_than_pages_nothing(redis, asked):
+    """Nor what is around it: servers begin a request of a kept connection from within the last."""
+
     async def app(_scope, _receive, _send):
         note("seen")
 
-    asyncio.run(serve(app, asked, issue_cookie=True))
+    with context(anonymous_id="before"):
+        asyncio.run(serve(app, asked, issue_cookie=True))
     assert noted(redis) == [("seen", None)]
+
+
+def test_asgi_lets_a_request_be_dropped_from_anywhere(redis):
+    """A loop that ends closes what still waits, in no context of the request's."""
+
+    async def waiting(*_):
+        note("call")
+        await asyncio.sleep(3600)
+
+    serving = serve(waiting, scope())
+    copy_context().run(asyncio.run, started(serving))
+    serving.close()
+    note("after")
+
+    assert noted(redis) == [("call", "u"), ("after", None)]
+
+
+async def started(coroutine):
+    """Take one step."""
+    coroutine.send(None)
+
+
+def test_applications_in_one_another_issue_one_id(redis):
+    """Else the events of the outer one would be a visitor's who is never seen again."""
+
+    async def middle(*asked):
+        note("outer")
+        await asgi.VisitMiddleware(answering, issue_cookie=True)(*asked)
+
+    first, _ = asyncio.run(serve(middle, scope(cookies=()), issue_cookie=True))
+    [issued] = {aid for _, aid in noted(redis)}
+    [cookie] = [value for name, value in first["headers"] if name == b"set-cookie"]
+
+    assert cookie.startswith(f"aid={issued}; ".encode())
 
 
 def test_asgi_counts_what_it_leaves_out_without_holding_up_the_loop(redis):

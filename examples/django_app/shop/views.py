@@ -8,7 +8,6 @@ from django.db import transaction
 from django.http import HttpRequest, JsonResponse, StreamingHttpResponse
 
 from mm_tasks import track
-from mm_tasks.contrib.django.commit import delay_on_commit
 from shop.models import Order
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ def buy(request: HttpRequest) -> JsonResponse:
     with transaction.atomic():
         order = Order.objects.create(cents=4900)
         properties = {"cents": order.cents, "currency": "EUR"}
-        planned = delay_on_commit(track, "order_placed", properties=properties)
+        planned = track.delay_on_commit("order_placed", properties=properties)
         if "fail" in request.GET:
             transaction.set_rollback(True)
     return JsonResponse({"id": planned.id, "orders": Order.objects.count()})

@@ -13,7 +13,6 @@ from mm_tasks.errors import ConfigurationError
 from mm_tasks.settings import Settings
 
 _OURS = "mm_tasks.contrib.django.middleware.VisitMiddleware"
-_CACHE = "django.middleware.cache.UpdateCacheMiddleware"
 
 
 def settings_are_sound(app_configs: Any, **_: Any) -> list[Any]:  # noqa: ANN401, ARG001 - Django's form
@@ -29,19 +28,12 @@ def settings_are_sound(app_configs: Any, **_: Any) -> list[Any]:  # noqa: ANN401
 
 
 def visits_are_sound(app_configs: Any, **_: Any) -> list[Any]:  # noqa: ANN401, ARG001 - Django's form
-    """Find options that are wrong, and a cache that would give one visitor's id to others."""
+    """Find options that are wrong, or of no effect."""
     try:
         options = conf.visit_options()
     except ImproperlyConfigured as error:
         return [Error(str(error), id="mm_tasks.E003")]
-    order = list(settings.MIDDLEWARE)
-    if not options.issue_cookie:
+    if not options.issue_cookie or _OURS in settings.MIDDLEWARE:
         return []
-    if _OURS not in order:
-        hint = f"Add {_OURS} to MIDDLEWARE."
-        return [Warning("issue_cookie has no effect", hint=hint, id="mm_tasks.W001")]
-    if _CACHE in order[: order.index(_OURS)]:
-        hint = f"Put {_OURS} before {_CACHE}."
-        text = "the cache may store the cookie of one visitor and give it to others"
-        return [Warning(text, hint=hint, id="mm_tasks.W002")]
-    return []
+    hint = f"Add {_OURS} to MIDDLEWARE."
+    return [Warning("issue_cookie has no effect", hint=hint, id="mm_tasks.W001")]

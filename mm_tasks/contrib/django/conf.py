@@ -32,14 +32,13 @@ def unknown() -> list[str]:
 def visit_options() -> VisitOptions:
     """Return the options of the middleware; raises `ImproperlyConfigured`."""
     options = getattr(settings, VISIT, {})
-    if _DJANGO_KNOWS in options:
+    try:
+        if _DJANGO_KNOWS not in options:
+            return VisitOptions(**options)
         msg = (
             f"{VISIT}: {_DJANGO_KNOWS}: is not used here; set SECURE_PROXY_SSL_HEADER and "
             "USE_X_FORWARDED_HOST"
         )
-        raise ImproperlyConfigured(msg)
-    try:
-        return VisitOptions(**options)
     except (ConfigurationError, TypeError) as error:
         msg = f"{VISIT}: {error}"
     raise ImproperlyConfigured(msg)

@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.core.exceptions import SuspiciousOperation
-from django.utils.cache import patch_vary_headers
 
-from mm_tasks.ambient import enter, leave
+from mm_tasks.ambient import Carried
 from mm_tasks.contrib.asgi import ScopeRequest, raw_path
 from mm_tasks.contrib.django.conf import visit_options
-from mm_tasks.contrib.visit import Visit, may_be_shared
-from mm_tasks.contrib.wsgi import EnvironRequest, raw_target
+from mm_tasks.contrib.visit import Visit, is_private
+from mm_tasks.contrib.wsgi import Body, EnvironRequest, raw_target
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable
 
 
 class VisitMiddleware:
@@ -39,34 +38,29 @@ class VisitMiddleware:
 
     def __call__(self, request: Any) -> Any:  # noqa: ANN401 - Django ships no types
         """Serve one request."""
-        if self._options.skips(request.path_info):
-            return self._get_response(request)
         visit = Visit(self._options, DjangoRequest(request))
+        carried = Carried(visit.fields)
         if self._is_async:
-            return self._answer(request, visit)
-        token = enter(visit.fields)
-        try:
+            return self._answer(request, visit, carried)
+        with carried:
             response = self._get_response(request)
-        finally:
-            leave(token)
-        return self._finished(response, visit)
+        return self._finished(response, visit, carried)
 
-    async def _answer(self, request: Any, visit: Visit) -> Any:  # noqa: ANN401
-        token = enter(visit.fields)
-        try:
+    async def _answer(self, request: Any, visit: Visit, carried: Carried) -> Any:  # noqa: ANN401
+        with carried:
             response = await self._get_response(request)
-        finally:
-            leave(token)
-        return self._finished(response, visit)
+        return self._finished(response, visit, carried)
 
-    def _finished(self, response: Any, visit: Visit) -> Any:  # noqa: ANN401
-        if response.streaming:
-            stream = _astream if response.is_async else _stream
-            response.streaming_content = stream(response.streaming_content, visit)
-        if visit.issued is None:
-            return response
+    def _finished(self, response: Any, visit: Visit, carried: Carried) -> Any:  # noqa: ANN401
+        # What is a file is left as it is, for the server to send by itself.
+        if response.streaming and getattr(response, "file_to_stream", None) is None:
+            stream = _astream if response.is_async else Body
+            response.streaming_content = stream(response.streaming_content, carried)
         name = str(self._options.cookie)
-        if name not in response.cookies and not may_be_shared(response.items(), name):
+        if visit.issued is None or name in response.cookies:
+            return response
+        if is_private(response.items()) is not False:
+            response.headers.setdefault("Cache-Control", "private")
             response.set_cookie(
                 name,
                 visit.issued,
@@ -74,25 +68,17 @@ class VisitMiddleware:
                 secure=visit.is_secure(),
                 samesite="Lax",
             )
-            patch_vary_headers(response, ("Cookie",))
         return response
 
 
-def _stream(content: Iterator[bytes], visit: Visit) -> Iterator[bytes]:
-    token = enter(visit.fields)
-    try:
-        yield from content
-    finally:
-        leave(token)
-
-
-async def _astream(content: AsyncIterator[bytes], visit: Visit) -> AsyncIterator[bytes]:
-    token = enter(visit.fields)
-    try:
-        async for part in content:
-            yield part
-    finally:
-        leave(token)
+async def _astream(content: AsyncIterator[bytes], carried: Carried) -> AsyncIterator[bytes]:
+    parts = aiter(content)
+    while True:
+        with carried:
+            part = await anext(parts, None)
+        if part is None:
+            return
+        yield part
 
 
 class DjangoRequest:
@@ -106,9 +92,7 @@ class DjangoRequest:
 
     def header(self, name: str) -> str | None:
         """Return a header; from ASGI itself, as Django joins cookies by commas."""
-        scope = getattr(self._request, "scope", None)
-        server = EnvironRequest(self._request.META) if scope is None else ScopeRequest(scope)
-        return server.header(name)
+        return self._server().header(name)
 
     def scheme(self) -> str:
         """Return what Django's settings let it believe of the scheme."""
@@ -122,8 +106,21 @@ class DjangoRequest:
             return "?"  # was given: left out, and counted
 
     def target(self) -> tuple[str, str]:
-        """Return path and query."""
-        scope = getattr(self._request, "scope", None)
+        """Return path and query; what Django is mounted at may be known to it alone."""
+        scope, meta = getattr(self._request, "scope", None), self._request.META
         if scope is None:
-            return raw_target(self._request.META)
-        return raw_path(scope), self._request.META.get("QUERY_STRING", "")
+            return raw_target(meta)
+        query = meta["QUERY_STRING"].encode("utf-8", "surrogateescape").decode("latin-1")
+        return raw_path({**scope, "root_path": meta["SCRIPT_NAME"]}), query
+
+    def inner_path(self) -> str:
+        """Return the path below what the application is mounted at."""
+        return str(self._request.path_info)
+
+    def kept(self, name: str, value: str) -> str:
+        """Keep a value with the request, unless there is one; return what is kept."""
+        return self._server().kept(name, value)
+
+    def _server(self) -> EnvironRequest | ScopeRequest:
+        scope = getattr(self._request, "scope", None)
+        return EnvironRequest(self._request.META) if scope is None else ScopeRequest(scope)
