@@ -112,7 +112,7 @@ def schema_command() -> None:
 
     Example: mm-tasks schema
     """
-    print(json.dumps(schemas(), indent=2, ensure_ascii=False))  # noqa: T201 - stdout holds only it
+    print(json.dumps(schemas(), indent=2))  # noqa: T201 - stdout holds only it
 
 
 @app.command()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -45,10 +45,11 @@ class Recorded:
     """
 
     lane: Lane
-    fields: dict[str, Any]
+    # Not printed beside whatever else of it a test compares: it may be somebody's data.
+    fields: dict[str, Any] = field(repr=False)
     event: str | None = None
     id: str | None = None
-    options: dict[str, Any] | None = None
+    options: dict[str, Any] | None = field(default=None, repr=False)
 
     @property
     def through_broker(self) -> bool:

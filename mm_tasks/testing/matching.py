@@ -1,7 +1,8 @@
 """Does a record have these fields, and if not, what is different; all of it in words.
 
 Pure. A subset is enough: fields and keys that are not asked for may be there or not. Within
-lists every place counts.
+lists every place counts. The words hold the values of what was asked for and of nothing else:
+they end in a log that many read, and tests are written with real data too.
 """
 
 from __future__ import annotations
@@ -22,8 +23,11 @@ if TYPE_CHECKING:
 
 _SHOWN_MAX = 20
 _VALUE_CHARACTERS = 120
+_HIDDEN = "…"
 # Made up at each call, so of no interest unless asked for.
 _MADE_UP = ("event_id", "timestamp")
+# Of a call through the broker; the other options are Celery's own, or hold other calls.
+_OPTIONS_SHOWN = ("countdown", "eta", "expires", "queue")
 
 
 class _Absent:
@@ -104,7 +108,7 @@ def _is_bool_for_number(one: object, other: object) -> bool:
 
 def nearest(expected: Mapping[str, Any], records: Sequence[Recorded]) -> Recorded | None:
     """Return the record that comes closest: by its name first, then by what is different."""
-    wanted = str(expected.get("event"))
+    wanted = str(plain(expected.get("event")))
 
     def distance(record: Recorded) -> tuple[float, int]:
         likeness = SequenceMatcher(None, wanted, str(record.event)).ratio()
@@ -136,24 +140,53 @@ def lines(records: Sequence[Recorded], expected: Mapping[str, Any]) -> list[str]
 
 def call(lane: str, expected: Mapping[str, Any]) -> str:
     """Return what was expected as it would be called: `track('signup', user_id='u1')`."""
-    named = dict(expected)
-    name = [_shown(named.pop("event"))] if "event" in named else []
+    return _call(lane, {name: _shown(plain(value)) for name, value in expected.items()})
+
+
+def _call(lane: str, shown: dict[str, str]) -> str:
+    named = dict(shown)
+    name = [named.pop("event")] if "event" in named else []
     return f"{lane}({', '.join([*name, *_pairs(named)])})"
 
 
 def _line(record: Recorded, expected: Mapping[str, Any]) -> str:
-    hidden = {name for name in _MADE_UP if name not in expected}
-    shown = {name: value for name, value in record.fields.items() if name not in hidden}
+    shown = {
+        name: _cut(_compared(value, plain(expected[name]))) if name in expected else _HIDDEN
+        for name, value in record.fields.items()
+        if name in expected or name not in _MADE_UP
+    }
+    if record.event is not None:
+        shown["event"] = _shown(record.event)
     way = ""
     if record.options is not None:
-        way = f"  [through the broker: {', '.join(_pairs(record.options)) or 'no options'}]"
-    return call(record.lane, shown) + way
+        given = [name for name in _OPTIONS_SHOWN if name in record.options]
+        pairs = _pairs({name: _shown(record.options[name]) for name in given})
+        way = f"  [{', '.join(['through the broker', *pairs])}]"
+    return _call(record.lane, shown) + way
 
 
-def _pairs(fields: Mapping[str, Any]) -> list[str]:
-    return [f"{name}={_shown(value)}" for name, value in fields.items()]
+def _compared(found: Any, expected: Any) -> str:  # noqa: ANN401 - JSON
+    """Return what was found, as far as it was compared."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        pairs = [
+            f"{key!r}: {_compared(found[key], value)}"
+            for key, value in expected.items()
+            if key in found
+        ]
+        more = [_HIDDEN] if found.keys() - expected.keys() else []
+        return f"{{{', '.join([*pairs, *more])}}}"
+    if isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
+        return f"[{', '.join(map(_compared, found, expected))}]"
+    return repr(found)
+
+
+def _pairs(fields: Mapping[str, str]) -> list[str]:
+    return [f"{name}={text}" for name, text in fields.items()]
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _VALUE_CHARACTERS else f"{text[: _VALUE_CHARACTERS - 1]}…"
+    return _cut(repr(value))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _VALUE_CHARACTERS else f"{text[: _VALUE_CHARACTERS - 1]}{_HIDDEN}"

@@ -64,10 +64,10 @@ class _Watch:
         self._guard.is_open = item.get_closest_marker(_MARK) is not None
         try:
             result = yield
-        except (Exception, pytest.skip.Exception) as error:
+        except (Exception, pytest.skip.Exception, pytest.fail.Exception) as error:
             seen = self._guard.take()
-            if seen and isinstance(error, pytest.skip.Exception):
-                pytest.fail(seen, pytrace=False)
+            if seen and isinstance(error, (pytest.skip.Exception, pytest.xfail.Exception)):
+                raise pytest.fail.Exception(seen, pytrace=False) from None
             if seen and seen not in str(error):
                 error.add_note(seen)
             raise
@@ -89,11 +89,12 @@ def mm_tasks_events() -> Iterator[Recorder]:
 def _mm_tasks_sandbox_served() -> Iterator[Sandbox]:
     from mm_tasks.testing.sandbox import SandboxUnavailable, serve_sandbox  # noqa: PLC0415
 
-    try:
-        with serve_sandbox() as served:
-            yield served
-    except SandboxUnavailable as error:
-        pytest.fail(str(error), pytrace=False)
+    with ExitStack() as until_the_end:
+        try:
+            served = until_the_end.enter_context(serve_sandbox())
+        except SandboxUnavailable as error:
+            raise pytest.fail.Exception(str(error), pytrace=False) from None
+        yield served
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ _KNOWN: dict[Lane, tuple[str, ...]] = {
     "identify": tuple(IdentifyEvent.model_fields),
     "forget": (*(one.name for one in fields_of(ErasureRequest)), "via"),
 }
+_NOT_TEXT = ("properties", "traits", "anonymous_ids")
 
 
 @contextmanager
@@ -139,7 +140,7 @@ class Recorder:
         self._journal.let_fail(error, times)
 
     def _found(self, lane: Lane, expected: Mapping[str, Any]) -> list[Recorded]:
-        _check_names(lane, expected)
+        _check(lane, expected)
         return [
             one
             for one in self.events
@@ -170,12 +171,17 @@ class Recorder:
 
 
 def _with_name(event: str | None, fields: dict[str, Any]) -> dict[str, Any]:
-    return fields if event is None else {"event": event, **fields}
+    if event is None:
+        return fields
+    if "event" in fields:
+        msg = "event was given twice"
+        raise TypeError(msg)
+    return {"event": event, **fields}
 
 
-def _check_names(lane: Lane, expected: Mapping[str, Any]) -> None:
-    """Refuse a name that no record can have: `assert_not_tracked` would pass for ever."""
-    for name in expected:
+def _check(lane: Lane, expected: Mapping[str, Any]) -> None:
+    """Refuse what no record can have: `assert_not_tracked` would pass for ever."""
+    for name, value in expected.items():
         if name not in _KNOWN[lane]:
             close = get_close_matches(name, _KNOWN[lane], n=1)
             free = {"track": "properties", "identify": "traits"}.get(lane)
@@ -183,4 +189,7 @@ def _check_names(lane: Lane, expected: Mapping[str, Any]) -> None:
             if not hint and free:
                 hint = f"; did you mean {free}={{{name!r}: …}}?"
             msg = f"{name!r} is not a field of {lane}{hint}"
+            raise TypeError(msg)
+        if name not in _NOT_TEXT and isinstance(value, int | float):
+            msg = f"{name} is text in every {lane}; use str()"
             raise TypeError(msg)

@@ -12,8 +12,9 @@ import pytest
 
 from mm_tasks.testing import record
 
-# pytest-asyncio, where it is installed, warns of a setting that it wants.
-OPTIONS = ("-p", "no:cacheprovider", "-p", "no:asyncio", "-W", "error")
+# Without the plugins that take a second to load, or that warn of a setting that they want.
+WITHOUT = ("asyncio", "anyio", "cacheprovider", "hypothesispytest", "valkey", "xdist")
+OPTIONS = (*(f"-pno:{name}" for name in WITHOUT), "-W", "error")
 PREFIXES = ("MM_TASKS_", "MILLIMETRIC_", "PYTEST_")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 REACH = """
 import threading
+import unittest
 import pytest
 from pydantic import SecretStr
 from mm_tasks.client import Client, VendorAccess
@@ -64,7 +65,7 @@ def test_the_fixtures_record_and_serve(run_pytest):
     assert "_missing" not in outcomes.output
 
 
-def test_a_project_s_own_sandbox_wins(run_pytest):
+def test_a_project_s_own_sandbox_wins_and_what_is_not_used_costs_nothing(run_pytest):
     outcomes = run_pytest(
         conftest="""
         import pytest
@@ -74,12 +75,17 @@ def test_a_project_s_own_sandbox_wins(run_pytest):
             return "my own"
         """,
         test_own="""
+        import sys
+
         def test_own(sandbox):
             assert sandbox == "my own"
+
+        def test_cost():
+            assert not {"celery", "redis", "requests", "pydantic"} & sys.modules.keys()
         """,
     )
 
-    assert outcomes == {"test_own": "passed"}
+    assert outcomes == {"test_own": "passed", "test_cost": "passed"}
 
 
 def test_the_sandbox_says_what_it_needs(run_pytest):
@@ -95,11 +101,12 @@ def test_the_sandbox_says_what_it_needs(run_pytest):
     )
 
     assert outcomes == {"test_missing": "error"}
+    assert "another exception" not in outcomes.output
     assert "pip install 'mm-tasks[sandbox]'" in outcomes.output
 
 
 def test_a_test_that_would_reach_a_real_host_fails(run_pytest):
-    """Whatever its code does with the exception, and whichever phase or thread it is in."""
+    """Whatever its code does with the exception, in any phase, thread and kind of test."""
     outcomes = run_pytest(
         test_guard=REACH
         + """
@@ -118,9 +125,17 @@ def test_skips():
     swallow()
     pytest.skip("no")
 
+def test_gives_up():
+    swallow()
+    pytest.xfail("some day")
+
 def test_other_failure():
     swallow()
     assert 1 == 2
+
+def test_own_words():
+    swallow()
+    pytest.fail("for another reason")
 
 @pytest.fixture
 def at_setup():
@@ -150,6 +165,10 @@ def test_allowed():
 
 def test_last():
     pass
+
+class TestOfUnittest(unittest.TestCase):
+    def test_in_unittest(self):
+        swallow()
 """
     )
 
@@ -158,17 +177,21 @@ def test_last():
         "test_swallows": "failed",
         "test_in_a_thread": "failed",
         "test_skips": "failed",
+        "test_gives_up": "failed",
         "test_other_failure": "failed",
+        "test_own_words": "failed",
         "test_setup": "error",
         "test_teardown": "error",
         "test_unaffected": "passed",
         "test_loopback": "passed",
         "test_allowed": "passed",
         "test_last": "passed",
+        "test_in_unittest": "failed",
     }
     said = "about to send to the real host https://real.invalid; nothing was sent"
-    assert outcomes.output.count(said) >= 7
+    assert outcomes.output.count(said) >= 10
     assert "assert 1 == 2" in outcomes.output
+    assert "Failed: for another reason" in outcomes.output
 
 
 def test_the_guard_can_be_switched_off(run_pytest):
@@ -182,21 +205,3 @@ def test_off():
     )
 
     assert outcomes == {"test_off": "passed"}
-
-
-def test_unittest_is_guarded_too(run_pytest):
-    outcomes = run_pytest(
-        test_unit=REACH
-        + """
-import unittest
-
-class Tests(unittest.TestCase):
-    def test_swallows(self):
-        swallow()
-
-    def test_unaffected(self):
-        pass
-"""
-    )
-
-    assert outcomes == {"test_swallows": "failed", "test_unaffected": "passed"}

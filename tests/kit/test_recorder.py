@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from inspect import iscoroutinefunction, signature
 
 import pytest
 from celery import chain
 
-from mm_tasks import context, forget, identify, runtime, track
+from mm_tasks import aclose, context, forget, identify, runtime, track
+from mm_tasks.buffer import Buffer
 from mm_tasks.errors import (
     AuditUnavailable,
     BufferFull,
@@ -18,7 +20,9 @@ from mm_tasks.errors import (
     EventTooLarge,
     InvalidEvent,
 )
-from mm_tasks.testing import record
+from mm_tasks.intake import Intake
+from mm_tasks.loops import LoopClients
+from mm_tasks.testing import record, standin
 
 AT = datetime(2026, 1, 14, 9, tzinfo=UTC)
 
@@ -206,6 +210,46 @@ def test_what_goes_through_the_broker_says_so(events):
     assert later.options == {"countdown": 30}
     assert (asked.lane, asked.options) == ("forget", {"countdown": 5})
     assert not now.through_broker
+
+
+def test_how_a_forget_came_is_recorded_as_the_log_has_it(events):
+    """In a message it is the weaker way, which a team may want to rule out."""
+    by_message = {"user_id": "u1", "requested_by": "dpo"}
+    forget.apply_async((), by_message, countdown=5)
+    forget.delay(user_id="u2", requested_by="dpo")
+
+    events.assert_forgotten(user_id="u1", via="message")
+    events.assert_forgotten(user_id="u2", via="call")
+
+
+def test_what_asyncio_opened_can_be_closed(events):
+    """A program closes it at its end, whether it is recorded or not."""
+
+    async def report():
+        await track.adelay("one")
+        await aclose()
+        await runtime.current().loops.close()
+
+    asyncio.run(report())
+    assert names(events) == ["one"]
+
+
+def test_the_stand_ins_offer_what_they_stand_for():
+    """As much of it as a caller uses, under the same names and with the same arguments."""
+    pairs = [
+        (standin.RecordingIntake.request, Intake.request),
+        (standin.RecordingBuffer.append, Buffer.append),
+        (standin.RecordingBuffer.aappend, Buffer.aappend),
+        *(
+            (getattr(standin.NoClients, name), method)
+            for name, method in vars(LoopClients).items()
+            if name[0] != "_"
+        ),
+    ]
+
+    for ours, theirs in pairs:
+        assert list(signature(ours).parameters) == list(signature(theirs).parameters)
+        assert iscoroutinefunction(ours) == iscoroutinefunction(theirs)
 
 
 def test_signatures_and_chains_are_recorded(events):

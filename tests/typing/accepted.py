@@ -10,6 +10,7 @@ from celery import Celery, chain
 
 import mm_tasks
 from mm_tasks import ErasureReceipt, Receipt, forget, identify, track
+from mm_tasks.testing import Recorded, Recorder, Sandbox, record, serve_sandbox
 
 if TYPE_CHECKING:
     from mm_tasks.signatures import TrackItem
@@ -34,8 +35,10 @@ items: list[TrackItem] = [{"event": "purchase", "user_id": "u"}]
 assert_type(track.delay_many(items), list[Receipt])
 track.delay_many([{"event": "purchase", "properties": {"sum": 3}}], on_error="skip")
 track.delay_many({"event": "purchase", "user_id": f"u{n}"} for n in range(3))
+track.delay(**items[0])
 rows: list[dict[str, Any]] = [{"event": "read from a file"}]
 track.delay_many(rows)
+track.delay(**rows[0])
 
 assert_type(track.apply_async(("signup",), {"user_id": "u"}), Receipt)
 sent: str = track.apply_async(("signup",), {"user_id": "u"}, countdown=5).id
@@ -59,6 +62,12 @@ forget.delay(
     anonymous_ids={"u_abc"},
 )
 forget.s(user_id="u", requested_by="dpo")
+
+with record() as events:
+    assert_type(events, Recorder)
+    assert_type(events.assert_tracked("signup", user_id="u"), Recorded)
+with serve_sandbox() as sandbox:
+    assert_type(sandbox, Sandbox)
 
 
 async def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mm_tasks import context, forget, identify, track
+from mm_tasks.testing import record
 
 track.delay()  # refused
 track.delay("signup", "second")  # refused
@@ -31,3 +32,6 @@ forget.delay(user_id=1, requested_by="dpo")  # refused
 context(plan="pro")  # refused
 fenced = track.delay("signup").fenced  # refused
 error = forget.delay("u", "dpo").error  # refused
+with record() as events:
+    events.assert_tracked("signup", "second")  # refused
+    events.fail_with("full")  # refused
