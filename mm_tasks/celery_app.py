@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from celery import Celery, Task
 from celery.exceptions import ImproperlyConfigured
 from celery.signals import celeryd_init
+from celery.utils.functional import firstmethod
 from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu import Connection, Exchange, Queue
 
@@ -173,13 +174,15 @@ def settle(tasks: tuple[Any, ...], host: Celery) -> None:
 
 # celery-types knows only tasks whose `delay` returns an AsyncResult.
 _Task: Any = Task
+_by_name: Any = firstmethod("annotate")  # type: ignore[arg-type] # it takes the name
 
 
 class OurTask(_Task):  # type: ignore[misc]
     """What all our tasks need, whatever the settings of the app they are in.
 
     That is JSON, no result, no rate limit (the vendor's is kept by `limiter`, over all
-    workers), and an acknowledgement when done. Arguments are checked by the tasks.
+    workers), no end to retries, and an acknowledgement when done. Arguments are checked by
+    the tasks.
     """
 
     abstract = True
@@ -191,6 +194,12 @@ class OurTask(_Task):  # type: ignore[misc]
     acks_late = True
     max_retries = None
     rate_limit = 0  # none; None would be the host's default
+
+    @classmethod
+    def annotate(cls) -> None:
+        """Heed a host's annotations by our names; those for all tasks are not meant for ours."""
+        for name, value in (_by_name(cls.app.annotations, cls) or {}).items():
+            setattr(cls, name, value)
 
     def apply(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - Celery's
         """Run it here and now; Celery looks it up in the registry, which may not be made yet."""

@@ -50,8 +50,10 @@ if TYPE_CHECKING:
     from mm_tasks.events import Encoded
     from mm_tasks.signatures import (
         IdentifyFields,
+        IdentifyOnCommit,
         TrackFields,
         TrackItem,
+        TrackOnCommit,
     )
 
 _AGAIN_S = 10
@@ -81,13 +83,13 @@ class DirectTask(OurTask):
     ) -> Any:  # noqa: ANN401 - a receipt, or Celery's result with options
         """As `delay`. With options that are not None, publish it for a worker to do.
 
-        Raises `InvalidEvent` either way; but a task of a chain was checked by nobody, and its
-        worker will refuse it: here it would make the task before it fail.
+        Raises `InvalidEvent` either way; but what comes after other tasks was checked by nobody,
+        and its worker will refuse it: here it would make the task before it fail.
         """
         if all(value is None for value in options.values()):
             return self.delay(*(args or ()), **(kwargs or {}))
         fields = self._to_send(tuple(args or ()), dict(kwargs or {}))
-        if "parent_id" not in options:
+        if not _comes_after_others(args, options):
             self._check(tuple(args or ()), dict(fields))
         current: Any = runtime.current()
         if not current.has_broker:
@@ -138,6 +140,17 @@ class DirectTask(OurTask):
             # The broker took no new message: keep the one there is. Celery would drop it.
             raise Reject(error, requeue=True) from None
         raise AssertionError
+
+
+def _comes_after_others(args: Any, options: Mapping[str, Any]) -> bool:  # noqa: ANN401
+    """Tell whether this is called at the end of other tasks, their result put in front.
+
+    A chain says so. A chord does not: its body looks like a task of a group, but for the list
+    of results.
+    """
+    if "parent_id" in options:
+        return True
+    return options.get("group_id") is not None and bool(args) and isinstance(args[0], list)
 
 
 class EventTask(DirectTask):
@@ -230,6 +243,14 @@ class TrackTask(EventTask):
         A call that is cancelled may have stored its event.
         """
         return (await self._aappend((self._encoded(args, fields),)))[0]
+
+    @overload
+    def delay_on_commit(self, event: str, /, **fields: Unpack[TrackOnCommit]) -> Planned: ...
+    @overload
+    def delay_on_commit(self, /, *, event: str, **fields: Unpack[TrackOnCommit]) -> Planned: ...
+    def delay_on_commit(self, /, *args: Any, **fields: Any) -> Planned:
+        """As `delay`, when Django's transaction commits: see `contrib.django.commit`."""
+        return super().delay_on_commit(*args, **fields)
 
     @overload
     def apply_async(
@@ -350,6 +371,16 @@ class IdentifyTask(EventTask):
     async def adelay(self, /, *args: Any, **fields: Any) -> Receipt:
         """As `delay`, without holding up the running event loop."""
         return (await self._aappend((self._encoded(args, fields),)))[0]
+
+    @overload
+    def delay_on_commit(self, /, **fields: Unpack[IdentifyOnCommit]) -> Planned: ...
+    @overload
+    def delay_on_commit(
+        self, anonymous_id: str, user_id: str = ..., /, **fields: Unpack[IdentifyOnCommit]
+    ) -> Planned: ...
+    def delay_on_commit(self, /, *args: Any, **fields: Any) -> Planned:
+        """As `delay`, when Django's transaction commits: see `contrib.django.commit`."""
+        return super().delay_on_commit(*args, **fields)
 
     @overload
     def s(self, /, **fields: Unpack[IdentifyFields]) -> Signature[Any]: ...

@@ -21,6 +21,7 @@ from celery.signals import beat_init, celeryd_after_setup
 from mm_tasks import runtime
 from mm_tasks.celery_app import (
     ROUTES,
+    OurTask,
     app,
     beat_schedule,
     home,
@@ -54,6 +55,8 @@ def install(host: Celery) -> None:
     again with the same app does nothing, with another raises `ConfigurationError`. What the
     host has a queue, a route or a beat entry for by our names stays the host's.
     """
+    # What `celery.current_app` stands for now, not later.
+    host = getattr(host, "_get_current_object", lambda: host)()
     with _lock:
         if home() is host:
             return
@@ -63,7 +66,10 @@ def install(host: Celery) -> None:
         settle(TASKS, host)
     _add_queues_and_routes(host)
     once(host.on_after_finalize, register, host, is_past=vars(host)["finalized"])
-    once(host.on_after_configure, _add_to_beat, host, is_past=vars(host)["configured"])
+    # Whenever they are read, which `config_from_object` may have done once more.
+    host.on_after_configure.connect(_add_to_beat, sender=host)
+    if vars(host)["configured"]:
+        _add_to_beat(host)
 
 
 def unfavourable(host: Celery) -> list[str]:
@@ -93,8 +99,9 @@ def _unfavourable(conf: Any) -> Iterator[str]:  # noqa: ANN401 - Celery's settin
             f"visibility_timeout is below {_VISIBILITY_TIMEOUT_MIN_S} s: "
             "messages with a countdown are delivered more than once"
         )
-    if any(task.rate_limit for task in TASKS):
-        yield "task_annotations give our tasks a rate_limit: delivery has one of its own"
+    for name in ("acks_late", "max_retries", "rate_limit", "serializer"):
+        if any(getattr(task, name) != getattr(OurTask, name) for task in TASKS):
+            yield f"task_annotations give our tasks another {name}: leave it as it is"
 
 
 def _add_queues_and_routes(host: Celery) -> None:
@@ -166,10 +173,11 @@ def _add_to_beat(sender: Any, **_: Any) -> None:  # noqa: ANN401
     except ConfigurationError:
         # No reason for the host not to start; whatever uses the settings raises and says why.
         every_s = Settings.model_fields["flush_interval_s"].default
-    for name, entry in beat_schedule(every_s).items():
-        _added[name] = sender.conf.beat_schedule.setdefault(name, entry)
-        if _added[name] is not entry:
-            del _added[name]
+    hosts = sender.conf.beat_schedule
+    _added.clear()
+    _added.update((n, entry) for n, entry in beat_schedule(every_s).items() if n not in hosts)
+    # Another dict: the host's own may be in a module that other apps read as well.
+    sender.conf.beat_schedule = {**hosts, **_added}
 
 
 @beat_init.connect

@@ -1,7 +1,8 @@
 """redis-py's asyncio clients: one for each event loop that asks, with a few connections.
 
 A call that finds them all in use waits in line for as long as Redis answers those before it.
-Once Redis has said nothing for a second, all fail, however many there are.
+Once Redis has said nothing for a second, all fail, however many there are. A loop that was
+held up itself reads what came meanwhile before it decides that nothing did.
 
 A connection belongs to the loop it was made in. It is closed with its loop, by
 `shutdown_asyncgens`, which `asyncio.run`, its `Runner` and all servers call; or by `close`.
@@ -11,6 +12,7 @@ A loop that is closed by hand without either leaves that to the garbage collecto
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from redis.asyncio import ConnectionPool, Redis
@@ -21,11 +23,13 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, AsyncIterator
 
 # Each call is one short round trip, and one thread packs and reads them all: more connections
 # make nothing faster, and opening them all at once takes longer than a call may.
 _CONNECTIONS_MAX = 10
+# For a loop that comes late to its own deadline: what it takes to read what has arrived.
+_GRACE_S = 0.1
 
 
 class _Client(Redis):
@@ -51,7 +55,7 @@ class _Client(Redis):
         began = clock()
         await self._turn(began)
         try:
-            async with asyncio.timeout_at(self._ends_at(began)):
+            async with _by(self._ends_at(began)):
                 answer = await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
             self.answered_at = clock()
         except TimeoutError:
@@ -61,11 +65,22 @@ class _Client(Redis):
             self.turns.release()
         return answer
 
+    async def ended(self) -> None:
+        """Close all connections, once the calls under way and in line have ended."""
+        try:
+            for _ in range(_CONNECTIONS_MAX):
+                await self.turns.acquire()
+        finally:
+            # TLS says goodbye, which a mute Redis does not answer.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.wait_s):
+                    await self.aclose()
+
     async def _turn(self, began: float) -> None:
         clock = asyncio.get_running_loop().time
         while True:
             try:
-                async with asyncio.timeout_at(self._ends_at(began)):
+                async with _by(self._ends_at(began)):
                     await self.turns.acquire()
             except TimeoutError:
                 # Others were answered meanwhile: it is only a long line.
@@ -82,10 +97,10 @@ class _Client(Redis):
 class LoopClients:
     """Clients that ask once and wait no longer than told."""
 
-    def __init__(self, url: str, *, connect_s: float, answer_s: float) -> None:
+    def __init__(self, url: str, *, wait_s: float) -> None:
         """Open nothing."""
         self._url = url
-        self._connect_s, self._answer_s = connect_s, answer_s
+        self._wait_s = wait_s
         # By loop, with what closes the client at the end of it. A loop sees only its own entry,
         # and each step on the dict is atomic, so that loops in several threads need no lock.
         self._clients: dict[AbstractEventLoop, tuple[Redis, AsyncGenerator[None]]] = {}
@@ -97,7 +112,7 @@ class LoopClients:
         if found is not None:
             return found[0]
         self._forget_closed()
-        client = _Client.opening(self._pool(), self._connect_s + self._answer_s)
+        client = _Client.opening(self._pool(), self._wait_s)
         ending = self._until_the_end(loop, client)
         # The loop hears of a generator that has begun, and ends it before it closes.
         _begin(ending)
@@ -105,7 +120,7 @@ class LoopClients:
         return client
 
     async def close(self) -> None:
-        """Close the connections of the running loop; the next call opens new ones."""
+        """Let the running loop's calls end, then close what they used; the next call opens anew."""
         _, ending = self._clients.get(asyncio.get_running_loop(), (None, None))
         if ending is not None:
             await ending.aclose()
@@ -114,23 +129,39 @@ class LoopClients:
         return ConnectionPool.from_url(
             self._url,
             max_connections=_CONNECTIONS_MAX,
-            socket_connect_timeout=self._connect_s,
-            socket_timeout=self._answer_s,
+            # One deadline for all of a call; redis-py's own would each forget a late loop.
+            socket_connect_timeout=None,
+            socket_timeout=None,
             socket_keepalive=True,
             retry=Retry(NoBackoff(), 0),
         )
 
-    async def _until_the_end(self, loop: AbstractEventLoop, client: Redis) -> AsyncGenerator[None]:
+    async def _until_the_end(
+        self, loop: AbstractEventLoop, client: _Client
+    ) -> AsyncGenerator[None]:
         try:
             yield
         finally:
             self._clients.pop(loop, None)
-            await client.aclose()
+            # All the way, even if whoever asked for it is cancelled.
+            await asyncio.shield(client.ended())
 
     def _forget_closed(self) -> None:
         for loop in list(self._clients):
             if loop.is_closed():
                 self._clients.pop(loop, None)
+
+
+@asynccontextmanager
+async def _by(deadline_s: float) -> AsyncIterator[None]:
+    """Raise `TimeoutError` at this time of the loop, or a little later if the loop was late."""
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout_at(None) as limit:
+        near = loop.call_at(deadline_s - _GRACE_S, lambda: limit.reschedule(loop.time() + _GRACE_S))
+        try:
+            yield
+        finally:
+            near.cancel()
 
 
 def _begin(generator: AsyncGenerator[None]) -> None:

@@ -75,8 +75,7 @@ class Runtime:
         self.producers = self._buffers(self._producer_redis)
         self.loops = LoopClients(
             settings.redis_url.get_secret_value(),
-            connect_s=PRODUCER_CONNECT_S,
-            answer_s=PRODUCER_ANSWER_S,
+            wait_s=PRODUCER_CONNECT_S + PRODUCER_ANSWER_S,
         )
 
     @cached_property
@@ -212,22 +211,31 @@ class _Process:
     """The runtime of this process, and the lock under which it is made."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.runtime: Runtime | None = None
         self.given: dict[str, Any] = {}
         self.abandoned: list[Runtime] = []
         self.replacements: tuple[Runtime, ...] = ()
 
+    def forking(self) -> None:
+        # Not in the middle of another thread's first call: what pydantic makes once, when it
+        # is first used, would stay half made in the child, which would wait for it for ever.
+        self.lock.acquire()
+
     def forked(self) -> None:
         # Kept, not dropped: closing what the parent still uses is its own trouble.
         if self.runtime is not None:
             self.abandoned.append(self.runtime)
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.runtime = None
 
 
 _process = _Process()
-os.register_at_fork(after_in_child=_process.forked)
+os.register_at_fork(
+    before=_process.forking,
+    after_in_parent=_process.lock.release,
+    after_in_child=_process.forked,
+)
 
 
 def configure(**values: Any) -> None:  # noqa: ANN401 - checked by `Settings`

@@ -76,6 +76,24 @@ class IdentifyFields(TypedDict, total=False):
     """What is known of the person, as JSON: at most 8 192 bytes and 32 levels."""
 
 
+class OnCommit(TypedDict, total=False):
+    """What `delay_on_commit` takes beside the fields of an event."""
+
+    using: str | None
+    """Which of Django's databases; the default one, when absent."""
+
+    robust: bool
+    """As for Django: log what the store raises at the commit, and go on."""
+
+
+class TrackOnCommit(TrackFields, OnCommit):
+    """What `track.delay_on_commit` takes beside `event`."""
+
+
+class IdentifyOnCommit(IdentifyFields, OnCommit):
+    """What `identify.delay_on_commit` takes."""
+
+
 class ForgetDetails(TypedDict, total=False):
     """What `forget` takes beside whom to forget and who asks."""
 

@@ -134,9 +134,7 @@ async def aclose() -> None:
 
     `asyncio.run` and servers do so at their end without being asked.
     """
-    current = runtime.current()
-    if current.has_broker:  # otherwise nothing was opened
-        await current.loops.close()
+    await runtime.current().loops.close()
 
 
 def register(sender: Any, **_: Any) -> None:  # noqa: ANN401

@@ -69,7 +69,7 @@ worker_prefetch_multiplier = 4
 """
 
 CALLS = """
-from celery import chain, group
+from celery import chain, chord, group
 
 from hostapp import app, checkout, work
 from mm_tasks import forget, identify, track
@@ -78,6 +78,12 @@ track.delay("plain", user_id="u1")
 track.apply_async(("countdown",), {"user_id": "u1"}, countdown=2)
 chain(work.s(21), track.s("chained", user_id="u1")).apply_async()
 group(track.s("grouped", user_id="u1", properties={"n": n}) for n in range(3)).apply_async()
+chord([work.s(1), work.s(2)], track.s("after_a_chord", user_id="u1")).apply_async()
+(
+    group(work.s(1), work.s(2))
+    | group(track.s("after_a_group", user_id="u1"), track.si("after_a_group", user_id="u1"))
+).apply_async()
+chord([track.s("in_a_chord", user_id="u1"), work.s(1)], work.si(1)).apply_async()
 work.apply_async((1,), link=track.si("linked", user_id="u1"))
 app.send_task("mm_tasks.track", ("by_name",), {"user_id": "u1"})
 track.delay_many({"event": "many", "user_id": "u1"} for _ in range(1_200))
@@ -106,6 +112,9 @@ EXPECTED = {
     "countdown": 1,
     "chained": 1,
     "grouped": 3,
+    "after_a_chord": 1,
+    "after_a_group": 2,
+    "in_a_chord": 1,
     "linked": 1,
     "by_name": 1,
     "many": 1_200,
@@ -175,7 +184,8 @@ def test_a_host_delivers_everything_with_its_own_worker_and_beat(host, redis, en
     assert not redis.keys("mm.*")
     # What Celery holds for us is under the host's prefix; of results there are only the host's.
     assert {key.split(b":")[0] for key in host.broker.scan_iter()} <= {b"shop", b"shop-results"}
-    assert len(host.broker.keys("shop-results:*")) == 4
+    results = map(host.broker.get, host.broker.keys("shop-results:celery-task-meta-*"))
+    assert sorted(json.loads(one)["result"] for one in results) == [2] * 5 + [4, 4, 7, 42, 42]
 
 
 SAME = """

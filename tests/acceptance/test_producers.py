@@ -27,13 +27,17 @@ import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
-from mm_tasks import track
+from mm_tasks import celery_app, runtime, track
+
+# How soon a call gives up is for other tests. Here none may fail however busy the machine is,
+# so whatever would have waited for ever is ended by the watchdog.
+runtime.PRODUCER_CONNECT_S = runtime.PRODUCER_ANSWER_S = celery_app._PUBLISH_TIMEOUT_S = 30
 
 
 def watch():
     # Not `dump_traceback_later`: in a forked child it waits for the parent's thread.
     faulthandler.register(signal.SIGALRM, chain=True)
-    signal.alarm(25)
+    signal.alarm(50)
 
 
 def call(n):

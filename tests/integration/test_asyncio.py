@@ -48,6 +48,11 @@ def assert_connections(redis, n):
     assert connections(redis) == n
 
 
+async def until_one_is_stored(redis):
+    while not redis.llen(WAITING):  # noqa: ASYNC110 - it is Redis that says so
+        await asyncio.sleep(0)
+
+
 def test_what_is_awaited_is_in_redis(stored):
     async def main():
         return (
@@ -159,6 +164,39 @@ def test_a_frozen_redis_fails_within_a_second_and_is_used_again_once_it_thaws(re
     assert [event["event_id"] for event in stored()[-3:]] == [one.id for one in receipts]
 
 
+@pytest.mark.parametrize("steps", [0, 1, 2, 5], ids="held up after {} steps of it".format)
+def test_a_loop_that_is_held_up_itself_does_not_blame_redis(stored, steps):
+    """The answer has come meanwhile: a host's slow code must not make the caller store it twice."""
+
+    async def main():
+        call = asyncio.create_task(track.adelay("e"))
+        for _ in range(steps):
+            await asyncio.sleep(0.0005)
+        time.sleep(1.5)  # noqa: ASYNC251 - what the host should not do
+        return await call
+
+    receipt = asyncio.run(main())
+
+    assert [event["event_id"] for event in stored()] == [receipt.id]
+
+
+def test_many_that_fail_midway_say_how_many_are_stored_and_how_many_may_be(redis, stored):
+    async def main():
+        call = asyncio.create_task(track.adelay_many([{"event": "e"}] * 8_000))
+        await until_one_is_stored(redis)
+        redis.client_pause(1_500)
+        with pytest.raises(BufferUnavailable) as caught:
+            await call
+        return caught.value
+
+    error = asyncio.run(main())
+
+    assert 1_000 <= error.stored < 8_000
+    assert error.maybe_stored == 1_000
+    # The server answers again only after its pause, and has then taken what it was sent.
+    assert len(stored()) in {error.stored, error.stored + 1_000}
+
+
 def test_a_loop_has_one_pool_and_its_end_closes_it(redis, stored):
     before = connections(redis)
 
@@ -188,6 +226,41 @@ def test_aclose_closes_and_the_next_call_opens_anew(redis, stored):
 
     asyncio.run(main())
     assert [event["event"] for event in stored()] == ["a", "b"]
+
+
+def test_aclose_lets_the_calls_under_way_and_in_line_end(redis, stored):
+    before = connections(redis)
+
+    async def main():
+        calls = [asyncio.create_task(track.adelay("e")) for _ in range(200)]
+        await until_one_is_stored(redis)
+        await asyncio.gather(mm_tasks.aclose(), mm_tasks.aclose())
+        assert all(call.done() for call in calls)
+        assert_connections(redis, before)
+        await asyncio.gather(*calls)
+
+    asyncio.run(main())
+    assert len(stored()) == 200
+
+
+def test_an_aclose_that_is_cancelled_closes_all_the_same(redis, stored):
+    before = connections(redis)
+
+    async def main():
+        for steps in range(4):
+            await track.adelay("e")
+            closing = asyncio.create_task(mm_tasks.aclose())
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            closing.cancel()
+            await asyncio.gather(closing, return_exceptions=True)
+        await mm_tasks.aclose()
+        await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+
+    assert_connections(redis, before)
+    assert len(stored()) == 4
 
 
 def test_loops_one_after_the_other_leave_nothing_behind(redis, stored):

@@ -6,9 +6,11 @@ import base64
 import copy
 import json
 import logging
+import sys
+from types import ModuleType
 
 import pytest
-from celery import Celery, chain
+from celery import Celery, chain, current_app
 from celery.app.trace import build_tracer
 from celery.beat import Scheduler, Service
 from celery.signals import beat_init, celeryd_after_setup
@@ -130,6 +132,42 @@ def test_no_setting_of_the_host_is_changed_but_the_entries_for_beat(host):
         del after["beat_schedule"][entry]
 
     assert after == settings
+
+
+@pytest.mark.usefixtures("host")
+def test_a_module_of_settings_that_others_read_too_stays_as_it_is(monkeypatch):
+    module = ModuleType("hostsettings")
+    module.CELERY_BEAT_SCHEDULE = {"host-entry": {"task": "host.work", "schedule": 5.0}}
+    monkeypatch.setitem(sys.modules, "hostsettings", module)
+    plain = Celery("plain", set_as_current=False)
+    plain.config_from_object("hostsettings", namespace="CELERY")
+    install(plain)
+
+    assert set(plain.conf.beat_schedule) == ENTRIES | {"host-entry"}
+    assert set(module.CELERY_BEAT_SCHEDULE) == {"host-entry"}
+
+
+@pytest.mark.usefixtures("host")
+def test_settings_that_are_read_once_more_have_our_entries_again():
+    plain = Celery("plain", set_as_current=False)
+    assert not plain.conf.beat_schedule
+    install(plain)
+    plain.config_from_object({"beat_schedule": {"other": {"task": "host.work", "schedule": 5.0}}})
+
+    assert set(plain.conf.beat_schedule) == ENTRIES | {"other"}
+
+
+def test_the_current_app_stands_for_the_app_it_is(host):
+    before = current_app._get_current_object()  # noqa: SLF001
+    host.set_current()
+    try:
+        install(current_app)
+        install(host)
+    finally:
+        before.set_current()
+
+    assert set(host.tasks) >= NAMES
+    assert track.app is host
 
 
 def test_settings_that_come_after_install_are_the_hosts_all_the_same(host, redis_url):
@@ -285,6 +323,17 @@ def test_a_chain_may_give_the_event(host, redis, stored):
     assert [one["event"] for one in stored()] == ["done"]
 
 
+def test_the_results_of_a_group_are_left_out_as_the_result_of_one_task_is(host, redis, stored):
+    """What Celery calls at the end of a chord, which says nothing of tasks before it."""
+    install(host)
+    track.s("done", user_id="u").set(group_id="g", queue="mm.deliver").delay([1, 2])
+    run(host, "mm.deliver", redis)
+
+    assert [(one["event"], one["user_id"]) for one in stored()] == [("done", "u")]
+    with pytest.raises(InvalidEvent):
+        track.s("done", user_id="u").set(group_id="g", queue="mm.deliver").delay("u")
+
+
 def test_an_invalid_event_at_the_end_of_a_chain_does_not_make_the_work_before_fail(host, redis):
     install(host)
     work(host, "done")
@@ -345,6 +394,22 @@ def test_our_tasks_are_not_slowed_by_a_hosts_rate_limit(host):
     host.finalize()
 
     assert not any(task.rate_limit for task in tasks.TASKS)
+
+
+def test_what_a_host_annotates_for_all_tasks_is_not_meant_for_ours(host, published, monkeypatch):
+    monkeypatch.setattr(type(tasks.flush), "expires", None)  # so that it is None afterwards
+    host.conf.task_annotations = {
+        "*": {"serializer": "pickle", "max_retries": 3, "acks_late": False, "rate_limit": "1/m"},
+        "mm_tasks.flush": {"expires": 7},
+    }
+    install(host)
+    for task in tasks.TASKS:
+        task.annotate()  # as where a process uses them first
+    track.apply_async(("e",), countdown=60)
+
+    assert published("mm.deliver")
+    assert (track.max_retries, track.acks_late, track.rate_limit) == (None, True, 0)
+    assert tasks.flush.expires == 7
 
 
 def test_a_worker_of_the_host_says_what_is_unfavourable(host, caplog):

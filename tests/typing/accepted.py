@@ -45,6 +45,8 @@ sent: str = track.apply_async(("signup",), {"user_id": "u"}, countdown=5).id
 track.apply_async(kwargs={"event": "signup"}, countdown=5, queue="mm.deliver")
 chain(track.s("signup", user_id="u"), track.si("signup"), track.s(user_id="u"))
 
+planned: str = track.delay_on_commit("signup", user_id="u", using="orders", robust=True).id
+identify.delay_on_commit(anonymous_id="u_abc", user_id="user_42")
 assert_type(identify.delay("u_abc", "user_42"), Receipt)
 identify.delay("u_abc", "user_42", {"plan": "pro"})
 identify.delay(anonymous_id="u_abc", user_id="user_42", traits={"plan": "pro"})

@@ -21,6 +21,8 @@ track.apply_async(("signup",), {"usr_id": "u"})  # refused
 track.apply_async((1,))  # refused
 track.s("signup", usr_id="u")  # refused
 track.si(user_id="u")  # refused
+track.delay_on_commit("signup", usr_id="u")  # refused
+identify.delay_on_commit(anonymous_id="a", plan="pro")  # refused
 identify.delay("a", "u", "traits")  # refused
 identify.delay(anonymous_id="a", user_id=1)  # refused
 identify.delay(anonymous_id="a", plan="pro")  # refused
