@@ -214,7 +214,7 @@ def test_a_person_is_erased_everywhere_while_everything_goes_on(busy, mortal, er
     live = busy.start("live", "live", PERSON=PERSON)
     busy.produce(BULK.format(person=PERSON))
     held_by = holders(busy, mortal.redis, PERSON)
-    busy.fault({"kind": "slow", "latency_s": 5})
+    busy.fault({"kind": "slow", "latency_s": 9})
     busy.wait(lambda: busy.get("faults")[0]["hits"])
     asked = erasing.forget()
     erasing.wait_until_completed(asked.id)

