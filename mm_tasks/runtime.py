@@ -222,6 +222,10 @@ class _Process:
         # is first used, would stay half made in the child, which would wait for it for ever.
         self.lock.acquire()
 
+    def went_on(self) -> None:
+        # By the process, not by its lock at import: a child that forks has another one.
+        self.lock.release()
+
     def forked(self) -> None:
         # Kept, not dropped: closing what the parent still uses is its own trouble.
         if self.runtime is not None:
@@ -233,7 +237,7 @@ class _Process:
 _process = _Process()
 os.register_at_fork(
     before=_process.forking,
-    after_in_parent=_process.lock.release,
+    after_in_parent=_process.went_on,
     after_in_child=_process.forked,
 )
 

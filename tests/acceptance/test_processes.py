@@ -223,6 +223,31 @@ def test_a_fork_within_the_very_first_call_of_a_process_leaves_the_child_able_to
     assert_each_is_there_once(redis, waiting_ids(redis), 60 * 3)
 
 
+FORK_IN_A_CHILD = """
+pid = os.fork()
+if pid == 0:
+    watch()
+    for _ in range(2):
+        grandchild = os.fork()
+        if grandchild == 0:
+            watch()
+            tell(call(50))
+            os._exit(0)
+        assert os.waitpid(grandchild, 0)[1] == 0
+    with ThreadPoolExecutor(2) as threads:
+        for ids in threads.map(call, [50] * 2):
+            tell(ids)
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+"""
+
+
+def test_a_child_that_forked_itself_lets_its_threads_make_the_first_call(stack, redis):
+    ids = run(stack, FORK_IN_A_CHILD)
+
+    assert_each_is_there_once(redis, ids, 200)
+
+
 MANY_AND_FORK = """
 def many(n):
     # Several scripts each.
