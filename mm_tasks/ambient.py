@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 from mm_tasks.errors import InvalidEvent, Problem
 from mm_tasks.events import TRACK, TrackEvent, encode_track
@@ -21,23 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Unpack
 
+    from mm_tasks.signatures import SharedFields
+
 # What an event says of its own is not here: its name, id, time and properties.
 SHARED = ("anonymous_id", "user_id", "session_id", "url", "path", "referrer")
 _FOR = {TRACK: SHARED, "identify": ("anonymous_id", "user_id")}
 assert set(SHARED) < set(TrackEvent.model_fields)
 
 Reader = Callable[[], Mapping[str, Any]]
-
-
-class SharedFields(TypedDict, total=False):
-    """The fields that events may have in common; None removes what is set around."""
-
-    anonymous_id: str | None
-    user_id: str | None
-    session_id: str | None
-    url: str | None
-    path: str | None
-    referrer: str | None
 
 
 _current: ContextVar[Reader | None] = ContextVar("mm_tasks_ambient", default=None)

@@ -25,14 +25,8 @@ Reason = Literal[
 Mode = Literal["suppress", "once"]
 
 
-class TrackFields(TypedDict, total=False):
-    """The fields of `track` beside `event`, which says what happened."""
-
-    event_id: str | None
-    """What the event is known by, at most 128 characters. Made up (UUIDv7) when absent."""
-
-    timestamp: datetime | str | None
-    """When it happened: an aware datetime, or ISO 8601 with an offset. Now, when absent."""
+class SharedFields(TypedDict, total=False):
+    """The fields that events may have in common: what `context` takes."""
 
     anonymous_id: str | None
     """The visitor, as the browser knows them; at most 128 characters."""
@@ -51,6 +45,16 @@ class TrackFields(TypedDict, total=False):
 
     referrer: str | None
     """Where the visitor came from. The vendor derives the source from it."""
+
+
+class TrackFields(SharedFields, total=False):
+    """The fields of `track` beside `event`, which says what happened."""
+
+    event_id: str | None
+    """What the event is known by, at most 128 characters. Made up (UUIDv7) when absent."""
+
+    timestamp: datetime | str | None
+    """When it happened: an aware datetime, or ISO 8601 with an offset. Now, when absent."""
 
     properties: Mapping[str, Any] | None
     """Anything else, as JSON: at most 8 192 bytes and 32 levels. No personal data."""

@@ -15,7 +15,7 @@ from typing import get_args
 import pytest
 
 from mm_tasks import signatures
-from mm_tasks.ambient import SHARED, SharedFields
+from mm_tasks.ambient import SHARED
 from mm_tasks.erasures import MODES, ErasureRequest, Reason
 from mm_tasks.events import IdentifyEvent, TrackEvent
 
@@ -80,7 +80,7 @@ def test_each_wrong_call_is_refused_and_nothing_else(found_by):
         (signatures.TrackItem, set(TrackEvent.model_fields)),
         (signatures.IdentifyFields, set(IdentifyEvent.model_fields)),
         (signatures.ForgetFields, {one.name for one in fields(ErasureRequest)}),
-        (SharedFields, set(SHARED)),
+        (signatures.SharedFields, set(SHARED)),
     ],
     ids=lambda given: getattr(given, "__name__", ""),
 )
