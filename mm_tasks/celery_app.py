@@ -20,12 +20,13 @@ from kombu import Connection, Exchange, Queue
 
 from mm_tasks import runtime
 from mm_tasks.errors import ConfigurationError
+from mm_tasks.keys import ENDPOINTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 FORGET, DELIVER, IDENTIFY = "mm.forget", "mm.deliver", "mm.identify"
-QUEUES = {"track": DELIVER, "identify": IDENTIFY}
+QUEUES = {"track": DELIVER, "identify": IDENTIFY, "backfill": DELIVER}
 
 FLUSH, SEND_BATCH = "mm_tasks.flush", "mm_tasks.send_batch"
 RUN_ERASURE, SWEEP_ERASURES = "mm_tasks.run_erasure", "mm_tasks.sweep_erasures"
@@ -103,7 +104,7 @@ def queues() -> list[Queue]:
 def beat_schedule(every: float) -> dict[str, Any]:
     """Return what beat asks for. A message that nobody takes in time is of no use later."""
     entries: list[tuple[str, str, str, tuple[str, ...]]] = [
-        (f"mm_tasks-flush-{lane}", FLUSH, queue, (lane,)) for lane, queue in QUEUES.items()
+        (f"mm_tasks-flush-{lane}", FLUSH, QUEUES[lane], (lane,)) for lane, *_ in ENDPOINTS
     ]
     entries.append(("mm_tasks-sweep-erasures", SWEEP_ERASURES, FORGET, ()))
     return {

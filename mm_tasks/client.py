@@ -23,6 +23,7 @@ from urllib3.exceptions import HTTPError
 
 from mm_tasks import failpoints, guards
 from mm_tasks.errors import ConfigurationError
+from mm_tasks.events import IDENTIFY
 from mm_tasks.outcome import (
     Ambiguous,
     Answer,
@@ -156,8 +157,8 @@ class Client:
         self._session.close()
 
     def send(self, lane: str, bodies: Sequence[bytes]) -> Outcome:
-        """Send a batch of the lane `track`, or the one record of an `identify` batch."""
-        if lane == "track":
+        """Send a batch of `track` or `backfill`, or the one record of an `identify` batch."""
+        if lane != IDENTIFY:
             return self._post("/v1/batch", batch_body(bodies))
         (body,) = bodies
         return self._post("/v1/identify", body)

@@ -119,7 +119,7 @@ class Revived(NamedTuple):
 
 
 class DeadLetters:
-    """The dead letters of one project, both lanes. Holds a client, no state of its own."""
+    """The dead letters of one project, all lanes. Holds a client, no state of its own."""
 
     def __init__(self, redis: Redis, project: str) -> None:
         """Take everything as arguments; nothing is read or opened here."""

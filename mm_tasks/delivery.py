@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 import time
 from dataclasses import dataclass
+from itertools import islice
 from logging import getLogger
 from typing import TYPE_CHECKING, NamedTuple, assert_never
 
@@ -52,8 +53,9 @@ IDENTIFIES_A_MESSAGE = 25
 
 
 class Dispatch(NamedTuple):
-    """Batches to send with one message, and when."""
+    """Batches of one lane to send with one message, and when."""
 
+    lane: str
     batch_ids: list[str]
     countdown_s: float
 
@@ -69,7 +71,12 @@ class Policy:
 
 
 class Delivery:
-    """One lane. `limiter` is None for a lane that the vendor does not limit."""
+    """One lane. `limiter` is None for a lane that the vendor does not limit.
+
+    `beside` is the other lane of the same endpoint, if there is one: one probe is for both.
+    A lane that `yields` to it takes no slot that `beside` has a batch for, and none ahead of
+    time that it can do without.
+    """
 
     def __init__(  # noqa: PLR0913, PLR0917 - the stages that it knows
         self,
@@ -79,6 +86,9 @@ class Delivery:
         client: Client | None,
         policy: Policy,
         load_fences: Callable[[], bool],
+        *,
+        beside: Buffer | None = None,
+        yields: bool = False,
     ) -> None:
         """Take the parts. A flush needs no client.
 
@@ -91,6 +101,8 @@ class Delivery:
         self._policy = policy
         self._load_fences = load_fences
         self._lease_ms = round(policy.lease_s * 1000)
+        self._beside = beside
+        self._yields_to = beside if yields else None
 
     def flush(self, *, linger: bool = True) -> Iterator[Dispatch]:
         """Yield what is to be sent: forgotten and due batches first, then new ones.
@@ -162,44 +174,49 @@ class Delivery:
         slot = self._slot()
         if slot is None:
             return
-        for batch_id in self._probe_candidates(refused, slot.start_us):
-            if not self._buffer.adopt(
-                batch_id, slot_us=slot.start_us, found_again_ms=FOUND_AGAIN_MS
-            ):
+        for buffer, batch_id in self._probe_candidates(refused, slot.start_us):
+            if not buffer.adopt(batch_id, slot_us=slot.start_us, found_again_ms=FOUND_AGAIN_MS):
                 continue
             # Otherwise another flush was first, and this one has nothing left to do.
             if self._pauses.choose_probe(batch_id, lost_ms=self._lease_ms):
-                yield Dispatch([batch_id], slot.wait_s)
+                yield Dispatch(buffer.lane, [batch_id], slot.wait_s)
             return
 
-    def _probe_candidates(self, refused: str, slot_us: int | None) -> Iterator[str]:
-        """Yield another batch than the refused one if there is one: see *Outcomes*."""
-        found = self._buffer.due(DUE_MAX, everything=True)
-        yield from (batch_id for batch_id in found if batch_id != refused)
-        fresh = self._buffer.claim(slot_us=slot_us, found_again_ms=FOUND_AGAIN_MS)
-        if fresh is not None:
-            yield fresh
-        yield from (batch_id for batch_id in found if batch_id == refused)
+    def _probe_candidates(self, refused: str, slot_us: int | None) -> Iterator[tuple[Buffer, str]]:
+        """Yield another batch than the refused one if the endpoint has one: see *Outcomes*."""
+        last = []
+        for buffer in self._endpoint():
+            found = buffer.due(DUE_MAX, everything=True)
+            last += [(buffer, batch_id) for batch_id in found if batch_id == refused]
+            yield from ((buffer, batch_id) for batch_id in found if batch_id != refused)
+            fresh = buffer.claim(slot_us=slot_us, found_again_ms=FOUND_AGAIN_MS)
+            if fresh is not None:
+                yield buffer, fresh
+        yield from last
+
+    def _endpoint(self) -> tuple[Buffer, ...]:
+        return (self._buffer,) if self._beside is None else (self._buffer, self._beside)
 
     def _slot(self) -> _Slot | None:
         if self._limiter is None:
             return _Slot(0, None)
-        slot = self._limiter.reserve(self._policy.flush_interval_s)
+        every_s, ahead_max_s = self._policy.flush_interval_s, None
+        if self._yields_to is not None:
+            looked = self._yields_to.look(late_ms=LATE_MS, claimed_max=CLAIMED_MAX)
+            if looked in {"ready", "late"}:
+                return None
+            ahead_max_s = self._limiter.left_over_ahead_s(every_s)
+        slot = self._limiter.reserve(every_s, ahead_max_s=ahead_max_s)
         return None if slot is None else _Slot(slot.wait_s, slot.start_us)
 
     def _together(self, found: Iterator[tuple[str, float]]) -> Iterator[Dispatch]:
         if self._limiter is not None:
             for batch_id, wait_s in found:
-                yield Dispatch([batch_id], wait_s)
+                yield Dispatch(self._buffer.lane, [batch_id], wait_s)
             return
-        ids: list[str] = []
-        for batch_id, _ in found:
-            ids.append(batch_id)
-            if len(ids) == IDENTIFIES_A_MESSAGE:
-                yield Dispatch(ids, 0)
-                ids = []
-        if ids:
-            yield Dispatch(ids, 0)
+        ids = (batch_id for batch_id, _ in found)
+        while page := list(islice(ids, IDENTIFIES_A_MESSAGE)):
+            yield Dispatch(self._buffer.lane, page, 0)
 
     def _admitted(self, batch_id: str) -> Admitted | float | None:
         """Wait for the slot, or take one, and begin; otherwise when to call again, or None."""
@@ -306,7 +323,7 @@ class Delivery:
             refused = self._pauses.lift(batch_id)
             is_refusal = attempt.paused != retry.UNAVAILABLE
             if is_refusal and refused not in {"", batch_id} and isinstance(outcome, Delivered):
-                self._buffer.single_out(refused)
+                any(buffer.single_out(refused) for buffer in self._endpoint())
         known = retry.signal(outcome, attempt, _random_s)
         match known:
             case None:
@@ -323,12 +340,14 @@ class Delivery:
 
     def _pause(self, batch_id: str, pause: retry.Pause) -> None:
         probe_ms = round(self._policy.probe_interval_s * 1000)
+        # The other lane's batches tell soon whether the refused events are but a bad import's.
+        is_import = self._yields_to is not None and pause.kind == retry.REJECTED
         is_paused = self._pauses.pause(
             batch_id,
             pause.kind,
             status=str(pause.answer.status or "-"),
             code=pause.answer.code,
-            first_ms=1000 if pause.failures_max else probe_ms,
+            first_ms=1000 if pause.failures_max or is_import else probe_ms,
             probe_ms=probe_ms,
             failures_max=pause.failures_max,
         )

@@ -46,8 +46,9 @@ from mm_tasks.properties import (
 
 TRACK: Literal["track"] = "track"
 IDENTIFY: Literal["identify"] = "identify"
-LANES = (TRACK, IDENTIFY)
-LANE_TRACK, LANE_IDENTIFY = LANES
+BACKFILL: Literal["backfill"] = "backfill"
+# A backfill's events are those of `track`, in no hurry: see `keys.ENDPOINTS`.
+LANES = (TRACK, IDENTIFY, BACKFILL)
 
 # "The server sets … and ignores them from a client."
 _FROM_URL = frozenset({"source", "medium", "campaign", "source_confidence", "source_rule_id"})

@@ -2,8 +2,9 @@
 
 Whoever reads this file and `lua/` knows all that is stored. All keys of a
 project share the hash tag `{mm:<project>}`, so that a script may touch several
-of them on a cluster. A lane is part of the key: `track` and `identify` are two
-buffers of the same shape.
+of them on a cluster. A lane is part of the key: `track`, `identify` and `backfill`
+are three buffers of the same shape. `backfill` holds what `track` does and goes
+to the same endpoint, after it; what concerns the endpoint is one key for both.
 
 A record is a header of 46 bytes and the event's JSON, verbatim:
 
@@ -24,6 +25,13 @@ HEADER_BYTES = 46
 STAMP_BYTES = 14
 TAG_BYTES = 16
 NO_TAG = bytes(TAG_BYTES)
+# Lanes by the endpoint of the vendor that they go to, the one that goes first at the head.
+ENDPOINTS = (("track", "backfill"), ("identify",))
+
+
+def sharing(lane: str) -> tuple[str, ...]:
+    """Return the lanes that share this one's endpoint, its rate and whatever stops it."""
+    return next(lanes for lanes in ENDPOINTS if lane in lanes)
 
 
 def tag(project: str, kind: str, subject_id: str) -> bytes:
@@ -46,7 +54,7 @@ def record(project: str, body: bytes, user_id: str | None, anonymous_id: str | N
 
 
 class ProjectKeys(NamedTuple):
-    """Keys shared by both lanes of one project."""
+    """Keys shared by all lanes of one project."""
 
     project: str
 
@@ -116,13 +124,16 @@ class ProjectKeys(NamedTuple):
 
 
 class LaneKeys(NamedTuple):
-    """Keys of one lane (`track` or `identify`) of one project."""
+    """Keys of one lane of one project; those of its endpoint are its neighbours' too."""
 
     project: str
     lane: str
 
     def _key(self, name: str) -> str:
         return f"{{mm:{self.project}}}:{self.lane}:{name}"
+
+    def _shared_key(self, name: str) -> str:
+        return f"{{mm:{self.project}}}:{sharing(self.lane)[0]}:{name}"
 
     @property
     def waiting(self) -> str:
@@ -142,22 +153,22 @@ class LaneKeys(NamedTuple):
     @property
     def throttle(self) -> str:
         """String `until_us since_ms`, there while and shortly after a 429's wait."""
-        return self._key("throttle")
+        return self._shared_key("throttle")
 
     @property
     def outage(self) -> str:
-        """Hash as `pause`, there while this lane gets no answer, or refusals alone."""
-        return self._key("outage")
+        """Hash as `pause`, there while the endpoint gives no answer, or refusals alone."""
+        return self._shared_key("outage")
 
     @property
     def failures(self) -> str:
         """String: attempts in a row that reached nobody or were not understood."""
-        return self._key("failures")
+        return self._shared_key("failures")
 
     @property
     def refusals(self) -> str:
         """String: events refused by themselves in a row, nothing accepted in between."""
-        return self._key("refusals")
+        return self._shared_key("refusals")
 
     @property
     def stray(self) -> str:

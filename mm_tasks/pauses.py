@@ -1,8 +1,8 @@
-"""What stops sending: a pause of the project, an outage of a lane, the wait of a 429.
+"""What stops sending: a pause of the project, an outage of an endpoint, the wait of a 429.
 
 They are separate keys, so that a short wait cannot end a pause, nor the success of
-one call the outage of another. A pause or an outage is lifted by its probe alone:
-one batch at a time that `begin` admits.
+one call the outage of another; lanes that share an endpoint share those. A pause or
+an outage is lifted by its probe alone: one batch at a time that `begin` admits.
 """
 
 from __future__ import annotations

@@ -111,17 +111,23 @@ class Runtime:
             settings.batch_rate_per_s,
             settings.batch_burst,
         )
-        limiters = {events.TRACK: limiter, events.IDENTIFY: None}
+        buffers = self._buffers(redis)
+        beside = {
+            events.TRACK: buffers[events.BACKFILL],
+            events.BACKFILL: buffers[events.TRACK],
+        }
         return {
             lane: Delivery(
                 buffer,
-                limiters[lane],
+                None if lane == events.IDENTIFY else limiter,
                 Pauses(redis, settings.project, lane),
                 self.client,
                 policy,
                 self.fencing.try_load,
+                beside=beside.get(lane),
+                yields=lane == events.BACKFILL,
             )
-            for lane, buffer in self._buffers(redis).items()
+            for lane, buffer in buffers.items()
         }
 
     @cached_property
@@ -171,7 +177,7 @@ class Runtime:
 
     @cached_property
     def dead_letters(self) -> DeadLetters:
-        """Return the dead letters of both lanes."""
+        """Return the dead letters of all lanes."""
         return DeadLetters(self.worker_redis, self.settings.project)
 
     def trim_dead_letters(self) -> None:
@@ -187,12 +193,12 @@ class Runtime:
     def _buffers(self, redis: Redis) -> dict[str, Buffer]:
         settings = self.settings
         linger_ms = round(settings.linger_s * 1000)
+        full = BatchLimits(settings.batch_events_max, settings.batch_bytes_max, linger_ms)
         batches = {
-            events.TRACK: BatchLimits(
-                settings.batch_events_max, settings.batch_bytes_max, linger_ms
-            ),
+            events.TRACK: full,
             # One record a request; its size was bounded when it was validated.
             events.IDENTIFY: BatchLimits(1, settings.batch_bytes_max, 0),
+            events.BACKFILL: full,
         }
         return {
             lane: Buffer(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mm_tasks.events import BACKFILL, LANES
 from mm_tasks.keys import ProjectKeys
 from mm_tasks.scripting import Script
 
@@ -11,12 +12,11 @@ if TYPE_CHECKING:
     from redis import Redis
 
 _STATUS = Script("status")
-LANES = ("track", "identify")
 PLACES = ("accepted", "leased", "delivered", "dead", "erased", "discarded", "suppressed")
 
 
 def read(redis: Redis, project: str) -> dict[str, Any]:
-    """Return the status of a project, both lanes together, from one atomic look.
+    """Return the status of a project, all lanes together, from one atomic look.
 
     `{"project", "paused": null | {"reason", "since"}, "counts", "oldest_waiting_s", "fence":
     {"tags", "loaded"}, "left_out"}`. Counts are of events, but `ambiguous` is of requests that
@@ -39,6 +39,7 @@ def read(redis: Redis, project: str) -> dict[str, Any]:
             identify.outage,
             keys.fence,
             keys.fences,
+            keys.lane(BACKFILL).waiting,
         ),
         (),
     )
@@ -47,8 +48,8 @@ def read(redis: Redis, project: str) -> dict[str, Any]:
         place: sum(fields.get(f"{lane}:{place}", 0) for lane in LANES)
         for place in (*PLACES, "ambiguous")
     }
-    counts["waiting"] = queues[0] + queues[2]
-    oldest = [int(stamp) for stamp in (queues[1], queues[3]) if stamp]
+    counts["waiting"] = sum(queues[::2])
+    oldest = [int(stamp) for stamp in queues[1::2] if stamp]
     age_s = int(now_us) / 1e6 - min(oldest) / 1e3 if oldest else None
     pause = {name.decode(): value.decode() for name, value in _pairs(raw_pause)}
     waits = [value.decode() for value in throttles if value]

@@ -18,6 +18,7 @@ from mm_tasks.celery_app import QUEUES, OurTask, app, publish_failed, publish_op
 from mm_tasks.direct import IdentifyTask, TrackTask
 from mm_tasks.errors import AuditUnavailable
 from mm_tasks.forgetting import ForgetTask
+from mm_tasks.keys import sharing
 from mm_tasks.receipts import ErasureReceipt, Receipt
 
 if TYPE_CHECKING:
@@ -57,23 +58,36 @@ def _found_again(task: str) -> Iterator[None]:
 
 
 class Flush(OurTask):
-    """Makes batches of what waits and publishes a message for each; see `delivery`."""
+    """Makes batches of what waits and publishes a message for each; see `delivery`.
+
+    Of a lane, and of those that share its endpoint: each in its turn, whatever became of
+    the others.
+    """
 
     name = celery_app.FLUSH
 
     @_found_again("flush")
     def run(self, lane: str = events.TRACK, *, linger: bool = True) -> None:
         """Take what one flush may; with `linger=False`, part-full batches at once."""
-        for dispatch in runtime.current().deliveries[lane].flush(linger=linger):
-            # Should this fail, the batch is found again by a later flush.
-            send_batch.apply_async(
-                (lane, dispatch.batch_ids),
-                queue=QUEUES[lane],
-                countdown=dispatch.countdown_s,
-                **publish_options(),
-            )
+        failures = [self._flush(one, linger=linger) for one in sharing(lane)]
         if lane == events.TRACK:
-            runtime.current().trim_dead_letters()  # of both lanes
+            runtime.current().trim_dead_letters()  # of all lanes
+        for failure in filter(None, failures):
+            raise failure
+
+    def _flush(self, lane: str, *, linger: bool) -> Exception | None:
+        try:
+            for dispatch in runtime.current().deliveries[lane].flush(linger=linger):
+                # Should this fail, the batch is found again by a later flush.
+                send_batch.apply_async(
+                    (dispatch.lane, dispatch.batch_ids),
+                    queue=QUEUES[dispatch.lane],
+                    countdown=dispatch.countdown_s,
+                    **publish_options(),
+                )
+        except Exception as error:  # noqa: BLE001 - raised when the others had their turn
+            return error
+        return None
 
 
 class SendBatch(OurTask):

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from mm_tasks.cli import audit, checks, dead, demo, erasure, stack, status
 from mm_tasks.errors import MMTasksError
-from mm_tasks.events import LANES
+from mm_tasks.keys import ENDPOINTS
 from mm_tasks.schema import schemas
 
 # Local variables in a traceback would show keys and events.
@@ -124,6 +124,6 @@ def flush() -> None:
     from mm_tasks.celery_app import QUEUES, publish_options  # noqa: PLC0415 - slow to import
     from mm_tasks.tasks import flush as task  # noqa: PLC0415 - slow to import
 
-    for lane in LANES:
+    for lane, *_ in ENDPOINTS:
         options = {"queue": QUEUES[lane], **publish_options()}
         task.apply_async((lane,), {"linger": False}, **options)

@@ -77,7 +77,7 @@ def _filter(  # noqa: PLR0913 - one for each option
         int | None, typer.Option(min=0, max=599, help="The status of HTTP; 0: no answer came.")
     ] = None,
     lane: Annotated[
-        Literal["track", "identify"] | None, typer.Option(help="What it was sent by.")
+        Literal["track", "identify", "backfill"] | None, typer.Option(help="What it was sent by.")
     ] = None,
     event: Annotated[str | None, typer.Option(help="The event's name.")] = None,
     since: Annotated[

@@ -1,7 +1,7 @@
 -- pause: an attempt showed that sending is of no use now. Stop the project, or one lane.
 --
--- KEYS[1]  pause     hash: the key or the host is refused, which is the same for both lanes
--- KEYS[2]  outage    hash: this lane gets no answer, or only refusals of its events
+-- KEYS[1]  pause     hash: the key or the host is refused, which is the same for all lanes
+-- KEYS[2]  outage    hash: this lane's endpoint gives no answer, or only refusals of events
 -- KEYS[3]  failures  string
 -- ARGV[1]  batch_id     of the attempt
 -- ARGV[2]  kind         `unauthorized`, `misdirected`, `rejected` or `unavailable`

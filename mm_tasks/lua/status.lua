@@ -6,6 +6,7 @@
 -- KEYS[5]  track throttle    KEYS[6]  identify throttle
 -- KEYS[7]  track outage      KEYS[8]  identify outage
 -- KEYS[9]  fence    set      KEYS[10] fences   hash
+-- KEYS[11] backfill waiting; its throttle and its outage are those of track
 --
 -- Returns {now_us, counts, pause, length and oldest record's accepted_ms of
 -- each lane, throttle of each lane, {tags, 1 if all fences are loaded for this
@@ -23,7 +24,11 @@ return {
   whole(now_us()),
   redis.call('HGETALL', KEYS[1]),
   stop,
-  {redis.call('LLEN', KEYS[3]), oldest(KEYS[3]), redis.call('LLEN', KEYS[4]), oldest(KEYS[4])},
+  {
+    redis.call('LLEN', KEYS[3]), oldest(KEYS[3]),
+    redis.call('LLEN', KEYS[4]), oldest(KEYS[4]),
+    redis.call('LLEN', KEYS[11]), oldest(KEYS[11]),
+  },
   {redis.call('GET', KEYS[5]) or '', redis.call('GET', KEYS[6]) or ''},
   {
     redis.call('SCARD', KEYS[9]),

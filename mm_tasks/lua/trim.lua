@@ -3,7 +3,7 @@
 -- KEYS[1]  dead     hash
 -- KEYS[2]  dead_at  zset
 -- KEYS[3]  counts   hash
--- ARGV[1]  events_max    letters of both lanes that may stay
+-- ARGV[1]  events_max    letters of all lanes that may stay
 -- ARGV[2]  age_max_ms    how long ago a letter that stays was buried, at most
 -- ARGV[3]  discards_max  bounds the work of one call; at most 1000
 --

@@ -16,7 +16,7 @@ from kombu import serialization
 
 from mm_tasks import runtime
 from mm_tasks.buffer import Appended, new_id
-from mm_tasks.events import LANES
+from mm_tasks.events import BACKFILL, IDENTIFY, LANES, TRACK
 from mm_tasks.intake import Accepted
 from mm_tasks.limits import BATCH_BRACKETS_BYTES
 from mm_tasks.testing.matching import plain
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from mm_tasks.settings import Settings
     from mm_tasks.testing.journal import Journal, Lane
 
+# A backfill's events are recorded as what they are.
+_RECORDED: dict[str, Lane] = {TRACK: TRACK, IDENTIFY: IDENTIFY, BACKFILL: TRACK}
+
 
 class StandIn:
     """Stands where `Runtime` does."""
@@ -38,7 +41,7 @@ class StandIn:
     def __init__(self, journal: Journal) -> None:
         """Take where to record."""
         self._journal = journal
-        self.producers = {lane: RecordingBuffer(journal, lane) for lane in LANES}
+        self.producers = {lane: RecordingBuffer(journal, _RECORDED[lane]) for lane in LANES}
         self.loops = NoClients()
         self.intake = RecordingIntake(journal)
 

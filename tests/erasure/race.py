@@ -317,6 +317,7 @@ class Ground:
         limits = {
             "track": BatchLimits(TRACK_EVENTS_MAX, 4000, 1000),
             "identify": BatchLimits(1, 4000, 0),
+            "backfill": BatchLimits(TRACK_EVENTS_MAX, 4000, 1000),
         }
         self.buffers = {
             lane: Buffer(redis, PROJECT, lane, limits[lane], held_bytes_max=10**7) for lane in LANES
@@ -547,7 +548,7 @@ class World:
     def _produce(self, calls):
         for _ in range(calls):
             yield self.rng.uniform(0, 10)
-            lane = self.rng.choices(LANES, (3, 1))[0]
+            lane = self.rng.choices(LANES, (3, 1, 1))[0]
             self._append(lane, [self._event(lane) for _ in range(self.rng.randint(1, 4))])
 
     def _event(self, lane):
@@ -674,7 +675,7 @@ class World:
         self.batches[id_] = batch
         self.numbers[id_] = batch.index
         names = self._records(batch)
-        if lane == "track" and len(names) < TRACK_EVENTS_MAX:
+        if lane != "identify" and len(names) < TRACK_EVENTS_MAX:
             self.to_claim[lane] = False  # these were the last
         batch.may_hold_p = any(self.events[name].is_of_p for name in names)
         self.note("claim", lane, *names)

@@ -42,7 +42,7 @@ from mm_tasks.purge import Purge, Scan
 from tests.conftest import embedded
 
 KEYS = ProjectKeys("p")
-LANES = ("track", "identify")
+LANES = ("track", "identify", "backfill")
 PLACES = ("leased", "delivered", "dead", "erased", "discarded")
 STORE = "a store"
 HOUR_MS = 3_600_000
