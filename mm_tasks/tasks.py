@@ -14,7 +14,14 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from mm_tasks import celery_app, events, runtime
-from mm_tasks.celery_app import QUEUES, OurTask, app, publish_failed, publish_options
+from mm_tasks.celery_app import (
+    QUEUES,
+    OurTask,
+    app,
+    publish_failed,
+    publish_options,
+    urgency,
+)
 from mm_tasks.direct import IdentifyTask, TrackTask
 from mm_tasks.errors import AuditUnavailable
 from mm_tasks.forgetting import ForgetTask
@@ -83,6 +90,7 @@ class Flush(OurTask):
                     (dispatch.lane, dispatch.batch_ids),
                     queue=QUEUES[dispatch.lane],
                     countdown=dispatch.countdown_s,
+                    **urgency(dispatch.lane),
                     **publish_options(),
                 )
         except Exception as error:  # noqa: BLE001 - raised when the others had their turn

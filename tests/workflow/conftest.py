@@ -60,9 +60,10 @@ class Flow:
         self.opened = []
         self.buffer = self.buffer_on(redis)
 
-    def buffer_on(self, redis):
-        limits = BatchLimits(4 if self.lane == "track" else 1, 1000, linger_ms=60_000)
-        return Buffer(redis, "p", self.lane, limits, held_bytes_max=1 << 20)
+    def buffer_on(self, redis, lane=None):
+        lane = lane or self.lane
+        limits = BatchLimits(1 if lane == "identify" else 4, 1000, linger_ms=60_000)
+        return Buffer(redis, "p", lane, limits, held_bytes_max=1 << 20)
 
     def delivery(self, *, url=None, timeout_s=5.0, **policy):
         """Return the delivery of a worker with connections of its own."""
@@ -70,9 +71,18 @@ class Flow:
         client = Client(vendor_access(url or self.url, SECRET), request_timeout_s=timeout_s)
         self.opened += [redis, client]
         # So fast that no test waits for a slot; the rate has tests of its own.
-        limiter = Limiter(redis, "p", self.lane, 1000, 100) if self.lane == "track" else None
-        pauses = Pauses(redis, "p", self.lane)
-        return Delivery(self.buffer_on(redis), limiter, pauses, client, Policy(**policy), self.load)
+        limiter = None if self.lane == "identify" else Limiter(redis, "p", self.lane, 1000, 100)
+        beside = {"track": "backfill", "backfill": "track"}.get(self.lane)
+        return Delivery(
+            self.buffer_on(redis),
+            limiter,
+            Pauses(redis, "p", self.lane),
+            client,
+            Policy(**policy),
+            self.load,
+            beside=self.buffer_on(redis, beside) if beside else None,
+            yields=self.lane == "backfill",
+        )
 
     def load(self):
         return load_fences(self.redis)
@@ -119,7 +129,10 @@ class Flow:
 
         assert counts.get("accepted", 0) == waiting + sum(counts.get(p, 0) for p in PLACES)
         assert counts.get("leased", 0) == leased
-        assert counts.get("dead", 0) == self.redis.hlen(KEYS.dead)
+        letters = [
+            id_ for id_ in self.redis.hkeys(KEYS.dead) if id_.startswith(f"{self.lane}:".encode())
+        ]
+        assert counts.get("dead", 0) == len(letters)
 
     def close(self):
         for opened in self.opened:

@@ -160,8 +160,11 @@ def fault(sandbox, **how):
 @both
 def test_an_erasure_is_fenced_purged_called_three_times_and_completed(make_flow, erasures, sandbox):
     """Also on PostgreSQL: the steps are the same, and the log verifies."""
-    flow, identifies = erasures.flow, make_flow("identify")
-    # In a dead letter, in a batch that waits for its slot, and waiting in both lanes.
+    flow, identifies, backfill = erasures.flow, make_flow("identify"), make_flow("backfill")
+    backfill.load = flow.load
+    backfill.append(4, USER)
+    assert len(flush(backfill.delivery())) == 1
+    # In a dead letter, in a batch that waits for its slot, and waiting in all lanes.
     flow.append(1, USER)
     sandbox.fault("close_after_store")
     parking = flow.delivery(park_ambiguous=True)
@@ -172,6 +175,8 @@ def test_an_erasure_is_fenced_purged_called_three_times_and_completed(make_flow,
     flow.append(3, USER)
     flow.append(2, OTHER)
     identifies.append(2, USER)
+    backfill.append(2, USER)
+    backfill.append(1, OTHER)
     erasure = erasures.forget(ticket="GDPR-1093")
     assert erasures.state(erasure) == "fenced"
     assert flow.redis.smembers(KEYS.fence) == {USER_TAG}
@@ -185,10 +190,14 @@ def test_an_erasure_is_fenced_purged_called_three_times_and_completed(make_flow,
         "identify:waiting": 2,
         "identify:batches": 0,
         "identify:dead": 0,
+        "backfill:waiting": 2,
+        "backfill:batches": 4,
+        "backfill:dead": 0,
         "fence": 0,
     }
     assert flow.counts()["erased"] == 5
     assert identifies.counts()["erased"] == 2
+    assert backfill.counts()["erased"] == 6
     sent = [erasures.moment(one["sent_at"]) - NOW for one in shown["passes"]]
     assert [round(at.total_seconds()) for at in sent] == list(PASSES_S)
     assert [(one["status"], one["outcome"]) for one in shown["passes"]] == [
