@@ -193,10 +193,14 @@ class Register:
             "blocked_reasons": dict(blocked),
         }
 
-    def overdue(self, now: datetime) -> list[Deadline]:
-        """Return open erasures that used up 50, 80 or 100 % of their time, by deadline."""
+    def deadlines(self, now: datetime) -> list[Deadline]:
+        """Return all open erasures, by deadline; `mark` is 0 where less than 50 % is used up."""
         with self._work.read() as connection:
             return [deadline for deadline, _ in self._deadlines(connection, now)]
+
+    def overdue(self, now: datetime) -> list[Deadline]:
+        """Return open erasures that used up 50, 80 or 100 % of their time, by deadline."""
+        return [deadline for deadline in self.deadlines(now) if deadline.mark]
 
     def newly_overdue(self, now: datetime) -> list[Deadline]:
         """As `overdue`, but each mark of an erasure only once, to whoever asks first."""
@@ -333,9 +337,7 @@ class Register:
         for row in connection.execute(query.order_by(column.due_at, column.id)):
             received_at, due_at = moment(row.received_at), moment(row.due_at)
             reached = mark(received_at, due_at, now)
-            if reached:
-                deadline = Deadline(row.id, row.state, received_at, due_at, reached)
-                found.append((deadline, row.warned))
+            found.append((Deadline(row.id, row.state, received_at, due_at, reached), row.warned))
         return found
 
 

@@ -11,6 +11,7 @@ from redis.exceptions import RedisError
 from rich.console import Console
 
 from mm_tasks.cli import audit, checks, dead, demo, erasure, stack, status
+from mm_tasks.cli import top as top_view
 from mm_tasks.errors import MMTasksError
 from mm_tasks.keys import ENDPOINTS
 from mm_tasks.schema import schemas
@@ -104,6 +105,19 @@ def status_command(
     Example: mm-tasks status --json
     """
     status.run(out, as_json=as_json)
+
+
+@app.command()
+def top(
+    *,
+    interval: Annotated[float, typer.Option(min=0.2, help="Seconds between looks.")] = 1,
+    once: Annotated[bool, typer.Option("--once", help="Print one view and end.")] = False,
+) -> None:
+    """Show what waits, what is sent and why not, as it changes. Ctrl-C ends it. Reads only.
+
+    Example: mm-tasks top
+    """
+    top_view.run(interval_s=interval, once=once)
 
 
 @app.command(name="schema")

@@ -32,7 +32,7 @@ def run(out: Console, *, as_json: bool) -> None:
     late: list[Deadline] = []
     why = ""
     try:
-        found["erasures"], late = _erasures(current)
+        found["erasures"], late = erasures(current)
     except (AuditUnavailable, ConfigurationError) as error:
         found["erasures"], why = None, str(error)
     if as_json:
@@ -50,9 +50,10 @@ def run(out: Console, *, as_json: bool) -> None:
         typer.echo(line)
 
 
-def _erasures(current: Runtime) -> tuple[dict[str, Any], list[Deadline]]:
+def erasures(current: Runtime, *, everyone: bool = False) -> tuple[dict[str, Any], list[Deadline]]:
     """Return the numbers of erasures, and the open ones that used up half of their time.
 
+    With `everyone`, all open ones. Nothing is made by looking.
     Raises `AuditUnavailable` or `ConfigurationError`.
     """
     settings = current.settings
@@ -62,7 +63,9 @@ def _erasures(current: Runtime) -> tuple[dict[str, Any], list[Deadline]]:
         msg = f"{pseudonyms.SETTING}: not set, and the state directory has none"
         raise ConfigurationError(msg)
     now = datetime.now(UTC)
-    return current.register.summary(now), current.register.overdue(now)
+    register = current.register
+    late = register.deadlines(now) if everyone else register.overdue(now)
+    return register.summary(now), late
 
 
 def _fence(fence: dict[str, Any]) -> str:

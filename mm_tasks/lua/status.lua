@@ -1,39 +1,39 @@
 -- status: one consistent look at everything people and programs are shown.
 --
--- KEYS[1]  counts   hash
--- KEYS[2]  pause    hash
--- KEYS[3]  track waiting     KEYS[4]  identify waiting
--- KEYS[5]  track throttle    KEYS[6]  identify throttle
--- KEYS[7]  track outage      KEYS[8]  identify outage
--- KEYS[9]  fence    set      KEYS[10] fences   hash
--- KEYS[11] backfill waiting; its throttle and its outage are those of track
+-- KEYS[1]  counts  hash
+-- KEYS[2]  pause   hash
+-- KEYS[3]  fence   set
+-- KEYS[4]  fences  hash
+-- KEYS[5]  rate    string
+-- KEYS[6…] of each lane: waiting list, claimed zset, leases zset, throttle string, outage hash
 --
--- Returns {now_us, counts, pause, length and oldest record's accepted_ms of
--- each lane, throttle of each lane, {tags, 1 if all fences are loaded for this
--- server, why they could not be, since_ms}}; absent things are ''. Changes nothing.
+-- Returns {now_us, counts, pause, {tags, 1 if all fences are loaded for this server, why they
+-- could not be, since_ms}, rate, and of each lane {length of waiting, its oldest record's
+-- accepted_ms, length of claimed, of leases, throttle, outage}}; absent things are ''.
+-- Changes nothing. O(lanes).
 
-local function oldest(key)
-  local record = redis.call('LINDEX', key, 0)
-  return record and string.sub(record, 2, 14) or ''
-end
-local stop = {}
-for _, key in ipairs({KEYS[2], KEYS[7], KEYS[8]}) do
-  if #stop == 0 then stop = redis.call('HGETALL', key) end
-end
-return {
+local call = redis.call
+local look = {
   whole(now_us()),
-  redis.call('HGETALL', KEYS[1]),
-  stop,
+  call('HGETALL', KEYS[1]),
+  call('HGETALL', KEYS[2]),
   {
-    redis.call('LLEN', KEYS[3]), oldest(KEYS[3]),
-    redis.call('LLEN', KEYS[4]), oldest(KEYS[4]),
-    redis.call('LLEN', KEYS[11]), oldest(KEYS[11]),
+    call('SCARD', KEYS[3]),
+    is_loaded(KEYS[4]) and 1 or 0,
+    call('HGET', KEYS[4], 'why') or '',
+    call('HGET', KEYS[4], 'since_ms') or '',
   },
-  {redis.call('GET', KEYS[5]) or '', redis.call('GET', KEYS[6]) or ''},
-  {
-    redis.call('SCARD', KEYS[9]),
-    is_loaded(KEYS[10]) and 1 or 0,
-    redis.call('HGET', KEYS[10], 'why') or '',
-    redis.call('HGET', KEYS[10], 'since_ms') or '',
-  },
+  call('GET', KEYS[5]) or '',
 }
+for i = 6, #KEYS, 5 do
+  local oldest = call('LINDEX', KEYS[i], 0)
+  look[#look + 1] = {
+    call('LLEN', KEYS[i]),
+    oldest and string.sub(oldest, 2, 14) or '',
+    call('ZCARD', KEYS[i + 1]),
+    call('ZCARD', KEYS[i + 2]),
+    call('GET', KEYS[i + 3]) or '',
+    call('HGETALL', KEYS[i + 4]),
+  }
+end
+return look
