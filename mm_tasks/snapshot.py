@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _STATUS, _REASONS = Script("status"), Script("reasons")
 # Letters that one step looks at, in about 1 ms.
-_STEP = 1000
+STEP = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ def read(redis: Redis, project: str) -> Snapshot:
     )
 
 
-def dead_reasons(redis: Redis, project: str) -> Counter[str]:
+def dead_reasons(redis: Redis, project: str, *, step: int = STEP) -> Counter[str]:
     """Return how many dead letters there are by reason, in the words of `mm-tasks dead list`.
 
     In steps of 1 000 letters, which stay in Redis: 100 steps where the bound of 100 000 is
@@ -138,7 +138,7 @@ def dead_reasons(redis: Redis, project: str) -> Counter[str]:
     found: Counter[str] = Counter()
     first = 0
     while first >= 0:
-        first, *pairs = _REASONS(redis, (keys.dead, keys.dead_at), (first, _STEP))
+        first, *pairs = _REASONS(redis, (keys.dead, keys.dead_at), (first, step))
         for reason, number in zip(pairs[::2], pairs[1::2], strict=True):
             found[reason.decode()] += number
     return found

@@ -41,6 +41,9 @@ def run(*, interval_s: float, once: bool) -> None:
     """Show the view until Ctrl-C or SIGTERM; once, where nobody watches or it is asked for."""
     watch = Watch(runtime.current())
     if once or not sys.stdout.isatty():
+        # Rates are the difference of two looks.
+        watch.view()
+        time.sleep(interval_s)
         Console().print(watch.view())
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -69,6 +72,7 @@ class Watch:
     def view(self) -> Group:
         """Look again, and return what is to be shown."""
         settings = self.current.settings
+        away: Text | None = None
         is_due = time.monotonic() - self.slow_at_s >= SLOW_S
         try:
             self.look = snapshot.read(self.current.worker_redis, settings.project)
@@ -78,7 +82,7 @@ class Watch:
             away = self._away(type(error).__name__)
         else:
             self.window.add(self.look)
-            self.away_since_s, away = None, None
+            self.away_since_s = None
         if is_due:
             self._look_at_erasures()
             self.slow_at_s = time.monotonic()
