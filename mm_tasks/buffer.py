@@ -19,6 +19,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from mm_tasks import histograms
+from mm_tasks.attempt import Admitted, Refused
 from mm_tasks.errors import BufferFull, BufferUnavailable
 from mm_tasks.keys import HEADER_BYTES, ProjectKeys, record
 from mm_tasks.limits import BATCH_BRACKETS_BYTES
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
     from redis import Redis
     from redis.asyncio import Redis as AsyncRedis
+
+    from mm_tasks.attempt import Exchange
 
 # Lua's unpack fails near 8 000 values.
 APPEND_RECORDS_MAX = 1000
@@ -48,34 +52,6 @@ class Appended(NamedTuple):
 
     suppressed: frozenset[int]
     nudge: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Admitted:
-    """An attempt may be sent now, and by nobody else until the lease ends.
-
-    `bodies` are all of the batch's, or a part of them while a refused one is sought;
-    empty when the attempt was taken over to settle it. `sent` counts them all the same.
-    """
-
-    token: str
-    attempt: int
-    in_a_row: int  # attempts since the last answer that left no doubt, this one included
-    cut: int
-    bodies: list[bytes]
-    sent: int
-    left: int = 0  # records of the batch that are not sent this time
-    paused: str = ""  # the kind of the pause that this is the probe of
-    is_alone: bool = False  # others passed where this batch was refused
-    asked_at_s: float = 0  # by the process's own clock, just before it was admitted
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """An attempt may not be sent; see `begin.lua` for the reasons."""
-
-    reason: Literal["gone", "unloaded", "held", "paused", "wait", "slot", "empty"]
-    wait_s: float = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,17 +151,11 @@ class Buffer:
     def look(self, *, late_ms: int, claimed_max: int, linger: bool = True) -> str:
         """Return what a flush should do next: see `look.lua`."""
         limits, keys, project = self._limits, self._keys, self._project
+        places = (keys.waiting, keys.claimed, project.counts)
+        holds = (project.pause, keys.throttle, keys.outage, project.fences)
         reply = _LOOK(
             self._redis,
-            (
-                keys.waiting,
-                keys.claimed,
-                project.counts,
-                project.pause,
-                keys.throttle,
-                keys.outage,
-                project.fences,
-            ),
+            (*places, *holds),
             (
                 self.lane,
                 limits.events_max,
@@ -289,23 +259,24 @@ class Buffer:
         attempt, in_a_row, cut, sent = map(int, found)
         return Admitted(token, attempt, in_a_row, cut, [], sent)
 
-    def ack(self, batch_id: str, cut: int, *, token: str = "", count_differs: bool = False) -> int:
+    def ack(
+        self,
+        batch_id: str,
+        cut: int,
+        *,
+        token: str = "",
+        count_differs: bool = False,
+        exchange: Exchange | None = None,
+    ) -> int:
         """Forget what was delivered, whoever holds the batch; return how many events that were.
 
         `cut` and `token` are the attempt's. 0 when the batch, or that part of it, was gone.
         """
-        return int(
-            _ACK(
-                self._redis,
-                (
-                    *self._places(batch_id),
-                    self._keys.failures,
-                    self._keys.refusals,
-                    self._keys.stray,
-                ),
-                (self.lane, batch_id, cut, int(count_differs), token),
-            )
-        )
+        keys, limits = self._keys, self._limits
+        also = (keys.failures, keys.refusals, keys.stray, self._project.tallies)
+        tallies = histograms.of_delivery(self.lane, exchange, limits.events_max, limits.bytes_max)
+        args = (self.lane, batch_id, cut, int(count_differs), token, histograms.AGES, *tallies)
+        return int(_ACK(self._redis, (*self._places(batch_id), *also), args))
 
     def release(  # noqa: PLR0913 - one for each thing the script records
         self,
@@ -316,6 +287,7 @@ class Buffer:
         grace_ms: int,
         outcome: str = "",
         ambiguous: str = "",
+        exchange: Exchange | None = None,
     ) -> bool:
         """Give a batch back until `wait_ms` from now; False when the token is old.
 
@@ -324,13 +296,22 @@ class Buffer:
         return bool(
             _RELEASE(
                 self._redis,
-                self._places(batch_id)[1:],
-                (self.lane, batch_id, token, wait_ms, grace_ms, outcome, ambiguous),
+                (*self._places(batch_id)[1:], self._project.tallies),
+                (
+                    *(self.lane, batch_id, token, wait_ms, grace_ms, outcome, ambiguous),
+                    *histograms.of_request(self.lane, exchange),
+                ),
             )
         )
 
     def narrow(
-        self, batch_id: str, token: str, *, why: str, singles_max: int
+        self,
+        batch_id: str,
+        token: str,
+        *,
+        why: str,
+        singles_max: int,
+        exchange: Exchange | None = None,
     ) -> Literal["old", "narrowed", "buried", "systematic"]:
         """Send less of a refused batch next, or bury the one event: see `narrow.lua`."""
         assert "\n" not in why
@@ -343,8 +324,12 @@ class Buffer:
                 project.dead,
                 project.dead_at,
                 self._keys.refusals,
+                project.tallies,
             ),
-            (self.lane, batch_id, token, why, singles_max),
+            (
+                *(self.lane, batch_id, token, why, singles_max),
+                *histograms.of_request(self.lane, exchange),
+            ),
         )
         return str(reply, "ascii")  # type: ignore[return-value] # one of the script's words
 
@@ -352,8 +337,15 @@ class Buffer:
         """Note that other batches pass where this one was refused; False when it is gone."""
         return bool(_SINGLE_OUT(self._redis, (self._keys.batch(batch_id),), ()))
 
-    def bury(
-        self, batch_id: str, token: str, *, why: str, outcome: str, ambiguous: str = ""
+    def bury(  # noqa: PLR0913 - one for each thing the script records
+        self,
+        batch_id: str,
+        token: str,
+        *,
+        why: str,
+        outcome: str,
+        ambiguous: str = "",
+        exchange: Exchange | None = None,
     ) -> int:
         """Make dead letters of what was sent of a batch; `why` is one line of JSON."""
         assert "\n" not in why
@@ -361,8 +353,11 @@ class Buffer:
         return int(
             _BURY(
                 self._redis,
-                (*self._places(batch_id), project.dead, project.dead_at),
-                (self.lane, batch_id, token, outcome, ambiguous, why),
+                (*self._places(batch_id), project.dead, project.dead_at, project.tallies),
+                (
+                    *(self.lane, batch_id, token, outcome, ambiguous, why),
+                    *histograms.of_request(self.lane, exchange),
+                ),
             )
         )
 

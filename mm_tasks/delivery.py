@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from logging import getLogger
 from typing import TYPE_CHECKING, NamedTuple, assert_never
@@ -22,13 +22,14 @@ from redis.exceptions import ReadOnlyError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from mm_tasks import retry
-from mm_tasks.buffer import Admitted, Buffer
+from mm_tasks.attempt import Admitted, Exchange
 from mm_tasks.limiter import SLOT_VALID_MS, Limiter
 from mm_tasks.outcome import Ambiguous, Delivered, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from mm_tasks.buffer import Buffer
     from mm_tasks.client import Client
     from mm_tasks.outcome import Outcome
     from mm_tasks.pauses import Pauses
@@ -129,12 +130,20 @@ class Delivery:
         admitted = self._admitted(batch_id)
         if not isinstance(admitted, Admitted):
             return admitted
-        assert self._client is not None
         outcome: Outcome = Unavailable("late")
         # A process that was frozen since would send what the fence may have stopped by now.
         if time.monotonic() - admitted.asked_at_s < self._policy.lease_s / 2:
-            outcome = self._client.send(self._buffer.lane, admitted.bodies)
+            outcome, exchange = self._exchanged(admitted.bodies)
+            admitted = replace(admitted, exchange=exchange)
         return self._recorded(lambda: self._settle(batch_id, admitted, outcome))
+
+    def _exchanged(self, bodies: list[bytes]) -> tuple[Outcome, Exchange]:
+        assert self._client is not None
+        began_s = time.monotonic()
+        outcome = self._client.send(self._buffer.lane, bodies)
+        took_s = time.monotonic() - began_s
+        commas = len(bodies) - 1
+        return outcome, Exchange(took_s, len(bodies), sum(map(len, bodies)) + commas)
 
     def _look(self, *, linger: bool) -> str:
         return self._buffer.look(late_ms=LATE_MS, claimed_max=CLAIMED_MAX, linger=linger)
@@ -279,19 +288,28 @@ class Delivery:
     def _apply(
         self, batch_id: str, attempt: Admitted, decision: retry.Decision, wait_s: float
     ) -> float | None:
-        buffer, token = self._buffer, attempt.token
+        buffer, token, exchange = self._buffer, attempt.token, attempt.exchange
         match decision:
             case retry.Ack(count=count):
                 differs = count is not None and count != attempt.sent
                 if differs:
                     log.warning("batch_count_differs", extra={"batch_id": batch_id})
-                buffer.ack(batch_id, attempt.cut, token=token, count_differs=differs)
+                buffer.ack(
+                    batch_id, attempt.cut, token=token, count_differs=differs, exchange=exchange
+                )
                 return 0 if attempt.left else None
             case retry.Narrow():
-                return self._narrow(batch_id, token, decision)
+                return self._narrow(batch_id, attempt, decision)
             case retry.Bury(why=why, outcome=outcome, ambiguous=ambiguous):
                 log.warning("batch_buried", extra={"batch_id": batch_id})
-                buffer.bury(batch_id, token, why=why, outcome=outcome, ambiguous=ambiguous)
+                buffer.bury(
+                    batch_id,
+                    token,
+                    why=why,
+                    outcome=outcome,
+                    ambiguous=ambiguous,
+                    exchange=exchange,
+                )
             case retry.Retry(wait_s=own_wait_s, outcome=outcome, ambiguous=ambiguous):
                 due_s = max(wait_s, own_wait_s)
                 kept = buffer.release(
@@ -301,6 +319,7 @@ class Delivery:
                     grace_ms=RETRY_GRACE_MS,
                     outcome=outcome,
                     ambiguous=ambiguous,
+                    exchange=exchange,
                 )
                 # At 0 the project is paused, and a flush will choose its probe.
                 return due_s if kept and due_s > 0 else None
@@ -308,9 +327,15 @@ class Delivery:
                 assert_never(decision)
         return None
 
-    def _narrow(self, batch_id: str, token: str, found: retry.Narrow) -> float | None:
+    def _narrow(self, batch_id: str, attempt: Admitted, found: retry.Narrow) -> float | None:
         """Narrow a refused batch down; pause when it is not the events but a rule."""
-        state = self._buffer.narrow(batch_id, token, why=found.why, singles_max=found.singles_max)
+        state = self._buffer.narrow(
+            batch_id,
+            attempt.token,
+            why=found.why,
+            singles_max=found.singles_max,
+            exchange=attempt.exchange,
+        )
         if state == "buried":
             log.warning("event_buried", extra={"batch_id": batch_id})
         elif state == "systematic":

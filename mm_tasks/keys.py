@@ -118,6 +118,11 @@ class ProjectKeys(NamedTuple):
         """Zset of ids of dead letters, scored by the time of burial (ms)."""
         return self._key("dead_at")
 
+    @property
+    def tallies(self) -> str:
+        """Hash of whole numbers that only grow: see `histograms`."""
+        return self._key("tallies")
+
     def lane(self, lane: str) -> LaneKeys:
         """Return the keys of one lane."""
         return LaneKeys(self.project, lane)

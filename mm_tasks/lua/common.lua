@@ -41,6 +41,15 @@ local function settled(counts, lane, outcome, ambiguous)
   count(counts, lane .. ':ambiguous:' .. ambiguous, 1)
 end
 
+-- Add to histograms: from `first` on there are the field of a bucket, that of its sum, and what
+-- that grows by, for each of them. See histograms.py.
+local function tally(tallies, argv, first)
+  for i = first, #argv, 3 do
+    redis.call('HINCRBY', tallies, argv[i], 1)
+    redis.call('HINCRBY', tallies, argv[i + 1], argv[i + 2])
+  end
+end
+
 -- Returns a list of booleans, one for each record: is its subject fenced?
 -- `offset` is where the two tags begin, 15 in a stored record.
 local function fenced(fence, records, offset)

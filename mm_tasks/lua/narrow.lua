@@ -4,13 +4,14 @@
 -- KEYS[2]  batch     hash         KEYS[7]  dead      hash
 -- KEYS[3]  claimed   zset         KEYS[8]  dead_at   zset
 -- KEYS[4]  leases    zset         KEYS[9]  refusals  string
--- KEYS[5]  counts    hash
+-- KEYS[5]  counts    hash         KEYS[10] tallies   hash
 -- ARGV[1]  lane
 -- ARGV[2]  batch_id
 -- ARGV[3]  token
 -- ARGV[4]  why          one line of JSON, stored before a record that is buried
 -- ARGV[5]  singles_max  this many events refused by themselves, and none accepted, mean
 --                       that the vendor's rules changed; 0 = there is no such number
+-- ARGV[6…] what the histograms get: see `tally`
 --
 -- Of several records the first half is sent next. One that was sent alone is buried; then
 -- the rest is sent whole, unless nothing of this batch was accepted yet: then its next
@@ -28,6 +29,7 @@ if batch[1] ~= 'sending' or batch[2] ~= ARGV[3] then return 'old' end
 local sent, singles_max = tonumber(batch[3]), tonumber(ARGV[5])
 redis.call('DEL', KEYS[6])
 settled(KEYS[5], lane, 'rejected', '')
+tally(KEYS[10], ARGV, 6)
 if sent > 1 then
   redis.call('HSET', KEYS[2], 'suspect', sent)
   free(KEYS[2], KEYS[3], KEYS[4], id)

@@ -4,6 +4,7 @@
 -- KEYS[2]  claimed  zset
 -- KEYS[3]  leases   zset
 -- KEYS[4]  counts   hash
+-- KEYS[5]  tallies  hash
 -- ARGV[1]  lane
 -- ARGV[2]  batch_id
 -- ARGV[3]  token     '' = it was never begun
@@ -11,6 +12,7 @@
 -- ARGV[5]  grace_ms  until a flush takes care of it, after it is due
 -- ARGV[6]  outcome   counted; '' = nothing was sent
 -- ARGV[7]  ambiguous kind, counted; '' = it was not
+-- ARGV[8…] what the histograms get: see `tally`
 --
 -- Returns 1, or 0 when the token is old: then nothing was changed, and whoever took
 -- the batch over has counted the attempt. So a repeat after a lost reply is safe. O(log n).
@@ -23,6 +25,7 @@ if batch[1] == 'sending' and batch[2] ~= ARGV[3] then return 0 end
 redis.call('ZREM', KEYS[2], id)
 redis.call('HDEL', KEYS[1], 'token')
 settled(KEYS[4], lane, ARGV[6], ARGV[7])
+tally(KEYS[5], ARGV, 8)
 local now_ms = math.floor(now_us() / 1000)
 if ARGV[6] == 'unauthorized' or ARGV[6] == 'misdirected' or ARGV[6] == 'rejected' then
   redis.call('HSET', KEYS[1], 'answered', redis.call('HGET', KEYS[1], 'attempt'))

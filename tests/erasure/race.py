@@ -41,7 +41,8 @@ from sqlalchemy import QueuePool, create_engine
 from sqlalchemy.event import listen
 
 from mm_tasks import purge, status, verification
-from mm_tasks.buffer import BatchLimits, Buffer, Entry, Refused
+from mm_tasks.attempt import Refused
+from mm_tasks.buffer import BatchLimits, Buffer, Entry
 from mm_tasks.database import _begin_sqlite, _prepare_sqlite
 from mm_tasks.dead import DeadLetters
 from mm_tasks.erasure import ErasurePolicy, ErasureWorkflow

@@ -9,7 +9,8 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from mm_tasks.buffer import Admitted, BatchLimits, Buffer, Entry, Refused
+from mm_tasks.attempt import Admitted, Refused
+from mm_tasks.buffer import BatchLimits, Buffer, Entry
 from mm_tasks.errors import BufferFull, BufferUnavailable
 from mm_tasks.keys import ProjectKeys, tag
 from tests.conftest import load_fences

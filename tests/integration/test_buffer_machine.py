@@ -21,6 +21,8 @@ Sabotages of the scripts that turn this machine red, each tried on a copy:
   never finds that the vendor refuses everything; ack takes another part than was sent;
 - lapse ignores the time of the lease, keeps the old token, or does not renew the lease;
 - adopt takes a batch that is being sent, or keeps its old wait;
+- a script that ends a request forgets its time, or tells it where the token was old; ack forgets
+  the ages, or puts one into the wrong bucket;
 - append stores above the cap, does not count headers, or counts refused records as accepted;
 - claim, begin or look does not look at is_loaded; claim or begin does not note whom the fence
   caught, or for the user or the anonymous id whichever of them is fenced;
@@ -59,8 +61,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from mm_tasks import purge
-from mm_tasks.buffer import Admitted, BatchLimits, Buffer, Entry, Refused
+from mm_tasks import histograms, purge
+from mm_tasks.attempt import Admitted, Exchange, Refused
+from mm_tasks.buffer import BatchLimits, Buffer, Entry
 from mm_tasks.errors import BufferFull
 from mm_tasks.fence import Fence
 from mm_tasks.keys import HEADER_BYTES, STAMP_BYTES, ProjectKeys, tag
@@ -71,6 +74,8 @@ EVENTS_MAX = 4
 BYTES_MAX = 300
 HELD_BYTES_MAX = 3000
 HOUR_MS = 3_600_000
+# Of each request whose outcome is told.
+EXCHANGE = Exchange(0.3, 3, 150)
 DAY_US = 86_400_000_000
 STORE = "a store"
 KEYS = ProjectKeys("p")
@@ -717,7 +722,10 @@ class Lane(RuleBasedStateMachine):
 
         token = (self.tokens.get(batch_id) or [""])[0 if is_first else -1]
         is_stray = is_there and batch.state == "sending" and batch.token != token
-        assert self.buffer.ack(batch_id, cut, token=token, count_differs=differs) == n
+        assert (
+            self.buffer.ack(batch_id, cut, token=token, count_differs=differs, exchange=EXCHANGE)
+            == n
+        )
         if is_stray and batch.found_ms > self.now_ms():
             assert self.redis.pttl(LANE.stray) > 0
         self.model.failures = self.model.refusals = 0
@@ -792,6 +800,7 @@ class Lane(RuleBasedStateMachine):
             grace_ms=grace_ms,
             outcome=outcome,
             ambiguous=ambiguous,
+            exchange=EXCHANGE if outcome else None,
         )
 
         assert released == (batch is not None)
@@ -808,7 +817,9 @@ class Lane(RuleBasedStateMachine):
         batch_id = self.named(which, "sending")
         token = self.token(batch_id, whose)
         batch, model = self.holder(batch_id, token), self.model
-        said = self.buffer.narrow(batch_id, token, why='{"a":1}', singles_max=singles_max)
+        said = self.buffer.narrow(
+            batch_id, token, why='{"a":1}', singles_max=singles_max, exchange=EXCHANGE
+        )
         if batch is None:
             assert said == "old"
             self.assert_unchanged()
@@ -860,7 +871,12 @@ class Lane(RuleBasedStateMachine):
         token = self.token(batch_id, whose)
         batch = self.holder(batch_id, token)
         n = self.buffer.bury(
-            batch_id, token, why='{"a":1}', outcome="rejected", ambiguous=ambiguous
+            batch_id,
+            token,
+            why='{"a":1}',
+            outcome="rejected",
+            ambiguous=ambiguous,
+            exchange=EXCHANGE,
         )
         if batch is None:
             assert n == 0
@@ -994,6 +1010,7 @@ class Lane(RuleBasedStateMachine):
         self.seen = seen = self.snapshot()
         self.assert_every_record_is_in_its_place(seen)
         self.assert_counts_add_up(seen)
+        self.assert_histograms_add_up(seen)
         self.assert_batches_are_whole(seen)
         self.assert_pause_is_known(seen)
         self.assert_fences_are_known(seen)
@@ -1027,6 +1044,21 @@ class Lane(RuleBasedStateMachine):
         assert all(record[:1] == b"1" and record[1:STAMP_BYTES].isdigit() for record in kept)
         derived = {"leased", "dead", "waiting_bytes", "held_bytes"}
         assert {n: c for n, c in counts.items() if c and n not in derived} == +self.model.counts
+
+    def assert_histograms_add_up(self, seen):
+        """An age for each event delivered, a time for each request that ended, and no more."""
+        tallies = {name.decode(): int(n) for name, n in seen.get(KEYS.tallies, {}).items()}
+        counts = self.model.counts
+        ended = sum(n for name, n in counts.items() if name.startswith("outcome:"))
+        for name, times in {
+            histograms.AGE: counts["delivered"],
+            histograms.SECONDS: ended,
+            histograms.EVENTS: counts["outcome:delivered"],
+            histograms.FILL: counts["outcome:delivered"],
+        }.items():
+            assert histograms.read(tallies, "track", name)[0][-1][1] == times, name
+        assert tallies.get("track:request_s:sum", 0) == 300_000 * ended
+        assert tallies.get("track:batch_fill:sum", 0) == 750_000 * counts["outcome:delivered"]
 
     def assert_batches_are_whole(self, seen):
         """A batch has a hash, its records and its lease, or nothing of the three."""
@@ -1093,6 +1125,7 @@ class Lane(RuleBasedStateMachine):
         assert known <= set(seen)
         assert set(seen) - known <= {
             KEYS.counts,
+            KEYS.tallies,
             LANE.nudge,
             LANE.stray,
             LANE.throttle,

@@ -24,7 +24,8 @@ from contextlib import contextmanager
 import pytest
 from redis import Redis
 
-from mm_tasks.buffer import Admitted, BatchLimits, Buffer, Entry, Refused
+from mm_tasks.attempt import Admitted, Refused
+from mm_tasks.buffer import BatchLimits, Buffer, Entry
 from mm_tasks.dead import DeadLetters, Revived
 from mm_tasks.errors import AuditChainBroken, BufferFull, ConfigurationError
 from mm_tasks.fence import Fence, FenceState

@@ -33,7 +33,8 @@ from hypothesis import strategies as st
 from redis import Redis
 
 from mm_tasks import purge as purge_module
-from mm_tasks.buffer import Admitted, BatchLimits, Buffer, Entry, Refused
+from mm_tasks.attempt import Admitted, Refused
+from mm_tasks.buffer import BatchLimits, Buffer, Entry
 from mm_tasks.dead import DeadLetters
 from mm_tasks.errors import BufferFull
 from mm_tasks.fence import Fence

@@ -12,7 +12,7 @@ from itertools import zip_longest
 
 import pytest
 
-from mm_tasks.buffer import Admitted
+from mm_tasks.attempt import Admitted
 from mm_tasks.keys import tag
 from mm_tasks.retry import FAILURES_MAX, SINGLES_MAX
 from tests.workflow.conftest import KEYS, flush
@@ -40,7 +40,7 @@ def assert_all_delivered(flow, sandbox, n, *, repeated=0):
     summary = sandbox.get("summary")
     assert summary["distinct"] == flow.counts()["delivered"] == n
     assert summary["duplicates"] == repeated
-    left = {KEYS.counts, KEYS.rate, KEYS.fences, flow.keys.nudge}
+    left = {KEYS.counts, KEYS.tallies, KEYS.rate, KEYS.fences, flow.keys.nudge}
     assert {key.decode() for key in flow.redis.keys()} <= left  # noqa: SIM118 - Redis is no dict
 
 

@@ -16,7 +16,8 @@ import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from mm_tasks.buffer import Admitted, Entry
+from mm_tasks.attempt import Admitted
+from mm_tasks.buffer import Entry
 from mm_tasks.client import Client, vendor_access
 from mm_tasks.erasure import ErasurePolicy, ErasureWorkflow
 from mm_tasks.erasures import ErasureRequest
