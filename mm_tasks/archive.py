@@ -7,9 +7,10 @@ import as all the rest, and most processes only track.
 from __future__ import annotations
 
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from mm_tasks import pseudonyms
 from mm_tasks.audit import AuditLog
 from mm_tasks.checkpoints import Checkpoint, Outside
 from mm_tasks.client import is_loopback
@@ -22,7 +23,9 @@ from mm_tasks.work import Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import datetime
 
+    from mm_tasks.erasures import Deadline
     from mm_tasks.settings import Settings
 
 CHECKPOINTS = "checkpoints"
@@ -48,12 +51,26 @@ class Archive:
         """Return what is known of erasures; raises `ConfigurationError` without a usable key."""
         return Register(self._opened())
 
+    def look(self, now: datetime) -> tuple[dict[str, Any], list[Deadline]]:
+        """Return the numbers of erasures, as `Register.summary`, and all open ones.
+
+        Nothing is made by looking: no database, no key. Raises `AuditUnavailable` or
+        `ConfigurationError`.
+        """
+        if self.log.database.is_missing:
+            return {"open": 0, "overdue": 0, "blocked": 0, "blocked_reasons": {}}, []
+        key_file = self._settings.state_dir / pseudonyms.FILE
+        if self._settings.pseudonym_key is None and not key_file.exists():
+            msg = f"{pseudonyms.SETTING}: not set, and the state directory has none"
+            raise ConfigurationError(msg)
+        return self.register.summary(now), self.register.deadlines(now)
+
     def _opened(self) -> Work:
         if self._work is None:
             key = self._settings.pseudonym_key
             given = None if key is None else key.get_secret_value()
-            pseudonyms = Pseudonyms.load(given, self._settings.state_dir)
-            self._work = Work(self.log, pseudonyms, self._settings.project)
+            mine = Pseudonyms.load(given, self._settings.state_dir)
+            self._work = Work(self.log, mine, self._settings.project)
         return self._work
 
 

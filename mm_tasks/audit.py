@@ -128,9 +128,15 @@ def append(connection: Connection, entry: Entry) -> None:
     connection.execute(insert(tables.log).values(seq=end.size + 1, line=line))
 
 
-def lines(connection: Connection) -> Iterator[tuple[int, str]]:
-    """Yield `seq` and line of each entry, as they are stored, in order."""
-    query = select(tables.log.c.seq, tables.log.c.line).order_by(tables.log.c.seq)
+def lines(
+    connection: Connection, *, after: int = 0, limit: int | None = None
+) -> Iterator[tuple[int, str]]:
+    """Yield `seq` and line of each entry, as they are stored, in order.
+
+    Those `after` a `seq` alone, and at most so many, where that is told.
+    """
+    seq = tables.log.c.seq
+    query = select(seq, tables.log.c.line).where(seq > after).order_by(seq).limit(limit)
     with connection.execution_options(yield_per=_PAGE).execute(query) as rows:
         for row in rows:
             yield row.seq, row.line

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from mm_tasks.attempt import Exchange
 
 EVENTS, FILL, SECONDS, AGE = "batch_events", "batch_fill", "request_s", "age_s"
+# Of erasures; not in Redis: see `progress`.
+STEP = "step_s"
 
 # Upper bounds, inclusive, as Prometheus has them. Ages reach from a linger to a long outage.
 BOUNDS: Mapping[str, tuple[float, ...]] = {
@@ -29,12 +31,14 @@ BOUNDS: Mapping[str, tuple[float, ...]] = {
     FILL: (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1),
     SECONDS: (0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 7.5, 10, 15, 30),
     AGE: (0.5, 1, 2, 3, 5, 10, 30, 60, 300, 1800, 7200, 21_600, 86_400, 604_800),
+    STEP: (0.1, 1, 5, 15, 60, 300, 1800, 7200, 86_400, 172_800, 604_800, 2_592_000),
 }
 _MILLION = 1_000_000
 
 # As `ack.lua` is given them.
 AGES = ",".join(map(repr, BOUNDS[AGE]))
 
+One = tuple[str, str, int]
 Tally = tuple[str | int, ...]
 
 
@@ -66,6 +70,11 @@ def of_delivery(lane: str, exchange: Exchange | None, events_max: int, bytes_max
     )
 
 
+def of_step(step: str, seconds: float) -> One:
+    """Return what a step of an erasure adds."""
+    return _tally(step, STEP, max(0.0, seconds))
+
+
 def read(tallies: Mapping[str, int], lane: str, name: str) -> tuple[list[tuple[str, int]], float]:
     """Return cumulative buckets, as Prometheus has them, up to `+Inf`; and the sum."""
     found, so_far = [], 0
@@ -77,6 +86,6 @@ def read(tallies: Mapping[str, int], lane: str, name: str) -> tuple[list[tuple[s
     return found, tallies.get(f"{lane}:{name}:sum", 0) / _MILLION
 
 
-def _tally(lane: str, name: str, value: float) -> Tally:
+def _tally(lane: str, name: str, value: float) -> One:
     at = f"{lane}:{name}:"
     return at + bucket(name, value), at + "sum", round(value * _MILLION)

@@ -35,9 +35,11 @@ from mm_tasks.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import datetime
 
     from mm_tasks.archive import Archive
     from mm_tasks.audit import AuditLog
+    from mm_tasks.erasures import Deadline
     from mm_tasks.register import Register
 
 # A web request waits at most this long for Redis: connect, then one answer. No blind
@@ -135,6 +137,10 @@ class Runtime:
         from mm_tasks.archive import Archive  # noqa: PLC0415 - slow; most processes only track
 
         return Archive(self.settings)
+
+    def look_at_erasures(self, now: datetime) -> tuple[dict[str, Any], list[Deadline]]:
+        """Return their numbers and all open ones, and make nothing: see `Archive.look`."""
+        return self._archive.look(now)
 
     @property
     def audit_log(self) -> AuditLog:

@@ -11,6 +11,7 @@ from redis.exceptions import RedisError
 from rich.console import Console
 
 from mm_tasks.cli import audit, checks, dead, demo, erasure, stack, status
+from mm_tasks.cli import metrics as exporter
 from mm_tasks.cli import top as top_view
 from mm_tasks.errors import MMTasksError
 from mm_tasks.keys import ENDPOINTS
@@ -118,6 +119,19 @@ def top(
     Example: mm-tasks top
     """
     top_view.run(interval_s=interval, once=once)
+
+
+@app.command()
+def metrics(
+    *,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 9187,
+    address: Annotated[str, typer.Option(help="0.0.0.0: open to other machines.")] = "127.0.0.1",
+) -> None:
+    """Serve metrics for Prometheus at /metrics until Ctrl-C. Reads only.
+
+    One for each project is enough. Example: mm-tasks metrics --port 9187
+    """
+    exporter.run(address, port)
 
 
 @app.command(name="schema")

@@ -13,16 +13,13 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.table import Table
 
-from mm_tasks import preflight, pseudonyms, runtime, status
+from mm_tasks import preflight, runtime, status
 from mm_tasks.errors import AuditUnavailable, ConfigurationError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from mm_tasks.erasures import Deadline
-    from mm_tasks.runtime import Runtime
-
-_NONE = {"open": 0, "overdue": 0, "blocked": 0, "blocked_reasons": {}}
 
 
 def run(out: Console, *, as_json: bool) -> None:
@@ -32,7 +29,8 @@ def run(out: Console, *, as_json: bool) -> None:
     late: list[Deadline] = []
     why = ""
     try:
-        found["erasures"], late = erasures(current)
+        found["erasures"], known = current.look_at_erasures(datetime.now(UTC))
+        late = [deadline for deadline in known if deadline.mark]
     except (AuditUnavailable, ConfigurationError) as error:
         found["erasures"], why = None, str(error)
     if as_json:
@@ -48,24 +46,6 @@ def run(out: Console, *, as_json: bool) -> None:
         typer.echo(f"left out: {found['left_out']:,} unusable fields of web requests")
     for line in (_fence(found["fence"]), _summary(found["erasures"], why), *map(_deadline, late)):
         typer.echo(line)
-
-
-def erasures(current: Runtime, *, everyone: bool = False) -> tuple[dict[str, Any], list[Deadline]]:
-    """Return the numbers of erasures, and the open ones that used up half of their time.
-
-    With `everyone`, all open ones. Nothing is made by looking.
-    Raises `AuditUnavailable` or `ConfigurationError`.
-    """
-    settings = current.settings
-    if current.audit_log.database.is_missing:
-        return dict(_NONE), []
-    if settings.pseudonym_key is None and not (settings.state_dir / pseudonyms.FILE).exists():
-        msg = f"{pseudonyms.SETTING}: not set, and the state directory has none"
-        raise ConfigurationError(msg)
-    now = datetime.now(UTC)
-    register = current.register
-    late = register.deadlines(now) if everyone else register.overdue(now)
-    return register.summary(now), late
 
 
 def _fence(fence: dict[str, Any]) -> str:

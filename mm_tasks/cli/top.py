@@ -20,7 +20,6 @@ from rich.table import Table
 from rich.text import Text
 
 from mm_tasks import preflight, runtime, snapshot
-from mm_tasks.cli.status import erasures
 from mm_tasks.errors import AuditUnavailable, ConfigurationError
 from mm_tasks.watching import WINDOW_S, Window
 
@@ -96,7 +95,7 @@ class Watch:
 
     def _look_at_erasures(self) -> None:
         try:
-            found, self.deadlines = erasures(self.current, everyone=True)
+            found, self.deadlines = self.current.look_at_erasures(datetime.now(UTC))
         except (AuditUnavailable, ConfigurationError) as error:
             self.erasures, self.deadlines = f"unknown: {error}", []
         else:

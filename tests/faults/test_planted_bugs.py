@@ -30,7 +30,9 @@ BUGS = {
     ),
     "a delivered batch is sent once more": (
         "delivery.py",
-        "buffer.ack(batch_id, attempt.cut, token=token, count_differs=differs)",
+        """buffer.ack(
+                    batch_id, attempt.cut, token=token, count_differs=differs, exchange=exchange
+                )""",
         RELEASED_ONCE,
         (90, 1, "BROKEN sent again without a cause: "),
     ),

@@ -1,0 +1,43 @@
+"""`mm-tasks metrics`: an exporter for Prometheus that runs until it is told to end."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import TYPE_CHECKING, NoReturn
+
+import typer
+
+from mm_tasks import runtime
+from mm_tasks.cli.output import fail
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+
+def run(address: str, port: int) -> None:
+    """Serve `/metrics` until SIGTERM or Ctrl-C. A wrong setting ends it before."""
+    try:
+        from prometheus_client import CollectorRegistry, start_http_server  # noqa: PLC0415
+
+        from mm_tasks.metrics import collector  # noqa: PLC0415 - needs the extra `metrics`
+    except ImportError:
+        _without_the_extra()
+    registry: CollectorRegistry = CollectorRegistry()
+    registry.register(collector(runtime.current()))
+    try:
+        server, thread = start_http_server(port, address, registry)
+    except OSError as error:
+        fail(f"{address}:{port} cannot be listened on: {error.strerror}")
+    ended = threading.Event()
+    for told in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(told, lambda *_: ended.set())
+    typer.echo(f"metrics: http://{address}:{server.server_port}/metrics")
+    ended.wait()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def _without_the_extra() -> NoReturn:
+    fail("prometheus-client is missing: pip install 'mm-tasks[metrics]'")
