@@ -85,6 +85,11 @@ class Database:
         with self._connected(write=False) as connection:
             yield connection
 
+    def ping(self) -> None:
+        """Ask for nothing but an answer, of a database that is there; makes no table."""
+        with self._connected(write=False) as connection:
+            connection.execute(text("SELECT 1"))
+
     def truncate_wal(self) -> bool:
         """Empty SQLite's write-ahead log, which holds what was deleted; say whether it is.
 

@@ -123,6 +123,14 @@ class ProjectKeys(NamedTuple):
         """Hash of whole numbers that only grow: see `histograms`."""
         return self._key("tallies")
 
+    @property
+    def signs(self) -> str:
+        """Hash of `worker:<node>` and `beat:<host>` to the time of its last sign of life (ms).
+
+        After the time a space, and the queues that a worker serves, commas between.
+        """
+        return self._key("signs")
+
     def lane(self, lane: str) -> LaneKeys:
         """Return the keys of one lane."""
         return LaneKeys(self.project, lane)

@@ -80,6 +80,11 @@ class Runtime:
             wait_s=PRODUCER_CONNECT_S + PRODUCER_ANSWER_S,
         )
 
+    @property
+    def quick_redis(self) -> Redis:
+        """Return a client that gives up within a second, for what is not worth waiting for."""
+        return self._producer_redis
+
     @cached_property
     def worker_redis(self) -> Redis:
         """Return the client of workers and commands."""

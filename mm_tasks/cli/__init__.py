@@ -11,6 +11,7 @@ from redis.exceptions import RedisError
 from rich.console import Console
 
 from mm_tasks.cli import audit, checks, dead, demo, erasure, stack, status
+from mm_tasks.cli import health as probe
 from mm_tasks.cli import metrics as exporter
 from mm_tasks.cli import top as top_view
 from mm_tasks.errors import MMTasksError
@@ -119,6 +120,23 @@ def top(
     Example: mm-tasks top
     """
     top_view.run(interval_s=interval, once=once)
+
+
+@app.command()
+def health(
+    *,
+    worker: Annotated[
+        str | None, typer.Option(metavar="NODE", help="Only this worker; %h: this host.")
+    ] = None,
+    beat: Annotated[bool, typer.Option("--beat", help="Only a beat.")] = False,
+    max_age: Annotated[float, typer.Option(min=1, help="Seconds since a sign of life.")] = 30,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Say whether Redis, the audit database, workers and beat are alive: exit 1 if any is not.
+
+    For probes. Reads only. Example: mm-tasks health --worker celery@%h
+    """
+    raise typer.Exit(probe.run(worker=worker, beat=beat, age_max_s=max_age, as_json=as_json))
 
 
 @app.command()
