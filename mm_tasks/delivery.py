@@ -322,7 +322,8 @@ class Delivery:
             refused = self._pauses.lift(batch_id)
             is_refusal = attempt.paused != retry.UNAVAILABLE
             if is_refusal and refused not in {"", batch_id} and isinstance(outcome, Delivered):
-                any(buffer.single_out(refused) for buffer in self._endpoint())
+                for buffer in self._endpoint():
+                    buffer.single_out(refused)
         known = retry.signal(outcome, attempt, _random_s)
         match known:
             case None:
