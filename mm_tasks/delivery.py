@@ -18,7 +18,7 @@ from logging import getLogger
 from typing import TYPE_CHECKING, NamedTuple, assert_never
 
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ReadOnlyError
+from redis.exceptions import ReadOnlyError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from mm_tasks import retry
@@ -211,8 +211,7 @@ class Delivery:
             return _Slot(0, None)
         every_s, ahead_max_s = self._policy.flush_interval_s, None
         if self._yields_to is not None:
-            looked = self._yields_to.look(late_ms=LATE_MS, claimed_max=CLAIMED_MAX)
-            if looked in {"ready", "late"}:
+            if _wants_slot(self._yields_to):
                 return None
             ahead_max_s = self._limiter.left_over_ahead_s(every_s)
         slot = self._limiter.reserve(every_s, ahead_max_s=ahead_max_s)
@@ -348,7 +347,8 @@ class Delivery:
             refused = self._pauses.lift(batch_id)
             is_refusal = attempt.paused != retry.UNAVAILABLE
             if is_refusal and refused not in {"", batch_id} and isinstance(outcome, Delivered):
-                any(buffer.single_out(refused) for buffer in self._endpoint())
+                for buffer in self._endpoint():
+                    buffer.single_out(refused)
         known = retry.signal(outcome, attempt, _random_s)
         match known:
             case None:
@@ -383,6 +383,14 @@ class Delivery:
 class _Slot(NamedTuple):
     wait_s: float
     start_us: int | None
+
+
+def _wants_slot(buffer: Buffer) -> bool:
+    """Say whether a batch is ready or late; a lane that cannot be read will take no slot."""
+    try:
+        return buffer.look(late_ms=LATE_MS, claimed_max=CLAIMED_MAX) in {"ready", "late"}
+    except ResponseError:
+        return False
 
 
 def _random_s(below: float) -> float:

@@ -16,8 +16,10 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from mm_tasks import identify, track
+from mm_tasks import identify, runtime, track
 from mm_tasks.errors import BufferFull, BufferUnavailable
+from mm_tasks.events import BACKFILL, encode_track
+from mm_tasks.receipts import entries
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,6 +66,12 @@ def event(event_id: str, number: int, poison_every: int) -> dict[str, object]:
     }
 
 
+def import_many(fields: list[dict[str, object]]) -> None:
+    """Store events in the lane that yields."""
+    encoded = [encode_track(each) for each in fields]
+    runtime.current().producers[BACKFILL].append(entries(encoded))
+
+
 def main(path: str, name: str, count: int, every_ms: int, poison_every: int) -> None:
     """Report `count` events, one call each `every_ms`."""
     ledger, chance = Ledger(path), random.Random(name)  # noqa: S311 - no secret
@@ -74,7 +82,9 @@ def main(path: str, name: str, count: int, every_ms: int, poison_every: int) -> 
         fields = [event(f"{name}-{n}", n, poison_every) for n in range(number, number + size)]
         ids = [str(each["event_id"]) for each in fields]
         number += size
-        if size > 1:
+        if size > 1 and lot % 2:
+            ledger.call(ids, lambda fields=fields: import_many(fields))
+        elif size > 1:
             ledger.call(ids, lambda fields=fields: track.delay_many(fields))
         elif lot >= 100 - IDENTIFY_PERCENT:
             who = {"anonymous_id": f"visitor-{ids[0]}", "user_id": "shopper"}
