@@ -18,7 +18,7 @@ from celery.utils.functional import firstmethod
 from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu import Connection, Exchange, Queue
 
-from mm_tasks import events, runtime
+from mm_tasks import events, pulse, runtime
 from mm_tasks.errors import ConfigurationError
 from mm_tasks.keys import ENDPOINTS
 
@@ -144,6 +144,7 @@ class Consumer(CeleryConsumer):
 # Workers and beat import what is included, whoever's module they were told to start with.
 app = Celery("mm_tasks", set_as_current=False, include=["mm_tasks.tasks"])
 app.add_defaults(_configuration)
+pulse.give(app, FLUSH)
 
 
 class _Home:

@@ -52,9 +52,8 @@ def audit(current: Runtime) -> Verdict:
 
 def worker(found: Collection[Sign], name: str, age_max_s: float = AGE_MAX_S) -> Verdict:
     """Say whether the worker of this node name left a sign lately."""
-    return _alive(
-        f"worker {name}", [s for s in found if s.kind == signs.WORKER and s.name == name], age_max_s
-    )
+    mine = [sign for sign in found if sign.kind == signs.WORKER and sign.name == name]
+    return _alive(f"worker {name}", mine, age_max_s)
 
 
 def queues(

@@ -1,6 +1,7 @@
 """Our tasks in a host's own Celery app.
 
-`install` adds tasks, queues, routes and beat entries to the host and changes nothing else:
+`install` adds tasks, queues, routes, beat entries and a step of the consumer, by which a worker
+leaves a sign of life, to the host and changes nothing else:
 none of its settings, not its default queue, not its current app. It may be called before or
 after the host's settings were read, and does not have them read.
 
@@ -18,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 from celery.app.routes import MapRoute
 from celery.signals import beat_init, celeryd_after_setup
 
-from mm_tasks import runtime
+from mm_tasks import pulse, runtime
 from mm_tasks.celery_app import (
+    FLUSH,
     ROUTES,
     OurTask,
     app,
@@ -68,6 +70,7 @@ def install(host: Celery) -> None:
     once(host.on_after_finalize, register, host, is_past=vars(host)["finalized"])
     # Whenever they are read, which `config_from_object` may have done once more.
     host.on_after_configure.connect(_add_to_beat, sender=host)
+    pulse.give(host, FLUSH)
     if vars(host)["configured"]:
         _add_to_beat(host)
 

@@ -24,7 +24,7 @@ from prometheus_client.core import (
 )
 from redis.exceptions import RedisError
 
-from mm_tasks import histograms, runtime, snapshot
+from mm_tasks import histograms, runtime, signs, snapshot
 from mm_tasks.errors import AuditUnavailable, ConfigurationError
 from mm_tasks.keys import ProjectKeys
 from mm_tasks.progress import STEPS, Progress
@@ -103,6 +103,7 @@ class Collector:
             look = snapshot.read(redis, project)
             raw = redis.hgetall(ProjectKeys(project).tallies)
             reasons = snapshot.dead_reasons(redis, project)
+            left = signs.read(redis, project)
         except RedisError:
             yield _gauge("redis_up", "Whether Redis answered.", 0)
             return
@@ -112,6 +113,10 @@ class Collector:
         yield from _of_requests(look)
         yield from _of_stops(look)
         yield _by_label("dead_letters", "Dead letters by reason.", "reason", reasons)
+        for kind in (signs.WORKER, signs.BEAT):
+            ages = {sign.name: sign.age_s for sign in left if sign.kind == kind}
+            name, said = f"{kind}_sign_age_seconds", f"Since the last sign of life of a {kind}."
+            yield _by_label(name, said, kind, ages)
         for name, (shown, said) in _HISTOGRAMS.items():
             yield _histogram(shown, said, "lane", tallies, name, look.lanes)
 

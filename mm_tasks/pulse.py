@@ -33,7 +33,7 @@ def give(app: Celery, flush: str) -> None:
     _Beat.flushes.add(flush)
 
 
-class Pulse(bootsteps.StartStopStep):  # type: ignore[misc] # Celery's has no types
+class Pulse(bootsteps.StartStopStep):
     """A step of the consumer, there while it is connected to its broker."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)

@@ -182,7 +182,8 @@ class Settings(BaseSettings):
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        **_: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - not a source of ours
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - knows no upper case
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Return where values come from, what wins first."""
         folder = os.environ.get(credentials.SECRETS_DIR)
@@ -195,7 +196,7 @@ class Settings(BaseSettings):
 
     @classmethod
     def load(cls, given: Mapping[str, Any] | None = None) -> Settings:
-        """Read the environment and the secrets; raise `ConfigurationError` naming variable and rule.
+        """Read the environment and the secrets; raise `ConfigurationError` with variable and rule.
 
         What is `given`, by field, wins.
         """
