@@ -109,7 +109,7 @@ class Buffer:
         self._line = Line(redis)
         self._nudge_ms = nudge_ms
         self.lane = lane
-        self._append_head = _APPEND.command(*self._append_words())
+        self._append_head = _APPEND.command(*self.append_words())
 
     def append(self, entries: Sequence[Entry]) -> Appended:
         """Store all entries whose subject is not fenced, in order, or none.
@@ -126,9 +126,9 @@ class Buffer:
         try:
             reply = self._line.call(_APPEND, command)
         except RedisError as error:
-            failed = _failed(error, len(entries))
+            failed = append_failed(error, len(entries))
         else:
-            return self._appended(reply)
+            return self.appended(reply)
         # Raised outside of the handler: the original may quote a record.
         raise failed
 
@@ -136,16 +136,17 @@ class Buffer:
         """As `append`, on a client of the running event loop."""
         assert len(entries) <= APPEND_RECORDS_MAX
         records = [record(self._project.project, *entry) for entry in entries]
-        keys, args = self._append_words()
+        keys, args = self.append_words()
         try:
             reply = await _APPEND.acall(redis, keys, (*args, *records))
         except RedisError as error:
-            failed = _failed(error, len(entries))
+            failed = append_failed(error, len(entries))
         else:
-            return self._appended(reply)
+            return self.appended(reply)
         raise failed
 
-    def _appended(self, reply: Any) -> Appended:  # noqa: ANN401 - see `append.lua`
+    def appended(self, reply: Any) -> Appended:  # noqa: ANN401 - see `append.lua`
+        """Return what a reply of `append.lua` says; raise `BufferFull` where it says that."""
         if type(reply) is int:
             return Appended(_NOBODY, reply == 1)
         if reply[0] >= 0:
@@ -156,7 +157,7 @@ class Buffer:
         )
         raise BufferFull(msg)
 
-    def _append_words(self) -> tuple[tuple[str, ...], tuple[str | int, ...]]:
+    def append_words(self) -> tuple[tuple[str, ...], tuple[str | int, ...]]:
         """Return what all appends have in common: keys and first arguments."""
         keys, project, limits = self._keys, self._project, self._limits
         args = (
@@ -175,17 +176,11 @@ class Buffer:
     def look(self, *, late_ms: int, claimed_max: int, linger: bool = True) -> str:
         """Return what a flush should do next: see `look.lua`."""
         limits, keys, project = self._limits, self._keys, self._project
+        places = (keys.waiting, keys.claimed, project.counts)
+        holds = (project.pause, keys.throttle, keys.outage, project.fences)
         reply = _LOOK(
             self._redis,
-            (
-                keys.waiting,
-                keys.claimed,
-                project.counts,
-                project.pause,
-                keys.throttle,
-                keys.outage,
-                project.fences,
-            ),
+            (*places, *holds),
             (
                 self.lane,
                 limits.events_max,
@@ -382,7 +377,8 @@ def new_id() -> str:
     return str(uuid_utils.uuid7())
 
 
-def _failed(error: RedisError, count: int) -> BufferFull | BufferUnavailable:
+def append_failed(error: RedisError, count: int) -> BufferFull | BufferUnavailable:
+    """Return what callers see of an append of so many entries that raised."""
     if isinstance(error, OutOfMemoryError):
         return BufferFull("Redis is at its maxmemory; nothing was stored")
     # Only what broke on the way leaves doubt; an error that Redis answered stored nothing.
