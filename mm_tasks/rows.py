@@ -259,7 +259,10 @@ class CsvRows:
                 begins = self._lines.read
             self._raw.append(raw)
             if len(raw) > LINE_BYTES_MAX or len(self._raw) > _ROW_LINES_MAX:
-                msg = f"line {begins}: {_TOO_LONG}; a file of CSV cannot be read on behind it"
+                msg = (
+                    f"line {begins}: {_TOO_LONG}, or its row has more than {_ROW_LINES_MAX} lines; "
+                    "a file of CSV cannot be read on behind it"
+                )
                 raise ImportRefused(msg)
             # Decoded in any case: the quotes of a bad row count, or the next one begins amiss.
             yield raw.decode(errors="surrogateescape")
