@@ -37,12 +37,7 @@ _LANES = {"normal": "track", "low": "backfill"}
 _STDIN = "-"
 _NAME_CHARACTERS_MAX = 255
 
-_Files = Annotated[
-    list[Path],
-    typer.Argument(
-        metavar="FILE", exists=True, dir_okay=False, allow_dash=True, help="- is stdin."
-    ),
-]
+_Files = Annotated[list[Path], typer.Argument(metavar="FILE", help="- is stdin.")]
 _Map = Annotated[
     list[str] | None,
     typer.Option(
@@ -133,6 +128,8 @@ def import_command(  # noqa: PLR0913 - its options
         _LANES[priority],
         len(given) > 1,
     )
+    if options.lane not in runtime.current().producers:
+        fail("--priority low: there is no lane for backfills")
     if delimiter or map_ or set_ or ignore_unmapped:
         _refuse_unless_csv(given)
     if rejects and not (skip_bad or dry_run):
@@ -176,18 +173,20 @@ def _store(
     about: tuple[_Given, Watching, Stop],
     tallies: list[Tally],
 ) -> None:
-    from mm_tasks.celery_app import FLUSH, QUEUES, nudge  # noqa: PLC0415 - slow to import
-
     given, watch, stop = about
     current = runtime.current()
-    buffer = current.producers.get(options.lane)
-    if buffer is None:
-        fail("--priority low: there is no lane for backfills")
+    buffer = current.producers[options.lane]
     positions = Positions(current.worker_redis, current.settings.project)
     one = Import(positions, buffer, given.name, watch, stop)
     tallies[-1] = one.tally
     one.resume(lines, again=options.again)
-    one.store(reading, partial(nudge, FLUSH, (buffer.lane,), QUEUES[buffer.lane]))
+    one.store(reading, partial(_nudge, buffer.lane))
+
+
+def _nudge(lane: str) -> None:
+    from mm_tasks.celery_app import FLUSH, QUEUES, nudge  # noqa: PLC0415 - slow to import
+
+    nudge(FLUSH, (lane,), QUEUES[lane])
 
 
 def _rows(
@@ -211,7 +210,11 @@ def _stream(given: _Given) -> Iterator[tuple[io.BufferedReader, Shown]]:
     if str(given.path) == _STDIN:
         yield sys.stdin.buffer, Shown(given.name, lambda: 0, None)  # type: ignore[misc]
         return
-    with given.path.open("rb") as file:
+    try:
+        file = given.path.open("rb")
+    except OSError as error:
+        fail(f"{plain(given.name)}: cannot be read: {error.strerror}")
+    with file:
         about = os.fstat(file.fileno())
         is_regular = stat.S_ISREG(about.st_mode)
         shown = Shown(given.name, file.tell, about.st_size)
@@ -251,6 +254,8 @@ def _given(files: list[Path], name: str | None, format_: str | None) -> list[_Gi
 
 
 def _name(path: Path, name: str | None) -> str:
+    if str(path) != _STDIN and (not path.exists() or path.is_dir()):
+        fail(f"{plain(path)}: is no file")
     if name is None and str(path) == _STDIN:
         fail("stdin needs a --name, by which the import is known when it is run again")
     found = path.name if name is None else name
@@ -316,5 +321,5 @@ _ENDS = {
     "finished": "",
     "stopped": ". Stopped after line {}; run it again to go on",
     "bad": ". Nothing is stored behind line {}: correct the file and run it again, or --skip-bad",
-    "failed": ". Failed after line {}; run it again to go on",
+    "failed": ". Ended after line {}",
 }
