@@ -229,24 +229,24 @@ class Import:
         self,
         positions: Positions,
         buffer: Buffer,
-        name: str,
+        tally: Tally,
         watch: Watch,
         stop: Stop,
     ) -> None:
-        """Take everything as arguments; nothing is asked here."""
+        """Take everything as arguments, a new tally among them; nothing is asked here."""
         self._positions = positions
         self._buffer = buffer
         self._watch = watch
         self._stop = stop
         self._before: Position | None = None
-        self.tally = Tally(name)
+        self._tally = tally
 
     def resume(self, lines: Lines, *, again: bool = False) -> None:
         """Read on to where the import stands; with `again` it starts over.
 
         Raises `ImportRefused` where the lines up to there are not those that were imported.
         """
-        stands = self._before = self._positions.find(self.tally.name)
+        stands = self._before = self._positions.find(self._tally.name)
         if stands is not None and not again:
             lines.skip_to(stands.lines)
             if (lines.done, lines.digest()) != stands:
@@ -255,7 +255,7 @@ class Import:
                     "name. Give another --name, or --again to start over from line 1"
                 )
                 raise ImportRefused(msg)
-            self.tally.lines_before = self.tally.lines = stands.lines
+            self._tally.lines_before = self._tally.lines = stands.lines
 
     def store(self, reading: Reading, on_full: Callable[[], None]) -> None:
         """Store part after part, waiting while there is no room; the tally says how it ended.
@@ -269,13 +269,13 @@ class Import:
             self._watch.bad(part.bad)
             appended = self._append(part)
             if appended is None:
-                self.tally.end = "stopped"
+                self._tally.end = "stopped"
                 return
             self._count(part, appended)
             if isinstance(appended, Appended) and appended.nudge:
                 on_full()
-            self._watch.progress(self.tally)
-        self.tally.end = reading.end or "finished"
+            self._watch.progress(self._tally)
+        self._tally.end = reading.end or "finished"
 
     def _append(self, part: Part) -> Appended | Moved | None:
         """Store one part, however often it takes; None when it was stopped meanwhile."""
@@ -284,7 +284,7 @@ class Import:
         step, wait_s, gives_up_s = Step(self._before, part.after), _WAIT_FIRST_S, 0.0
         while True:
             try:
-                done = self._positions.append(self._buffer, self.tally.name, step, part.entries)
+                done = self._positions.append(self._buffer, self._tally.name, step, part.entries)
             except BufferFull:
                 why, gives_up_s = "for room in the buffer", 0.0
             except BufferUnavailable:
@@ -303,7 +303,7 @@ class Import:
 
     def _count(self, part: Part, done: Appended | Moved) -> None:
         suppressed = len(done.suppressed) if isinstance(done, Appended) else 0
-        tally = self.tally
+        tally = self._tally
         tally.lines = part.after.lines if part.moves else tally.lines
         tally.stored += len(part.entries) - suppressed
         tally.suppressed += suppressed
@@ -311,9 +311,8 @@ class Import:
         tally.undated += part.undated
 
 
-def check(reading: Reading, name: str, watch: Watch) -> Tally:
+def check(reading: Reading, tally: Tally, watch: Watch) -> None:
     """Validate all rows and store none; `stored` of the tally counts those that would be."""
-    tally = Tally(name)
     for part in reading:
         watch.bad(part.bad)
         tally.lines = part.after.lines
@@ -322,4 +321,3 @@ def check(reading: Reading, name: str, watch: Watch) -> Tally:
         tally.undated += part.undated
         watch.progress(tally)
     tally.end = reading.end or "finished"
-    return tally

@@ -35,8 +35,8 @@ class Shown(NamedTuple):
     """What is told of one file, where it is read, and how large it is (None: nobody knows)."""
 
     name: str
-    position: Callable[[], int]
-    size: int | None
+    position: Callable[[], int] = int
+    size: int | None = None
 
 
 class Rejects:

@@ -8,18 +8,16 @@ import signal
 import stat
 import sys
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from mm_tasks import runtime
-from mm_tasks.cli.import_watch import Lines as Watching
+from mm_tasks.cli import import_options as options
 from mm_tasks.cli.import_watch import Rejects, Shown, watching
 from mm_tasks.cli.output import fail, plain
-from mm_tasks.errors import ImportRefused
 from mm_tasks.importing import Encoding, Import, Reading, Stop, Tally, check
 from mm_tasks.mapping import mapping, source
 from mm_tasks.position import Positions
@@ -29,84 +27,25 @@ if TYPE_CHECKING:
     import io
     from collections.abc import Callable, Iterable, Iterator
 
-    from mm_tasks.mapping import Source
+    from mm_tasks.cli.import_options import Columns, Given, Options
     from mm_tasks.rows import Row
-
-_FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
-_LANES = {"normal": "track", "low": "backfill"}
-_STDIN = "-"
-_NAME_CHARACTERS_MAX = 255
-
-_Files = Annotated[list[Path], typer.Argument(metavar="FILE", help="- is stdin.")]
-_Map = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--map", metavar="FIELD[:TYPE]=COLUMN", help="CSV: which column a field comes from."
-    ),
-]
-_Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="FIELD[:TYPE]=VALUE", help="CSV: the same for every row."),
-]
-
-
-class _Given(NamedTuple):
-    """One file to import."""
-
-    path: Path
-    name: str
-    format: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Options:
-    """What holds for all files."""
-
-    maps: list[Source]
-    sets: list[Source]
-    ignore_unmapped: bool
-    delimiter: str
-    skip_bad: bool
-    again: bool
-    dry_run: bool
-    lane: str
-    is_one_of_many: bool
 
 
 def import_command(  # noqa: PLR0913 - its options
-    files: _Files,
+    files: options.Files,
     *,
-    name: Annotated[
-        str | None, typer.Option(help="What it is known by; without it, the file's name.")
-    ] = None,
-    again: Annotated[
-        bool, typer.Option("--again", help="Start over from line 1: rows are sent twice.")
-    ] = False,
-    format_: Annotated[
-        Literal["jsonl", "csv"] | None,
-        typer.Option("--format", help="Without it, by the file's name."),
-    ] = None,
-    map_: _Map = None,
-    set_: _Set = None,
-    ignore_unmapped: Annotated[
-        bool, typer.Option("--ignore-unmapped", help="CSV: leave out columns that are no field.")
-    ] = False,
-    delimiter: Annotated[
-        str | None, typer.Option(help="CSV: one character, or tab. Without it, a comma.")
-    ] = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Store the good rows, name and count the bad ones.")
-    ] = False,
-    rejects: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write bad rows here, verbatim; a new file.")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Validate everything, store nothing.")
-    ] = False,
-    priority: Annotated[
-        Literal["normal", "low"], typer.Option(help="low: behind all other events.")
-    ] = "normal",
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    name: options.Name = None,
+    again: options.Again = False,
+    format_: options.Format = None,
+    map_: options.Maps = None,
+    set_: options.Sets = None,
+    ignore_unmapped: options.IgnoreUnmapped = False,
+    delimiter: options.Delimiter = None,
+    skip_bad: options.SkipBad = False,
+    rejects: options.RejectsFile = None,
+    dry_run: options.DryRun = False,
+    priority: options.Priority = "normal",
+    as_json: options.AsJson = False,
 ) -> None:
     """Store the events of files: JSON lines or CSV, plain or gzip. Each row is stored once.
 
@@ -116,71 +55,49 @@ def import_command(  # noqa: PLR0913 - its options
 
     Example: mm-tasks import events.jsonl.gz
     """
-    given = _given(files, name, format_)
-    options = _Options(
-        [source("--map", words) for words in map_ or ()],
-        [source("--set", words) for words in set_ or ()],
-        ignore_unmapped,
-        _delimiter(delimiter),
-        skip_bad,
-        again,
-        dry_run,
-        _LANES[priority],
-        len(given) > 1,
-    )
-    if options.lane not in runtime.current().producers:
-        fail("--priority low: there is no lane for backfills")
-    if delimiter or map_ or set_ or ignore_unmapped:
-        _refuse_unless_csv(given)
+    maps = [source("--map", words) for words in map_ or ()]
+    sets = [source("--set", words) for words in set_ or ()]
+    columns = options.Columns(maps, sets, ignore_unmapped, delimiter)
+    given = options.given(files, name, format_, columns)
     if rejects and not (skip_bad or dry_run):
         fail("--rejects needs --skip-bad or --dry-run: otherwise the import stops at a bad row")
+    lane, is_one_of_many = options.LANES[priority], len(given) > 1
+    about = options.Options(columns, lane, skip_bad, again, dry_run, is_one_of_many)
+    if lane not in runtime.current().producers:
+        fail("--priority low: there is no lane for backfills")
     tallies: list[Tally] = []
     with _stopping() as stop, ExitStack() as stack:
         refused = Rejects(rejects)
         stack.callback(refused.close)
         stack.callback(_show, tallies, dry_run=dry_run, as_json=as_json)
         for one in given:
-            _import(one, options, refused, stop, tallies)
+            _import(one, about, refused, stop, tallies)
             if tallies[-1].end != "finished":
                 break
     raise typer.Exit(_code(tallies, stop, dry_run=dry_run))
 
 
 def _import(
-    given: _Given, options: _Options, rejects: Rejects, stop: Stop, tallies: list[Tally]
+    given: Given, about: Options, rejects: Rejects, stop: Stop, tallies: list[Tally]
 ) -> None:
     """Import one file, or check it; its tally is the last one, also where this raises."""
     tallies.append(Tally(given.name))
     current = runtime.current()
-    project = current.settings.project
     with _stream(given) as (stream, shown):
         lines = Lines(opened(stream))
-        rows, to_fields = _rows(lines, given, options, rejects)
-        encode = Encoding(project, given.name, current.event_bytes_max, to_fields)
-        skip_bad = options.skip_bad or options.dry_run
+        rows, to_fields = _rows(lines, given, about.columns, rejects)
+        encode = Encoding(current.settings.project, given.name, current.event_bytes_max, to_fields)
+        skip_bad = about.skip_bad or about.dry_run
         reading = Reading(lines, rows, encode, skip_bad=skip_bad, stop=stop)
-        with watching(shown, rejects, is_one_of_many=options.is_one_of_many) as watch:
-            if options.dry_run:
-                tallies[-1] = check(reading, given.name, watch)
-            else:
-                _store(lines, reading, options, (given, watch, stop), tallies)
-
-
-def _store(
-    lines: Lines,
-    reading: Reading,
-    options: _Options,
-    about: tuple[_Given, Watching, Stop],
-    tallies: list[Tally],
-) -> None:
-    given, watch, stop = about
-    current = runtime.current()
-    buffer = current.producers[options.lane]
-    positions = Positions(current.worker_redis, current.settings.project)
-    one = Import(positions, buffer, given.name, watch, stop)
-    tallies[-1] = one.tally
-    one.resume(lines, again=options.again)
-    one.store(reading, partial(_nudge, buffer.lane))
+        with watching(shown, rejects, is_one_of_many=about.is_one_of_many) as watch:
+            if about.dry_run:
+                check(reading, tallies[-1], watch)
+                return
+            positions = Positions(current.worker_redis, current.settings.project)
+            buffer = current.producers[about.lane]
+            one = Import(positions, buffer, tallies[-1], watch, stop)
+            one.resume(lines, again=about.again)
+            one.store(reading, partial(_nudge, about.lane))
 
 
 def _nudge(lane: str) -> None:
@@ -190,25 +107,23 @@ def _nudge(lane: str) -> None:
 
 
 def _rows(
-    lines: Lines, given: _Given, options: _Options, rejects: Rejects
+    lines: Lines, given: Given, columns: Columns, rejects: Rejects
 ) -> tuple[Iterable[Row], Callable[[Any], dict[str, Any]]]:
     """Return the rows of a file, and what makes fields of a row's content."""
     rejects.head = b""
     if given.format == "jsonl":
         return json_rows(lines), dict
-    rows = CsvRows(lines, options.delimiter)
+    maps, sets, ignore_unmapped, delimiter = columns
+    rows = CsvRows(lines, options.delimiter(delimiter))
     rejects.head = rows.header_raw
-    columns = mapping(
-        rows.header, options.maps, options.sets, ignore_unmapped=options.ignore_unmapped
-    )
-    return rows, columns
+    return rows, mapping(rows.header, maps, sets, ignore_unmapped=ignore_unmapped)
 
 
 @contextmanager
-def _stream(given: _Given) -> Iterator[tuple[io.BufferedReader, Shown]]:
-    """Open a file, or stdin, whose size and place nobody knows."""
-    if str(given.path) == _STDIN:
-        yield sys.stdin.buffer, Shown(given.name, lambda: 0, None)  # type: ignore[misc]
+def _stream(given: Given) -> Iterator[tuple[io.BufferedReader, Shown]]:
+    """Open a file, or stdin; of what is no regular file nobody knows size and place."""
+    if str(given.path) == options.STDIN:
+        yield sys.stdin.buffer, Shown(given.name)  # type: ignore[misc]
         return
     try:
         file = given.path.open("rb")
@@ -217,8 +132,7 @@ def _stream(given: _Given) -> Iterator[tuple[io.BufferedReader, Shown]]:
     with file:
         about = os.fstat(file.fileno())
         is_regular = stat.S_ISREG(about.st_mode)
-        shown = Shown(given.name, file.tell, about.st_size)
-        yield file, shown if is_regular else Shown(given.name, lambda: 0, None)
+        yield file, Shown(given.name, file.tell, about.st_size) if is_regular else Shown(given.name)
 
 
 @contextmanager
@@ -243,54 +157,11 @@ def _stopping() -> Iterator[Stop]:
         back()
 
 
-def _given(files: list[Path], name: str | None, format_: str | None) -> list[_Given]:
-    """Return the files to import, or end the command before the first one is touched."""
-    if name is not None and len(files) > 1:
-        fail("--name: names one file, and several were given")
-    given = [_Given(path, _name(path, name), _format(path, format_)) for path in files]
-    if len({one.name for one in given}) < len(given):
-        fail("two files have the same name, by which an import is known; import them one by one")
-    return given
-
-
-def _name(path: Path, name: str | None) -> str:
-    if str(path) != _STDIN and (not path.exists() or path.is_dir()):
-        fail(f"{plain(path)}: is no file")
-    if name is None and str(path) == _STDIN:
-        fail("stdin needs a --name, by which the import is known when it is run again")
-    found = path.name if name is None else name
-    if not 0 < len(found) <= _NAME_CHARACTERS_MAX or not found.isprintable():
-        fail("the name must be printable and have at most 255 characters; give a --name")
-    return found
-
-
-def _format(path: Path, format_: str | None) -> str:
-    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
-    found = format_ or _FORMATS.get(suffix)
-    if found is None:
-        fail("a file's name must end in .jsonl, .ndjson or .csv, then .gz or not; or use --format")
-    return found
-
-
-def _delimiter(given: str | None) -> str:
-    found = {None: ",", "tab": "\t", "\\t": "\t"}.get(given, given) or ""
-    if len(found) != 1 or found in '"\r\n\0':
-        fail("--delimiter: must be one character, or tab")
-    return found
-
-
-def _refuse_unless_csv(given: list[_Given]) -> None:
-    if any(one.format != "csv" for one in given):
-        msg = "--map, --set, --ignore-unmapped and --delimiter are for CSV alone"
-        raise ImportRefused(msg)
-
-
 def _code(tallies: list[Tally], stop: Stop, *, dry_run: bool) -> int:
     last = tallies[-1]
     if last.end == "stopped":
         return 128 + stop.signal
-    is_refused = last.end != "finished" or (dry_run and any(one.bad for one in tallies))
-    return int(is_refused)
+    return int(last.end != "finished" or (dry_run and any(one.bad for one in tallies)))
 
 
 def _show(tallies: list[Tally], *, dry_run: bool, as_json: bool) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import pty
 import random
 import re
+import shlex
 import signal
 import stat
 import subprocess
@@ -61,7 +64,7 @@ def test_an_import_killed_at_random_moments_delivers_each_row_once(stack, redis,
     stack.worker()
     stack.beat()
     kills = []
-    for chances in ("append.before=0.3", "append.after=0.3", "") * 3:
+    for chances in ("append.before=0.3", "append.after=0.3", "") * 2:
         process = started(stack, str(file), "--json", MM_TASKS_FAILPOINTS=chances)
         began = lines_done(redis, file.name)
         if not chances:
@@ -204,6 +207,45 @@ def test_a_command_that_cannot_be_meant_is_refused_before_anything_is_read(
 
     assert done.exit_code != 0
     assert said in done.output + str(done.exception or "")
+
+
+def test_a_terminal_sees_a_bar_and_bad_rows_above_it(stack, tmp_path):
+    """A log sees neither: the tests above compare stderr as it is."""
+    file = tmp_path / "events.jsonl"
+    file.write_bytes(rows(*range(1500)) + b"{}\n")
+    near, far = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mm_tasks.cli", "import", str(file), "--skip-bad"],
+        env={**stack.env, "TERM": "xterm", "COLUMNS": "120"},
+        stdout=subprocess.PIPE,
+        stderr=far,
+    )
+    out, _ = process.communicate(timeout=60)
+    os.close(far)
+    os.set_blocking(near, False)
+    shown = os.read(near, 1 << 20).decode()
+    os.close(near)
+
+    assert "line 1501: event: is required" in shown
+    assert "1,501 rows" in shown
+    assert "100%" in shown
+    assert out.startswith(b"events.jsonl: 1500 rows stored, 1 bad")
+
+
+def test_the_docs_examples_are_what_they_say(tmp_path, monkeypatch):
+    blocks = dict(re.findall(r"```(json|csv)\n(.*?)```", DOCS.read_text(), re.DOTALL))
+    monkeypatch.chdir(tmp_path)
+    Path("a.jsonl").write_text(blocks["json"])
+    Path("a.csv").write_text(blocks["csv"])
+    Path("orders.csv").write_text("Customer,Created,Amount\nuser_42,1768392000,1999\n")
+    command = re.search(r"mm-tasks (import orders.csv .*?)\n```", DOCS.read_text(), re.DOTALL)
+    words = shlex.split(command[1].replace("\\\n", ""))
+    for one in (["import", "a.jsonl", "a.csv"], words):
+        done = CliRunner().invoke(app, [*one, "--dry-run", "--json"])
+
+        assert done.exit_code == 0, done.output
+        assert all(file["stored"] == 1 for file in json.loads(done.stdout)["files"])
+        assert all(file["undated"] == 0 for file in json.loads(done.stdout)["files"])
 
 
 def test_rows_of_low_priority_wait_in_the_lane_of_backfills(stack, redis, tmp_path):

@@ -27,7 +27,7 @@ from redis.retry import Retry
 
 from mm_tasks.buffer import APPEND_RECORDS_MAX, Appended, BatchLimits, Buffer, Entry
 from mm_tasks.errors import BufferFull, BufferUnavailable, ImportRefused
-from mm_tasks.importing import Encoding, Import, Reading, Stop, check
+from mm_tasks.importing import Encoding, Import, Reading, Stop, Tally, check
 from mm_tasks.keys import HEADER_BYTES, ProjectKeys, tag
 from mm_tasks.mapping import mapping, source
 from mm_tasks.position import Moved, Position, Positions, Step
@@ -80,11 +80,12 @@ class Importer:
             columns = mapping(rows.header, [source("--map", words) for words in csv_maps], [])
         encode = Encoding("p", name, BYTES_MAX, columns)
         reading = Reading(lines, rows, encode, skip_bad=skip_bad, stop=self.stop)
-        one = Import(self.positions, self.buffer, name, watch or Seen(), self.stop)
+        tally = Tally(name)
+        one = Import(self.positions, self.buffer, tally, watch or Seen(), self.stop)
         one.resume(lines, again=again)
         self.nudges = 0
         one.store(reading, self._nudged)
-        return one.tally
+        return tally
 
     def _nudged(self):
         self.nudges += 1
@@ -501,7 +502,8 @@ def test_a_check_names_every_bad_row_of_all_parts_and_needs_no_redis():
     encode = Encoding("p", "f", BYTES_MAX)
     reading = Reading(lines, json_rows(lines), encode, skip_bad=True, stop=Stop())
     seen = Seen()
-    tally = check(reading, "f", seen)
+    tally = Tally("f")
+    check(reading, tally, seen)
 
     assert seen.lines == ["line 1501: event: is required", "line 3002: event: is required"]
     assert (tally.stored, tally.bad, tally.end) == (3000, 2, "finished")
