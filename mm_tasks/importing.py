@@ -57,15 +57,8 @@ class Part:
     entries: list[Entry] = field(default_factory=list)
     bad: list[BadRow] = field(default_factory=list)
     undated: int = 0
-    size: int = 0
     moves: bool = False  # whether any line more is done behind it
     after: Position = _NOWHERE
-
-    @property
-    def is_full(self) -> bool:
-        """Say whether no row more may be added."""
-        rows = len(self.entries) + len(self.bad)
-        return rows >= APPEND_RECORDS_MAX or self.size >= PART_BYTES_MAX
 
 
 @dataclass(slots=True)
@@ -155,24 +148,25 @@ class Reading:
                 raise refused
 
     def _fill(self, part: Part) -> None:
-        is_held = False
+        is_held, size, left = False, 0, APPEND_RECORDS_MAX
         for row in self._rows:
             # Looked at first: a last line may have been cut off by what stopped us.
             if self._stop.signal:
                 self.end = "stopped"
                 return
             if not row.is_blank:
-                self._add(part, row, is_held=is_held)
+                self._add(part, row, is_held)
                 is_held = bool(part.bad) and not self._skip_bad
+                size += len(row.raw)
+                left -= 1
             if not is_held:
                 self._lines.keep()
-            if part.is_full:
+            if left == 0 or size >= PART_BYTES_MAX:
                 self.end = "bad" if is_held else None
                 return
         self.end = "bad" if is_held else "finished"
 
-    def _add(self, part: Part, row: Row, *, is_held: bool) -> None:
-        part.size += len(row.raw)
+    def _add(self, part: Part, row: Row, is_held: bool) -> None:  # noqa: FBT001 - of each row
         try:
             entry, is_dated = self._encode(row)
         except InvalidEvent as error:
