@@ -85,7 +85,7 @@ class Buffer:
         self._line = Line(redis)
         self._nudge_ms = nudge_ms
         self.lane = lane
-        self._append_head = _APPEND.command(*self._append_words())
+        self._append_head = _APPEND.command(*self.append_words())
 
     def append(self, entries: Sequence[Entry]) -> Appended:
         """Store all entries whose subject is not fenced, in order, or none.
@@ -102,9 +102,9 @@ class Buffer:
         try:
             reply = self._line.call(_APPEND, command)
         except RedisError as error:
-            failed = _failed(error, len(entries))
+            failed = append_failed(error, len(entries))
         else:
-            return self._appended(reply)
+            return self.appended(reply)
         # Raised outside of the handler: the original may quote a record.
         raise failed
 
@@ -112,16 +112,17 @@ class Buffer:
         """As `append`, on a client of the running event loop."""
         assert len(entries) <= APPEND_RECORDS_MAX
         records = [record(self._project.project, *entry) for entry in entries]
-        keys, args = self._append_words()
+        keys, args = self.append_words()
         try:
             reply = await _APPEND.acall(redis, keys, (*args, *records))
         except RedisError as error:
-            failed = _failed(error, len(entries))
+            failed = append_failed(error, len(entries))
         else:
-            return self._appended(reply)
+            return self.appended(reply)
         raise failed
 
-    def _appended(self, reply: Any) -> Appended:  # noqa: ANN401 - see `append.lua`
+    def appended(self, reply: Any) -> Appended:  # noqa: ANN401 - see `append.lua`
+        """Return what a reply of `append.lua` says; raise `BufferFull` where it says that."""
         if type(reply) is int:
             return Appended(_NOBODY, reply == 1)
         if reply[0] >= 0:
@@ -132,7 +133,7 @@ class Buffer:
         )
         raise BufferFull(msg)
 
-    def _append_words(self) -> tuple[tuple[str, ...], tuple[str | int, ...]]:
+    def append_words(self) -> tuple[tuple[str, ...], tuple[str | int, ...]]:
         """Return what all appends have in common: keys and first arguments."""
         keys, project, limits = self._keys, self._project, self._limits
         args = (
@@ -377,7 +378,8 @@ def new_id() -> str:
     return str(uuid_utils.uuid7())
 
 
-def _failed(error: RedisError, count: int) -> BufferFull | BufferUnavailable:
+def append_failed(error: RedisError, count: int) -> BufferFull | BufferUnavailable:
+    """Return what callers see of an append of so many entries that raised."""
     if isinstance(error, OutOfMemoryError):
         return BufferFull("Redis is at its maxmemory; nothing was stored")
     # Only what broke on the way leaves doubt; an error that Redis answered stored nothing.

@@ -6,6 +6,7 @@ MMTasksError
 │   └── EventTooLarge
 ├── BufferFull           slow down or shed load; nothing more was stored
 ├── BufferUnavailable    Redis did not answer in time; the event may have been stored
+├── ImportRefused        fix the file or the options, then run the import again
 ├── AuditUnavailable     the erasure was not accepted; ask again
 ├── AuditChainBroken     stop; the audit log was altered
 └── protocol.Illegal     this step of an erasure may not follow; look at its state
@@ -25,6 +26,7 @@ __all__ = [
     "BufferUnavailable",
     "ConfigurationError",
     "EventTooLarge",
+    "ImportRefused",
     "InvalidEvent",
     "MMTasksError",
     "Problem",
@@ -95,6 +97,10 @@ class BufferFull(_PartlyStored):
 
 class BufferUnavailable(_PartlyStored):
     """Redis did not answer in time. `maybe_stored` events may be there all the same."""
+
+
+class ImportRefused(MMTasksError):  # noqa: N818 - the public name
+    """A file, its position or the options are not fit to go on; what was stored before, is."""
 
 
 class AuditUnavailable(MMTasksError):  # noqa: N818 - the public name

@@ -131,6 +131,11 @@ class ProjectKeys(NamedTuple):
         """
         return self._key("signs")
 
+    @property
+    def imports(self) -> str:
+        """Hash of an import's name to where it stands: `<lines done> <SHA-256 of those lines>`."""
+        return self._key("imports")
+
     def lane(self, lane: str) -> LaneKeys:
         """Return the keys of one lane."""
         return LaneKeys(self.project, lane)

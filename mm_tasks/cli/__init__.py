@@ -10,7 +10,7 @@ import typer
 from redis.exceptions import RedisError
 from rich.console import Console
 
-from mm_tasks.cli import audit, checks, dead, demo, erasure, stack, status
+from mm_tasks.cli import audit, checks, dead, demo, erasure, imports, stack, status
 from mm_tasks.cli import health as probe
 from mm_tasks.cli import metrics as exporter
 from mm_tasks.cli import top as top_view
@@ -23,6 +23,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False)
 app.add_typer(dead.app, name="dead")
 app.add_typer(erasure.app, name="erasure")
 app.add_typer(audit.app, name="audit")
+app.command(name="import")(imports.import_command)
 out = Console()
 
 
