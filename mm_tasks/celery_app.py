@@ -18,7 +18,7 @@ from celery.utils.functional import firstmethod
 from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu import Connection, Exchange, Queue
 
-from mm_tasks import runtime
+from mm_tasks import connections, runtime
 from mm_tasks.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -45,25 +45,25 @@ ROUTES: dict[str, dict[str, Any]] = {
 
 _log = getLogger(__name__)
 
-# What a publish may cost a web request when the broker is away.
+# What a publish may cost a web request when the broker is away, and what each sentinel of it.
 _PUBLISH_TIMEOUT_S = 0.3
+_SENTINEL_TIMEOUT_S = 0.1
 
 
-def _redis_broker(url: str) -> str:
-    # redis-py and kombu spell a Unix socket differently.
-    return url.replace("unix://", "redis+socket://", 1) if url.startswith("unix://") else url
-
-
-def broker_url() -> str:
-    """Return the broker's URL: its own setting, or the buffer's Redis."""
-    settings = runtime.current().settings
-    return _redis_broker((settings.broker_url or settings.redis_url).get_secret_value())
+def broker() -> connections.Broker:
+    """Return how the broker is reached: by its own setting, or as the buffer's Redis."""
+    address = runtime.current().settings.broker_address
+    if isinstance(address, str):
+        return connections.Broker(address, {}, None)
+    return connections.broker(address)
 
 
 def _configuration() -> dict[str, Any]:
     settings = runtime.current().settings
+    url, transport_options, tls = broker()
     return {
-        "broker_url": broker_url(),
+        "broker_url": url,
+        "broker_use_ssl": tls or False,
         "broker_connection_retry_on_startup": True,
         # A primary that becomes a replica says UNBLOCKED and READONLY: connect again.
         "broker_channel_error_retry": True,
@@ -72,6 +72,7 @@ def _configuration() -> dict[str, Any]:
             "socket_timeout": 10,
             "socket_connect_timeout": 5,
             "socket_keepalive": True,
+            **transport_options,
         },
         "task_serializer": "json",
         "accept_content": ["json"],
@@ -240,20 +241,35 @@ class _Publisher(threading.local):
         if self.connection is None or self.owner != owner:
             self.connection = _connection(owner[1])
             if self.connection.transport.driver_type == "redis":
-                self.connection.transport_options = {
-                    **(self.connection.transport_options or {}),
-                    "socket_timeout": _PUBLISH_TIMEOUT_S,
-                    "socket_connect_timeout": _PUBLISH_TIMEOUT_S,
-                    "max_retries": 0,
-                }
+                options = self.connection.transport_options or {}
+                self.connection.transport_options = {**options, **_hasty(options)}
             self.owner = owner
         return self.connection
+
+
+def _hasty(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a Redis transport that gives up soon, and so with its sentinels."""
+    sentinel_options = {
+        **(options.get("sentinel_kwargs") or {}),
+        "socket_timeout": _SENTINEL_TIMEOUT_S,
+        "socket_connect_timeout": _SENTINEL_TIMEOUT_S,
+        "retry": None,
+    }
+    return {
+        "socket_timeout": _PUBLISH_TIMEOUT_S,
+        "socket_connect_timeout": _PUBLISH_TIMEOUT_S,
+        "max_retries": 0,
+        "sentinel_kwargs": sentinel_options,
+    }
 
 
 def _connection(to: Celery) -> Connection:
     """Return a connection to the broker that is not open yet."""
     if to is app:
-        return Connection(broker_url(), connect_timeout=_PUBLISH_TIMEOUT_S)
+        url, options, tls = broker()
+        return Connection(
+            url, transport_options=options, ssl=tls or False, connect_timeout=_PUBLISH_TIMEOUT_S
+        )
     # With what the host has set for it: a prefix of keys, TLS, the name of a primary.
     return to.connection_for_write(connect_timeout=_PUBLISH_TIMEOUT_S)
 
