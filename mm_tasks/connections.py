@@ -117,9 +117,7 @@ def _kind(address: Address, of: Any) -> Any:  # noqa: ANN401 - redis or redis.as
     return of.Connection if address.tls is None else of.SSLConnection
 
 
-def _options(
-    address: Address, connect_s: float | None, answer_s: float | None
-) -> dict[str, Any]:
+def _options(address: Address, connect_s: float | None, answer_s: float | None) -> dict[str, Any]:
     """Return what redis-py is told of connections to Redis itself."""
     options = {
         "db": address.db,

@@ -7,6 +7,7 @@ and the last that answered is asked first. No connection to a sentinel is kept.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +25,8 @@ from redis.retry import Retry
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-# What one of them gets of the time: a later call begins with those that this one did not reach.
-_SHARE = 1 / 3
+# So many are asked in the time that there is; a later call begins with those left over.
+_ASKED_AT_LEAST = 3
 _SKIPPED = (RedisConnectionError, RedisTimeoutError, ResponseError)
 _NOBODY = "no sentinel knows where the primary is"
 
@@ -38,7 +39,7 @@ class _Ring:
         self._hosts = hosts
         self._whole_s = whole_s
         self._next = 0
-        timeout_s = whole_s * _SHARE
+        timeout_s = whole_s / min(len(hosts), _ASKED_AT_LEAST)
         self._options = {
             **options,
             "socket_connect_timeout": timeout_s,
@@ -68,7 +69,7 @@ class Sentinels(_Ring):
             retry = Retry(NoBackoff(), 0)
             try:
                 with redis.Redis(host, port, retry=retry, **self._options) as one:
-                    reply = one.execute_command("SENTINEL", "MASTER", name)  # type: ignore[no-untyped-call]
+                    reply = one.execute_command("SENTINEL", "MASTER", name)
             except _SKIPPED:
                 continue
             if found := _primary(reply):
@@ -77,22 +78,41 @@ class Sentinels(_Ring):
 
 
 class LoopSentinels(_Ring):
-    """The sentinels of one address, for one event loop."""
+    """The sentinels of one address, for one event loop: asked once for all who wait for it."""
+
+    def __init__(
+        self, hosts: tuple[tuple[str, int], ...], options: Mapping[str, Any], *, whole_s: float
+    ) -> None:
+        """As `Sentinels`."""
+        super().__init__(hosts, options, whole_s=whole_s)
+        self._asking = asyncio.Lock()
+        self._found: tuple[str, int] | None = None
+        self._found_at = 0.0
 
     async def discover_master(self, name: str) -> tuple[str, int]:
         """Return the primary's host and port; raises redis-py's `MasterNotFoundError`."""
+        came_at = time.monotonic()
+        async with self._asking:
+            if self._found_at < came_at:
+                self._found = await self._ask(name)
+                self._found_at = time.monotonic()
+        if self._found is None:
+            raise asyncio_sentinel.MasterNotFoundError(_NOBODY)
+        return self._found
+
+    async def _ask(self, name: str) -> tuple[str, int] | None:
         for host, port in self._asked():
             retry = AsyncRetry(NoBackoff(), 0)
             try:
                 async with redis.asyncio.Redis(
                     host=host, port=port, retry=retry, **self._options
                 ) as one:
-                    reply = await one.execute_command("SENTINEL", "MASTER", name)
+                    reply = await one.execute_command("SENTINEL", "MASTER", name)  # type: ignore[no-untyped-call]
             except _SKIPPED:
                 continue
             if found := _primary(reply):
                 return found
-        raise asyncio_sentinel.MasterNotFoundError(_NOBODY)
+        return None
 
 
 # redis-py's own make READONLY, which is a refusal, a lost connection: maybe stored.
@@ -125,6 +145,6 @@ def _primary(reply: list[str]) -> tuple[str, int] | None:
     state = dict(zip(reply[::2], reply[1::2], strict=False))
     flags = set(state["flags"].split(","))
     # One that is cut off from the others goes on to name the old one.
-    if "master" not in flags or flags & {"s_down", "o_down", "disconnected"}:
+    if "master" not in flags or flags & {"s_down", "o_down"}:
         return None
     return state["ip"], int(state["port"])
