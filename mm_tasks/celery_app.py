@@ -45,9 +45,8 @@ ROUTES: dict[str, dict[str, Any]] = {
 
 _log = getLogger(__name__)
 
-# What a publish may cost a web request when the broker is away, and what each sentinel of it.
+# What a publish may cost a web request when the broker is away, or all of its sentinels.
 _PUBLISH_TIMEOUT_S = 0.3
-_SENTINEL_TIMEOUT_S = 0.1
 
 
 def broker() -> connections.Broker:
@@ -241,25 +240,23 @@ class _Publisher(threading.local):
         if self.connection is None or self.owner != owner:
             self.connection = _connection(owner[1])
             if self.connection.transport.driver_type == "redis":
-                options = self.connection.transport_options or {}
-                self.connection.transport_options = {**options, **_hasty(options)}
+                self.connection.transport_options = _hasty(self.connection)
             self.owner = owner
         return self.connection
 
 
-def _hasty(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of a Redis transport that gives up soon, and so with its sentinels."""
-    sentinel_options = {
-        **(options.get("sentinel_kwargs") or {}),
-        "socket_timeout": _SENTINEL_TIMEOUT_S,
-        "socket_connect_timeout": _SENTINEL_TIMEOUT_S,
-        "retry": None,
-    }
+def _hasty(connection: Connection) -> dict[str, Any]:
+    """Return its options of the Redis transport, but that it gives up soon, sentinels too."""
+    options = connection.transport_options or {}
+    # kombu asks each of them in turn.
+    each_s = _PUBLISH_TIMEOUT_S / max(1, len(connection.alt))
+    asking = {"socket_timeout": each_s, "socket_connect_timeout": each_s, "retry": None}
     return {
+        **options,
         "socket_timeout": _PUBLISH_TIMEOUT_S,
         "socket_connect_timeout": _PUBLISH_TIMEOUT_S,
         "max_retries": 0,
-        "sentinel_kwargs": sentinel_options,
+        "sentinel_kwargs": {**(options.get("sentinel_kwargs") or {}), **asking},
     }
 
 
