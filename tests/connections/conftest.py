@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.audit.conftest import postgresql, sqlite_url
 from tests.connections.servers import Servers
+
+__all__ = ["postgresql", "sqlite_url"]
 
 ROOT = Path(__file__).parents[2]
 

@@ -18,7 +18,8 @@ from tests.conftest import embedded, free_port
 
 PASSWORD = "p@ss:w/rd#1"  # what must be quoted in a URL
 QUOTED = "p%40ss%3Aw%2Frd%231"
-SENTINEL_PASSWORD = "sentinels"
+SENTINEL_PASSWORD = "of-the-watch"
+USER_PASSWORD = "change-me"  # as it stands in the file that we ship
 PRIMARY = "events"  # what the sentinels call it
 DOWN_AFTER_MS = 1000
 
@@ -152,10 +153,19 @@ class Servers:
             "sentinels": f"sentinels://127.0.0.1:{port}/3?master_name=secured&{asked}&{tls}",
         }
 
-    def primary(self):
-        """Return a client of the one that the sentinels call the primary."""
-        _, port = self.sentinels[0].redis.sentinel_get_master_addr_by_name(PRIMARY)
+    def primary(self, sentinel=0):
+        """Return a client of the one that a sentinel calls the primary."""
+        _, port = self.sentinels[sentinel].redis.sentinel_get_master_addr_by_name(PRIMARY)
         return next(one.redis for one in self.group if one.port == int(port))
+
+    def replicated(self, read):
+        """Return what `read` returns now, once the replica has it."""
+        primary = self.primary()
+        (replica,) = (one.redis for one in self.group if one.redis is not primary)
+        value = read()
+        offset = primary.info("replication")["master_repl_offset"]
+        until(lambda: replica.info("replication").get("slave_repl_offset", 0) >= offset)
+        return value
 
     def wait_for_quorum(self):
         """Wait until the sentinels know of each other and of the replica."""
