@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import subprocess
 import sys
@@ -88,10 +87,16 @@ class Sentinel:
             self._process = subprocess.Popen(
                 [get_binary_path(), config, "--sentinel"], stdout=log, stderr=log
             )
-        self.redis = Redis(port=self.port, password=SENTINEL_PASSWORD)
+        self._redis = Redis(
+            port=self.port, password=SENTINEL_PASSWORD, protocol=2, decode_responses=True
+        )
+
+    def ask(self, *words):
+        """Return its answer as it is on the wire."""
+        return self._redis.execute_command("SENTINEL", *words)
 
     def end(self):
-        self.redis.close()
+        self._redis.close()
         self._process.terminate()
         self._process.wait(10)
 
@@ -155,7 +160,7 @@ class Servers:
 
     def primary(self, sentinel=0):
         """Return a client of the one that a sentinel calls the primary."""
-        _, port = self.sentinels[sentinel].redis.sentinel_get_master_addr_by_name(PRIMARY)
+        _, port = self.sentinels[sentinel].ask("GET-MASTER-ADDR-BY-NAME", PRIMARY)
         return next(one.redis for one in self.group if one.port == int(port))
 
     def replicated(self, read):
@@ -170,7 +175,7 @@ class Servers:
     def wait_for_quorum(self):
         """Wait until the sentinels know of each other and of the replica."""
         for sentinel in self.sentinels:
-            until(lambda sentinel=sentinel: _is_ready(sentinel.redis))
+            until(lambda sentinel=sentinel: _is_ready(sentinel))
 
     def end(self):
         self.front.end()
@@ -184,10 +189,9 @@ class Servers:
 
 
 def _is_ready(sentinel):
-    with contextlib.suppress(ConnectionError):
-        found = sentinel.sentinel_master(PRIMARY)
-        return found["num-other-sentinels"] == 2 and found["num-slaves"] == 1
-    return False
+    words = sentinel.ask("MASTER", PRIMARY)
+    found = dict(zip(words[::2], words[1::2], strict=True))
+    return (found["num-other-sentinels"], found["num-slaves"]) == ("2", "1")
 
 
 def until(found, within_s=30):

@@ -185,7 +185,7 @@ def test_after_a_failover_all_go_on_with_the_new_primary(watched, servers, tmp_p
         stack.wait(lambda: stack.get("summary")["batches"] >= 2)
         safe = servers.replicated(lambda: caller.said()["stored"])
         old = servers.primary()
-        servers.sentinels[0].redis.sentinel_failover(PRIMARY)
+        servers.sentinels[0].ask("FAILOVER", PRIMARY)
         until(lambda: all(servers.primary(n) is not old for n in range(3)))
         caller.wait_for("stored", 2 * BATCH)
         after = caller.said()["stored"][-BATCH:]

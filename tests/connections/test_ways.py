@@ -92,6 +92,24 @@ def publish():
         connection.SimpleQueue(DELIVER).put({})
 
 
+@pytest.mark.parametrize("append", [append_by_a_producer, append_by_an_event_loop])
+@pytest.mark.parametrize("scheme", ["sentinel", "sentinels"])
+def test_a_primary_that_became_a_replica_surely_stored_nothing(append, scheme, servers, fresh):
+    """A refusal is no doubt: the caller may repeat it, and the event is there once."""
+    fresh(MM_TASKS_REDIS_URL=servers.urls[scheme])
+    server = servers.primary() if scheme == "sentinel" else servers.alone.redis
+    server.replicaof("127.0.0.1", 1)
+    try:
+        with pytest.raises(BufferUnavailable) as caught:
+            append()
+    finally:
+        server.replicaof("NO", "ONE")
+    append()
+
+    assert caught.value.maybe_stored == 0
+    assert stored() == 1
+
+
 CLIENTS = (append_by_a_producer, append_by_an_event_loop, publish)
 
 
