@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from mm_tasks import pseudonyms
 from mm_tasks.audit import AuditLog
 from mm_tasks.checkpoints import Checkpoint, Outside
-from mm_tasks.client import is_loopback
 from mm_tasks.database import Database
 from mm_tasks.errors import ConfigurationError
 from mm_tasks.ledger import Ledger
@@ -82,8 +80,7 @@ def _url(settings: Settings) -> str:
     """
     if settings.audit_url is not None:
         return settings.audit_url.get_secret_value()
-    url = urlsplit(settings.redis_url.get_secret_value())
-    if url.scheme != "unix" and not is_loopback(url.hostname or ""):
+    if not settings.redis_address.is_local:
         msg = (
             "MM_TASKS_AUDIT_URL: is required where Redis is on another host, the same for "
             "every process: postgresql://…"

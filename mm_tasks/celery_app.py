@@ -18,7 +18,7 @@ from celery.utils.functional import firstmethod
 from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu import Connection, Exchange, Queue
 
-from mm_tasks import events, pulse, runtime
+from mm_tasks import connections, events, pulse, runtime
 from mm_tasks.errors import ConfigurationError
 from mm_tasks.keys import ENDPOINTS
 
@@ -46,25 +46,24 @@ ROUTES: dict[str, dict[str, Any]] = {
 
 _log = getLogger(__name__)
 
-# What a publish may cost a web request when the broker is away.
+# What a publish may cost a web request when the broker is away, or all of its sentinels.
 _PUBLISH_TIMEOUT_S = 0.3
 
 
-def _redis_broker(url: str) -> str:
-    # redis-py and kombu spell a Unix socket differently.
-    return url.replace("unix://", "redis+socket://", 1) if url.startswith("unix://") else url
-
-
-def broker_url() -> str:
-    """Return the broker's URL: its own setting, or the buffer's Redis."""
-    settings = runtime.current().settings
-    return _redis_broker((settings.broker_url or settings.redis_url).get_secret_value())
+def broker() -> connections.Broker:
+    """Return how the broker is reached: by its own setting, or as the buffer's Redis."""
+    address = runtime.current().settings.broker_address
+    if isinstance(address, str):
+        return connections.Broker(address, {}, None)
+    return connections.broker(address)
 
 
 def _configuration() -> dict[str, Any]:
     settings = runtime.current().settings
+    url, transport_options, tls = broker()
     return {
-        "broker_url": broker_url(),
+        "broker_url": url,
+        "broker_use_ssl": tls or False,
         "broker_connection_retry_on_startup": True,
         # A primary that becomes a replica says UNBLOCKED and READONLY: connect again.
         "broker_channel_error_retry": True,
@@ -73,6 +72,7 @@ def _configuration() -> dict[str, Any]:
             "socket_timeout": 10,
             "socket_connect_timeout": 5,
             "socket_keepalive": True,
+            **transport_options,
         },
         "task_serializer": "json",
         "accept_content": ["json"],
@@ -242,20 +242,33 @@ class _Publisher(threading.local):
         if self.connection is None or self.owner != owner:
             self.connection = _connection(owner[1])
             if self.connection.transport.driver_type == "redis":
-                self.connection.transport_options = {
-                    **(self.connection.transport_options or {}),
-                    "socket_timeout": _PUBLISH_TIMEOUT_S,
-                    "socket_connect_timeout": _PUBLISH_TIMEOUT_S,
-                    "max_retries": 0,
-                }
+                self.connection.transport_options = _hasty(self.connection)
             self.owner = owner
         return self.connection
+
+
+def _hasty(connection: Connection) -> dict[str, Any]:
+    """Return its options of the Redis transport, but that it gives up soon, sentinels too."""
+    options = connection.transport_options or {}
+    # kombu asks each of them in turn.
+    each_s = _PUBLISH_TIMEOUT_S / max(1, len(connection.alt))
+    asking = {"socket_timeout": each_s, "socket_connect_timeout": each_s, "retry": None}
+    return {
+        **options,
+        "socket_timeout": _PUBLISH_TIMEOUT_S,
+        "socket_connect_timeout": _PUBLISH_TIMEOUT_S,
+        "max_retries": 0,
+        "sentinel_kwargs": {**(options.get("sentinel_kwargs") or {}), **asking},
+    }
 
 
 def _connection(to: Celery) -> Connection:
     """Return a connection to the broker that is not open yet."""
     if to is app:
-        return Connection(broker_url(), connect_timeout=_PUBLISH_TIMEOUT_S)
+        url, options, tls = broker()
+        return Connection(
+            url, transport_options=options, ssl=tls or False, connect_timeout=_PUBLISH_TIMEOUT_S
+        )
     # With what the host has set for it: a prefix of keys, TLS, the name of a primary.
     return to.connection_for_write(connect_timeout=_PUBLISH_TIMEOUT_S)
 

@@ -7,7 +7,6 @@ answer cut inside its headers looks like an empty 200. Retries live elsewhere.
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import re
 import time
@@ -22,6 +21,7 @@ import requests
 from urllib3.exceptions import HTTPError
 
 from mm_tasks import failpoints, guards
+from mm_tasks.addresses import is_loopback
 from mm_tasks.errors import ConfigurationError
 from mm_tasks.events import IDENTIFY
 from mm_tasks.outcome import (
@@ -98,14 +98,6 @@ def _host_rule(scheme: str, name: str | None, _port: int | None) -> str:
     if scheme == "http" and not is_loopback(name):
         return "must be https, unless the host is loopback: the key would travel in the clear"
     return ""
-
-
-def is_loopback(name: str) -> bool:
-    """Say whether a host name is 127/8, ::1 or `localhost`."""
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return name == "localhost"
 
 
 def batch_body(bodies: Sequence[bytes]) -> bytes:

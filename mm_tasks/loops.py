@@ -16,14 +16,16 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from redis.asyncio import ConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from mm_tasks import connections
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
     from collections.abc import AsyncGenerator, AsyncIterator
+
+    from mm_tasks.addresses import Address
 
 # Each call is one short round trip, and one thread packs and reads them all: more connections
 # make nothing faster, and opening them all at once takes longer than a call may.
@@ -97,9 +99,10 @@ class _Client(Redis):
 class LoopClients:
     """Clients that ask once and wait no longer than told."""
 
-    def __init__(self, url: str, *, wait_s: float) -> None:
-        """Open nothing."""
-        self._url = url
+    def __init__(self, address: Address, *, sentinels_s: float, wait_s: float) -> None:
+        """Take how long a call waits, and how much of it for sentinels; open nothing."""
+        self._address = address
+        self._sentinels_s = sentinels_s
         self._wait_s = wait_s
         # By loop, with what closes the client at the end of it. A loop sees only its own entry,
         # and each step on the dict is atomic, so that loops in several threads need no lock.
@@ -126,14 +129,9 @@ class LoopClients:
             await ending.aclose()
 
     def _pool(self) -> ConnectionPool:
-        return ConnectionPool.from_url(
-            self._url,
-            max_connections=_CONNECTIONS_MAX,
-            # One deadline for all of a call; redis-py's own would each forget a late loop.
-            socket_connect_timeout=None,
-            socket_timeout=None,
-            socket_keepalive=True,
-            retry=Retry(NoBackoff(), 0),
+        # One deadline for all of a call; redis-py's own would each forget a late loop.
+        return connections.loop_pool(
+            self._address, connections_max=_CONNECTIONS_MAX, sentinels_s=self._sentinels_s
         )
 
     async def _until_the_end(

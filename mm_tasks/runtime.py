@@ -12,11 +12,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from redis import Redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
-
-from mm_tasks import events
+from mm_tasks import connections, events
 from mm_tasks.buffer import BatchLimits, Buffer
 from mm_tasks.client import Client, vendor_access
 from mm_tasks.dead import DeadLetters
@@ -37,6 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
 
+    from redis import Redis
+
     from mm_tasks.archive import Archive
     from mm_tasks.audit import AuditLog
     from mm_tasks.erasures import Deadline
@@ -47,17 +45,6 @@ if TYPE_CHECKING:
 PRODUCER_CONNECT_S = 0.4
 PRODUCER_ANSWER_S = 0.5
 WORKER_TIMEOUT_S = 5.0
-
-
-def redis_client(url: str, *, connect_s: float, answer_s: float) -> Redis:
-    """Return a client that asks once and waits no longer than told."""
-    return Redis.from_url(
-        url,
-        socket_connect_timeout=connect_s,
-        socket_timeout=answer_s,
-        retry=Retry(NoBackoff(), 0),
-        socket_keepalive=True,
-    )
 
 
 class Runtime:
@@ -76,7 +63,8 @@ class Runtime:
         self._producer_redis = self._redis(PRODUCER_CONNECT_S, PRODUCER_ANSWER_S)
         self.producers = self._buffers(self._producer_redis)
         self.loops = LoopClients(
-            settings.redis_url.get_secret_value(),
+            settings.redis_address,
+            sentinels_s=PRODUCER_CONNECT_S,
             wait_s=PRODUCER_CONNECT_S + PRODUCER_ANSWER_S,
         )
 
@@ -198,8 +186,8 @@ class Runtime:
         self.dead_letters.trim(settings.dead_events_max, age_max_ms)
 
     def _redis(self, connect_s: float, answer_s: float) -> Redis:
-        url = self.settings.redis_url.get_secret_value()
-        return redis_client(url, connect_s=connect_s, answer_s=answer_s)
+        address = self.settings.redis_address
+        return connections.client(address, connect_s=connect_s, answer_s=answer_s)
 
     def _buffers(self, redis: Redis) -> dict[str, Buffer]:
         settings = self.settings

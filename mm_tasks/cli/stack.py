@@ -10,12 +10,11 @@ import sys
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from redis.exceptions import RedisError
 
 from mm_tasks import runtime
-from mm_tasks.client import is_loopback, vendor_access
+from mm_tasks.client import vendor_access
 from mm_tasks.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -48,17 +47,17 @@ def up(concurrency: int) -> None:
 @contextmanager
 def redis_where_none_answers(current: runtime.Runtime) -> Iterator[None]:
     """Start an embedded one with AOF if the URL is the loopback default and nobody answers."""
-    url = urlsplit(current.settings.redis_url.get_secret_value())
+    address = current.settings.redis_address
     try:
         current.worker_redis.ping()
     except RedisError:
-        if url.scheme != "redis" or not is_loopback(url.hostname or "") or url.password:
+        if address.scheme != "redis" or not address.is_local or address.login.password:
             msg = "MM_TASKS_REDIS_URL: no Redis answers there"
             raise ConfigurationError(msg) from None
     else:
         yield
         return
-    server = embedded(url.port or 6379, current.settings.state_dir)
+    server = embedded(address.hosts[0][1], current.settings.state_dir)
     try:
         yield
     finally:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
+from mm_tasks.addresses import is_loopback
+
 
 class RealHostReached(AssertionError):  # noqa: N818 - what happened, as a test says it
     """A test was about to send to a real host. Nothing was sent."""
@@ -23,8 +25,6 @@ class Guard:
 
     def __call__(self, host: str) -> None:
         """Raise `RealHostReached`, unless the host is loopback or the guard is open."""
-        from mm_tasks.client import is_loopback  # noqa: PLC0415 - loaded already, by who sends
-
         if not self.is_open and not is_loopback(urlsplit(host).hostname or ""):
             self._attempts.append(host)
             raise RealHostReached(_message(host))

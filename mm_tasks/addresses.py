@@ -1,0 +1,164 @@
+"""Where a Redis is: one URL, parsed into parts. Pure: nothing is looked up and nothing opened.
+
+    redis://[[user]:password@]host[:port][/db]
+    rediss://…                                      the same over TLS
+    unix://[[user]:password@]/path[?db=1]
+    sentinel://[[user]:password@]host[:port][,host[:port]…][/db]?master_name=NAME
+    sentinels://…                                   the same over TLS, to sentinels and Redis
+
+User and password are for the Redis that keeps the data; the sentinels' own are the options
+`sentinel_username` and `sentinel_password`. Options of TLS are `ssl_ca_certs`, `ssl_certfile`,
+`ssl_keyfile`, `ssl_cert_reqs` (`required`, unless it is `none`) and `ssl_check_hostname`.
+Whatever else stands in the query is refused: an option with a slip in its name would
+otherwise be none. What is special in a user, a password or a path is percent-encoded.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SCHEMES = ("redis", "rediss", "unix", "sentinel", "sentinels")
+REDIS_PORT, SENTINEL_PORT = 6379, 26379
+
+_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+_TLS_OPTIONS = {*_FILES, "ssl_cert_reqs", "ssl_check_hostname"}
+_SENTINEL_OPTIONS = {"master_name", "sentinel_username", "sentinel_password"}
+_OPTIONS = {
+    "redis": set[str](),
+    "rediss": _TLS_OPTIONS,
+    "unix": {"db"},
+    "sentinel": _SENTINEL_OPTIONS,
+    "sentinels": _SENTINEL_OPTIONS | _TLS_OPTIONS,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """A user's name and password, as Redis takes them; either may be missing."""
+
+    username: str | None = None
+    password: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a Redis is. Shows no user and no password."""
+
+    scheme: str
+    hosts: tuple[tuple[str, int], ...] = ()  # Redis, or its sentinels; none with a socket
+    path: str = ""  # of the socket
+    db: int = 0
+    login: Login = field(default_factory=Login, repr=False)
+    # Options of TLS as redis-py spells them, those that say what is verified always there.
+    tls: Mapping[str, Any] | None = field(default=None, repr=False)
+    master_name: str = ""  # what the sentinels call the primary
+    sentinel_login: Login = field(default_factory=Login, repr=False)
+
+    @property
+    def is_local(self) -> bool:
+        """Say whether it is on this machine: a socket or loopback.
+
+        What sentinels name never is: they are there because there is more than one machine,
+        also where one of them runs on each.
+        """
+        if self.master_name:
+            return False
+        return all(is_loopback(host) for host, _ in self.hosts)
+
+
+def is_loopback(name: str) -> bool:
+    """Say whether a host name is 127/8, ::1 or `localhost`."""
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost"
+
+
+def parse(url: str) -> Address:
+    """Return the address; raise `ValueError` with the rule that is broken, and no part of it."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = urlsplit("")
+    scheme = parts.scheme
+    _require(scheme in SCHEMES, f"must begin with {'://, '.join(SCHEMES)}://")
+    # Written as they are, they would end the password in the middle.
+    _require("#" not in url, "must have each # written as %23")
+    before, _, hosts = parts.netloc.rpartition("@")
+    _require("@" not in before, "must have each @ of a password written as %40")
+    options = _options(parts.query, _OPTIONS[scheme])
+    is_unix, is_sentinel = scheme == "unix", scheme.startswith("sentinel")
+    _require(not is_sentinel or "master_name" in options, "must have the option master_name")
+    return Address(
+        scheme,
+        () if is_unix else _hosts(hosts, SENTINEL_PORT if is_sentinel else REDIS_PORT),
+        _socket(hosts, parts.path) if is_unix else "",
+        _db(options.get("db", "") if is_unix else parts.path.removeprefix("/")),
+        Login(*(unquote(part) or None for part in before.split(":", 1))),
+        _tls(options) if scheme in {"rediss", "sentinels"} else None,
+        options.get("master_name", ""),
+        Login(options.get("sentinel_username"), options.get("sentinel_password")),
+    )
+
+
+def _options(query: str, known: set[str]) -> dict[str, str]:
+    # A + stands for itself, as in the rest of the URL.
+    pairs = parse_qsl(query.replace("+", "%2B"), keep_blank_values=True)
+    names = [name for name, _ in pairs]
+    allowed = ", ".join(sorted(known)) or "none"
+    _require(set(names) <= known, f"has an option that is unknown here; those known: {allowed}")
+    _require(len(set(names)) == len(names), "has an option twice")
+    _require(all(value for _, value in pairs), "has an option without a value")
+    return dict(pairs)
+
+
+def _hosts(text: str, default_port: int) -> tuple[tuple[str, int], ...]:
+    found = tuple(_host(part, default_port) for part in text.split(","))
+    _require(default_port == SENTINEL_PORT or len(found) == 1, "must name one host")
+    return found
+
+
+def _host(text: str, default_port: int) -> tuple[str, int]:
+    try:
+        parts = urlsplit(f"//{text}")
+        name, port = unquote(parts.hostname or ""), parts.port
+    except ValueError:
+        name, port = "", None
+    _require(bool(name), "must name a host, and a port below 65536 or none")
+    return name, default_port if port is None else port
+
+
+def _socket(host: str, path: str) -> str:
+    _require(not host and len(path) > 1, "must have three slashes, and the path of a socket")
+    return unquote(path)
+
+
+def _db(text: str) -> int:
+    _require(not text or (text.isascii() and text.isdigit()), "must have a number as database")
+    return int(text or 0)
+
+
+def _tls(options: Mapping[str, str]) -> dict[str, Any]:
+    """Return what redis-py is told; a certificate is verified unless it says otherwise."""
+    verified = options.get("ssl_cert_reqs", "required")
+    _require(verified in {"required", "none"}, "must have ssl_cert_reqs=required or none")
+    checked = options.get("ssl_check_hostname", "true" if verified == "required" else "false")
+    _require(checked in {"true", "false"}, "must have ssl_check_hostname=true or false")
+    is_checked = checked == "true"
+    _require(
+        verified == "required" or not is_checked,
+        "must have ssl_cert_reqs=required to have ssl_check_hostname=true",
+    )
+    files = {name: options[name] for name in _FILES if name in options}
+    return {**files, "ssl_cert_reqs": verified, "ssl_check_hostname": is_checked}
+
+
+def _require(is_kept: bool, rule: str) -> None:  # noqa: FBT001 - an assertion with a rule
+    if not is_kept:
+        raise ValueError(rule)

@@ -1,0 +1,203 @@
+"""Real processes by each way: the demo, a failover by sentinels, and a user with few rights."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+import pytest
+from redis import Redis
+from redis.exceptions import NoPermissionError
+
+from tests.acceptance.books import wait_until_all_is_sent
+from tests.acceptance.caller import Caller
+from tests.acceptance.conftest import Stack
+from tests.connections.servers import PRIMARY, SENTINEL_PASSWORD, USER_PASSWORD, until
+
+BATCH = 100
+# Connecting, one answer, asking for a flush: 2 s at most, and this machine may be busy.
+CALL_S = 6
+
+
+def run(*command, **env):
+    """Run one of our commands, and return its output; it must succeed."""
+    inherited = {name: value for name, value in os.environ.items() if "MM_TASKS" not in name}
+    done = subprocess.run(
+        command,
+        env={**inherited, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def demo(**env):
+    return run("mm-tasks", "demo", "--on-settings", "--bulk", "300", **env)
+
+
+@pytest.fixture(scope="module")
+def few_rights(servers, postgresql, tmp_path_factory):
+    """The variables of processes under our user, after a demo on PostgreSQL and over TLS."""
+    servers.alone.redis.flushall()
+    servers.alone.redis.acl_log_reset()
+    options = servers.certificates.options()
+    env = {
+        "MM_TASKS_REDIS_URL": (
+            f"rediss://mm_tasks:{USER_PASSWORD}@127.0.0.1:{servers.front.port}/0?{options}"
+        ),
+        "MM_TASKS_AUDIT_URL": postgresql,
+        "MM_TASKS_STATE_DIR": str(tmp_path_factory.mktemp("state")),
+        "MM_TASKS_PSEUDONYM_KEY": "0" * 64,
+        "MILLIMETRIC_KEY": "sk_test_abc_not-a-real-secret",
+    }
+    env["DEMO"] = demo(**env)
+    return env
+
+
+def test_the_demo_passes_over_tls_on_postgresql_under_our_user(few_rights, servers):
+    """It has real producers, a worker, beat and an erasure, and no command was refused to them."""
+    assert "broken" not in few_rights["DEMO"]
+    assert USER_PASSWORD not in few_rights["DEMO"]
+    assert not servers.alone.redis.acl_log()
+
+
+COMMANDS = """
+from mm_tasks.cli import app
+for command in ("check", "status", "flush", "dead list", "erasure list", "audit verify"):
+    assert not app(command.split(), standalone_mode=False), command
+"""
+
+
+def test_our_user_may_run_our_commands(few_rights, servers):
+    run("python", "-c", COMMANDS, **few_rights)
+
+    assert not servers.alone.redis.acl_log()
+
+
+def test_stores_that_are_not_empty_are_no_place_for_the_demo(few_rights):
+    """Its events and its erasure would be mixed with others'."""
+    with pytest.raises(AssertionError, match="MM_TASKS_REDIS_URL: must name an empty database"):
+        demo(**few_rights)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["FLUSHALL"],
+        ["FLUSHDB"],
+        ["CONFIG", "GET", "*"],
+        ["KEYS", "*"],
+        ["SCAN", "0"],
+        ["GET", "of-others"],
+        ["DEL", "of-others"],
+        ["EVALSHA", "0" * 40, "1", "of-others"],
+        ["PUBLISH", "of-others", "x"],
+        ["CLIENT", "KILL", "TYPE", "normal"],
+        ["REPLICAOF", "NO", "ONE"],
+        ["ACL", "LIST"],
+        ["SHUTDOWN"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("username", ["mm_tasks", "mm_tasks_producer"])
+def test_whatever_is_not_ours_is_refused(username, command, servers):
+    with (
+        Redis(port=servers.alone.port, username=username, password=USER_PASSWORD) as redis,
+        pytest.raises(NoPermissionError),
+    ):
+        redis.execute_command(*command)
+
+
+PRODUCER = """
+from mm_tasks import forget, identify, track
+track.delay("a", user_id="u")
+track.delay_many({"event": "a", "user_id": "u"} for _ in range(1000))
+identify.delay(anonymous_id="a", user_id="u")
+assert forget.delay(user_id="u", requested_by="shop").fenced
+assert not track.delay("a", user_id="u").accepted
+track.apply_async(("b",), {"user_id": "v"}, countdown=1)
+"""
+
+
+def test_a_producer_needs_no_more_than_its_own_user(servers, sqlite_url, tmp_path):
+    """Web servers that can neither read what waits nor send it."""
+    servers.alone.redis.flushall()
+    servers.alone.redis.acl_log_reset()
+    at = f"mm_tasks_producer:{USER_PASSWORD}@127.0.0.1:{servers.alone.port}"
+    said = run(
+        *("python", "-W", "error", "-c", PRODUCER),
+        MM_TASKS_REDIS_URL=f"redis://{at}/0",
+        MM_TASKS_AUDIT_URL=sqlite_url,
+        MM_TASKS_STATE_DIR=str(tmp_path),
+    )
+
+    assert not said
+    assert not servers.alone.redis.acl_log()
+    with (
+        Redis.from_url(f"redis://{at}/0") as redis,
+        pytest.raises(NoPermissionError),
+    ):
+        redis.lrange("{mm:default}:track:waiting", 0, -1)
+
+
+@pytest.fixture
+def watched(servers, sqlite_url, tmp_path):
+    """The variables of processes that find Redis through sentinels."""
+    servers.wait_for_quorum()
+    servers.primary().flushall()
+    return {
+        "MM_TASKS_REDIS_URL": servers.urls["sentinel"],
+        "MM_TASKS_AUDIT_URL": sqlite_url,
+        "MM_TASKS_STATE_DIR": str(tmp_path),
+    }
+
+
+def test_the_demo_passes_through_sentinels(watched):
+    said = demo(**watched)
+
+    assert "broken" not in said
+
+
+def test_no_password_is_in_celerys_report(watched):
+    """It shows the settings of the app, and people put it into issues."""
+    said = run("celery", "-A", "mm_tasks", "report", **watched)
+
+    assert "master_name" in said
+    assert SENTINEL_PASSWORD not in said
+
+
+def test_after_a_failover_all_go_on_with_the_new_primary(watched, servers, tmp_path):
+    """Nobody is restarted, and nothing that was replicated is lost."""
+    stack = Stack(watched["MM_TASKS_REDIS_URL"], tmp_path)
+    stack.env.update(
+        watched,
+        MM_TASKS_LEASE_S="8",
+        MM_TASKS_REQUEST_TIMEOUT_S="3",
+        MM_TASKS_BATCH_EVENTS_MAX=str(BATCH),
+    )
+    stack.sandbox("--latency-ms", "100")
+    try:
+        worker, beat, caller = stack.worker(), stack.beat(), Caller(stack)
+        stack.wait(lambda: stack.get("summary")["batches"] >= 2)
+        safe = servers.replicated(lambda: caller.said()["stored"])
+        old = servers.primary()
+        servers.sentinels[0].ask("FAILOVER", PRIMARY)
+        until(lambda: all(servers.primary(n) is not old for n in range(3)))
+        caller.wait_for("stored", 2 * BATCH)
+        after = caller.said()["stored"][-BATCH:]
+        said = caller.end()
+        found = wait_until_all_is_sent(stack, servers.primary())
+        arrived = set(stack.get("ids"))
+
+        assert worker.poll() is None
+        assert beat.poll() is None
+        assert set(safe) | set(after) <= arrived
+        assert arrived <= set(said["stored"]) | set(said["maybe"])
+        assert found["accepted"] == found["delivered"]
+        assert caller.longest_s() < CALL_S
+    finally:
+        stack.end()
