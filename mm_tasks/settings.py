@@ -138,6 +138,9 @@ class Settings(BaseSettings):
         default=60, description="While paused: one request this often, over all workers."
     )
 
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="Of workers and beat: see docs/logs.md."
+    )
     pseudonym_key: SecretStr | None = Field(
         default=None,
         description="Keys the audit log's pseudonyms. Not set: made up in the state directory.",

@@ -5,9 +5,13 @@ Docker itself is not asked; what is read is what the file says.
 
 from __future__ import annotations
 
+import re
 import shlex
+import subprocess
+import sys
 from importlib.metadata import entry_points
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import typer
@@ -16,7 +20,8 @@ from celery.bin.celery import celery as celery_command
 
 import mm_tasks
 from mm_tasks import celery_app, cli
-from mm_tasks.client import is_loopback, vendor_access
+from mm_tasks.client import vendor_access
+from mm_tasks.credentials import SECRETS_DIR
 from mm_tasks.database import Database
 from mm_tasks.settings import Settings, variable
 
@@ -27,6 +32,8 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 SERVICES = COMPOSE["services"]
 OURS = [name for name, service in SERVICES.items() if "build" in service]
 CELERYS = [name for name in OURS if SERVICES[name]["command"][0] == "celery"]
+REDISES = ["redis", "sandbox-redis"]
+STARTED = [name for name in OURS if "profiles" not in SERVICES[name]]
 WORKERS = [name for name in CELERYS if "worker" in SERVICES[name]["command"]]
 REAL = [name for name in WORKERS if "profiles" not in SERVICES[name]]
 
@@ -42,16 +49,15 @@ def names(command):
 
 
 def database(name):
-    """The audit database of a worker, with a password as a person would give one."""
-    url = SERVICES[name]["environment"]["MM_TASKS_AUDIT_URL"]
-    return Database(url.replace("${MM_TASKS_POSTGRES_PASSWORD:-}", "secret"))
+    """The audit database of a worker."""
+    return Database(SERVICES[name]["environment"]["MM_TASKS_AUDIT_URL"])
 
 
 def state_volume(name):
     """The volume of a worker's state directory."""
     (volume,) = SERVICES[name]["volumes"]
     source, _, target = volume.partition(":")
-    assert f"MM_TASKS_STATE_DIR={target} " in DOCKERFILE
+    assert f"MM_TASKS_STATE_DIR={target}\n" in DOCKERFILE
     assert f"--home-dir {target} " in DOCKERFILE  # there, and the user's, so that it may write
     assert source in COMPOSE["volumes"]
     return source
@@ -83,18 +89,6 @@ def test_the_sandbox_command_exists_with_its_options():
 
     assert option in names(known[command])
     assert f":{port}/" in SERVICES["sandbox"]["healthcheck"]["test"][-1]
-
-
-def test_redis_keeps_what_it_accepted():
-    """P2: an AOF on a volume, and no eviction."""
-    redis = SERVICES["redis"]
-    flags = shlex.join(redis["command"])
-
-    assert redis["command"][0] == "redis-server"
-    assert "--appendonly yes" in flags
-    assert "--maxmemory-policy noeviction" in flags
-    assert redis["volumes"] == ["redis-data:/data"]
-    assert "redis-data" in COMPOSE["volumes"]
 
 
 def test_no_port_is_open_to_other_machines():
@@ -130,66 +124,6 @@ def test_the_sandbox_is_loopback_for_its_worker():
 
     assert SERVICES["sandbox"]["network_mode"] == "service:sandbox-worker"
     assert access.host == f"http://127.0.0.1:{port}"
-    assert is_loopback("127.0.0.1")
-
-
-def test_the_sandbox_and_the_real_events_never_meet():
-    """A trial must not reach the vendor, nor a real event count as delivered to a stand-in."""
-    real = SERVICES["worker"]["environment"]
-    trial = SERVICES["sandbox-worker"]["environment"]
-
-    assert real["MM_TASKS_REDIS_URL"] != trial["MM_TASKS_REDIS_URL"]
-    assert "MM_TASKS_PROJECT" not in real
-    assert trial["MM_TASKS_PROJECT"] != Settings.model_fields["project"].default
-    assert SERVICES["sandbox"]["profiles"] == SERVICES["sandbox-worker"]["profiles"] == ["sandbox"]
-
-
-@pytest.mark.parametrize("name", OURS)
-def test_each_variable_is_a_setting(name):
-    """A misspelled variable would be ignored without a word."""
-    known = set(map(variable, Settings.model_fields))
-
-    assert set(SERVICES[name].get("environment", {})) <= known
-
-
-def test_only_what_sends_has_the_key_and_the_file_has_none():
-    """P8: the key comes from outside, and goes where it is needed."""
-    holders = {
-        name: service["environment"]["MILLIMETRIC_KEY"]
-        for name, service in SERVICES.items()
-        if "MILLIMETRIC_KEY" in service.get("environment", {})
-    }
-
-    assert holders == {
-        "worker": "${MILLIMETRIC_KEY:-}",
-        "forget-worker": "${MILLIMETRIC_KEY:-}",
-        "sandbox-worker": "sk_test_sandbox_not-a-secret",
-    }
-
-
-@pytest.mark.parametrize("name", OURS)
-def test_everything_waits_for_a_redis_that_answers(name):
-    """While Redis loads its AOF it refuses; a worker would exit and start again."""
-    assert SERVICES[name]["depends_on"]["redis"]["condition"] == "service_healthy"
-    assert "healthcheck" in SERVICES["redis"]
-
-
-def test_the_image_does_not_run_as_root():
-    """Nothing here needs it."""
-    lines = DOCKERFILE.splitlines()
-
-    assert [line.split()[1] for line in lines if line.startswith("USER")] == ["mm_tasks"]
-
-
-@pytest.mark.parametrize("name", REAL)
-def test_every_real_worker_has_the_same_audit_log_and_it_is_no_file(name):
-    """All look at it before they send; a file in each container would be a truth of its own."""
-    worker = SERVICES[name]["environment"]
-    ours = {one: worker[one] for one in ("MM_TASKS_AUDIT_URL", "MM_TASKS_PSEUDONYM_KEY")}
-
-    assert not database(name).is_sqlite
-    assert ours.items() <= SERVICES["forget-worker"]["environment"].items()
-    assert SERVICES[name]["depends_on"]["postgres"]["condition"] == "service_healthy"
 
 
 def test_the_real_workers_share_their_state_and_the_sandbox_has_its_own():
@@ -208,48 +142,181 @@ def test_the_audit_log_of_the_sandbox_is_a_file_that_is_kept():
     assert url.startswith(f"sqlite:///{volume.partition(':')[2]}/")
 
 
-def test_only_a_worker_knows_the_audit_log():
-    """Beat publishes and looks at nothing; the sandbox must not know of us at all."""
-    knowing = [
-        name
-        for name in OURS
-        if "MM_TASKS_AUDIT_URL" in SERVICES[name].get("environment", {})
-        or SERVICES[name].get("volumes")
-    ]
-
-    assert sorted(knowing) == sorted(WORKERS)
-
-
-def test_postgresql_is_the_one_that_the_workers_name_and_keeps_what_it_has():
-    """Its user, database and host are spelled twice; its password comes from outside."""
-    postgres = SERVICES["postgres"]
-    given = postgres["environment"]
-    user, name, password = (given[f"POSTGRES_{one}"] for one in ("USER", "DB", "PASSWORD"))
-
-    url = SERVICES["worker"]["environment"]["MM_TASKS_AUDIT_URL"]
-    assert url == f"postgresql://{user}:{password}@postgres/{name}"
-    assert password == "${MM_TASKS_POSTGRES_PASSWORD:-}"
-    assert postgres["volumes"] == ["postgres-data:/var/lib/postgresql/data"]
-    assert "postgres-data" in COMPOSE["volumes"]
-    assert {user, name} <= set(postgres["healthcheck"]["test"])
-
-
-def test_the_image_can_talk_to_postgresql():
-    """The driver is an extra."""
-    assert "'.[postgres,sandbox]'" in DOCKERFILE
-
-
-def test_the_sandbox_needs_no_variable_and_no_postgresql():
-    """Compose reads the whole file first: one required variable would refuse every service."""
-    needed = [set(SERVICES[name]["depends_on"]) for name in ("sandbox", "sandbox-worker")]
-
-    assert needed == [{"redis"}, {"redis"}]
-    assert ":?" not in TEXT
-    assert "$" not in repr([SERVICES["sandbox"], SERVICES["sandbox-worker"]])
-
-
 def test_the_checkpoints_are_in_the_output_of_the_worker_that_erases():
     """They are told at INFO; Celery's own level is WARNING."""
     command = SERVICES["forget-worker"]["command"]
 
     assert command[command.index("--loglevel") + 1] == "info"
+
+
+@pytest.mark.parametrize("name", REDISES)
+def test_redis_keeps_what_it_accepted(name):
+    """P2: an AOF on a volume, and no eviction."""
+    redis = SERVICES[name]
+    flags = shlex.join(redis["command"])
+    (volume,) = redis["volumes"]
+
+    assert "redis-server" in flags
+    assert "--appendonly yes" in flags
+    assert "--maxmemory-policy noeviction" in flags
+    assert volume.partition(":")[2] == "/data"
+    assert volume.partition(":")[0] in COMPOSE["volumes"]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_each_variable_is_a_setting(name):
+    """A misspelled variable would be ignored without a word."""
+    known = {*map(variable, Settings.model_fields), SECRETS_DIR}
+
+    assert set(SERVICES[name].get("environment", {})) <= known
+
+
+def test_the_sandbox_and_the_real_events_never_meet():
+    """A trial must not reach the vendor, nor a real event count as delivered to a stand-in."""
+    real = SERVICES["worker"]["environment"]["MM_TASKS_REDIS_URL"]
+    trial = SERVICES["sandbox-worker"]["environment"]["MM_TASKS_REDIS_URL"]
+
+    assert real == "redis://redis:6379/0"
+    assert trial == "redis://sandbox-redis:6379/0"
+    assert not set(SERVICES["redis"]["volumes"]) & set(SERVICES["sandbox-redis"]["volumes"])
+
+
+def test_secrets_are_files_and_each_service_has_those_alone_that_it_needs():
+    """P8: only what sends has the key; beat and the exporter send nothing."""
+    holders = {name: set(service.get("secrets", ())) for name, service in SERVICES.items()}
+    passwords = {"MM_TASKS_REDIS_PASSWORD", "MM_TASKS_AUDIT_PASSWORD"}
+    audited = {*passwords, "MM_TASKS_PSEUDONYM_KEY"}
+
+    assert holders == {
+        "redis": {"MM_TASKS_REDIS_PASSWORD"},
+        "postgres": {"MM_TASKS_AUDIT_PASSWORD"},
+        "worker": {*audited, "MILLIMETRIC_KEY"},
+        "forget-worker": {*audited, "MILLIMETRIC_KEY"},
+        "beat": {"MM_TASKS_REDIS_PASSWORD"},
+        "metrics": audited,
+        "sandbox": set(),
+        "sandbox-worker": set(),
+        "sandbox-redis": set(),
+    }
+    for name, secret in COMPOSE["secrets"].items():
+        assert secret == {"file": f"./secrets/{name}"}
+    assert "/secrets/" in (ROOT / ".gitignore").read_text().splitlines()
+
+
+@pytest.mark.parametrize("name", STARTED)
+def test_a_secret_is_named_as_the_setting_that_it_is(name):
+    """They are mounted by their own names, which is how settings find them."""
+    service = SERVICES[name]
+
+    assert service["environment"][SECRETS_DIR] == "/run/secrets"
+    assert set(service["secrets"]) <= set(map(variable, Settings.model_fields))
+
+
+def test_no_secret_is_in_a_variable_or_on_a_command_line():
+    """`docker inspect` and `ps` show both. The sandbox's key opens nothing."""
+    given = [
+        str(value)
+        for service in SERVICES.values()
+        for value in (*service.get("environment", {}).values(), *service.get("command", ()))
+    ]
+
+    assert not [value for value in given if re.search("requirepass [^$]|://[^/]*:[^/]*@", value)]
+    assert [value for value in given if value.startswith("sk_")] == [
+        SERVICES["sandbox-worker"]["environment"]["MILLIMETRIC_KEY"]
+    ]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_everything_waits_for_a_redis_that_answers(name):
+    """While Redis loads its AOF it refuses; a worker would exit and start again."""
+    url = SERVICES["sandbox-worker" if name == "sandbox" else name]["environment"][
+        "MM_TASKS_REDIS_URL"
+    ]
+    redis = urlsplit(url).hostname
+
+    assert SERVICES[name]["depends_on"][redis]["condition"] == "service_healthy"
+    assert "healthcheck" in SERVICES[redis]
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_no_container_has_more_rights_than_it_needs(name):
+    """No root, no capability, nothing to write to but volumes and memory."""
+    service = SERVICES[name]
+
+    assert service["user"] not in {"root", "0"}
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert "privileged" not in service
+    assert "/tmp" in service["tmpfs"]
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_each_container_says_whether_it_is_well(name):
+    assert SERVICES[name]["healthcheck"]["test"][0] in {"CMD", "CMD-SHELL"}
+
+
+@pytest.mark.parametrize("name", [*WORKERS, "beat"])
+def test_a_health_check_is_a_command_with_its_options(name):
+    program, command, *options = SERVICES[name]["healthcheck"]["test"][1:]
+    known = typer.main.get_command(cli.app).commands
+
+    assert (program, command) == ("mm-tasks", "health")
+    assert {one for one in options if one.startswith("-")} <= names(known[command])
+
+
+def test_the_image_runs_as_the_user_that_compose_names():
+    lines = DOCKERFILE.splitlines()
+    users = [line.split()[1] for line in lines if line.startswith("USER")]
+
+    assert users == [SERVICES["worker"]["user"]]
+    assert f"--uid {users[0]} " in DOCKERFILE
+
+
+def test_the_image_has_what_the_commands_need():
+    """A driver for PostgreSQL, the exporter and the sandbox are extras."""
+    assert "'.[metrics,postgres,sandbox]'" in DOCKERFILE
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_every_real_worker_has_the_same_audit_log_and_it_is_no_file(name):
+    """All look at it before they send; a file in each container would be a truth of its own."""
+    worker = SERVICES[name]["environment"]
+
+    assert not database(name).is_sqlite
+    assert worker == SERVICES["forget-worker"]["environment"]
+    assert SERVICES[name]["depends_on"]["postgres"]["condition"] == "service_healthy"
+
+
+def test_postgresql_is_the_one_that_the_workers_name_and_keeps_what_it_has():
+    """Its user, database and host are spelled twice; its password is one file for both."""
+    postgres = SERVICES["postgres"]
+    given = postgres["environment"]
+    user, name, password = (given[f"POSTGRES_{one}"] for one in ("USER", "DB", "PASSWORD_FILE"))
+
+    url = SERVICES["worker"]["environment"]["MM_TASKS_AUDIT_URL"]
+    assert url == f"postgresql://{user}@postgres/{name}"
+    assert password == "/run/secrets/MM_TASKS_AUDIT_PASSWORD"
+    assert postgres["volumes"] == ["postgres-data:/var/lib/postgresql/data"]
+    assert "postgres-data" in COMPOSE["volumes"]
+    assert {user, name} <= set(postgres["healthcheck"]["test"])
+
+
+def test_the_sandbox_needs_nothing():
+    """Neither a secret nor a variable, nor the real stores."""
+    trial = [name for name in SERVICES if "profiles" in SERVICES[name]]
+    needed = {one for name in trial for one in SERVICES[name].get("depends_on", {})}
+
+    assert sorted(trial) == ["sandbox", "sandbox-redis", "sandbox-worker"]
+    assert needed == {"sandbox-redis"}
+    assert ":?" not in TEXT
+    assert "${" not in repr([SERVICES[name] for name in trial])
+
+
+def test_the_file_is_one_of_the_compose_specification():
+    """By its published schema, where Docker itself is not at hand."""
+    schema = ("--builtin-schema", "vendor.compose-spec")
+    command = [sys.executable, "-m", "check_jsonschema", *schema, ROOT / "docker-compose.yml"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stdout + done.stderr

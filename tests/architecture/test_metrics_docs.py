@@ -30,7 +30,7 @@ DOCS = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
 TYPES = {
     name: (kind, labels)
     for name, kind, labels in re.findall(
-        r"^\| `(mm_tasks_\w+)` \| (\w+) \| ([^|]*) \|", DOCS, re.MULTILINE
+        r"^\| `(mm_tasks_\w+)` \| (\w+) \|([^|]*)\|", DOCS, re.MULTILINE
     )
 }
 # Of Prometheus itself, for each target.
