@@ -1,0 +1,95 @@
+"""Whatever can be set, run or watched is in the docs, and what the docs name exists."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from mm_tasks import cli
+from mm_tasks.credentials import SECRETS_DIR
+from mm_tasks.settings import Settings, variable
+
+ROOT = Path(__file__).parents[2]
+FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = {path.name: path.read_text(encoding="utf-8") for path in FILES}
+OF_TESTS = {"MM_TASKS_TEST_REDIS_URL", "MM_TASKS_TEST_POSTGRESQL_URL", "MM_TASKS_PYTHON"}
+# Of Django: see docs/web.md.
+OF_DJANGO = {"MM_TASKS_VISIT"}
+COMMAND = get_command(cli.app)
+
+
+def commands(command=COMMAND, before=()):
+    """Yield each command with the words that lead to it, and its options."""
+    for name, one in getattr(command, "commands", {}).items():
+        if hasattr(one, "commands"):
+            yield from commands(one, (*before, name))
+        else:
+            yield (*before, name), {option for p in one.params for option in p.opts}
+
+
+KNOWN = dict(commands())
+
+
+def lines_of_code():
+    """Yield each call of `mm-tasks` that a document shows, and where it is."""
+    for name, text in TEXTS.items():
+        whole = text.replace("\\\n", " ")
+        for pattern in (
+            r"^\s*(?:docker compose exec \S+ )?(mm-tasks [a-z-][^\n]+)$",
+            r"`(mm-tasks [a-z-][^`\n]+)`",
+        ):
+            yield from ((name, call) for call in re.findall(pattern, whole, re.MULTILINE))
+
+
+@pytest.mark.parametrize(("name", "call"), sorted(set(lines_of_code())))
+def test_each_call_in_the_docs_is_a_command_with_its_options(name, call):
+    """A reader copies these lines."""
+    call = re.split(r"[|>&;]|  #", call.replace("…", ""))[0]
+    words = shlex.split(call, comments=True)[1:]
+    found = next(
+        (known for n in (2, 1) if (known := tuple(words[:n])) in KNOWN),
+        None,
+    )
+    if found is None:
+        # A family, such as `mm-tasks dead`.
+        assert words[0] in {known[0] for known in KNOWN} or words[0].startswith("-"), name
+        return
+    options = {word.partition("=")[0] for word in words if re.match("--?[a-z]", word)}
+
+    assert options <= KNOWN[found] | {"--help"}, name
+
+
+@pytest.mark.parametrize("words", KNOWN, ids=" ".join)
+def test_each_command_is_in_the_docs(words):
+    """By its words, or in a list such as `dead list|show|revive`."""
+    *family, name = words
+    text = "\n".join(TEXTS.values())
+    whole = re.search(rf"mm-tasks {' '.join(words)}\b", text)
+    listed = family and re.search(rf"`{family[0]} [a-z|]*\b{name}\b", text)
+
+    assert whole or listed or (not family and re.search(rf"`{name}\b", text))
+
+
+@pytest.mark.parametrize("field", Settings.model_fields)
+def test_each_setting_is_in_the_docs(field):
+    assert any(variable(field) in text for text in TEXTS.values())
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_each_variable_that_the_docs_name_is_a_setting(name):
+    """A misspelt one would be ignored without a word."""
+    named = set(re.findall(r"\b(?:MM_TASKS|MILLIMETRIC)_[A-Z_]+[A-Z]\b", TEXTS[name]))
+
+    assert named <= {*map(variable, Settings.model_fields), SECRETS_DIR, *OF_TESTS, *OF_DJANGO}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_each_link_between_the_docs_leads_somewhere(name):
+    folder = ROOT if name == "README.md" else ROOT / "docs"
+    targets = re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#[^)]*)?\)", TEXTS[name])
+
+    assert [target for target in targets if target and not (folder / target).exists()] == []
