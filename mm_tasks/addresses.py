@@ -16,6 +16,7 @@ otherwise be none. What is special in a user, a password or a path is percent-en
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 SCHEMES = ("redis", "rediss", "unix", "sentinel", "sentinels")
 REDIS_PORT, SENTINEL_PORT = 6379, 26379
 
+# Not by `urlsplit`: newer ones refuse a bracket that is not the first of several hosts.
+_FORM = re.compile(
+    r"(?P<scheme>[A-Za-z]+)://(?P<hosts>[^/?#]*)(?P<path>[^?#]*)(?:\?(?P<query>[^#]*))?(?:#.*)?",
+    re.DOTALL,
+)
 _FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 _TLS_OPTIONS = {*_FILES, "ssl_cert_reqs", "ssl_check_hostname"}
 _SENTINEL_OPTIONS = {"master_name", "sentinel_username", "sentinel_password"}
@@ -82,24 +88,23 @@ def is_loopback(name: str) -> bool:
 
 def parse(url: str) -> Address:
     """Return the address; raise `ValueError` with the rule that is broken, and no part of it."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        parts = urlsplit("")
-    scheme = parts.scheme
-    _require(scheme in SCHEMES, f"must begin with {'://, '.join(SCHEMES)}://")
+    parts = _FORM.fullmatch(url)
+    scheme = parts["scheme"].lower() if parts else ""
+    if parts is None or scheme not in SCHEMES:
+        msg = f"must begin with {'://, '.join(SCHEMES)}://"
+        raise ValueError(msg)
     # Written as they are, they would end the password in the middle.
     _require("#" not in url, "must have each # written as %23")
-    before, _, hosts = parts.netloc.rpartition("@")
+    before, _, hosts = parts["hosts"].rpartition("@")
     _require("@" not in before, "must have each @ of a password written as %40")
-    options = _options(parts.query, _OPTIONS[scheme])
+    options = _options(parts["query"] or "", _OPTIONS[scheme])
     is_unix, is_sentinel = scheme == "unix", scheme.startswith("sentinel")
     _require(not is_sentinel or "master_name" in options, "must have the option master_name")
     return Address(
         scheme,
         () if is_unix else _hosts(hosts, SENTINEL_PORT if is_sentinel else REDIS_PORT),
-        _socket(hosts, parts.path) if is_unix else "",
-        _db(options.get("db", "") if is_unix else parts.path.removeprefix("/")),
+        _socket(hosts, parts["path"]) if is_unix else "",
+        _db(options.get("db", "") if is_unix else parts["path"].removeprefix("/")),
         Login(*(unquote(part) or None for part in before.split(":", 1))),
         _tls(options) if scheme in {"rediss", "sentinels"} else None,
         options.get("master_name", ""),
