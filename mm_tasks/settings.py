@@ -1,11 +1,12 @@
 """The settings: names, units, defaults and bounds. Read once, by `runtime`.
 
 Every variable is listed in the README. An error names the variable and the
-rule, never the value.
+rule, never the value. The environment wins over a file of the secrets directory.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -13,11 +14,13 @@ import platformdirs
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from mm_tasks import limits
+from mm_tasks import credentials, limits
 from mm_tasks.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
+
+    from pydantic import ValidationInfo
 
 # A lease must outlive the request and what follows it.
 _LEASE_MARGIN_S = 5
@@ -52,12 +55,18 @@ class Settings(BaseSettings):
         validation_alias="MILLIMETRIC_HOST",
         description="Where requests go. https, unless the host is loopback.",
     )
+    redis_password: SecretStr | None = Field(
+        default=None, description="Put into MM_TASKS_REDIS_URL where that has none."
+    )
     redis_url: SecretStr = Field(
         default=SecretStr("redis://127.0.0.1:6379/0"),
         description="The buffer, and the broker unless told otherwise.",
     )
     broker_url: SecretStr | None = Field(
         default=None, description="Any Celery broker. Not set: the same as the buffer."
+    )
+    audit_password: SecretStr | None = Field(
+        default=None, description="Put into MM_TASKS_AUDIT_URL where that has none."
     )
     audit_url: SecretStr | None = Field(
         default=None,
@@ -132,6 +141,15 @@ class Settings(BaseSettings):
         description="When /v1/forget is called, counted from quiesce.",
     )
 
+    @field_validator("redis_url", "audit_url")
+    @classmethod
+    def _add_password(cls, url: SecretStr | None, given: ValidationInfo) -> SecretStr | None:
+        password = given.data.get(str(given.field_name).replace("_url", "_password"))
+        if url is None or not password:
+            return url
+        whole = credentials.with_password(url.get_secret_value(), password.get_secret_value())
+        return SecretStr(whole)
+
     @field_validator("erasure_passes_s", mode="before")
     @classmethod
     def _split(cls, given: object) -> object:
@@ -154,17 +172,18 @@ class Settings(BaseSettings):
 
     @classmethod
     def load(cls, given: Mapping[str, Any] | None = None) -> Settings:
-        """Read the environment; raise `ConfigurationError` naming each variable and rule.
+        """Read the environment and the secrets directory.
 
-        What is `given`, by field, wins.
+        What is `given`, by field, wins. Raises `ConfigurationError` naming variable and rule.
         """
         given = given or {}
         if unknown := sorted(given.keys() - cls.model_fields.keys()):
             raise ConfigurationError(
                 "; ".join(f"{variable(name)}: is not a setting" for name in unknown)
             )
-        # By the vendor's own names: with the other ones the environment would win.
-        named = {variable(n) if n.startswith("millimetric_") else n: v for n, v in given.items()}
+        values = {**_files(cls.model_fields), **given}
+        # The vendor's by their own names: with the other ones the environment would win.
+        named = {variable(n) if n.startswith("millimetric_") else n: v for n, v in values.items()}
         try:
             return cls(**named)
         except ValidationError as error:
@@ -176,6 +195,17 @@ def variable(field: str) -> str:
     """Return the environment variable of a field."""
     name = field.upper()
     return name if name.startswith("MILLIMETRIC_") else f"MM_TASKS_{name}"
+
+
+def _files(fields: Iterable[str]) -> dict[str, str]:
+    """Return the values, by field, of the secrets directory that the environment has not."""
+    folder = os.environ.get(credentials.SECRETS_DIR)
+    if not folder:
+        return {}
+    # In any case, as pydantic-settings reads them.
+    there = {name.upper() for name, value in os.environ.items() if value}
+    wanted = {variable(field): field for field in fields if variable(field) not in there}
+    return {wanted[name]: text for name, text in credentials.read(folder, wanted).items()}
 
 
 def _rule(loc: tuple[int | str, ...], message: str) -> str:

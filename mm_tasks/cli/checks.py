@@ -53,7 +53,7 @@ def masked(name: str, value: Any) -> str:  # noqa: ANN401 - any setting
     if not isinstance(value, SecretStr):
         return "" if value is None else str(value)
     text = value.get_secret_value()
-    if name == "pseudonym_key":
+    if name == "pseudonym_key" or name.endswith("_password"):
         return "…"
     if name == "millimetric_key":
         public = _PUBLIC_PART.match(text)
