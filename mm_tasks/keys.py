@@ -101,6 +101,19 @@ class ProjectKeys(NamedTuple):
         return self._key("pause")
 
     @property
+    def signs(self) -> str:
+        """Hash of `worker:<name>` and `beat:<host>` to when it was last seen (ms), and its queues.
+
+        The queues are ours that the worker serves: `<ms> mm.forget,mm.deliver`.
+        """
+        return self._key("signs")
+
+    @property
+    def void(self) -> str:
+        """Never there: to overwrite it changes nothing, and fails where nothing is written."""
+        return self._key("void")
+
+    @property
     def dead(self) -> str:
         """Hash of dead letters: `<lane>:<batch>:<n>` to a line of JSON, then the record."""
         return self._key("dead")

@@ -78,6 +78,11 @@ class Runtime:
             wait_s=PRODUCER_CONNECT_S + PRODUCER_ANSWER_S,
         )
 
+    @property
+    def producer_redis(self) -> Redis:
+        """Return the client that fails fast, for what must not hold up whoever asks."""
+        return self._producer_redis
+
     @cached_property
     def worker_redis(self) -> Redis:
         """Return the client of workers and commands."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 from typing import Annotated
 
@@ -11,8 +12,10 @@ from redis.exceptions import RedisError
 from rich.console import Console
 
 from mm_tasks.cli import audit, checks, dead, demo, erasure, stack, status
+from mm_tasks.cli import health as health_
 from mm_tasks.errors import MMTasksError
 from mm_tasks.events import LANES
+from mm_tasks.health import AGE_MAX_S
 from mm_tasks.schema import schemas
 
 # Local variables in a traceback would show keys and events.
@@ -104,6 +107,26 @@ def status_command(
     Example: mm-tasks status --json
     """
     status.run(out, as_json=as_json)
+
+
+@app.command()
+def health(
+    *,
+    worker: Annotated[str | None, typer.Option(help="Look at this worker alone.")] = None,
+    this_host: Annotated[bool, typer.Option("--this-host", help="At celery@HOSTNAME.")] = False,
+    beat: Annotated[bool, typer.Option("--beat", help="Look at beat.")] = False,
+    max_age: Annotated[float, typer.Option(min=1, help="Seconds of silence.")] = AGE_MAX_S,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Say whether workers, beat and stores are alive: exit 0 if all are, otherwise 1. Reads only.
+
+    Without options: each queue is served, beat ticks, Redis takes writes, the database answers.
+
+    Example: mm-tasks health --this-host
+    """
+    if this_host:
+        worker = f"celery@{socket.gethostname()}"
+    raise typer.Exit(health_.run(worker, beat=beat, age_max_s=max_age, as_json=as_json))
 
 
 @app.command(name="schema")
