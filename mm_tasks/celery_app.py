@@ -141,7 +141,12 @@ class Consumer(CeleryConsumer):
 
 
 # Workers and beat import what is included, whoever's module they were told to start with.
-app = Celery("mm_tasks", set_as_current=False, include=["mm_tasks.tasks"])
+app = Celery(
+    "mm_tasks",
+    set_as_current=False,
+    include=["mm_tasks.tasks"],
+    log="mm_tasks.celery_log:Logging",
+)
 app.add_defaults(_configuration)
 
 

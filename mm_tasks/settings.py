@@ -127,6 +127,10 @@ class Settings(BaseSettings):
         default=60, description="While paused: one request this often, over all workers."
     )
 
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="Of workers, beat and commands: lines of text, or of JSON."
+    )
+
     pseudonym_key: SecretStr | None = Field(
         default=None,
         description="Keys the audit log's pseudonyms. Not set: made up in the state directory.",

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from mm_tasks.cli import audit, checks, dead, demo, erasure, stack, status
 from mm_tasks.cli import health as health_
+from mm_tasks.cli.output import log_to_stderr
 from mm_tasks.errors import MMTasksError
 from mm_tasks.events import LANES
 from mm_tasks.health import AGE_MAX_S
@@ -28,6 +29,7 @@ out = Console()
 
 def main() -> None:
     """Run the command; an error of ours or of Redis is one sentence and exit code 1."""
+    log_to_stderr()
     try:
         app()
     except MMTasksError as error:
