@@ -7,14 +7,17 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 
 import pytest
 from redis import Redis
 from redis.exceptions import OutOfMemoryError, ReadOnlyError
+from typer.main import get_command
 from typer.testing import CliRunner
 
-from mm_tasks import celery_app, health, signs
+from mm_tasks import celery_app, health, pulse, signs
 from mm_tasks.cli import app
 from mm_tasks.keys import ProjectKeys
 from mm_tasks.signs import Sign
@@ -96,10 +99,10 @@ def test_a_server_that_is_full_still_takes_signs(alive):
 
 
 def test_looking_leaves_redis_and_the_state_directory_as_they_were(alive, ask, tmp_path):
-    before = {key: alive.dump(key) for key in alive}
+    before = {key: alive.dump(key) for key in alive.scan_iter()}
 
     ask()
-    assert {key: alive.dump(key) for key in alive} == before
+    assert {key: alive.dump(key) for key in alive.scan_iter()} == before
     assert not (tmp_path / "state").exists()
 
 
@@ -300,3 +303,48 @@ def test_the_newest_of_several_beats_counts():
     }
 
     assert health.beat(found, 30).is_well
+
+
+def test_a_sign_that_cannot_be_left_is_said_once_and_ends_nothing(fresh, caplog):
+    """It is tried every few seconds, for as long as the outage is."""
+    server = embedded()
+    server.start()
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        away = f"redis://127.0.0.1:{sock.getsockname()[1]}/0"
+    one = pulse.Pulse("worker", "w@h")
+    try:
+        for url, said in (
+            (away, 1),
+            (away, 1),
+            (f"redis://127.0.0.1:{server.port}/0", 1),
+            (away, 2),
+        ):
+            fresh(MM_TASKS_REDIS_URL=url)
+            one.leave(["mm.forget"])
+            assert caplog.text.count("sign_not_left") == said
+        with Redis(port=server.port) as redis:
+            assert "worker:w@h" in signs.read(redis, "default")
+    finally:
+        server.stop()
+
+
+def test_a_beat_that_is_a_thread_leaves_signs_of_its_own_flushes_alone(redis, redis_url, fresh):
+    """With `worker -B` the worker's own nudges are published from the same process."""
+    fresh(MM_TASKS_REDIS_URL=redis_url, MM_TASKS_PROJECT="p")
+    beat = pulse._BeatPulse()  # noqa: SLF001
+    thread = threading.Thread(target=beat.published)
+    thread.start()
+    thread.join()
+    assert signs.read(redis, "p") == {}
+
+    beat.published()
+    assert [sign.kind for sign in signs.read(redis, "p").values()] == ["beat"]
+
+
+def test_the_docs_name_every_option():
+    docs = (Path(__file__).parents[2] / "docs" / "health.md").read_text()
+    options = [name for one in get_command(app).commands["health"].params for name in one.opts]
+
+    assert len(options) >= 5
+    assert not [name for name in options if f"`{name}" not in docs and name != "--help"]
