@@ -99,7 +99,7 @@ class _Json(logging.Formatter):
         if record.exc_info and record.exc_info[1] is not None:
             line["exception"] = type(record.exc_info[1]).__name__
             line["traceback"] = _traceback(*record.exc_info[1:])
-        return json.dumps(line, ensure_ascii=False)
+        return json.dumps(line)
 
 
 def _is_ours(record: logging.LogRecord) -> bool:
@@ -119,7 +119,8 @@ def _value(value: object) -> object:
 
 def _plain(value: object) -> str:
     text = str(value)
-    return text if re.fullmatch(r"\S+", text) and '"' not in text else json.dumps(text)
+    is_plain = text.isprintable() and not set(text) & {" ", '"', "="}
+    return text if is_plain and text else json.dumps(text)
 
 
 def _message(record: logging.LogRecord) -> str:
