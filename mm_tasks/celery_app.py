@@ -18,7 +18,7 @@ from celery.utils.functional import firstmethod
 from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu import Connection, Exchange, Queue
 
-from mm_tasks import connections, events, pulse, runtime
+from mm_tasks import connections, events, runtime
 from mm_tasks.errors import ConfigurationError
 from mm_tasks.keys import ENDPOINTS
 
@@ -149,7 +149,6 @@ app = Celery(
     log="mm_tasks.celery_log:Logging",
 )
 app.add_defaults(_configuration)
-pulse.give(app, FLUSH)
 
 
 class _Home:

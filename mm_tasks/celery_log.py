@@ -1,32 +1,30 @@
-"""Celery's logging with the formats of `logs`, for our own app: see MM_TASKS_LOG_FORMAT.
+"""How our Celery app writes its log: as Celery does, with our formatter on its handlers.
 
-`--loglevel` and `--logfile` work as ever. A host's app keeps its own logging.
+`--loglevel` and `-f` are Celery's as ever. A host's app is left as it is.
 """
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery.app.log import Logging as CeleryLogging
 
 from mm_tasks import logs, runtime
+from mm_tasks.errors import ConfigurationError
 
-if TYPE_CHECKING:
-    import logging
-
-
-class Logging(CeleryLogging):
-    """As Celery's, but that each handler gets our formatter."""
-
-    def setup_handlers(self, logger: logging.Logger, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - Celery's
-        """Put up a handler with the format of the settings."""
-        kind = runtime.current().settings.log_format
-        return super().setup_handlers(
-            logger, *args, **{**options, "formatter": partial(_made, kind)}
-        )
+_Logging: Any = CeleryLogging  # celery-types knows no handler with another formatter
 
 
-def _made(kind: str, pattern: str, *_: object, **__: object) -> logging.Formatter:
-    """Return what Celery asks for: a formatter of a pattern, in colours or not."""
-    return logs.formatter(kind, pattern)
+class Logging(_Logging):  # type: ignore[misc]
+    """Celery's own, in the form that `MM_TASKS_LOG_FORMAT` names."""
+
+    def setup_handlers(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - Celery's
+        """Add a handler to a logger; also that of tasks gets our formatter."""
+        return super().setup_handlers(*args, **{**options, "formatter": self._formatter})
+
+    def _formatter(self, *_: Any, **__: Any) -> Any:  # noqa: ANN401
+        try:
+            form = runtime.current().settings.log_format
+        except ConfigurationError:
+            form = "text"  # in which a worker says why it does not start
+        return logs.formatter(form, self.format)

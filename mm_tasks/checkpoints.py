@@ -41,7 +41,9 @@ class Outside:
 
     def publish(self, checkpoint: Checkpoint) -> None:
         """Tell all three. Never raises: what the checkpoint is about was committed before."""
-        _log.info("audit_checkpoint size=%d head=%s at=%s", *checkpoint, extra=checkpoint._asdict())
+        size, head, at = checkpoint
+        about = {"size": size, "head": head, "at": at}
+        _log.info("audit_checkpoint size=%d head=%s at=%s", size, head, at, extra=about)
         try:
             self._append(f"{checkpoint.size} {checkpoint.head} {checkpoint.at}\n".encode())
         except OSError as error:

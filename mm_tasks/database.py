@@ -64,6 +64,17 @@ class Database:
         """Say whether this is a SQLite file that is not there; the first transaction makes it."""
         return self.is_sqlite and not Path(str(self._url.database)).exists()
 
+    def reach(self) -> bool:
+        """Raise `AuditUnavailable` unless the database answers; make nothing.
+
+        False for a SQLite file that is not there, which is none to be reached.
+        """
+        if self.is_missing:
+            return False
+        with _translated(), self._engine.connect() as connection:
+            connection.exec_driver_sql("SELECT 1")
+        return True
+
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """Run a transaction that no other one overlaps; commit at the end.
@@ -84,11 +95,6 @@ class Database:
                 pass
         with self._connected(write=False) as connection:
             yield connection
-
-    def ping(self) -> None:
-        """Ask for nothing but an answer, of a database that is there; makes no table."""
-        with self._connected(write=False) as connection:
-            connection.execute(text("SELECT 1"))
 
     def truncate_wal(self) -> bool:
         """Empty SQLite's write-ahead log, which holds what was deleted; say whether it is.

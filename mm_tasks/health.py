@@ -1,82 +1,93 @@
-"""Is it alive? Verdicts for probes, from what the stores say, in a moment and without Celery.
+"""Whether all is alive: workers, beat, Redis, the audit database. One finding for each.
 
-A worker and a beat are alive when they left a sign lately: see `signs`. Nothing is made by
-asking: no database, no table, no key.
+What is alive is known from `signs`; nothing is sent to a worker.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 from redis.exceptions import RedisError
 
 from mm_tasks import signs
 from mm_tasks.errors import AuditUnavailable, ConfigurationError
-from mm_tasks.preflight import Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Iterator, Mapping
 
     from redis import Redis
 
-    from mm_tasks.runtime import Runtime
     from mm_tasks.signs import Sign
 
-# Several times the period of signs: one that a busy machine delays is no alarm.
 AGE_MAX_S = 30.0
+QUEUES = ("mm.forget", "mm.deliver", "mm.identify")
 
 
-def redis(client: Redis) -> Verdict:
-    """Say whether Redis answers, has loaded what it keeps, and takes writes."""
+class Finding(NamedTuple):
+    """What was looked at, whether it is well, and a few words that say so."""
+
+    what: str
+    is_well: bool
+    words: str
+
+
+def worker(found: Mapping[str, Sign], name: str, age_max_s: float) -> Finding:
+    """Return whether this worker is alive."""
+    return _one(f"worker {name}", found.get(f"worker:{name}"), age_max_s)
+
+
+def queues(found: Mapping[str, Sign], age_max_s: float) -> Iterator[Finding]:
+    """Yield for each of our queues whether a live worker serves it; name those that went silent."""
+    for queue in QUEUES:
+        serving = [sign for sign in found.values() if queue in sign.queues]
+        alive = [sign for sign in serving if sign.age_s <= age_max_s]
+        if alive:
+            yield Finding(queue, True, f"served by {_names(alive)}")
+        elif serving:
+            silent = ", ".join(f"{sign.name} is silent for {sign.age_s:.0f} s" for sign in serving)
+            yield Finding(queue, False, f"nobody serves it: {silent}")
+        else:
+            yield Finding(queue, False, "nobody serves it")
+
+
+def beat(found: Mapping[str, Sign], age_max_s: float) -> Finding:
+    """Return whether any beat ticked lately; several are harmless, and one is enough."""
+    beats = [sign for sign in found.values() if sign.kind == "beat"]
+    newest = min(beats, key=lambda sign: sign.age_s, default=None)
+    return _one("beat", newest, age_max_s)
+
+
+def writable(redis: Redis, project: str) -> Finding:
+    """Return whether Redis takes writes, of which none is made."""
     try:
-        info: dict[str, Any] = client.info("replication")
+        signs.refuse_if_unwritable(redis, project)
     except RedisError as error:
-        return Verdict("Redis", "problem", f"does not answer ({type(error).__name__})")
-    if info.get("role") != "master":
-        return Verdict("Redis", "problem", "is a replica, which takes no writes")
-    return Verdict("Redis", "ok", "answers and takes writes")
+        return away(error)
+    return Finding("Redis", True, "takes writes")
 
 
-def audit(current: Runtime) -> Verdict:
-    """Say whether the audit database answers, where there is one by now."""
-    what = "audit database"
+def database(look: Callable[[], bool]) -> Finding:
+    """Return whether the audit database answers; `look` is `Database.reach`, or raises as it."""
     try:
-        database = current.audit_log.database
-        if database.is_missing:
-            return Verdict(what, "ok", "is not there yet: the first erasure makes it")
-        database.ping()
+        is_there = look()
     except (AuditUnavailable, ConfigurationError) as error:
-        return Verdict(what, "problem", str(error))
-    return Verdict(what, "ok", "answers")
+        return Finding("audit database", False, str(error))
+    return Finding("audit database", True, "answers" if is_there else "is not made yet")
 
 
-def worker(found: Collection[Sign], name: str, age_max_s: float = AGE_MAX_S) -> Verdict:
-    """Say whether the worker of this node name left a sign lately."""
-    mine = [sign for sign in found if sign.kind == signs.WORKER and sign.name == name]
-    return _alive(f"worker {name}", mine, age_max_s)
+def away(error: RedisError) -> Finding:
+    """Return that Redis did not do what it was asked for: by the kind of its error alone."""
+    return Finding("Redis", False, f"does not answer, or takes no writes ({type(error).__name__})")
 
 
-def queues(
-    found: Collection[Sign], needed: Collection[str], age_max_s: float = AGE_MAX_S
-) -> list[Verdict]:
-    """Say of each queue whether a worker that serves it left a sign lately."""
-    workers = [sign for sign in found if sign.kind == signs.WORKER]
-    return [
-        _alive(f"workers of {queue}", [s for s in workers if queue in s.queues], age_max_s)
-        for queue in needed
-    ]
+def _one(what: str, sign: Sign | None, age_max_s: float) -> Finding:
+    if sign is None:
+        return Finding(what, False, "left no sign of life")
+    is_well = sign.age_s <= age_max_s
+    of = f" of {sign.name}" if sign.kind == "beat" else ""
+    seen = f"seen {sign.age_s:.0f} s ago{of}"
+    return Finding(what, is_well, seen if is_well else f"is silent: {seen}")
 
 
-def beat(found: Collection[Sign], age_max_s: float = AGE_MAX_S) -> Verdict:
-    """Say whether any beat ticked lately."""
-    return _alive("beat", [sign for sign in found if sign.kind == signs.BEAT], age_max_s)
-
-
-def _alive(what: str, mine: list[Sign], age_max_s: float) -> Verdict:
-    if not mine:
-        return Verdict(what, "problem", "no sign of life within a day")
-    lively = [sign for sign in mine if sign.age_s <= age_max_s]
-    last = min(sign.age_s for sign in mine)
-    if not lively:
-        return Verdict(what, "problem", f"the last sign of life is {last:.0f} s old")
-    return Verdict(what, "ok", f"{len(lively)} alive, the last sign is {last:.0f} s old")
+def _names(alive: list[Sign]) -> str:
+    return ", ".join(sorted(sign.name for sign in alive))

@@ -1,9 +1,9 @@
 """Our tasks in a host's own Celery app.
 
-`install` adds tasks, queues, routes, beat entries and a step of the consumer, by which a worker
-leaves a sign of life, to the host and changes nothing else:
-none of its settings, not its default queue, not its current app. It may be called before or
-after the host's settings were read, and does not have them read.
+`install` adds tasks, queues, routes and beat entries to the host, and a step to the consumer
+of its workers that leaves a sign of life. It changes nothing else: none of its settings, not
+its default queue, not its current app. It may be called before or after the host's settings
+were read, and does not have them read.
 
 Not here: what only our own app does, which is to refuse to start a worker that could not
 send, and to outlive a restart of Redis (`celery_app.Consumer`, which a host may set too).
@@ -21,7 +21,6 @@ from celery.signals import beat_init, celeryd_after_setup
 
 from mm_tasks import pulse, runtime
 from mm_tasks.celery_app import (
-    FLUSH,
     ROUTES,
     OurTask,
     app,
@@ -67,10 +66,10 @@ def install(host: Celery) -> None:
             raise ConfigurationError(msg)
         settle(TASKS, host)
     _add_queues_and_routes(host)
+    pulse.attach(host)
     once(host.on_after_finalize, register, host, is_past=vars(host)["finalized"])
     # Whenever they are read, which `config_from_object` may have done once more.
     host.on_after_configure.connect(_add_to_beat, sender=host)
-    pulse.give(host, FLUSH)
     if vars(host)["configured"]:
         _add_to_beat(host)
 

@@ -109,6 +109,19 @@ class ProjectKeys(NamedTuple):
         return self._key("pause")
 
     @property
+    def signs(self) -> str:
+        """Hash of `worker:<name>` and `beat:<host>` to when it was last seen (ms), and its queues.
+
+        The queues are ours that the worker serves: `<ms> mm.forget,mm.deliver`.
+        """
+        return self._key("signs")
+
+    @property
+    def void(self) -> str:
+        """Never there: to overwrite it changes nothing, and fails where nothing is written."""
+        return self._key("void")
+
+    @property
     def dead(self) -> str:
         """Hash of dead letters: `<lane>:<batch>:<n>` to a line of JSON, then the record."""
         return self._key("dead")
@@ -122,14 +135,6 @@ class ProjectKeys(NamedTuple):
     def tallies(self) -> str:
         """Hash of whole numbers that only grow: see `histograms`."""
         return self._key("tallies")
-
-    @property
-    def signs(self) -> str:
-        """Hash of `worker:<node>` and `beat:<host>` to the time of its last sign of life (ms).
-
-        After the time a space, and the queues that a worker serves, commas between.
-        """
-        return self._key("signs")
 
     @property
     def imports(self) -> str:

@@ -113,8 +113,8 @@ class Collector:
         yield from _of_requests(look)
         yield from _of_stops(look)
         yield _by_label("dead_letters", "Dead letters by reason.", "reason", reasons)
-        for kind in (signs.WORKER, signs.BEAT):
-            ages = {sign.name: sign.age_s for sign in left if sign.kind == kind}
+        for kind in ("worker", "beat"):
+            ages = {sign.name: sign.age_s for sign in left.values() if sign.kind == kind}
             name, said = f"{kind}_sign_age_seconds", f"Since the last sign of life of a {kind}."
             yield _by_label(name, said, kind, ages)
         for name, (shown, said) in _HISTOGRAMS.items():

@@ -1,87 +1,126 @@
-"""Lets the workers and the beat of a Celery app leave signs of life: see `signs`.
+"""What lets workers and beat leave their signs of life, in our app and in a host's.
 
-A worker does so from the timer of its consumer, which only ticks while the consumer takes
-messages; a beat when it has published a flush. Neither ever ends or waits for it: where Redis
-is away there is no sign, which is the truth.
+A worker does it from the timer of its consumer, once that consumes: one that hangs, or
+has no connection to the broker, goes silent. A beat does it when it has published the
+flush. Neither is ended or held up by a Redis that is away: both say so once, and go on.
 """
 
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from logging import getLogger
 from typing import TYPE_CHECKING, Any
 
-from celery import bootsteps
-from celery.signals import after_task_publish, beat_embedded_init, beat_init
-from redis.exceptions import RedisError
+from celery.bootsteps import StartStopStep
+from celery.signals import after_task_publish, beat_init
+from celery.worker.consumer.tasks import Tasks
 
 from mm_tasks import runtime, signs
-from mm_tasks.errors import ConfigurationError
+from mm_tasks.celery_app import FLUSH, home, queues
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable
 
     from celery import Celery
+    from redis import Redis
+
+EVERY_S = 5.0
 
 _log = getLogger(__name__)
 
 
-def give(app: Celery, flush: str) -> None:
-    """Let workers of this app have a pulse, and beats that publish a task named `flush`."""
-    app.steps["consumer"].add(Pulse)
-    _Beat.flushes.add(flush)
+class Pulse:
+    """The signs of one process, which fail quietly."""
+
+    def __init__(self, kind: signs.Kind, name: str) -> None:
+        """Take who it is; reach for nothing."""
+        self._kind, self._name = kind, name
+        self._is_failing = False
+
+    def leave(self, served: list[str]) -> None:
+        """Leave a sign; a failure is logged when it is the first in a row."""
+        self._try(
+            lambda redis, project: signs.leave(redis, project, self._kind, self._name, served)
+        )
+
+    def withdraw(self) -> None:
+        """Take it back."""
+        self._try(lambda redis, project: signs.withdraw(redis, project, self._kind, self._name))
+
+    def _try(self, call: Callable[[Redis, str], None]) -> None:
+        try:
+            current = runtime.current()
+            if current.has_broker:
+                call(current.producer_redis, current.settings.project)
+        except Exception as error:  # noqa: BLE001 - a sign is never worth a worker
+            if not self._is_failing:
+                _log.warning("sign_not_left", extra={"error": type(error).__name__})
+            self._is_failing = True
+        else:
+            self._is_failing = False
 
 
-class Pulse(bootsteps.StartStopStep):
-    """A step of the consumer, there while it is connected to its broker."""
+class PulseStep(StartStopStep):
+    """The step of a consumer that leaves signs while it consumes from a queue of ours."""
 
-    requires = ("celery.worker.consumer.tasks:Tasks",)
+    requires = (Tasks,)
 
-    def __init__(self, consumer: Any, **options: Any) -> None:  # noqa: ANN401 - Celery's
-        """Begin with nothing to cancel."""
-        super().__init__(consumer, **options)
-        self._tick: Any = None
+    def __init__(self, consumer: Any, **_: Any) -> None:  # noqa: ANN401 - Celery's
+        """Take the consumer, which is not connected yet."""
+        self._pulse = Pulse("worker", consumer.hostname)
+        self._timer: Any = None
+        self._has_left = False
 
-    def start(self, consumer: Any) -> None:  # noqa: ANN401 - Celery's
-        """Leave a sign now and then."""
+    def start(self, consumer: Any) -> None:  # noqa: ANN401
+        """Leave the first sign, and ask the timer for the others."""
+        self.stop(consumer)
+        self._timer = consumer.timer.call_repeatedly(EVERY_S, self._leave, (consumer,))
         self._leave(consumer)
-        self._tick = consumer.timer.call_repeatedly(signs.PERIOD_S, self._leave, (consumer,))
 
-    def stop(self, consumer: Any) -> None:  # noqa: ANN401, ARG002 - Celery's
-        """Be silent: the connection is lost, or the worker ends."""
-        if self._tick is not None:
-            self._tick.cancel()
-            self._tick = None
+    def stop(self, consumer: Any) -> None:  # noqa: ANN401
+        """Go silent: the connection is lost, or the worker ends."""
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            consumer.timer.cancel(timer)
 
-    def _leave(self, consumer: Any) -> None:  # noqa: ANN401 - Celery's
-        served = consumer.task_consumer.queues if consumer.task_consumer else ()
-        _leave(signs.WORKER, consumer.hostname, [queue.name for queue in served])
+    def close(self, consumer: Any) -> None:  # noqa: ANN401
+        """Take the sign back: the worker was told to stop."""
+        self.stop(consumer)
+        if self._has_left:
+            self._pulse.withdraw()
+
+    def _leave(self, consumer: Any) -> None:  # noqa: ANN401
+        # Asked each time: a queue can be added to a worker that runs, and taken from it.
+        served = set(consumer.app.amqp.queues.consume_from)
+        ours = [queue.name for queue in queues() if queue.name in served]
+        if ours:
+            self._has_left = True
+            self._pulse.leave(ours)
 
 
-class _Beat:
-    """What a beat's process knows."""
+class _BeatPulse:
+    """The signs of the beat of this process, at most one each few seconds."""
 
-    flushes: set[str] = set()  # noqa: RUF012 - of the process
-    left_at_s = -signs.PERIOD_S
+    def __init__(self) -> None:
+        self._pulse = Pulse("beat", socket.gethostname())
+        # A worker's threads publish flushes too where beat is one of them.
+        self._thread = threading.get_ident()
+        self._next_s = 0.0
+
+    def published(self, **_: Any) -> None:  # noqa: ANN401
+        if threading.get_ident() == self._thread and time.monotonic() >= self._next_s:
+            self._pulse.leave([])
+            self._next_s = time.monotonic() + EVERY_S
+
+
+def attach(app: Celery) -> None:
+    """Let the workers of `app` leave signs; its beat does once it is home to our tasks."""
+    app.steps["consumer"].add(PulseStep)
 
 
 @beat_init.connect
-@beat_embedded_init.connect
-def _listen(**_: Any) -> None:  # noqa: ANN401 - Celery's
-    """From now on, in this process alone, hear of what was published."""
-    after_task_publish.connect(_published)
-
-
-def _published(sender: str = "", **_: Any) -> None:  # noqa: ANN401 - Celery's
-    if sender in _Beat.flushes and time.monotonic() - _Beat.left_at_s >= signs.PERIOD_S:
-        _Beat.left_at_s = time.monotonic()
-        _leave(signs.BEAT, socket.gethostname())
-
-
-def _leave(kind: str, name: str, queues: Iterable[str] = ()) -> None:
-    try:
-        current = runtime.current()
-        signs.leave(current.quick_redis, current.settings.project, kind, name, queues)
-    except (RedisError, ConfigurationError) as error:
-        _log.debug("no_sign_left", extra={"error": type(error).__name__})
+def _begin(sender: Any, **_: Any) -> None:  # noqa: ANN401 - celery.beat.Service
+    if sender.app is home():
+        after_task_publish.connect(_BeatPulse().published, sender=FLUSH, weak=False)

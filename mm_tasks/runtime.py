@@ -69,8 +69,8 @@ class Runtime:
         )
 
     @property
-    def quick_redis(self) -> Redis:
-        """Return a client that gives up within a second, for what is not worth waiting for."""
+    def producer_redis(self) -> Redis:
+        """Return the client that fails fast, for what must not hold up whoever asks."""
         return self._producer_redis
 
     @cached_property

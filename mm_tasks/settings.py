@@ -12,19 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import platformdirs
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import (
-    BaseSettings,
-    InitSettingsSource,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from mm_tasks import addresses, credentials, limits
 from mm_tasks.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from pydantic import ValidationInfo
 
@@ -139,8 +133,9 @@ class Settings(BaseSettings):
     )
 
     log_format: Literal["text", "json"] = Field(
-        default="text", description="Of workers and beat: see docs/logs.md."
+        default="text", description="Of workers, beat and commands: lines of text, or of JSON."
     )
+
     pseudonym_key: SecretStr | None = Field(
         default=None,
         description="Keys the audit log's pseudonyms. Not set: made up in the state directory.",
@@ -210,35 +205,19 @@ class Settings(BaseSettings):
         return addresses.parse(text) if _scheme(url) in addresses.SCHEMES else text
 
     @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - not a source of ours
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - knows no upper case
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Return where values come from, what wins first."""
-        folder = os.environ.get(credentials.SECRETS_DIR)
-        if not folder:
-            return init_settings, env_settings
-        fields = {variable(field): field for field in cls.model_fields}
-        found = credentials.read(folder, fields)
-        files = {_init_name(fields[name]): value for name, value in found.items()}
-        return init_settings, env_settings, InitSettingsSource(settings_cls, files)
-
-    @classmethod
     def load(cls, given: Mapping[str, Any] | None = None) -> Settings:
-        """Read the environment and the secrets; raise `ConfigurationError` with variable and rule.
+        """Read the environment and the secrets directory.
 
-        What is `given`, by field, wins.
+        What is `given`, by field, wins. Raises `ConfigurationError` naming variable and rule.
         """
         given = given or {}
         if unknown := sorted(given.keys() - cls.model_fields.keys()):
             raise ConfigurationError(
                 "; ".join(f"{variable(name)}: is not a setting" for name in unknown)
             )
-        named = {_init_name(field): value for field, value in given.items()}
+        values = {**_files(cls.model_fields), **given}
+        # The vendor's by their own names: with the other ones the environment would win.
+        named = {variable(n) if n.startswith("millimetric_") else n: v for n, v in values.items()}
         try:
             return cls(**named)
         except ValidationError as error:
@@ -252,13 +231,19 @@ def variable(field: str) -> str:
     return name if name.startswith("MILLIMETRIC_") else f"MM_TASKS_{name}"
 
 
-def _init_name(field: str) -> str:
-    # The vendor's by their own names: with the other ones the environment would win.
-    return variable(field) if field.startswith("millimetric_") else field
-
-
 def _scheme(url: SecretStr) -> str:
     return url.get_secret_value().partition("://")[0].lower()
+
+
+def _files(fields: Iterable[str]) -> dict[str, str]:
+    """Return the values, by field, of the secrets directory that the environment has not."""
+    folder = os.environ.get(credentials.SECRETS_DIR)
+    if not folder:
+        return {}
+    # In any case, as pydantic-settings reads them.
+    there = {name.upper() for name, value in os.environ.items() if value}
+    wanted = {variable(field): field for field in fields if variable(field) not in there}
+    return {wanted[name]: text for name, text in credentials.read(folder, wanted).items()}
 
 
 def _rule(loc: tuple[int | str, ...], message: str) -> str:

@@ -1,13 +1,13 @@
-"""Signs of life of workers and beats, in Redis, by Redis's clock.
+"""Signs of life: when each worker and each beat was last seen, on Redis's clock.
 
-A worker leaves one from the loop in which it takes messages, a beat from the publish of its
-flush: see `pulse`. Whoever hangs, or lost its broker, goes silent. Names are those of nodes and
-hosts.
+Whoever is alive leaves one every few seconds, and takes it back when it is told to stop.
+So an old sign is of something that hangs, is cut off or was killed; after a day it is
+forgotten. See `pulse` for who leaves them, and `health` for what follows from their age.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from mm_tasks.keys import ProjectKeys
 from mm_tasks.scripting import Script
@@ -17,40 +17,49 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-WORKER, BEAT = "worker", "beat"
-# How often one is left.
-PERIOD_S = 5.0
-# Longer than any holiday of a host would be of no use: names of containers do not come back.
-_KEPT_MS = 86_400_000
+Kind = Literal["worker", "beat"]
 
-_SIGN = Script("sign")
+KEPT_MS = 86_400_000
+_SIGN, _SIGNS = Script("sign"), Script("signs")
 
 
 class Sign(NamedTuple):
-    """The last one of a worker or a beat, `age_s` old; `queues` are those that it serves."""
+    """What one of them left: a worker is known by its node name, a beat by its host."""
 
-    kind: str
+    kind: Kind
     name: str
     age_s: float
-    queues: frozenset[str]
+    queues: tuple[str, ...]
 
 
-def leave(redis: Redis, project: str, kind: str, name: str, queues: Iterable[str] = ()) -> None:
-    """Leave one; raises what redis-py raises."""
-    served = ",".join(sorted(queues))
-    _SIGN(redis, (ProjectKeys(project).signs,), (f"{kind}:{name}", served, _KEPT_MS))
+def leave(redis: Redis, project: str, kind: Kind, name: str, queues: Iterable[str] = ()) -> None:
+    """Say that it is alive now; forget the signs of more than a day ago."""
+    _SIGN(redis, [ProjectKeys(project).signs], [f"{kind}:{name}", ",".join(queues), KEPT_MS])
 
 
-def read(redis: Redis, project: str) -> list[Sign]:
-    """Return the last sign of each worker and beat of the last day; raises what redis-py raises."""
-    seconds, micros = redis.time()
-    now_ms = 1000 * seconds + micros / 1000
-    found: Any = redis.hgetall(ProjectKeys(project).signs)
-    return [_sign(field.decode(), value.decode(), now_ms) for field, value in found.items()]
+def withdraw(redis: Redis, project: str, kind: Kind, name: str) -> None:
+    """Forget its sign: it ends because it was told to."""
+    redis.hdel(ProjectKeys(project).signs, f"{kind}:{name}")
 
 
-def _sign(field: str, value: str, now_ms: float) -> Sign:
-    kind, _, name = field.partition(":")
-    at_ms, _, queues = value.partition(" ")
-    age_s = max(0.0, now_ms - int(at_ms)) / 1000
-    return Sign(kind, name, age_s, frozenset(filter(None, queues.split(","))))
+def read(redis: Redis, project: str) -> dict[str, Sign]:
+    """Return all signs by `<kind>:<name>`, from one look that changes nothing."""
+    now_us, flat = _SIGNS(redis, [ProjectKeys(project).signs], [])
+    pairs = zip(flat[::2], flat[1::2], strict=True)
+    return {who.decode(): _sign(who.decode(), text.decode(), int(now_us)) for who, text in pairs}
+
+
+def refuse_if_unwritable(redis: Redis, project: str) -> None:
+    """Raise what redis-py raises where this server takes no writes; write nothing.
+
+    A replica, a server that loads, is full, or may not write because it could not save.
+    """
+    redis.set(ProjectKeys(project).void, "", xx=True)
+
+
+def _sign(who: str, text: str, now_us: int) -> Sign:
+    kind, _, name = who.partition(":")
+    left_ms, _, queues = text.partition(" ")
+    age_s = max(0.0, (now_us / 1000 - int(left_ms)) / 1000)
+    known: Any = kind  # only `leave` writes it
+    return Sign(known, name, age_s, tuple(queues.split(",")) if queues else ())

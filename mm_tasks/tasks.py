@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from mm_tasks import celery_app, events, runtime
+from mm_tasks import celery_app, events, pulse, runtime
 from mm_tasks.celery_app import (
     QUEUES,
     OurTask,
@@ -172,3 +172,4 @@ def _register(sender: Any, **_: Any) -> None:  # noqa: ANN401
 
 
 celery_app.once(app.on_after_finalize, _register, app, is_past=vars(app)["finalized"])
+pulse.attach(app)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 from typing import Annotated
 
@@ -11,10 +12,12 @@ from redis.exceptions import RedisError
 from rich.console import Console
 
 from mm_tasks.cli import audit, checks, dead, demo, erasure, imports, stack, status
-from mm_tasks.cli import health as probe
+from mm_tasks.cli import health as health_
 from mm_tasks.cli import metrics as exporter
 from mm_tasks.cli import top as top_view
+from mm_tasks.cli.output import log_to_stderr
 from mm_tasks.errors import MMTasksError
+from mm_tasks.health import AGE_MAX_S
 from mm_tasks.keys import ENDPOINTS
 from mm_tasks.schema import schemas
 
@@ -29,6 +32,7 @@ out = Console()
 
 def main() -> None:
     """Run the command; an error of ours or of Redis is one sentence and exit code 1."""
+    log_to_stderr()
     try:
         app()
     except MMTasksError as error:
@@ -135,18 +139,21 @@ def top(
 @app.command()
 def health(
     *,
-    worker: Annotated[
-        str | None, typer.Option(metavar="NODE", help="Only this worker; %h: this host.")
-    ] = None,
-    beat: Annotated[bool, typer.Option("--beat", help="Only a beat.")] = False,
-    max_age: Annotated[float, typer.Option(min=1, help="Seconds since a sign of life.")] = 30,
+    worker: Annotated[str | None, typer.Option(help="Look at this worker alone.")] = None,
+    this_host: Annotated[bool, typer.Option("--this-host", help="At celery@HOSTNAME.")] = False,
+    beat: Annotated[bool, typer.Option("--beat", help="Look at beat.")] = False,
+    max_age: Annotated[float, typer.Option(min=1, help="Seconds of silence.")] = AGE_MAX_S,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """Say whether Redis, the audit database, workers and beat are alive: exit 1 if any is not.
+    """Say whether workers, beat and stores are alive: exit 0 if all are, otherwise 1. Reads only.
 
-    For probes. Reads only. Example: mm-tasks health --worker celery@%h
+    Without options: each queue is served, beat ticks, Redis takes writes, the database answers.
+
+    Example: mm-tasks health --this-host
     """
-    raise typer.Exit(probe.run(worker=worker, beat=beat, age_max_s=max_age, as_json=as_json))
+    if this_host:
+        worker = f"celery@{socket.gethostname()}"
+    raise typer.Exit(health_.run(worker, beat=beat, age_max_s=max_age, as_json=as_json))
 
 
 @app.command()

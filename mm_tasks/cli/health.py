@@ -1,9 +1,9 @@
-"""`mm-tasks health`: for probes of containers, services and load balancers."""
+"""`mm-tasks health`: for probes of containers, of systemd, of load balancers."""
 
 from __future__ import annotations
 
 import json
-import socket
+from functools import partial
 from typing import TYPE_CHECKING
 
 import typer
@@ -14,41 +14,47 @@ from mm_tasks import health, runtime, signs
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mm_tasks.preflight import Verdict
+    from mm_tasks.health import Finding
     from mm_tasks.runtime import Runtime
 
-QUEUES = ("mm.forget", "mm.deliver", "mm.identify")
 
-
-def run(*, worker: str | None, beat: bool, age_max_s: float, as_json: bool) -> int:
-    """Print a line for each thing looked at; return 1 if any is a problem, otherwise 0."""
-    found = list(_verdicts(runtime.current(), worker, beat=beat, age_max_s=age_max_s))
-    is_well = all(verdict.state == "ok" for verdict in found)
+def run(worker: str | None, *, beat: bool, age_max_s: float, as_json: bool) -> int:
+    """Print a line for each finding; return 0 if all are well, otherwise 1."""
+    findings = list(_findings(runtime.current(), worker, beat=beat, age_max_s=age_max_s))
+    is_healthy = all(finding.is_well for finding in findings)
     if as_json:
-        looked = [{"what": v.what, "ok": v.state == "ok", "why": v.sentence} for v in found]
-        typer.echo(json.dumps({"ok": is_well, "found": looked}))
+        checks = [{"what": f.what, "ok": f.is_well, "why": f.words} for f in findings]
+        typer.echo(json.dumps({"healthy": is_healthy, "checks": checks}))
     else:
-        for verdict in found:
-            typer.echo(f"{verdict.state:8} {verdict.what}: {verdict.sentence}")
-    return 0 if is_well else 1
+        for finding in findings:
+            typer.echo(
+                f"{'ok' if finding.is_well else 'problem':8} {finding.what}: {finding.words}"
+            )
+    return 0 if is_healthy else 1
 
 
-def _verdicts(
+def _findings(
     current: Runtime, worker: str | None, *, beat: bool, age_max_s: float
-) -> Iterator[Verdict]:
-    redis, project = current.quick_redis, current.settings.project
+) -> Iterator[Finding]:
+    redis, project = current.worker_redis, current.settings.project
     is_all = worker is None and not beat
-    answers = health.redis(redis)
-    yield answers
-    if is_all:
-        yield health.audit(current)
     try:
-        left = signs.read(redis, project)
-    except RedisError:
-        return
-    if worker is not None:
-        yield health.worker(left, worker.replace("%h", socket.gethostname()), age_max_s)
-    if is_all:
-        yield from health.queues(left, QUEUES, age_max_s)
-    if is_all or beat:
-        yield health.beat(left, age_max_s)
+        found = signs.read(redis, project)
+    except RedisError as error:
+        # And not asked for more: a server that hangs would hold up the probe once again.
+        yield health.away(error)
+    else:
+        if worker is not None:
+            yield health.worker(found, worker, age_max_s)
+        if is_all:
+            yield from health.queues(found, age_max_s)
+        if beat or is_all:
+            yield health.beat(found, age_max_s)
+        if is_all:
+            yield health.writable(redis, project)
+    if is_all and current.settings.audit_url is not None:
+        yield health.database(partial(_reach, current))
+
+
+def _reach(current: Runtime) -> bool:
+    return current.audit_log.database.reach()

@@ -1,7 +1,8 @@
-"""What the commands share: plain texts, tables in one piece, private files, one way to fail."""
+"""What the commands share: plain texts, logs, whole tables, private files, one way to fail."""
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from contextlib import contextmanager
@@ -12,6 +13,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from mm_tasks import logs, runtime
+from mm_tasks.errors import ConfigurationError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -19,6 +23,25 @@ if TYPE_CHECKING:
 
 # An id must stay in one piece to be copied, also where the terminal is narrower.
 _TABLE_WIDTH = 160
+
+
+class _AsSet(logging.Formatter):
+    """As the settings say, which are read when something is logged: many commands need none."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        try:
+            form = runtime.load_settings().log_format
+        except ConfigurationError:
+            form = "text"
+        return logs.formatter(form, "%(message)s").format(record)
+
+
+def log_to_stderr() -> None:
+    """Let a command say what it warns of, in the form that `MM_TASKS_LOG_FORMAT` names."""
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(_AsSet())
+    logging.getLogger().addHandler(handler)
 
 
 def show_table(table: Table) -> None:

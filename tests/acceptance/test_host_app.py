@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
+from mm_tasks import signs
 from tests.acceptance.books import wait_until_all_is_sent
 
 HOST = """
@@ -170,6 +171,9 @@ def test_a_host_delivers_everything_with_its_own_worker_and_beat(host, redis, en
     host.produce(CALLS)
     host.wait(lambda: events(host).items() >= EXPECTED.items() and "beat_entry" in events(host), 60)
     host.wait(lambda: forgotten(host) == {"gone": 3, "gone2": 3}, 60)
+    # In the buffer's Redis, where `mm-tasks health` looks, whatever the host's broker is.
+    alive = {sign.kind: set(sign.queues) for sign in signs.read(redis, "default").values()}
+    assert alive == {"worker": {"mm.forget", "mm.deliver", "mm.identify"}, "beat": set()}
     beat.terminate()
     beat.wait(20)
     host.produce(LAST_FLUSHES)

@@ -1,111 +1,232 @@
-"""What a log line shows, and what it never does."""
+"""What a line of a log holds, and what never gets into one."""
 
 from __future__ import annotations
 
 import ast
 import json
 import logging
-import re
+import sys
 from pathlib import Path
 
 import pytest
+from billiard.einfo import ExceptionInfo
+from hypothesis import given
+from hypothesis import strategies as st
+from redis.exceptions import ResponseError
 
 import mm_tasks
 from mm_tasks import logs
-from mm_tasks.errors import BufferUnavailable
+from mm_tasks.errors import ConfigurationError
 
 PACKAGE = Path(mm_tasks.__file__).parent
-DOCS = (Path(__file__).parents[2] / "docs" / "logs.md").read_text(encoding="utf-8")
-SECRET = "person-of-the-log"
+SECRET = "hunter2"
+DOCS = (PACKAGE.parent / "docs" / "logs.md").read_text()
 
 
-def record(event="batch_lapsed", exc_info=None, **extra):
-    made = logging.LogRecord("mm_tasks.delivery", logging.WARNING, "", 1, event, (), exc_info)
-    vars(made).update(extra)
+def record(message, *args, name="mm_tasks.delivery", level=logging.WARNING, **rest):
+    args = args[0] if len(args) == 1 and isinstance(args[0], dict) else args
+    made = logging.makeLogRecord(
+        {"name": name, "msg": message, "args": args, "levelno": level, "created": 1.25, **rest}
+    )
+    made.levelname = logging.getLevelName(level)
     return made
 
 
-def caught(error):
-    try:
-        raise error
-    except type(error) as raised:
-        return type(raised), raised, raised.__traceback__
+def line(*args, **rest):
+    return json.loads(logs.formatter("json").format(record(*args, **rest)))
 
 
-def keys_of_extra():
-    """Yield every key that the package gives to a log call, as the source has it."""
-    for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            is_extra = isinstance(node, ast.keyword) and node.arg == "extra"
-            is_named = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "extra"
-            if (is_extra or is_named) and isinstance(node.value, ast.Dict):
-                yield from (ast.literal_eval(key) for key in node.value.keys)
+def text(*args, **rest):
+    return logs.formatter("text", "%(message)s").format(record(*args, **rest))
 
 
-def test_no_log_call_has_a_field_that_is_not_shown_or_not_allowed():
-    """A new field is a decision: it is looked at, named in FIELDS, and documented."""
-    assert set(keys_of_extra()) == set(logs.FIELDS)
-
-
-def test_the_docs_name_every_field_and_no_other():
-    assert set(re.findall(r"^\| `(\w+)` \|", DOCS, re.MULTILINE)) == set(logs.FIELDS)
-
-
-def test_a_line_of_json_has_its_fields_and_its_time_in_utc():
-    made = record(batch_id="b", wait_s=1.5)
-    made.created = 1_800_000_000.1239
-
-    assert json.loads(logs.formatter("json").format(made)) == {
-        "at": "2027-01-15T08:00:00.123Z",
+def test_an_event_is_one_object_with_its_fields():
+    assert line("batch_settled", batch_id="b1", attempt=2) == {
+        "time": "1970-01-01T00:00:01.250Z",
         "level": "warning",
         "logger": "mm_tasks.delivery",
-        "process": made.process,
-        "event": "batch_lapsed",
-        "batch_id": "b",
-        "wait_s": 1.5,
+        "event": "batch_settled",
+        "batch_id": "b1",
+        "attempt": 2,
     }
 
 
-def test_a_line_of_text_has_its_fields_behind_it():
-    line = logs.formatter("text", "%(levelname)s %(message)s").format(
-        record(batch_id="b", attempt=2)
-    )
+def test_the_text_is_the_event_followed_by_its_fields():
+    said = text("project_paused", reason='a "b"\nc', wait_s=1.5)
 
-    assert line == "WARNING batch_lapsed attempt=2 batch_id=b"
+    assert said == r'project_paused reason="a \"b\"\nc" wait_s=1.5'
 
 
-@pytest.mark.parametrize("kind", ["text", "json"])
-def test_what_is_no_field_of_ours_is_not_written(kind):
-    """Whoever adds `extra={"user_id": …}` one day does not write it into a log."""
-    line = logs.formatter(kind).format(record(user_id=SECRET, properties={"plan": SECRET}))
+def test_a_field_that_the_message_tells_is_not_told_twice():
+    """Some do, for hosts whose formatter shows no `extra`."""
+    told = ("erasure_failed erasure=%s error=%s", "e1", "KeyError")
 
-    assert SECRET not in line
-
-
-@pytest.mark.parametrize("kind", ["text", "json"])
-def test_an_exception_is_told_without_what_it_was_given(kind):
-    """redis-py's errors may quote a command, those of a database a row."""
-    made = record(exc_info=caught(ValueError(SECRET)))
-    logging.Formatter().format(made)  # another handler's text of it stays with the record
-
-    line = logs.formatter(kind).format(made)
-
-    assert "ValueError" in line
-    assert "test_logs.py" in line
-    assert SECRET not in line
+    assert text(*told, erasure="e1", error="KeyError") == told[0] % told[1:]
+    assert "message" not in line(*told, erasure="e1", error="KeyError")
 
 
-@pytest.mark.parametrize("kind", ["text", "json"])
-def test_an_error_of_ours_says_what_it_says(kind):
-    """Its message never holds a value: see `errors`."""
-    made = record(exc_info=caught(BufferUnavailable("Redis did not store the event (X)")))
+def test_a_sentence_is_kept_beside_its_event():
+    found = line("mm_tasks_in_trouble: %s", "use 2")
 
-    assert "BufferUnavailable: Redis did not store the event (X)" in logs.formatter(kind).format(
-        made
+    assert (found["event"], found["message"]) == (
+        "mm_tasks_in_trouble",
+        "mm_tasks_in_trouble: use 2",
     )
 
 
-def test_a_line_stays_one_line():
-    made = record("a sentence\nof two lines", exc_info=caught(ValueError("x")))
+@given(st.dictionaries(st.from_regex(r"[a-z_]{1,12}", fullmatch=True), st.text()), st.booleans())
+def test_no_field_is_written_that_is_not_named(extra, is_json):
+    """A colleague who logs a property by mistake leaks none."""
+    hidden = {f"x_{name}": f"hidden{value}" for name, value in extra.items()}
+    made = record("event", **hidden)
 
-    assert "\n" not in logs.formatter("json").format(made)
+    assert "hidden" not in logs.formatter("json" if is_json else "text").format(made)
+
+
+def test_of_a_value_that_is_no_text_and_no_number_its_type_is_written():
+    assert line("event", why={"user_id": "u"}, kind=ValueError("u"))["why"] == "dict"
+
+
+@given(st.text())
+def test_a_record_is_one_line_whatever_it_holds(value):
+    made = record("event", why=value)
+
+    for form in ("json", "text"):
+        assert len(logs.formatter(form).format(made).splitlines()) == 1
+
+
+def failing(error):
+    def inner():
+        raise error(SECRET) from ValueError(SECRET)
+
+    try:
+        inner()
+    except Exception:  # noqa: BLE001
+        return sys.exc_info()
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_of_an_exception_the_type_and_the_places_are_written_and_no_text(form):
+    """Redis quotes the arguments of a script that fails: these are records."""
+    said = logs.formatter(form).format(record("store_away", exc_info=failing(ResponseError)))
+
+    assert "ResponseError" in said
+    assert "ValueError" in said
+    assert "in inner" in said
+    assert SECRET not in said
+
+
+def test_of_an_error_of_ours_the_text_is_written_too():
+    """It names the setting and the rule, and never a value."""
+    assert (
+        "ConfigurationError: hunter2"
+        in line("x", exc_info=failing(ConfigurationError))["traceback"]
+    )
+
+
+def test_a_text_that_another_formatter_made_of_an_exception_is_not_used():
+    """`logging` keeps the first one's for all."""
+    made = record("store_away", exc_info=failing(ResponseError))
+    logging.Formatter().format(made)
+
+    assert SECRET not in logs.formatter("text").format(made)
+    assert SECRET in made.exc_text
+
+
+def test_the_exception_of_a_pool_process_has_its_places_too():
+    """Celery logs those with billiard's own tracebacks."""
+    kind, error, places = failing(KeyError)
+    info = ExceptionInfo((kind, error, places)).exc_info
+
+    assert "in inner" in line("x", exc_info=info, name="celery.app.trace")["traceback"]
+
+
+@pytest.mark.parametrize(
+    ("message", "args", "level", "said"),
+    [
+        (
+            "Task %(name)s[%(id)s] %(description)s: %(exc)s",
+            {"name": "t", "id": "1", "description": "raised unexpected", "exc": "E('hunter2')"},
+            logging.ERROR,
+            "Task t[1] raised unexpected: E",
+        ),
+        (
+            "Task %(name)s[%(id)s] retry: %(exc)s",
+            {"name": "t", "id": "1", "exc": "Retry in 2s: KeyError('hunter2')"},
+            logging.INFO,
+            "Task t[1] retry: Retry in 2s",
+        ),
+        (
+            "Task %(name)s[%(id)s] succeeded in %(runtime)ss: %(return_value)s",
+            {"name": "t", "id": "1", "runtime": 0.5, "return_value": "'hunter2'"},
+            logging.INFO,
+            "Task t[1] succeeded in 0.5s: ",
+        ),
+        (
+            "Received unregistered task of type %s.\n\nThe full contents of the body was:\n%s",
+            (KeyError("hunter2"), "hunter2"),
+            logging.ERROR,
+            "Received unregistered task of type KeyError.",
+        ),
+        (
+            "TaskPool: Apply %s (args:%r kwargs:%r)",
+            ("f", "hunter2", {}),
+            logging.DEBUG,
+            "TaskPool: Apply %s (args:%r kwargs:%r)",
+        ),
+        ("Connected to %s", ("redis://h:1//",), logging.INFO, "Connected to redis://h:1//"),
+        ("broken %d", ("hunter2",), logging.INFO, "broken %d"),
+    ],
+    ids=["failed", "retried", "succeeded", "unregistered", "debug", "harmless", "broken"],
+)
+def test_what_celery_logs_names_no_argument(message, args, level, said):
+    rest = (args,) if isinstance(args, dict) else args
+
+    found = line(message, *rest, name="celery.app.trace", level=level, why="hunter2")
+    assert found["message"] == said.strip()
+    assert "hunter2" not in str(found)
+
+
+def extras():
+    """Yield every `extra=` of the package: where it is, and the names of its fields."""
+    for path in PACKAGE.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        named = {
+            node.targets[0].id: node.value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+        }
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            of = getattr(call.func, "attr", "")
+            given = [k.value for k in call.keywords if k.arg == "extra"]
+            if given and of in {
+                "debug",
+                "info",
+                "warning",
+                "error",
+                "exception",
+                "critical",
+                "log",
+            }:
+                value = named.get(given[0].id) if isinstance(given[0], ast.Name) else given[0]
+                yield f"{path.name}:{call.lineno}", names(value)
+
+
+def names(value):
+    assert isinstance(value, ast.Dict), "an `extra` is a dict that stands where it is read"
+    return {key.value if isinstance(key, ast.Constant) else "**" for key in value.keys}
+
+
+def test_every_field_that_the_package_logs_is_named():
+    found = list(extras())
+
+    assert len(found) > 20
+    assert not [(where, more) for where, fields in found if (more := fields - logs.FIELDS)]
+
+
+def test_every_field_that_is_named_is_logged_and_in_the_docs():
+    """A name that nobody needs is a hole for the next one who uses it."""
+    used = set().union(*(fields for _, fields in extras()))
+
+    assert used == logs.FIELDS
+    assert not [name for name in logs.FIELDS if f"`{name}`" not in DOCS]
