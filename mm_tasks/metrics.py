@@ -11,6 +11,7 @@ its data they begin again. No label is an id of a person, a batch or an erasure.
 
 from __future__ import annotations
 
+import threading
 import time
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -78,6 +79,8 @@ class Collector:
         """Take the runtime, or that of the process at the first scrape."""
         self._of = of
         self._progress: Progress | None = None
+        # Two servers of Prometheus may ask at once, and each entry counts once.
+        self._reading = threading.Lock()
 
     def describe(self) -> Iterable[Metric]:
         """Name nothing ahead: registering must not ask any store."""
@@ -124,11 +127,7 @@ class Collector:
         said = "Whether the audit database answered."
         try:
             found, deadlines = current.look_at_erasures(datetime.now(UTC))
-            progress = self._progress = self._progress or Progress(current.settings.project)
-            database = current.audit_log.database
-            if not database.is_missing:
-                with database.read() as connection:
-                    progress.read(connection)
+            steps = self._steps(current)
         except (AuditUnavailable, ConfigurationError):
             yield _gauge("audit_up", said, 0)
             return
@@ -149,7 +148,16 @@ class Collector:
         share = max(used, default=0.0)
         yield _gauge("erasures_time_used_ratio", "Most time used up by an open one.", share)
         name, said = "erasure_step_seconds", "Duration of each step of each erasure."
-        yield _histogram(name, said, "step", progress.tallies, histograms.STEP, STEPS)
+        yield _histogram(name, said, "step", steps, histograms.STEP, STEPS)
+
+    def _steps(self, current: Runtime) -> dict[str, int]:
+        database = current.audit_log.database
+        with self._reading:
+            progress = self._progress = self._progress or Progress(current.settings.project)
+            if not database.is_missing:
+                with database.read() as connection:
+                    progress.read(connection)
+            return dict(progress.tallies)
 
 
 def _of_settings(current: Runtime) -> Iterator[Metric]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from prometheus_client import CollectorRegistry
 
@@ -104,6 +107,22 @@ def test_erasures_are_shown_by_state_without_a_name(current, scrape):
     assert scrape("erasures_overdue") == 0
     assert 0 <= scrape("erasures_time_used_ratio") < 0.01
     assert PERSON not in str(list(scrape.registry.collect()))
+
+
+def test_scrapes_at_once_count_each_step_once(current, scrape):
+    """Two Prometheus servers are usual; what one of them has read, the other has too."""
+    for n in range(40):
+        claim = current.register.open_request(ErasureRequest(f"{PERSON}-{n}", "dpo"), _now()).claim
+        current._archive.ledger.mark_fenced(claim, _now())  # noqa: SLF001 - as a worker does
+    every_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # threads take turns in the middle of a read
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(lambda _: list(scrape.registry.collect()), range(8)))
+    finally:
+        sys.setswitchinterval(every_s)
+
+    assert scrape("erasure_step_seconds_count", step="fenced") == 40
 
 
 def test_an_audit_database_that_is_away_shows_nothing_of_erasures(redis_url, tmp_path):
