@@ -85,7 +85,7 @@ class Buffer:
         self._line = Line(redis)
         self._nudge_ms = nudge_ms
         self.lane = lane
-        self._append_head = _APPEND.command(*self.append_words())
+        self._append_head = self.append_head()
 
     def append(self, entries: Sequence[Entry]) -> Appended:
         """Store all entries whose subject is not fenced, in order, or none.
@@ -94,17 +94,22 @@ class Buffer:
         after which the entries may be stored all the same. At most
         `APPEND_RECORDS_MAX` entries at once.
         """
+        return self.appended(self.call_append(self._line, self._append_head, entries))
+
+    def call_append(self, line: Line, head: tuple[int, bytes], entries: Sequence[Entry]) -> Any:  # noqa: ANN401 - see `append.lua`
+        """Run `append.lua` on a line, its words before the records packed, and return the reply.
+
+        Raises `BufferUnavailable`, or `BufferFull` at Redis's own limit.
+        """
         assert len(entries) <= APPEND_RECORDS_MAX
-        words, head = self._append_head
+        words, packed = head
         name = self._project.project
         records = [word(record(name, *entry)) for entry in entries]
-        command = b"*%d\r\n%b%b" % (words + len(records), head, b"".join(records))
+        command = b"*%d\r\n%b%b" % (words + len(records), packed, b"".join(records))
         try:
-            reply = self._line.call(_APPEND, command)
+            return line.call(_APPEND, command)
         except RedisError as error:
-            failed = append_failed(error, len(entries))
-        else:
-            return self.appended(reply)
+            failed = _failed(error, len(entries))
         # Raised outside of the handler: the original may quote a record.
         raise failed
 
@@ -112,11 +117,11 @@ class Buffer:
         """As `append`, on a client of the running event loop."""
         assert len(entries) <= APPEND_RECORDS_MAX
         records = [record(self._project.project, *entry) for entry in entries]
-        keys, args = self.append_words()
+        keys, args = self._append_words()
         try:
             reply = await _APPEND.acall(redis, keys, (*args, *records))
         except RedisError as error:
-            failed = append_failed(error, len(entries))
+            failed = _failed(error, len(entries))
         else:
             return self.appended(reply)
         raise failed
@@ -133,7 +138,14 @@ class Buffer:
         )
         raise BufferFull(msg)
 
-    def append_words(self) -> tuple[tuple[str, ...], tuple[str | int, ...]]:
+    def append_head(
+        self, keys: tuple[str, ...] = (), args: tuple[object, ...] = ()
+    ) -> tuple[int, bytes]:
+        """Return what comes before the records of an append, with more keys and arguments."""
+        ours, first = self._append_words()
+        return _APPEND.command((*ours, *keys), (*first, *args))
+
+    def _append_words(self) -> tuple[tuple[str, ...], tuple[str | int, ...]]:
         """Return what all appends have in common: keys and first arguments."""
         keys, project, limits = self._keys, self._project, self._limits
         args = (
@@ -294,16 +306,10 @@ class Buffer:
 
         An empty token gives back a batch that was never begun.
         """
-        return bool(
-            _RELEASE(
-                self._redis,
-                (*self._places(batch_id)[1:], self._project.tallies),
-                (
-                    *(self.lane, batch_id, token, wait_ms, grace_ms, outcome, ambiguous),
-                    *histograms.of_request(self.lane, exchange),
-                ),
-            )
-        )
+        keys = (*self._places(batch_id)[1:], self._project.tallies)
+        args = (self.lane, batch_id, token, wait_ms, grace_ms, outcome, ambiguous)
+        tallies = histograms.of_request(self.lane, exchange)
+        return bool(_RELEASE(self._redis, keys, (*args, *tallies)))
 
     def narrow(
         self,
@@ -316,22 +322,11 @@ class Buffer:
     ) -> Literal["old", "narrowed", "buried", "systematic"]:
         """Send less of a refused batch next, or bury the one event: see `narrow.lua`."""
         assert "\n" not in why
-        project = self._project
-        reply: Any = _NARROW(
-            self._redis,
-            (
-                *self._places(batch_id),
-                self._keys.failures,
-                project.dead,
-                project.dead_at,
-                self._keys.refusals,
-                project.tallies,
-            ),
-            (
-                *(self.lane, batch_id, token, why, singles_max),
-                *histograms.of_request(self.lane, exchange),
-            ),
-        )
+        keys, project = self._keys, self._project
+        also = (keys.failures, project.dead, project.dead_at, keys.refusals, project.tallies)
+        args = (self.lane, batch_id, token, why, singles_max)
+        tallies = histograms.of_request(self.lane, exchange)
+        reply: Any = _NARROW(self._redis, (*self._places(batch_id), *also), (*args, *tallies))
         return str(reply, "ascii")  # type: ignore[return-value] # one of the script's words
 
     def single_out(self, batch_id: str) -> bool:
@@ -350,17 +345,10 @@ class Buffer:
     ) -> int:
         """Make dead letters of what was sent of a batch; `why` is one line of JSON."""
         assert "\n" not in why
-        project = self._project
-        return int(
-            _BURY(
-                self._redis,
-                (*self._places(batch_id), project.dead, project.dead_at, project.tallies),
-                (
-                    *(self.lane, batch_id, token, outcome, ambiguous, why),
-                    *histograms.of_request(self.lane, exchange),
-                ),
-            )
-        )
+        also = (self._project.dead, self._project.dead_at, self._project.tallies)
+        args = (self.lane, batch_id, token, outcome, ambiguous, why)
+        tallies = histograms.of_request(self.lane, exchange)
+        return int(_BURY(self._redis, (*self._places(batch_id), *also), (*args, *tallies)))
 
     def _places(self, batch_id: str) -> tuple[str, str, str, str, str]:
         keys = self._keys
@@ -378,8 +366,7 @@ def new_id() -> str:
     return str(uuid_utils.uuid7())
 
 
-def append_failed(error: RedisError, count: int) -> BufferFull | BufferUnavailable:
-    """Return what callers see of an append of so many entries that raised."""
+def _failed(error: RedisError, count: int) -> BufferFull | BufferUnavailable:
     if isinstance(error, OutOfMemoryError):
         return BufferFull("Redis is at its maxmemory; nothing was stored")
     # Only what broke on the way leaves doubt; an error that Redis answered stored nothing.

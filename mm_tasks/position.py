@@ -10,19 +10,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from redis.exceptions import RedisError
-
-from mm_tasks.buffer import APPEND_RECORDS_MAX, Appended, Buffer, append_failed
 from mm_tasks.errors import ImportRefused
-from mm_tasks.keys import ProjectKeys, record
-from mm_tasks.scripting import Line, Script, word
+from mm_tasks.keys import ProjectKeys
+from mm_tasks.scripting import Line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from redis import Redis
 
-    from mm_tasks.buffer import Entry
+    from mm_tasks.buffer import Appended, Buffer, Entry
 
 _ELSEWHERE = -2
 
@@ -61,7 +58,6 @@ class Positions:
     def __init__(self, redis: Redis, project: str) -> None:
         """Take everything as arguments; nothing is opened here."""
         self._redis = redis
-        self._project = project
         self._key = ProjectKeys(project).imports
         self._line = Line(redis)
 
@@ -78,25 +74,12 @@ class Positions:
         Raises as that, and `ImportRefused` where the import stands at neither end of the
         step. After `BufferUnavailable`, asking again tells whether it was stored.
         """
-        assert len(entries) <= APPEND_RECORDS_MAX
-        words, head = self._head(buffer, name, step)
-        records = [word(record(self._project, *entry)) for entry in entries]
-        command = b"*%d\r\n%b%b" % (words + len(records), head, b"".join(records))
-        try:
-            reply = self._line.call(_APPEND, command)
-        except RedisError as error:
-            failed = append_failed(error, len(entries))
-        else:
-            if type(reply) is list and reply[0] == _ELSEWHERE:
-                return _moved(reply[1], step)
-            return buffer.appended(reply)
-        # Raised outside of the handler: the original may quote a record.
-        raise failed
-
-    def _head(self, buffer: Buffer, name: str, step: Step) -> tuple[int, bytes]:
-        keys, args = buffer.append_words()
         before = "" if step.before is None else step.before
-        return _APPEND.command((*keys, self._key), (*args, name, before, step.after))
+        head = buffer.append_head((self._key,), (name, before, step.after))
+        reply = buffer.call_append(self._line, head, entries)
+        if type(reply) is list and reply[0] == _ELSEWHERE:
+            return _moved(reply[1], step)
+        return buffer.appended(reply)
 
 
 def _moved(stands: bytes, step: Step) -> Moved:
@@ -107,6 +90,3 @@ def _moved(stands: bytes, step: Step) -> Moved:
         "Nothing is stored twice: run it again to go on"
     )
     raise ImportRefused(msg)
-
-
-_APPEND = Script("append")
