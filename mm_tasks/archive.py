@@ -16,7 +16,7 @@ from mm_tasks.database import Database
 from mm_tasks.errors import ConfigurationError
 from mm_tasks.ledger import Ledger
 from mm_tasks.pseudonyms import Pseudonyms
-from mm_tasks.register import Register
+from mm_tasks.register import Register, summed
 from mm_tasks.work import Work
 
 if TYPE_CHECKING:
@@ -56,12 +56,13 @@ class Archive:
         `ConfigurationError`.
         """
         if self.log.database.is_missing:
-            return {"open": 0, "overdue": 0, "blocked": 0, "blocked_reasons": {}}, []
+            return summed([], now), []
         key_file = self._settings.state_dir / pseudonyms.FILE
         if self._settings.pseudonym_key is None and not key_file.exists():
             msg = f"{pseudonyms.SETTING}: not set, and the state directory has none"
             raise ConfigurationError(msg)
-        return self.register.summary(now), self.register.deadlines(now)
+        known = self.register.deadlines(now)
+        return summed(known, now), known
 
     def _opened(self) -> Work:
         if self._work is None:

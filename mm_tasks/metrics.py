@@ -174,14 +174,8 @@ def _of_events(look: Snapshot) -> Iterator[Metric]:
     waiting = {name: lane.waiting for name, lane in look.lanes.items()}
     yield _by_label("events_waiting", "Events that wait for a batch.", "lane", waiting)
     for place, said in (("leased", "Events in batches."), ("dead", "Events in dead letters.")):
-        now = {name: look.counts.get(f"{name}:{place}", 0) for name in look.lanes}
-        yield _by_label(f"events_{place}", said, "lane", now)
-    oldest = {
-        name: max(0.0, look.now_us / 1e6 - lane.oldest_ms / 1e3)
-        for name, lane in look.lanes.items()
-        if lane.oldest_ms is not None
-    }
-    ages = {name: oldest.get(name, 0.0) for name in look.lanes}
+        yield _by_label(f"events_{place}", said, "lane", look.by_lane(place))
+    ages = {name: look.ages_s.get(name, 0.0) for name in look.lanes}
     yield _by_label("oldest_waiting_seconds", "Age of the oldest waiting event.", "lane", ages)
     held = look.counts.get("held_bytes", 0)
     yield _gauge("buffer_bytes", "Bytes of all records: waiting, in batches, dead.", held)
@@ -212,15 +206,14 @@ def _of_stops(look: Snapshot) -> Iterator[Metric]:
     paused = look.paused
     kinds = {kind: int(paused is not None and paused.kind == kind) for kind in PAUSES}
     yield _by_label("paused", "Whether sending is paused, by kind of reason.", "kind", kinds)
-    for_s = 0.0 if paused is None else max(0.0, look.now_us / 1e6 - paused.since)
-    yield _gauge("paused_seconds", "For how long it has been paused.", for_s)
+    yield _gauge("paused_seconds", "For how long it has been paused.", look.paused_for_s)
     yield _gauge("fence_tags", "Tags of erased persons.", look.fence_tags)
     loaded = int(look.fences_loaded)
     yield _gauge("fences_loaded", "Whether this Redis has all of them.", loaded)
 
 
 def _of_lanes(look: Snapshot, name: str) -> dict[tuple[str, ...], int]:
-    return {(lane,): look.counts.get(f"{lane}:{name}", 0) for lane in look.lanes}
+    return {(lane,): number for lane, number in look.by_lane(name).items()}
 
 
 def _by_kind(counts: Mapping[str, int], name: str) -> dict[tuple[str, ...], int]:

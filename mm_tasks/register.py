@@ -179,19 +179,7 @@ class Register:
 
     def summary(self, now: datetime) -> dict[str, Any]:
         """Return how many erasures are open, overdue and blocked, and in which states these are."""
-        column = tables.erasures.c
-        query = select(column.state, column.due_at).where(
-            column.project == self._work.project, column.state.in_(OPEN)
-        )
-        with self._work.read() as connection:
-            rows = connection.execute(query).all()
-        blocked = Counter(row.state for row in rows if row.state in BLOCKED)
-        return {
-            "open": len(rows),
-            "overdue": sum(row.due_at <= stamp(now) for row in rows),
-            "blocked": blocked.total(),
-            "blocked_reasons": dict(blocked),
-        }
+        return summed(self.deadlines(now), now)
 
     def deadlines(self, now: datetime) -> list[Deadline]:
         """Return all open erasures, by deadline; `mark` is 0 where less than 50 % is used up."""
@@ -339,6 +327,17 @@ class Register:
             reached = mark(received_at, due_at, now)
             found.append((Deadline(row.id, row.state, received_at, due_at, reached), row.warned))
         return found
+
+
+def summed(known: Collection[Deadline], now: datetime) -> dict[str, Any]:
+    """Return what `Register.summary` does, of all open erasures."""
+    blocked = Counter(one.state for one in known if one.state in BLOCKED)
+    return {
+        "open": len(known),
+        "overdue": sum(one.due_at <= now for one in known),
+        "blocked": blocked.total(),
+        "blocked_reasons": dict(blocked),
+    }
 
 
 _NOT_STARTED: dict[str, Any] = {

@@ -58,9 +58,13 @@ class Snapshot:
     rate_tat_us: int
     lanes: dict[str, Lane]
 
+    def by_lane(self, name: str) -> dict[str, int]:
+        """Return a count of each lane."""
+        return {lane: self.counts.get(f"{lane}:{name}", 0) for lane in self.lanes}
+
     def total(self, name: str) -> int:
         """Return a count, summed over the lanes."""
-        return sum(self.counts.get(f"{lane}:{name}", 0) for lane in self.lanes)
+        return sum(self.by_lane(name).values())
 
     @property
     def waiting(self) -> int:
@@ -70,8 +74,24 @@ class Snapshot:
     @property
     def oldest_waiting_s(self) -> float | None:
         """Return the age of the oldest event that waits; None when none does."""
-        stamps = [lane.oldest_ms for lane in self.lanes.values() if lane.oldest_ms is not None]
-        return max(0.0, self.now_us / 1e6 - min(stamps) / 1e3) if stamps else None
+        return max(self.ages_s.values(), default=None)
+
+    @property
+    def ages_s(self) -> dict[str, float]:
+        """Return the age of the oldest event that waits, of each lane where one does."""
+        return {
+            name: self._since(lane.oldest_ms / 1e3)
+            for name, lane in self.lanes.items()
+            if lane.oldest_ms is not None
+        }
+
+    @property
+    def paused_for_s(self) -> float:
+        """Return for how long it has been paused; 0 when it is not."""
+        return 0.0 if self.paused is None else self._since(self.paused.since)
+
+    def _since(self, at_s: float) -> float:
+        return max(0.0, self.now_us / 1e6 - at_s)
 
     @property
     def slots_ahead_s(self) -> float:

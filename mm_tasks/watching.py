@@ -10,12 +10,15 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mm_tasks.events import TRACK
+from mm_tasks.keys import sharing
+
 if TYPE_CHECKING:
     from mm_tasks.snapshot import Snapshot
 
 WINDOW_S = 60
 # Lanes whose requests the vendor limits, which carry batches.
-BATCHED = ("track", "backfill")
+BATCHED = sharing(TRACK)
 _OUTCOME = ":outcome:"
 
 

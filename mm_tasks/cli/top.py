@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mm_tasks.erasures import Deadline
     from mm_tasks.runtime import Runtime
     from mm_tasks.settings import Settings
-    from mm_tasks.snapshot import Lane, Snapshot
+    from mm_tasks.snapshot import Snapshot
     from mm_tasks.watching import Lately
 
 # Of what changes slowly.
@@ -125,18 +125,13 @@ def _places(look: Snapshot) -> Table:
     table = Table("lane", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("waiting", "oldest", "leased", "batches", "delivered", "dead", "erased"):
         table.add_column(name, justify="right")
-    for lane in look.lanes.values():
-        counted = [look.counts.get(f"{lane.name}:{n}", 0) for n in ("delivered", "dead", "erased")]
-        leased = look.counts.get(f"{lane.name}:leased", 0)
-        numbers = (f"{lane.waiting:,}", _oldest(look, lane), f"{leased:,}", f"{lane.batches:,}")
-        table.add_row(lane.name, *numbers, *(f"{number:,}" for number in counted))
+    places = ("leased", "delivered", "dead", "erased")
+    counted = {place: look.by_lane(place) for place in places}
+    for name, lane in look.lanes.items():
+        leased, *ended = (f"{counted[place][name]:,}" for place in places)
+        oldest = _span(look.ages_s[name]) if name in look.ages_s else "-"
+        table.add_row(name, f"{lane.waiting:,}", oldest, leased, f"{lane.batches:,}", *ended)
     return table
-
-
-def _oldest(look: Snapshot, lane: Lane) -> str:
-    if lane.oldest_ms is None:
-        return "-"
-    return _span(max(0.0, look.now_us / 1e6 - lane.oldest_ms / 1e3))
 
 
 def _lines(look: Snapshot, lately: Lately, settings: Settings) -> list[Text]:
@@ -160,8 +155,8 @@ def _lines(look: Snapshot, lately: Lately, settings: Settings) -> list[Text]:
 def _stop(look: Snapshot) -> Text:
     paused = look.paused
     if paused is not None:
-        for_s = max(0.0, look.now_us / 1e6 - paused.since)
-        return _line("paused", f"{paused.reason}, for {_span(for_s)}", "bold red")
+        for_ = _span(look.paused_for_s)
+        return _line("paused", f"{paused.reason}, for {for_}", "bold red")
     if not look.fences_loaded:
         return _line("paused", "fences not loaded for this server: see mm-tasks status", "yellow")
     return _line("paused", "no", "green")
