@@ -24,6 +24,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from mm_tasks import retry
 from mm_tasks.attempt import Admitted, Exchange
 from mm_tasks.limiter import SLOT_VALID_MS, Limiter
+from mm_tasks.limits import BATCH_BRACKETS_BYTES
 from mm_tasks.outcome import Ambiguous, Delivered, Unavailable
 
 if TYPE_CHECKING:
@@ -142,8 +143,8 @@ class Delivery:
         began_s = time.monotonic()
         outcome = self._client.send(self._buffer.lane, bodies)
         took_s = time.monotonic() - began_s
-        commas = len(bodies) - 1
-        return outcome, Exchange(took_s, len(bodies), sum(map(len, bodies)) + commas)
+        body_bytes = sum(map(len, bodies)) + len(bodies) - 1 + BATCH_BRACKETS_BYTES
+        return outcome, Exchange(took_s, len(bodies), body_bytes)
 
     def _look(self, *, linger: bool) -> str:
         return self._buffer.look(late_ms=LATE_MS, claimed_max=CLAIMED_MAX, linger=linger)
