@@ -20,12 +20,12 @@ from kombu import Connection, Exchange, Queue
 
 from mm_tasks import connections, events, runtime
 from mm_tasks.errors import ConfigurationError
-from mm_tasks.keys import ENDPOINTS
+from mm_tasks.keys import ENDPOINTS, QUEUE_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-FORGET, DELIVER, IDENTIFY = "mm.forget", "mm.deliver", "mm.identify"
+FORGET, DELIVER, IDENTIFY = QUEUE_NAMES
 QUEUES = {events.TRACK: DELIVER, events.IDENTIFY: IDENTIFY, events.BACKFILL: DELIVER}
 
 FLUSH, SEND_BATCH = "mm_tasks.flush", "mm_tasks.send_batch"
@@ -95,10 +95,7 @@ def _configuration() -> dict[str, Any]:
 
 def queues() -> list[Queue]:
     """Return our queues, the one that is served first at the head."""
-    return [
-        Queue(name, Exchange(name, type="direct"), routing_key=name)
-        for name in (FORGET, DELIVER, IDENTIFY)
-    ]
+    return [Queue(name, Exchange(name, type="direct"), routing_key=name) for name in QUEUE_NAMES]
 
 
 def beat_schedule(every: float) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from typing import Any
 from celery.app.log import Logging as CeleryLogging
 
 from mm_tasks import logs, runtime
-from mm_tasks.errors import ConfigurationError
 
 _Logging: Any = CeleryLogging  # celery-types knows no handler with another formatter
 
@@ -23,8 +22,4 @@ class Logging(_Logging):  # type: ignore[misc]
         return super().setup_handlers(*args, **{**options, "formatter": self._formatter})
 
     def _formatter(self, *_: Any, **__: Any) -> Any:  # noqa: ANN401
-        try:
-            form = runtime.current().settings.log_format
-        except ConfigurationError:
-            form = "text"  # in which a worker says why it does not start
-        return logs.formatter(form, self.format)
+        return logs.formatter(runtime.log_form(), self.format)

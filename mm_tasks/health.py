@@ -11,6 +11,7 @@ from redis.exceptions import RedisError
 
 from mm_tasks import signs
 from mm_tasks.errors import AuditUnavailable, ConfigurationError
+from mm_tasks.keys import QUEUE_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from mm_tasks.signs import Sign
 
 AGE_MAX_S = 30.0
-QUEUES = ("mm.forget", "mm.deliver", "mm.identify")
 
 
 class Finding(NamedTuple):
@@ -38,7 +38,7 @@ def worker(found: Mapping[str, Sign], name: str, age_max_s: float) -> Finding:
 
 def queues(found: Mapping[str, Sign], age_max_s: float) -> Iterator[Finding]:
     """Yield for each of our queues whether a live worker serves it; name those that went silent."""
-    for queue in QUEUES:
+    for queue in QUEUE_NAMES:
         serving = [sign for sign in found.values() if queue in sign.queues]
         alive = [sign for sign in serving if sign.age_s <= age_max_s]
         if alive:

@@ -25,6 +25,9 @@ HEADER_BYTES = 46
 STAMP_BYTES = 14
 TAG_BYTES = 16
 NO_TAG = bytes(TAG_BYTES)
+# Celery's queues, in the order in which a worker of several serves them. With a Redis as broker
+# they are keys too, in its database and without our prefix.
+QUEUE_NAMES = ("mm.forget", "mm.deliver", "mm.identify")
 # Lanes by the endpoint of the vendor that they go to, the one that goes first at the head.
 ENDPOINTS = (("track", "backfill"), ("identify",))
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
+    from mm_tasks import logs
     from mm_tasks.archive import Archive
     from mm_tasks.audit import AuditLog
     from mm_tasks.erasures import Deadline
@@ -60,18 +61,13 @@ class Runtime:
         # A buffer for each lane, on a client that fails fast. Not a `cached_property`: in
         # Python 3.11 its lock belongs to the class, and a fork by another thread in the
         # middle of the first call would leave it held in the child for ever.
-        self._producer_redis = self._redis(PRODUCER_CONNECT_S, PRODUCER_ANSWER_S)
-        self.producers = self._buffers(self._producer_redis)
+        self.producer_redis = self._redis(PRODUCER_CONNECT_S, PRODUCER_ANSWER_S)
+        self.producers = self._buffers(self.producer_redis)
         self.loops = LoopClients(
             settings.redis_address,
             sentinels_s=PRODUCER_CONNECT_S,
             wait_s=PRODUCER_CONNECT_S + PRODUCER_ANSWER_S,
         )
-
-    @property
-    def producer_redis(self) -> Redis:
-        """Return the client that fails fast, for what must not hold up whoever asks."""
-        return self._producer_redis
 
     @cached_property
     def worker_redis(self) -> Redis:
@@ -148,7 +144,7 @@ class Runtime:
     @cached_property
     def intake(self) -> Intake:
         """Return the door for erasure requests, on the client that fails fast."""
-        fencing = Fencing(Fence(self._producer_redis, self.settings.project), self.register)
+        fencing = Fencing(Fence(self.producer_redis, self.settings.project), self.register)
         return Intake(self._archive.ledger, self.register, fencing)
 
     @cached_property
@@ -273,6 +269,14 @@ def current() -> Runtime:
 def load_settings() -> Settings:
     """Return the settings as the first use reads them."""
     return Settings.load(_process.given)
+
+
+def log_form() -> logs.Form:
+    """Return the form of log lines, also where a setting is wrong and that is what to log."""
+    try:
+        return load_settings().log_format
+    except ConfigurationError:
+        return "text"
 
 
 @contextmanager

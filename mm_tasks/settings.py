@@ -14,7 +14,7 @@ import platformdirs
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from mm_tasks import addresses, credentials, limits
+from mm_tasks import addresses, credentials, limits, logs
 from mm_tasks.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class Settings(BaseSettings):
         default=60, description="While paused: one request this often, over all workers."
     )
 
-    log_format: Literal["text", "json"] = Field(
+    log_format: logs.Form = Field(
         default="text", description="Of workers, beat and commands: lines of text, or of JSON."
     )
 

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 import typer
 
 from mm_tasks.cli.output import fail, plain
+from mm_tasks.events import BACKFILL, TRACK
 
 if TYPE_CHECKING:
     from mm_tasks.mapping import Source
 
 STDIN = "-"
-LANES = {"normal": "track", "low": "backfill"}
+LANES = {"normal": TRACK, "low": BACKFILL}
 _FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
 _NAME_CHARACTERS_MAX = 255
 

@@ -63,8 +63,6 @@ def import_command(  # noqa: PLR0913 - its options
         fail("--rejects needs --skip-bad or --dry-run: otherwise the import stops at a bad row")
     lane, is_one_of_many = options.LANES[priority], len(given) > 1
     about = options.Options(columns, lane, skip_bad, again, dry_run, is_one_of_many)
-    if lane not in runtime.current().producers:
-        fail("--priority low: there is no lane for backfills")
     tallies: list[Tally] = []
     with _stopping() as stop, ExitStack() as stack:
         refused = Rejects(rejects)

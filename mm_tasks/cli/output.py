@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.text import Text
 
 from mm_tasks import logs, runtime
-from mm_tasks.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,11 +28,7 @@ class _AsSet(logging.Formatter):
     """As the settings say, which are read when something is logged: many commands need none."""
 
     def format(self, record: logging.LogRecord) -> str:
-        try:
-            form = runtime.load_settings().log_format
-        except ConfigurationError:
-            form = "text"
-        return logs.formatter(form, "%(message)s").format(record)
+        return logs.formatter(runtime.log_form(), "%(message)s").format(record)
 
 
 def log_to_stderr() -> None:
