@@ -15,6 +15,7 @@ from redis import Redis
 from mm_tasks.attempt import Admitted
 from mm_tasks.buffer import BatchLimits, Buffer, Entry
 from mm_tasks.cli import stack
+from mm_tasks.fence import Fence
 
 EVENTS = 20_000
 SIZES = (200, 300, 1000)
@@ -34,7 +35,7 @@ def measured(size: int, folder: Path) -> tuple[float, float, float]:
     server = stack.embedded(None, folder)
     try:
         redis = Redis(port=server.port)
-        redis.hset("{mm:p}:fences", "run_id", redis.info("server")["run_id"])
+        Fence(redis, "p").load("a store", frozenset)
         buffer = Buffer(redis, "p", "track", BatchLimits(500, 1 << 20, 0), held_bytes_max=1 << 40)
         before = redis.info("memory")["used_memory"], aof(folder)
         entry = Entry(b"x" * size, "user", "visitor")
