@@ -7,6 +7,11 @@ import json
 from mm_tasks.keys import HEADER_BYTES, ProjectKeys
 from tests.acceptance.test_main_job import counts
 
+# Events of a batch where callers go on all the time.
+BATCH = 100
+# Connecting, one answer, asking for a flush: 2 s at most, and this machine may be busy.
+CALL_S = 6
+
 PLACES = ("waiting", "leased", "delivered", "dead", "erased", "discarded")
 
 
@@ -45,6 +50,21 @@ def wait_until_all_is_sent(stack, redis, within_s=60):
 
     assert found["held_bytes"] == 0, found
     return found
+
+
+def assert_all_go_on(stack, caller, processes, redis, safe):
+    """After a failover to `redis`: what was safe before and what came later has arrived."""
+    caller.wait_for("stored", 2 * BATCH)
+    after = caller.said()["stored"][-BATCH:]
+    said = caller.end()
+    found = wait_until_all_is_sent(stack, redis)
+    arrived = set(stack.get("ids"))
+
+    assert all(process.poll() is None for process in processes)
+    assert set(safe) | set(after) <= arrived
+    assert arrived <= set(said["stored"]) | set(said["maybe"])
+    assert found["accepted"] == found["delivered"]
+    assert caller.longest_s() < CALL_S
 
 
 def waiting_ids(redis):

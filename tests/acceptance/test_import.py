@@ -250,10 +250,7 @@ def test_the_docs_examples_are_what_they_say(tmp_path, monkeypatch):
 
 def test_rows_of_low_priority_wait_in_the_lane_of_backfills(stack, redis, tmp_path):
     """Behind everything else: see docs/import.md."""
-    from mm_tasks.events import LANES  # noqa: PLC0415 - what this version has
 
-    if "backfill" not in LANES:
-        pytest.skip("this version has no lane for backfills")
     file = tmp_path / "events.jsonl"
     file.write_bytes(rows(1, 2))
     done = run(stack.env, "import", str(file), "--priority", "low")

@@ -9,14 +9,10 @@ import pytest
 from redis import Redis
 from redis.exceptions import NoPermissionError
 
-from tests.acceptance.books import wait_until_all_is_sent
+from tests.acceptance.books import BATCH, assert_all_go_on
 from tests.acceptance.caller import Caller
 from tests.acceptance.conftest import Stack
 from tests.connections.servers import PRIMARY, SENTINEL_PASSWORD, USER_PASSWORD, until
-
-BATCH = 100
-# Connecting, one answer, asking for a flush: 2 s at most, and this machine may be busy.
-CALL_S = 6
 
 
 def run(*command, **env):
@@ -189,17 +185,6 @@ def test_after_a_failover_all_go_on_with_the_new_primary(watched, servers, tmp_p
         until(lambda: all(servers.primary(n) is not old for n in range(3)))
         # Until it is told, the old one takes events that nobody will ever replicate.
         until(lambda: old.info("replication")["role"] == "slave")
-        caller.wait_for("stored", 2 * BATCH)
-        after = caller.said()["stored"][-BATCH:]
-        said = caller.end()
-        found = wait_until_all_is_sent(stack, servers.primary())
-        arrived = set(stack.get("ids"))
-
-        assert worker.poll() is None
-        assert beat.poll() is None
-        assert set(safe) | set(after) <= arrived
-        assert arrived <= set(said["stored"]) | set(said["maybe"])
-        assert found["accepted"] == found["delivered"]
-        assert caller.longest_s() < CALL_S
+        assert_all_go_on(stack, caller, (worker, beat), servers.primary(), safe)
     finally:
         stack.end()

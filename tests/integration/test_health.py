@@ -19,12 +19,12 @@ from typer.testing import CliRunner
 
 from mm_tasks import celery_app, health, pulse, signs
 from mm_tasks.cli import app
-from mm_tasks.keys import ProjectKeys
+from mm_tasks.keys import QUEUE_NAMES, ProjectKeys
 from mm_tasks.signs import Sign
 from tests.conftest import embedded
 
 KEYS = ProjectKeys("p")
-QUEUES = list(health.QUEUES)
+QUEUES = list(QUEUE_NAMES)
 NAMES = (f"celery@{socket.gethostname()}", "other@host")
 
 
@@ -107,7 +107,7 @@ def test_looking_leaves_redis_and_the_state_directory_as_they_were(alive, ask, t
 
 
 def test_the_queues_are_those_that_workers_serve():
-    assert list(health.QUEUES) == [queue.name for queue in celery_app.queues()]
+    assert [queue.name for queue in celery_app.queues()] == QUEUES
 
 
 @pytest.mark.usefixtures("alive")
