@@ -235,7 +235,9 @@ def test_a_sweep_alone_completes_every_erasure(erasures, sandbox):
     ids = [erasures.forget(f"person-{n}") for n in range(5)]
     for offset_s in PASSES_S:
         erasures.now = NOW + timedelta(seconds=offset_s + 1)
-        erasures.workflow.sweep()
+        # One sweep takes at most a few seconds of work; what is left over is the next one's.
+        for _ in ids:
+            erasures.workflow.sweep()
 
     assert {erasures.state(one) for one in ids} == {"completed"}
     assert len(calls(sandbox)) == 15
