@@ -11,6 +11,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import termios
 import time
 from contextlib import redirect_stderr, redirect_stdout
 from datetime import UTC, datetime, timedelta
@@ -27,6 +28,7 @@ from mm_tasks.cli.checks import masked
 from mm_tasks.erasures import Answer, ErasureRequest
 from mm_tasks.fence import Fence
 from mm_tasks.keys import ProjectKeys, tag
+from tests.acceptance.terminal import to_its_end
 from tests.acceptance.test_commands import run
 from tests.audit.stores import KEY, USER, VISITOR, Store
 
@@ -185,12 +187,13 @@ def test_request_prompts_on_a_terminal_and_does_not_echo(stack, redis):
         start_new_session=True,
     )
     os.close(theirs)
-    on_screen = os.read(ours, 1000).decode()
-    time.sleep(0.5)  # the prompt is there before the echo is off
+    # Nothing is typed before the echo is off; the prompt may be there sooner.
+    while termios.tcgetattr(ours)[3] & termios.ECHO:
+        time.sleep(0.01)
     os.write(ours, f"{USER}\n".encode())
-    stdout, _ = process.communicate(timeout=60)
-    on_screen += os.read(ours, 1000).decode()
+    on_screen = to_its_end(ours).decode()
     os.close(ours)
+    stdout, _ = process.communicate(timeout=60)
 
     assert "user id (not shown)" in on_screen
     assert USER not in on_screen + stdout

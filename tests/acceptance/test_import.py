@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 from mm_tasks.cli import app
 from mm_tasks.keys import ProjectKeys, tag
+from tests.acceptance.terminal import to_its_end
 from tests.acceptance.test_commands import run
 
 KEYS = ProjectKeys("default")
@@ -220,11 +221,10 @@ def test_a_terminal_sees_a_bar_and_bad_rows_above_it(stack, tmp_path):
         stdout=subprocess.PIPE,
         stderr=far,
     )
-    out, _ = process.communicate(timeout=60)
     os.close(far)
-    os.set_blocking(near, False)
-    shown = os.read(near, 1 << 20).decode()
+    shown = to_its_end(near).decode()
     os.close(near)
+    out, _ = process.communicate(timeout=60)
 
     assert "line 1501: event: is required" in shown
     assert "1,501 rows" in shown

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mm_tasks import cli
+from tests.acceptance.terminal import to_its_end
 
 TOP = [sys.executable, "-m", "mm_tasks.cli", "top"]
 SECRET = "person-of-the-view"
@@ -62,8 +63,8 @@ def test_on_a_terminal_it_goes_on_and_ctrl_c_ends_it_well(watched):
         while shown.count(b"project default") < 4:
             shown += os.read(primary, 65536)
         process.send_signal(signal.SIGINT)
+        shown += to_its_end(primary)
         assert process.wait(20) == 0
-        shown += os.read(primary, 65536)
     finally:
         process.kill()
         process.wait()
