@@ -69,9 +69,11 @@ def _configuration() -> dict[str, Any]:
         "broker_channel_error_retry": True,
         "broker_transport_options": {
             "queue_order_strategy": "priority",
-            "socket_timeout": 10,
+            "socket_timeout": 5,
             "socket_connect_timeout": 5,
             "socket_keepalive": True,
+            # A primary that is gone without a word: after twice this no more is awaited from it.
+            "health_check_interval": 5,
             **transport_options,
         },
         "task_serializer": "json",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import trustme
@@ -126,13 +129,10 @@ class Servers:
         )
         config["repl-diskless-sync-delay"] = "0"
         self.group = [embedded(config=config) for _ in range(2)]
-        for server in (self.alone, *self.group):
-            server.start()
-            server.redis = Redis(port=server.port)
+        self.alone.start()
+        self.alone.redis = Redis(port=self.alone.port)
         for server in self.group:
-            server.redis.config_set("masterauth", PASSWORD, "requirepass", PASSWORD)
-            server.redis.close()
-            server.redis = Redis(port=server.port, password=PASSWORD)
+            _start(server)
         primary, replica = self.group
         replica.redis.replicaof("127.0.0.1", primary.port)
         self.front = Front(self.alone.port, self.certificates)
@@ -163,6 +163,31 @@ class Servers:
         _, port = self.sentinels[sentinel].ask("GET-MASTER-ADDR-BY-NAME", PRIMARY)
         return next(one.redis for one in self.group if one.port == int(port))
 
+    def fail_over(self):
+        """Ask for another primary."""
+        self.sentinels[0].ask("FAILOVER", PRIMARY)
+
+    @contextmanager
+    def killed_primary(self):
+        """End it without a word; it is started again, empty, on the same port."""
+        redis = self.primary()
+        os.kill(redis.info("server")["process_id"], signal.SIGKILL)
+        yield
+        server = next(one for one in self.group if one.redis is redis)
+        redis.close()
+        server.terminate()
+        _start(server)
+
+    @contextmanager
+    def frozen_primary(self):
+        """Let it say nothing more, and go on as if nothing had been."""
+        pid = self.primary().info("server")["process_id"]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
     def replicated(self, read):
         """Return what `read` returns now, once the replica has it."""
         primary = self.primary()
@@ -186,6 +211,14 @@ class Servers:
             server.redis.close()
             server.stop()
         self._short.cleanup()
+
+
+def _start(server):
+    """Start one of the group; its password is set here, since a file of options cannot hold it."""
+    server.start()
+    with Redis(port=server.port) as redis:
+        redis.config_set("masterauth", PASSWORD, "requirepass", PASSWORD)
+    server.redis = Redis(port=server.port, password=PASSWORD)
 
 
 def _is_ready(sentinel):

@@ -12,7 +12,7 @@ from redis.exceptions import NoPermissionError
 from tests.acceptance.books import BATCH, assert_all_go_on
 from tests.acceptance.caller import Caller
 from tests.acceptance.conftest import Stack
-from tests.connections.servers import PRIMARY, SENTINEL_PASSWORD, USER_PASSWORD, until
+from tests.connections.servers import SENTINEL_PASSWORD, USER_PASSWORD, until
 
 
 def run(*command, **env):
@@ -166,8 +166,9 @@ def test_no_password_is_in_celerys_report(watched):
     assert SENTINEL_PASSWORD not in said
 
 
-def test_after_a_failover_all_go_on_with_the_new_primary(watched, servers, tmp_path):
-    """Nobody is restarted, and nothing that was replicated is lost."""
+@pytest.fixture
+def sending(watched, tmp_path):
+    """A worker, beat and a producer that find Redis through sentinels, and the sandbox."""
     stack = Stack(watched["MM_TASKS_REDIS_URL"], tmp_path)
     stack.env.update(
         watched,
@@ -176,15 +177,31 @@ def test_after_a_failover_all_go_on_with_the_new_primary(watched, servers, tmp_p
         MM_TASKS_BATCH_EVENTS_MAX=str(BATCH),
     )
     stack.sandbox("--latency-ms", "100")
+    stack.programs, stack.caller = (stack.worker(), stack.beat()), Caller(stack)
     try:
-        worker, beat, caller = stack.worker(), stack.beat(), Caller(stack)
         stack.wait(lambda: stack.get("summary")["batches"] >= 2)
-        safe = servers.replicated(lambda: caller.said()["stored"])
-        old = servers.primary()
-        servers.sentinels[0].ask("FAILOVER", PRIMARY)
-        until(lambda: all(servers.primary(n) is not old for n in range(3)))
-        # Until it is told, the old one takes events that nobody will ever replicate.
-        until(lambda: old.info("replication")["role"] == "slave")
-        assert_all_go_on(stack, caller, (worker, beat), servers.primary(), safe)
+        yield stack
     finally:
         stack.end()
+
+
+def test_after_a_failover_all_go_on_with_the_new_primary(sending, servers):
+    """Nobody is restarted, and nothing that was replicated is lost."""
+    safe = servers.replicated(lambda: sending.caller.said()["stored"])
+    old = servers.primary()
+    servers.fail_over()
+    until(lambda: all(servers.primary(n) is not old for n in range(3)))
+    # Until it is told, the old one takes events that nobody will ever replicate.
+    until(lambda: old.info("replication")["role"] == "slave")
+
+    assert_all_go_on(sending, sending.caller, sending.programs, servers.primary(), safe)
+
+
+@pytest.mark.parametrize("trouble", ["killed", "frozen"])
+def test_a_primary_that_is_gone_is_left_for_the_next(sending, servers, trouble):
+    """As above, but nobody asked for it: the sentinels have to find out."""
+    safe = servers.replicated(lambda: sending.caller.said()["stored"])
+    old = servers.primary()
+    with getattr(servers, f"{trouble}_primary")():
+        until(lambda: all(servers.primary(n) is not old for n in range(3)))
+        assert_all_go_on(sending, sending.caller, sending.programs, servers.primary(), safe)
