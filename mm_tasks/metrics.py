@@ -25,7 +25,7 @@ from prometheus_client.core import (
 )
 from redis.exceptions import RedisError
 
-from mm_tasks import histograms, runtime, signs, snapshot
+from mm_tasks import histograms, outcome, runtime, signs, snapshot
 from mm_tasks.errors import AuditUnavailable, ConfigurationError
 from mm_tasks.keys import ProjectKeys
 from mm_tasks.progress import STEPS, Progress
@@ -185,13 +185,13 @@ def _of_events(look: Snapshot) -> Iterator[Metric]:
 
 
 def _of_requests(look: Snapshot) -> Iterator[Metric]:
-    for name, label, said in (
-        ("outcome", "outcome", "Requests by outcome."),
-        ("ambiguous", "kind", "Requests that may have been stored, by kind of doubt."),
-    ):
-        found = _by_kind(look.counts, name)
-        shown = "requests" if name == "outcome" else "requests_ambiguous"
-        yield _counter(shown, said, ("lane", label), found)
+    # Shown before there is any: Prometheus sees no increase in a series that begins with 1.
+    none = {(lane, name): 0 for lane in look.lanes for name in outcome.NAMES}
+    found = none | _by_kind(look.counts, "outcome")
+    yield _counter("requests", "Requests by outcome.", ("lane", "outcome"), found)
+    said = "Requests that may have been stored, by kind of doubt."
+    doubts = _by_kind(look.counts, "ambiguous")
+    yield _counter("requests_ambiguous", said, ("lane", "kind"), doubts)
     said = "Answers that counted other events than were sent."
     yield _counter("count_differs", said, ("lane",), _of_lanes(look, "count_differs"))
     batches = {name: lane.batches for name, lane in look.lanes.items()}

@@ -8,6 +8,7 @@ the vendor does not deduplicate.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,3 +74,5 @@ class Ambiguous:
 
 
 Outcome = Delivered | Throttled | Rejected | Unauthorized | Misdirected | Unavailable | Ambiguous
+# As they are counted.
+NAMES = tuple(one.__name__.lower() for one in get_args(Outcome))
