@@ -25,7 +25,7 @@ from mm_tasks import retry
 from mm_tasks.attempt import Admitted, Exchange
 from mm_tasks.limiter import SLOT_VALID_MS, Limiter
 from mm_tasks.limits import BATCH_BRACKETS_BYTES
-from mm_tasks.outcome import Ambiguous, Delivered, Unavailable
+from mm_tasks.outcome import NAMES, Ambiguous, Delivered, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -280,7 +280,7 @@ class Delivery:
         wait_s = self._tell_project(batch_id, attempt, outcome)
         park = self._policy.park_ambiguous
         decision = retry.decide(outcome, attempt, park=park, random_s=_random_s)
-        name = type(outcome).__name__.lower()
+        name = NAMES[type(outcome)]
         extra = {"batch_id": batch_id, "attempt": attempt.attempt, "outcome": name}
         log.info("batch_settled", extra=extra)
         return self._apply(batch_id, attempt, decision, wait_s)

@@ -23,6 +23,7 @@ from redis.exceptions import RedisError
 from mm_tasks.erasures import ONCE, Answer
 from mm_tasks.errors import AuditChainBroken, AuditUnavailable, ConfigurationError
 from mm_tasks.outcome import (
+    NAMES,
     Ambiguous,
     Delivered,
     Misdirected,
@@ -243,7 +244,7 @@ def _read(  # noqa: PLR0911 - a row of the table each
             word = _word("ambiguous", code if code != "-" else kind)
             return word, status, "retrying", 0
         case Rejected(answer=answer) | Misdirected(answer=answer):
-            name = type(outcome).__name__.lower()
+            name = NAMES[type(outcome)]
             return _word(name, answer.code), answer.status, "attention", _ATTENTION_S
 
 

@@ -186,7 +186,7 @@ def _of_events(look: Snapshot) -> Iterator[Metric]:
 
 def _of_requests(look: Snapshot) -> Iterator[Metric]:
     # Shown before there is any: Prometheus sees no increase in a series that begins with 1.
-    none = {(lane, name): 0 for lane in look.lanes for name in outcome.NAMES}
+    none = {(lane, name): 0 for lane in look.lanes for name in outcome.NAMES.values()}
     found = none | _by_kind(look.counts, "outcome")
     yield _counter("requests", "Requests by outcome.", ("lane", "outcome"), found)
     said = "Requests that may have been stored, by kind of doubt."

@@ -74,5 +74,5 @@ class Ambiguous:
 
 
 Outcome = Delivered | Throttled | Rejected | Unauthorized | Misdirected | Unavailable | Ambiguous
-# As they are counted.
-NAMES = tuple(one.__name__.lower() for one in get_args(Outcome))
+# What they are counted and logged as.
+NAMES = {kind: kind.__name__.lower() for kind in get_args(Outcome)}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, assert_never
 
 from mm_tasks.outcome import (
+    NAMES,
     Ambiguous,
     Answer,
     Delivered,
@@ -152,7 +153,7 @@ def decide(  # noqa: PLR0911 - a row of the table each
             return Retry(backoff_s(attempt.in_a_row, random_s), "unavailable")
         case Throttled() | Unauthorized() | Misdirected():
             # Not sent again before the wait or the pause of the project is over.
-            return Retry(0, _name(outcome))
+            return Retry(0, NAMES[type(outcome)])
         case _:
             assert_never(outcome)
 
@@ -171,7 +172,7 @@ def signal(  # noqa: PLR0911 - a row of the table each
         case Unauthorized() | Misdirected() if _is_its_own(attempt):
             return None
         case Unauthorized(answer=answer) | Misdirected(answer=answer):
-            return Pause(_name(outcome), answer)
+            return Pause(NAMES[type(outcome)], answer)
         case Unavailable(kind=kind):
             return Pause(UNAVAILABLE, Answer(0, kind), FAILURES_MAX)
         case Ambiguous(kind=kind, status=status, code=code):
@@ -208,12 +209,8 @@ def _is_its_own(attempt: Attempt) -> bool:
 
 
 def _narrow(outcome: Outcome, answer: Answer, attempt: Attempt, singles_max: int) -> Narrow:
-    name = _name(outcome)
+    name = NAMES[type(outcome)]
     return Narrow(name, answer, _why(name, answer, attempt.attempt), singles_max)
-
-
-def _name(outcome: Outcome) -> str:
-    return type(outcome).__name__.lower()
 
 
 def _why(reason: str, answer: Answer, attempt: int, kind: str = "") -> str:
