@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 # A worker finishes what is in hand; after this it is killed.
 END_S = 30
-WORKER = ("celery", "-A", "mm_tasks", "worker", "--loglevel", "warning")
-BEAT = ("celery", "-A", "mm_tasks", "beat", "--loglevel", "warning")
+WORKER = ("celery", "-q", "-A", "mm_tasks", "worker", "--loglevel", "warning")
+BEAT = ("celery", "-q", "-A", "mm_tasks", "beat", "--loglevel", "warning")
 
 
 def up(concurrency: int) -> None:

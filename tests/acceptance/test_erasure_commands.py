@@ -13,7 +13,7 @@ import subprocess
 import sys
 import termios
 import time
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import closing, redirect_stderr, redirect_stdout
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -545,7 +545,7 @@ def test_verify_warns_of_guards_and_refuses_what_was_changed_behind_them(store, 
         pass
     warned = command("audit", "verify")
     checked = command("check")
-    with sqlite3.connect(store.folder / "audit.sqlite") as raw:
+    with closing(sqlite3.connect(store.folder / "audit.sqlite")) as raw, raw:
         raw.execute("UPDATE mm_erasure_audit SET line = replace(line, 'dpo', 'ceo') WHERE seq = 1")
     broken, listed = command("audit", "verify", "--json"), command("audit", "verify")
 

@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -89,11 +90,8 @@ def desk(stack):
 
 def copied(source, target):
     """Back up a database of SQLite that is in use."""
-    old, new = sqlite3.connect(source), sqlite3.connect(target)
-    with old, new:
+    with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(target)) as new:
         old.backup(new)
-    old.close()
-    new.close()
 
 
 def test_the_audit_database_was_restored_from_a_backup(desk, redis, tmp_path):
@@ -139,10 +137,9 @@ def test_the_audit_database_was_restored_from_a_backup(desk, redis, tmp_path):
     assert gone not in again
     # 5.
     assert json.loads(desk.run("status", "--json"))["fence"]["tags"] == 3
-    with sqlite3.connect(log) as database:
+    with closing(sqlite3.connect(log)) as database:
         query = re.search(r"```sql\n(\s+SELECT count.*?)```", DOCS.read_text(), re.DOTALL)[1]
         assert database.execute(query).fetchone() == (3,)
-    database.close()
     # 6.
     redis.hdel(KEYS.fences, "log_size")
     desk.start()
