@@ -11,7 +11,7 @@ To lower a fence is to load all of them again, so there is one way to be exact.
 from __future__ import annotations
 
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import uuid_utils
 
@@ -20,14 +20,16 @@ from mm_tasks.keys import ProjectKeys
 from mm_tasks.scripting import Script
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from redis import Redis
 
 # Lua's unpack fails near 8 000 values.
 _TAGS_MAX = 1000
-# A load is overtaken by a fence that is raised meanwhile, of which there are a few a day.
+# A load starts over where the server lost what it had, and nobody else loads.
 _LOADS_MAX = 10
+# A load gives a sign with each page.
+_LEASE_MS = 10_000
 
 _CUT = (
     "the audit log has fewer entries than when a fence was last raised or loaded: its tail "
@@ -36,6 +38,15 @@ _CUT = (
 
 _RAISE, _FAILED = Script("raise"), Script("load_failed")
 _BEGIN, _ADD, _END = map(Script, ("load_begin", "load_add", "load_end"))
+
+
+# Whether there is anything to load, for whoever asks.
+When = Literal["always", "unless loading", "unless loaded"]
+_ASKS: dict[When, tuple[int, str]] = {
+    "always": (0, ""),
+    "unless loading": (_LEASE_MS, ""),
+    "unless loaded": (_LEASE_MS, "1"),
+}
 
 
 class FenceState(NamedTuple):
@@ -72,47 +83,71 @@ class Fence:
         `log_size` is how many entries the audit log has, by now: see `load`.
         Raises `ConfigurationError` when the fences here are those of another audit store.
         """
+        places = (self._keys.fence, self._keys.fences, self._keys.fence_draft)
         for page in _pages(tags):
             args = (store_id, log_size, *page)
-            if not _RAISE(self._redis, (self._keys.fence, self._keys.fences), args):
+            if not _RAISE(self._redis, places, args):
                 raise _another_store()
 
     def load(
         self,
         store_id: str,
-        read: Callable[[], Collection[bytes]],
+        read: Callable[[], Iterable[bytes]],
         log_size: Callable[[], int] = lambda: 0,
+        *,
+        when: When = "always",
     ) -> bool:
         """Make the fence what `read` returns, and let this server count as loaded.
 
-        Reads again where a fence was raised or all was lost meanwhile, so that what SQL said
-        a moment ago never replaces what is newer; False where that never ended. `log_size` says
-        how many entries the audit log has. Raises `ConfigurationError` as `raise_`, and
+        Another load that goes on is overtaken: its `read` was earlier. Not so when it is
+        "unless loading": who only found that fences are missing leaves it to that one, unless
+        that gave no sign for ten seconds. Otherwise many would overtake each other for ever.
+        "unless loaded" moreover finds nothing to do where all is loaded by now.
+
+        False where it was left to another. Fences that are raised meanwhile are in it, and what
+        `read` returned a moment ago never replaces what is newer. `log_size` says how many
+        entries the audit log has. Raises `ConfigurationError` as `raise_`, and
         `AuditChainBroken` when that log was longer before: what it forgot stays fenced.
         """
-        keys = self._keys
+        keys, token = self._keys, str(uuid_utils.uuid7())
         for _ in range(_LOADS_MAX):
-            token = str(uuid_utils.uuid7())
-            begun = _BEGIN(self._redis, (keys.fences, keys.fence_draft), (store_id, token))
+            args = (store_id, token, *_ASKS[when])
+            begun = _BEGIN(self._redis, (keys.fences, keys.fence_draft), args)
             if not begun:
                 raise _another_store()
             run_id, known = begun
-            # Asked after that, so that whatever was raised before is in it.
-            size = log_size()
-            if size < int(known):
-                raise AuditChainBroken(_CUT)
-            is_whole = all(
-                _ADD(self._redis, (keys.fences, keys.fence_draft), (token, *page))
-                for page in _pages(read())
-            )
-            places = (keys.fences, keys.fence_draft, keys.fence)
-            if is_whole and _END(self._redis, places, (token, run_id, size)):
+            if run_id in {b"loaded", b"loading"}:
+                return bool(run_id == b"loaded")
+            try:
+                # Asked after that, so that whatever was raised before is in it.
+                size = _checked(log_size(), int(known))
+                is_whole = self._draft(token, read())
+            except Exception:
+                self._end(token, b"", 0)
+                raise
+            if is_whole and self._end(token, run_id, size):
                 return True
+            # Whoever overtook this one read later; if nobody did, the server lost all.
+            when = "unless loading" if when == "always" else when
         return False
+
+    def _draft(self, token: str, tags: Iterable[bytes]) -> bool:
+        places = (self._keys.fences, self._keys.fence_draft)
+        return all(_ADD(self._redis, places, (token, *page)) for page in _pages(tags))
+
+    def _end(self, token: str, run_id: bytes, size: int) -> bool:
+        places = (self._keys.fences, self._keys.fence_draft, self._keys.fence)
+        return bool(_END(self._redis, places, (token, run_id, size)))
 
     def note_failed(self, why: str) -> None:
         """Let `status` say why the fences could not be loaded, in a fixed word."""
         _FAILED(self._redis, (self._keys.fences,), (why,))
+
+
+def _checked(size: int, known: int) -> int:
+    if size < known:
+        raise AuditChainBroken(_CUT)
+    return size
 
 
 def _another_store() -> ConfigurationError:
@@ -122,7 +157,7 @@ def _another_store() -> ConfigurationError:
     )
 
 
-def _pages(tags: Collection[bytes]) -> Iterator[tuple[bytes, ...]]:
+def _pages(tags: Iterable[bytes]) -> Iterator[tuple[bytes, ...]]:
     rest = iter(tags)
     while page := tuple(islice(rest, _TAGS_MAX)):
         yield page

@@ -13,7 +13,7 @@ from mm_tasks.errors import AuditChainBroken, AuditUnavailable, ConfigurationErr
 
 if TYPE_CHECKING:
     from mm_tasks.erasures import Claim
-    from mm_tasks.fence import Fence
+    from mm_tasks.fence import Fence, When
     from mm_tasks.register import Register
 
 _log = getLogger(__name__)
@@ -26,6 +26,7 @@ class Fencing:
         """Take both; nothing is read here."""
         self._fence = fence
         self._register = register
+        self._seen: tuple[int, int] | None = None
 
     def check_store(self) -> None:
         """Raise `ConfigurationError` when Redis has the fences of another audit store."""
@@ -36,21 +37,23 @@ class Fencing:
         register = self._register
         self._fence.raise_(claim.erasure.tags, register.store_id, register.log_size())
 
-    def load(self) -> bool:
+    def load(self, when: When = "always") -> bool:
         """Make Redis's fences what SQL's are, and let this server count as loaded.
 
-        False where other loads and fences raised meanwhile left no time for it. Raises
+        False where it was left to another load: see `Fence.load` for `when`. Raises
         `AuditUnavailable`, and `ConfigurationError` or `AuditChainBroken` as `Fence.load`.
         """
         register = self._register
-        is_loaded = self._fence.load(register.store_id, register.fences, register.log_size)
-        _log.info("fences_loaded" if is_loaded else "fences_load_overtaken")
+        is_loaded = self._fence.load(
+            register.store_id, register.fences, register.log_size, when=when
+        )
+        _log.info("fences_loaded" if is_loaded else "fences_loaded_by_another")
         return is_loaded
 
     def try_load(self) -> bool:
-        """As `load`, for whoever found them not loaded; where SQL fails, say why and go on."""
+        """Load what was found not loaded; where SQL fails, say why and go on."""
         try:
-            return self.load()
+            return self.load("unless loaded")
         except AuditUnavailable:
             why = "audit_unavailable"
         except ConfigurationError:
@@ -66,5 +69,11 @@ class Fencing:
 
         So was one that could not be raised, or lowered, because Redis was away.
         """
-        if self._fence.state().tags != self._register.fence_count():
-            self.load()
+        # Whatever changes SQL's fences adds to the log. To count them takes its time.
+        seen = (self._fence.state().tags, self._register.log_size())
+        if seen == self._seen:
+            return
+        if seen[0] == self._register.fence_count():
+            self._seen = seen
+        else:
+            self.load("unless loading")

@@ -82,9 +82,9 @@ class ProjectKeys(NamedTuple):
         """Hash: whose fences `fence` holds, and whether they are all of them.
 
         `store` (id of the audit store), `run_id` (of the server that they were loaded for:
-        a restart or a failover makes it another one, FLUSHALL removes it), `loading` (token
-        of a load that goes on), `log_size` (entries its audit log had at least), and while
-        a load fails `why` and `since_ms`.
+        a restart or a failover makes it another one, FLUSHALL removes it), `log_size` (entries
+        its audit log had at least), while a load goes on `loading` (its token) and
+        `loading_ms` (when it gave a sign), and while loads fail `why` and `since_ms`.
         """
         return self._key("fences")
 

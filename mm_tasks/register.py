@@ -32,7 +32,7 @@ from mm_tasks.times import mark, moment, one_month_after, stamp
 from mm_tasks.work import Move, Work, is_held, move, unfence
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Iterator
     from datetime import datetime
 
     from sqlalchemy.engine import Connection
@@ -114,14 +114,16 @@ class Register:
             again = move("retried", {"requested_by": requested_by}, next_at=stamp(now))
             self._work.advance(connection, row, [again], now)
 
-    def fences(self) -> frozenset[bytes]:
-        """Return all tags whose events are to be refused."""
+    def fences(self) -> Iterator[bytes]:
+        """Yield all tags whose events are to be refused, as of one moment, some of them twice."""
         column = tables.suppressions.c
         query = select(column.tag).where(
             column.project == self._work.project, column.lifted_at.is_(None)
         )
         with self._work.read() as connection:
-            return frozenset(map(bytes.fromhex, connection.execute(query).scalars()))
+            # As they come: there may be a million.
+            found = connection.execute(query.execution_options(yield_per=1000))
+            yield from map(bytes.fromhex, found.scalars())
 
     @property
     def store_id(self) -> str:

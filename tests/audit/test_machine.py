@@ -122,7 +122,7 @@ class Erasures(RuleBasedStateMachine):
         for shown in self.store.register.listed():
             if shown["state"] in FENCED:
                 wanted |= {tag("p", *one) for one in self.asked[shown["id"]]}
-        assert self.store.register.fences() == wanted
+        assert set(self.store.register.fences()) == wanted
 
     @invariant()
     def no_open_erasure_is_forgotten(self):

@@ -37,7 +37,7 @@ def test_a_request_is_kept_with_all_that_was_said(store):
     assert shown["anonymous"] == 1
     assert shown["subject"] == store.work.pseudonyms.of(USER)
     assert shown["passes"] == []
-    assert store.register.fences() == {USER_TAG, VISITOR_TAG}
+    assert set(store.register.fences()) == {USER_TAG, VISITOR_TAG}
     assert json.dumps(shown)
 
 
@@ -93,14 +93,14 @@ def test_after_the_end_the_same_person_is_another_erasure(store):
 
     assert second.id != first.id
     assert store.register.lift(first.id, "dpo", after(days=9)) == frozenset()
-    assert store.register.fences() == {USER_TAG}
+    assert set(store.register.fences()) == {USER_TAG}
 
 
 def test_another_project_knows_nothing_of_it(store):
     store.ask()
     other = type(store)(store.url, store.folder, "q")
 
-    assert other.register.fences() == frozenset()
+    assert set(other.register.fences()) == set()
     assert other.ask().is_new
 
 
@@ -163,7 +163,7 @@ def test_cancel_ends_it_before_the_first_call(store):
     freed = store.register.cancel(claim.id, "dpo", NOW)
 
     assert freed == {USER_TAG, VISITOR_TAG}
-    assert store.register.fences() == frozenset()
+    assert set(store.register.fences()) == set()
     assert store.register.show(claim.id)["state"] == "cancelled"
     assert store.register.show(claim.id)["is_wiped"]
     assert store.ledger.intent(claim, NOW) is None, "its worker may not call any more"
@@ -203,7 +203,7 @@ def test_what_may_not_follow_is_refused_in_words_and_changes_nothing(store):
                 ask(claim.id, one, NOW)
             assert one not in str(caught.value)
     assert store.entries() == before
-    assert store.register.fences() == {USER_TAG}
+    assert set(store.register.fences()) == {USER_TAG}
 
 
 def test_lift_frees_the_tags_that_no_other_erasure_holds(store):
@@ -212,7 +212,7 @@ def test_lift_frees_the_tags_that_no_other_erasure_holds(store):
     two = store.completed(user_id="two", anonymous_ids=(VISITOR,))
 
     assert store.register.lift(one.id, "dpo", NOW) == {tag("p", "user", "one")}
-    assert store.register.fences() == {tag("p", "user", "two"), VISITOR_TAG}
+    assert set(store.register.fences()) == {tag("p", "user", "two"), VISITOR_TAG}
     assert VISITOR_TAG in store.register.lift(two.id, "dpo", NOW)
     verify(store.log)
 
@@ -220,7 +220,7 @@ def test_lift_frees_the_tags_that_no_other_erasure_holds(store):
 def test_the_fence_holds_after_the_ids_were_wiped(store):
     store.completed(anonymous_ids=(VISITOR,))
 
-    assert store.register.fences() == {USER_TAG, VISITOR_TAG}
+    assert set(store.register.fences()) == {USER_TAG, VISITOR_TAG}
 
 
 def test_a_list_is_newest_first_and_can_be_narrowed(store):

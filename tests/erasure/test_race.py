@@ -9,7 +9,8 @@ What each seed is watched for, at every step and at its end:
         neither an id nor a tag of P but in the fence; the *others*' events are all stored, and
         not more often than there was a doubt; the *counts* add up; the *log* verifies, has each
         pass acknowledged and none called before it was due, and no id of P is left in the
-        database's files; *fences* are loaded whenever that is tried, since SQL is there.
+        database's files; *fences* are loaded whenever that is tried, since SQL is there, or
+        by another who tries.
 
 Each part of the protocol is needed, which the sabotages below prove: with one of them, the
 seeds turn red.

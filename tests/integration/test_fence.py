@@ -6,9 +6,10 @@ it returns do things while they are read.
 
 Sabotages that turn this file red, each tried on a copy:
 
-- raise leaves `loading`, so that a load goes on with what SQL said before; a raise or a load
-  by another audit store stops the load of the right one; either does not look at the store;
-- load_begin leaves the draft of the load before, or `loading` of another;
+- raise adds nothing to the draft, so that a load ends with what SQL said before; a raise or a
+  load by another audit store stops the load of the right one; either does not look at the store;
+- load_begin leaves the draft of the load before, or `loading` of another; overtakes where it was
+  told not to, or leaves the server to the dead; load_add gives no sign;
 - load_add or load_end does not look at the token; load_end does not look at the run_id, adds
   to the fence instead of replacing it, leaves `why`, or keeps the old fence where SQL has none;
 - load_add, load_begin or raise begins with a command that allocates: refused at maxmemory;
@@ -19,6 +20,8 @@ Sabotages that turn this file red, each tried on a copy:
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -27,7 +30,7 @@ from redis import Redis
 from mm_tasks.attempt import Admitted, Refused
 from mm_tasks.buffer import BatchLimits, Buffer, Entry
 from mm_tasks.dead import DeadLetters, Revived
-from mm_tasks.errors import AuditChainBroken, BufferFull, ConfigurationError
+from mm_tasks.errors import AuditChainBroken, AuditUnavailable, BufferFull, ConfigurationError
 from mm_tasks.fence import Fence, FenceState
 from mm_tasks.keys import ProjectKeys, tag
 from mm_tasks.scripting import Script
@@ -233,7 +236,10 @@ def load_while(request, fence):
 
 
 def test_a_fence_raised_during_a_load_is_up_after_it(redis, fence, load_while):
-    """SQL was read before it was committed: the load must not take it away again."""
+    """SQL was read before it was committed: the load must not take it away again.
+
+    Nor does it start over: while erasures come all the time it would not end.
+    """
     sql = Sql(*range(load_while.number))
 
     def forget():
@@ -242,7 +248,7 @@ def test_a_fence_raised_during_a_load_is_up_after_it(redis, fence, load_while):
 
     load_while(sql, forget)
 
-    assert sql.reads == 2
+    assert sql.reads == 1
     assert fenced(redis) == sql.tags
     assert tags(9999) <= fenced(redis)
     assert is_loaded(redis)
@@ -305,8 +311,8 @@ def test_an_overtaken_load_adds_nothing_to_the_one_that_goes_on(redis):
     """Its tags may have been lowered since. Step by step, as no one process would do it."""
     begin_, add, end = map(Script, ("load_begin", "load_add", "load_end"))
     places = (KEYS.fences, KEYS.fence_draft)
-    run_id, _ = begin_(redis, places, (STORE, "first"))
-    begin_(redis, places, (STORE, "second"))
+    run_id, _ = begin_(redis, places, (STORE, "first", 0, ""))
+    begin_(redis, places, (STORE, "second", 0, ""))
     added = [add(redis, places, (token, *tags(token))) for token in ("first", "second")]
 
     assert added == [0, 1]
@@ -342,22 +348,109 @@ def test_the_refusal_of_another_store_does_not_disturb_a_load(redis, fence, load
     assert fenced(redis) == sql.tags
 
 
-def test_a_load_that_is_always_overtaken_ends_and_does_no_harm(redis, fence):
+def test_a_load_that_always_loses_all_ends_and_does_no_harm(redis, fence):
     """It is called by every flush; one that never came back would be worse."""
     reads = []
 
     def read():
         reads.append(1)
-        fence.raise_(tags(len(reads)), STORE)
-        return set()
+        redis.flushall()
+        return tags(7)
 
-    fence.load(STORE, read)
+    assert not fence.load(STORE, read)
 
     assert len(reads) < 100
-    assert fenced(redis) == tags(*range(1, len(reads) + 1))
+    assert fenced(redis) == set()
     assert not is_loaded(redis)
     fence.load(STORE, lambda: tags(1))
     assert fenced(redis) == tags(1)
+
+
+def never():
+    pytest.fail("SQL was read")
+
+
+@pytest.mark.parametrize("when", ["unless loading", "unless loaded"])
+def test_who_finds_fences_missing_leaves_it_to_a_load_that_goes_on(redis, load_while, when):
+    """Or all workers would overtake each other after a restart, and none would end."""
+    sql = Sql(*range(load_while.number))
+    left = []
+
+    def find_out():
+        left.append(Fence(redis, "p").load(STORE, never, when=when))
+
+    load_while(sql, find_out)
+
+    assert left == [False]
+    assert sql.reads == 1
+    assert fenced(redis) == sql.tags
+
+
+def test_of_all_who_find_fences_missing_one_reads_sql(redis):
+    """As after a restart, each with a connection of its own, and a fence that takes its time."""
+    reads = []
+
+    def read():
+        reads.append(1)
+        time.sleep(0.2)
+        return tags(*range(5000))
+
+    def find_out(_):
+        return Fence(redis, "p").load(STORE, read, when="unless loaded")
+
+    with ThreadPoolExecutor(8) as pool:
+        said = list(pool.map(find_out, range(8)))
+
+    assert len(reads) == 1
+    assert True in said
+    assert redis.scard(KEYS.fence) == 5000
+    assert is_loaded(redis)
+
+
+def test_who_comes_after_the_load_has_nothing_to_do(redis, fence):
+    fence.load(STORE, lambda: tags(1))
+
+    assert fence.load(STORE, never, when="unless loaded")
+    assert fence.load(STORE, lambda: tags(2), when="unless loading")
+    assert fenced(redis) == tags(2)
+
+
+def test_a_load_whose_process_died_is_taken_over_when_it_gave_no_sign(redis, fence):
+    with pytest.raises(KeyboardInterrupt):
+        fence.load(STORE, interrupted)
+    assert not fence.load(STORE, never, when="unless loaded")
+    # A clock that went back, by a failover, keeps nobody out either.
+    for sign_ms in (-11_000, 11_000):
+        at_ms = redis.time()[0] * 1000 + sign_ms
+        redis.hset(KEYS.fences, mapping={"loading": "of the dead", "loading_ms": at_ms})
+        assert fence.load(STORE, lambda: tags(1), when="unless loading")
+
+    assert fenced(redis) == tags(1)
+    assert is_loaded(redis)
+
+
+def test_each_page_is_a_sign(redis, fence):
+    """However long it takes, it is not taken over while it goes on."""
+    long_ago, left = redis.time()[0] * 1000 - 60_000, []
+
+    def asked():
+        redis.hset(KEYS.fences, "loading_ms", long_ago)
+        yield from tags(*range(1001))
+        left.append(Fence(redis, "p").load(STORE, never, when="unless loaded"))
+
+    assert fence.load(STORE, asked)
+    assert left == [False]
+
+
+def test_a_load_whose_sql_failed_is_in_nobodys_way(redis, fence):
+    def away():
+        raise AuditUnavailable
+
+    with pytest.raises(AuditUnavailable):
+        fence.load(STORE, away)
+
+    assert fence.load(STORE, lambda: tags(1), when="unless loaded")
+    assert about(redis).keys() == {"store", "run_id", "log_size"}
 
 
 def test_a_load_whose_sql_fails_leaves_the_fence_and_the_server_as_they_were(redis, fence):
