@@ -50,10 +50,14 @@ _ASKS: dict[When, tuple[int, str]] = {
 
 
 class FenceState(NamedTuple):
-    """How many tags are fenced, and the audit store that they are of; None before the first."""
+    """How many tags are fenced, and the audit store that they are of; None before the first.
+
+    `is_loading` says that a load goes on, or died.
+    """
 
     tags: int
     store_id: str | None
+    is_loading: bool = False
 
 
 class Fence:
@@ -68,9 +72,10 @@ class Fence:
         """Return how the fence is."""
         pipeline = self._redis.pipeline(transaction=False)
         pipeline.scard(self._keys.fence)
-        pipeline.hget(self._keys.fences, "store")
-        tags, store_id = pipeline.execute()
-        return FenceState(tags, None if store_id is None else store_id.decode())
+        pipeline.hmget(self._keys.fences, "store", "loading")
+        tags, (store_id, loading) = pipeline.execute()
+        found = None if store_id is None else store_id.decode()
+        return FenceState(tags, found, loading is not None)
 
     def check_store(self, store_id: str) -> None:
         """Raise `ConfigurationError` when the fences here are those of another audit store."""

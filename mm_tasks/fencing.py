@@ -65,15 +65,18 @@ class Fencing:
         return False
 
     def mend(self) -> None:
-        """Load again where Redis has another number of fences than SQL.
+        """Load again where Redis has another number of fences than SQL, or a load died.
 
-        So was one that could not be raised, or lowered, because Redis was away.
+        So was one that could not be raised, or lowered, because Redis was away; and what a
+        dead load had read is still there.
         """
-        # Whatever changes SQL's fences adds to the log. To count them takes its time.
-        seen = (self._fence.state().tags, self._register.log_size())
-        if seen == self._seen:
-            return
-        if seen[0] == self._register.fence_count():
-            self._seen = seen
-        else:
-            self.load("unless loading")
+        state = self._fence.state()
+        if not state.is_loading:
+            # Whatever changes SQL's fences adds to the log. To count them takes its time.
+            seen = (state.tags, self._register.log_size())
+            if seen == self._seen:
+                return
+            if state.tags == self._register.fence_count():
+                self._seen = seen
+                return
+        self.load("unless loading")

@@ -14,7 +14,10 @@
 
 if redis.call('HGET', KEYS[1], 'loading') ~= ARGV[1] then return 0 end
 redis.call('HDEL', KEYS[1], 'loading', 'loading_ms')
-if run_id() ~= ARGV[2] then return 0 end
+if run_id() ~= ARGV[2] then
+  redis.call('DEL', KEYS[2])
+  return 0
+end
 redis.call('HDEL', KEYS[1], 'why', 'since_ms')
 redis.call('DEL', KEYS[3])
 if redis.call('EXISTS', KEYS[2]) == 1 then redis.call('RENAME', KEYS[2], KEYS[3]) end

@@ -418,6 +418,7 @@ def test_who_comes_after_the_load_has_nothing_to_do(redis, fence):
 def test_a_load_whose_process_died_is_taken_over_when_it_gave_no_sign(redis, fence):
     with pytest.raises(KeyboardInterrupt):
         fence.load(STORE, interrupted)
+    assert fence.state().is_loading
     assert not fence.load(STORE, never, when="unless loaded")
     # A clock that went back, by a failover, keeps nobody out either.
     for sign_ms in (-11_000, 11_000):
@@ -444,11 +445,13 @@ def test_each_page_is_a_sign(redis, fence):
 
 def test_a_load_whose_sql_failed_is_in_nobodys_way(redis, fence):
     def away():
+        yield from tags(*range(1001))
         raise AuditUnavailable
 
     with pytest.raises(AuditUnavailable):
         fence.load(STORE, away)
 
+    assert not redis.exists(KEYS.fence_draft)
     assert fence.load(STORE, lambda: tags(1), when="unless loaded")
     assert about(redis).keys() == {"store", "run_id", "log_size"}
 

@@ -677,6 +677,32 @@ def test_a_fence_that_could_not_be_lowered_is_lowered_by_the_next_sweep(erasures
     assert erasures.is_accepted()
 
 
+def test_what_a_dead_load_had_read_is_gone_after_a_sweep(erasures):
+    """Tags of persons, who may be let in again by then; the fence itself is whole."""
+    erasure = erasures.forget()
+    erasures.complete(erasure)
+    redis, fence = erasures.flow.redis, erasures.flow.redis.smembers(KEYS.fence)
+    erasures.workflow.sweep()
+    redis.sadd(KEYS.fence_draft, *fence)
+    redis.hset(KEYS.fences, mapping={"loading": "of the dead", "loading_ms": 1})
+    erasures.workflow.sweep()
+
+    assert not redis.exists(KEYS.fence_draft)
+    assert redis.smembers(KEYS.fence) == fence
+
+
+def test_fences_that_differ_are_found_by_a_sweep_that_found_none_before(erasures):
+    erasure = erasures.forget()
+    erasures.complete(erasure)
+    redis, fence = erasures.flow.redis, erasures.flow.redis.smembers(KEYS.fence)
+    for change in (lambda: redis.delete(KEYS.fence), lambda: redis.sadd(KEYS.fence, "x" * 16)):
+        erasures.workflow.sweep()
+        change()
+        erasures.workflow.sweep()
+
+        assert redis.smembers(KEYS.fence) == fence
+
+
 def test_an_emptied_redis_sends_nothing_before_the_fences_are_back(erasures, sandbox):
     flow = erasures.flow
     erasure = erasures.forget()
