@@ -72,8 +72,9 @@ class Fence:
         """Return how the fence is."""
         pipeline = self._redis.pipeline(transaction=False)
         pipeline.scard(self._keys.fence)
-        pipeline.hmget(self._keys.fences, "store", "loading")
-        tags, (store_id, loading) = pipeline.execute()
+        pipeline.hget(self._keys.fences, "store")
+        pipeline.hget(self._keys.fences, "loading")
+        tags, store_id, loading = pipeline.execute()
         found = None if store_id is None else store_id.decode()
         return FenceState(tags, found, loading is not None)
 
