@@ -103,15 +103,27 @@ def test_dead_letters_are_counted_by_reason_in_any_number(redis, buffers):
     assert snapshot.dead_reasons(redis, "p", step=3) == {"rejected": 6, "ambiguous": 2}
 
 
+def held(redis):
+    """Return all that there is. A dump would differ where Redis moves the fields of a hash."""
+    read = {
+        b"hash": redis.hgetall,
+        b"list": lambda key: redis.lrange(key, 0, -1),
+        b"set": redis.smembers,
+        b"string": redis.get,
+        b"zset": lambda key: redis.zrange(key, 0, -1, withscores=True),
+    }
+    return {key: read[redis.type(key)](key) for key in redis.scan_iter()}
+
+
 def test_looking_changes_nothing(redis, buffers):
     """`top` and the metrics look every second: they may write nothing, not even by expiry."""
     for lane in LANES:
         bury(buffers[lane], "rejected")
         append(buffers[lane], 3)
     Pauses(redis, "p", "track").throttle(60_000, keep_ms=0)
-    before = {key: redis.dump(key) for key in redis.keys()}  # noqa: SIM118 - Redis is no dict
+    before = held(redis)
 
     snapshot.read(redis, "p")
     snapshot.dead_reasons(redis, "p")
 
-    assert {key: redis.dump(key) for key in redis.keys()} == before  # noqa: SIM118
+    assert held(redis) == before
