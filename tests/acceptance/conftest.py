@@ -97,16 +97,22 @@ class Stack:
     def wait_for_events(self, n, within_s=60):
         self.wait(lambda: self.get("summary")["distinct"] >= n, within_s)
 
-    def end(self):
-        for process in self.processes:
+    @staticmethod
+    def stop(processes):
+        """Do as a supervisor does: SIGTERM, and SIGKILL for whoever does not end in time."""
+        for process in processes:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
-        for process in self.processes:
+        for process in processes:
             try:
                 process.wait(20)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+    def end(self):
+        self.stop(self.processes)
+        for process in self.processes:
             process.log.close()
 
 

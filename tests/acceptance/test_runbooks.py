@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -57,16 +56,13 @@ class Desk:
         return json.loads(self.run(*words, stdin=f"{person}\n"))["id"]
 
     def erased(self):
-        listed = json.loads(self.run("erasure", "list", "--limit", "1000", "--json"))["erasures"]
-        return {one["id"]: one for one in listed}
+        return json.loads(self.run("erasure", "list", "--limit", "1000", "--json"))["erasures"]
 
     def start(self):
         self.running = [self.stack.worker(*FAST), self.stack.beat()]
 
     def stop(self):
-        for process in self.running:
-            process.send_signal(signal.SIGTERM)
-        assert [process.wait(30) for process in self.running] == [0, 0]
+        self.stack.stop(self.running)
         self.running = []
 
     def wait_until_completed(self, *ids):
@@ -175,7 +171,7 @@ def test_redis_was_restored_from_a_backup(desk, redis_of, tmp_path):
         assert all(desk.are_accepted(LATER, ONCE, NEVER))
         redis.save()
         backup_at = datetime.now(UTC)
-        asked = {desk.request(one, "--mode", mode): (one, mode) for one, mode in MODES.items()}
+        asked = {desk.request(one, "--mode", mode): one for one, mode in MODES.items()}
         desk.start()
         desk.wait_until_completed(*asked)
         desk.stack.wait(lambda: desk.arrived_of(NEVER))
@@ -187,12 +183,12 @@ def test_redis_was_restored_from_a_backup(desk, redis_of, tmp_path):
         # 2.
         found = [
             one
-            for one in desk.erased().values()
+            for one in desk.erased()
             if one["state"] in ("completed", "lifted")
             and datetime.fromisoformat(one["quiesced_at"]) > backup_at
         ]
         assert {one["id"] for one in found} == set(asked)
-        again = [desk.request(asked[one["id"]][0], "--mode", one["mode"]) for one in found]
+        again = [desk.request(asked[one["id"]], "--mode", one["mode"]) for one in found]
         # 3.
         desk.start()
         desk.wait_until_completed(*again)

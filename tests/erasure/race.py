@@ -717,9 +717,9 @@ class World:
         self.hit(("fences: loaded, P among them", self.open))
         before, is_alone = self.loads, not self.loading
         is_loaded = yield from self._strand(self.fencing.try_load, 0.05)
-        is_left = is_loaded is False and not (is_alone and self.loads == before + 1)
-        self.hit(("fences: the load was left to another", is_left))
-        is_well = is_loaded in {None, True} or is_left
+        is_alone = is_alone and self.loads == before + 1
+        self.hit(("fences: the load was left to another", is_loaded is False))
+        is_well = is_loaded is not False or not is_alone
         promise("I4 fences", is_well, "they are not loaded, though SQL is there")
 
     def _take_over(self, batch):
