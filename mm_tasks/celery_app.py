@@ -90,7 +90,7 @@ def _configuration() -> dict[str, Any]:
         "worker_enable_soft_shutdown_on_idle": True,
         "worker_hijack_root_logger": True,
         # No schedule file: all entries are intervals, and several beats are harmless.
-        "beat_scheduler": "celery.beat:Scheduler",
+        "beat_scheduler": "mm_tasks.beat:Scheduler",
         "beat_schedule": beat_schedule(settings.flush_interval_s),
     }
 

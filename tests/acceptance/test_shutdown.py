@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,19 @@ def test_a_second_beat_goes_on_where_the_first_ended(busy, redis, asked):
 
     assert found["delivered"] == busy.get("summary")["events"] == 15 * BATCH
     assert found["ambiguous"] == 0
+
+
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_beat_that_is_told_to_end_while_it_publishes_ends(stack, redis, asked):
+    beat = stack.beat()
+    stack.wait(lambda: redis.llen("mm.deliver"))
+    redis.client_pause(3_000, all=False)
+    # By then it has published, or waits in it: it does so each second.
+    time.sleep(1.5)
+    beat.send_signal(asked)
+
+    assert beat.wait(END_S) == 0
+    assert "Error" not in stack.read(beat)
 
 
 def test_two_beats_at_once_do_no_harm(busy, redis):
