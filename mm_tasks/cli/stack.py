@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-# A worker finishes what is in hand; after this it is killed.
-END_S = 30
+# A worker finishes what is in hand, and Celery's pool may wait 30 s more; then it is killed.
+END_S = 45
 WORKER = ("celery", "-q", "-A", "mm_tasks", "worker", "--loglevel", "warning")
 BEAT = ("celery", "-q", "-A", "mm_tasks", "beat", "--loglevel", "warning")
 

@@ -45,7 +45,7 @@ forget.delay(user_id="{PERSON}-7", requested_by="dpo", ticket="T-1")
 track.delay_many({{"event": "seen", "user_id": f"{PERSON}-{{i}}"}} for i in range(1200))
 identify.delay(anonymous_id="a", user_id="{PERSON}-1")
 """
-END_S = 40
+END_S = int(SERVICES["worker"]["stop_grace_period"].removesuffix("s"))
 DELIVERED = 'mm_tasks_events_delivered_total{lane="track"}'
 
 

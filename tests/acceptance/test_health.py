@@ -103,7 +103,7 @@ def test_a_worker_that_is_told_to_stop_takes_its_sign_with_it_and_one_that_is_ki
         system.wait(lambda: both <= set(signs.read(redis, "default")))
         first.terminate()
         second.kill()
-        assert (first.wait(30), second.wait(30)) == (0, -signal.SIGKILL)
+        assert (first.wait(45), second.wait(45)) == (0, -signal.SIGKILL)
 
         left = signs.read(redis, "default")
     assert both & set(left) == {"worker:second@h"}

@@ -174,8 +174,7 @@ def test_a_host_delivers_everything_with_its_own_worker_and_beat(host, redis, en
     # In the buffer's Redis, where `mm-tasks health` looks, whatever the host's broker is.
     alive = {sign.kind: set(sign.queues) for sign in signs.read(redis, "default").values()}
     assert alive == {"worker": {"mm.forget", "mm.deliver", "mm.identify"}, "beat": set()}
-    beat.terminate()
-    beat.wait(20)
+    host.stop([beat])
     host.produce(LAST_FLUSHES)
     wait_until_all_is_sent(host, redis)
 
