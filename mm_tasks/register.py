@@ -211,7 +211,7 @@ class Register:
             select(tables.erasures)
             .join(tables.suppressions, fenced.erasure == erasure.id)
             .where(erasure.project == self._work.project, erasure.state.in_(OPEN))
-            .where(fenced.kind == "user", fenced.tag == tag)
+            .where(fenced.project == self._work.project, fenced.kind == "user", fenced.tag == tag)
         )
         row = connection.execute(query).mappings().one_or_none()
         return None if row is None else dict(row)

@@ -97,6 +97,7 @@ erasures = Table(
     # The highest of `times.MARKS` that was warned of.
     Column("warned", Integer, nullable=False),
     Index("mm_erasures_next", "project", "next_at"),
+    Index("mm_erasures_state", "project", "state"),
 )
 
 passes = Table(

@@ -10,7 +10,7 @@ from contextlib import suppress
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from mm_tasks.audit import Entry, append
@@ -278,3 +278,30 @@ def timed(store, n):
     began = time.perf_counter()
     store.ask(f"user {n}", after(seconds=n))
     return time.perf_counter() - began
+
+
+def test_what_has_ended_is_not_read_for_what_is_open(sqlite_store):
+    """After years they are many, and workers ask each second: all goes by an index."""
+    asked = []
+
+    def note(_, __, statement, parameters, *___):
+        asked.append((statement, parameters))
+
+    event.listen(sqlite_store.database._engine, "before_cursor_execute", note)  # noqa: SLF001
+    sqlite_store.completed(anonymous_ids=("a", "b"))
+    late = sqlite_store.ask("late")
+    sqlite_store.ask("late")
+    assert sqlite_store.ledger.due(after(hours=1)) == [late.id]
+    assert len(sqlite_store.register.newly_overdue(after(days=40))) == 1
+    assert sqlite_store.register.summary(after(days=40))["open"] == 1
+    sqlite_store.register.cancel(late.id, "dpo", NOW)
+
+    ways = set()
+    with raw_engine(sqlite_store.url).connect() as connection:
+        for statement, parameters in asked:
+            if statement.startswith(("SELECT", "UPDATE")):
+                plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+                ways.update(row.detail for row in plan)
+    # Of the store there is one row, and of the log the last one is read.
+    whole = {way for way in ways if way.startswith("SCAN") or "(project=?)" in way}
+    assert whole == {"SCAN mm_store", "SCAN mm_erasure_audit"}
