@@ -62,6 +62,18 @@ def redis(redis_url):
     client.close()
 
 
+def held(redis):
+    """Return all that there is. A dump would differ where Redis moves the fields of a hash."""
+    read = {
+        b"hash": redis.hgetall,
+        b"list": lambda key: redis.lrange(key, 0, -1),
+        b"set": redis.smembers,
+        b"string": redis.get,
+        b"zset": lambda key: redis.zrange(key, 0, -1, withscores=True),
+    }
+    return {key: read[redis.type(key)](key) for key in redis.scan_iter()}
+
+
 def load_fences(redis, project="p"):
     """Let this server count as loaded, with the fences it has, as a worker does at first."""
     tags = redis.smembers(ProjectKeys(project).fence)

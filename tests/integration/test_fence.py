@@ -34,7 +34,7 @@ from mm_tasks.errors import AuditChainBroken, AuditUnavailable, BufferFull, Conf
 from mm_tasks.fence import Fence, FenceState
 from mm_tasks.keys import ProjectKeys, tag
 from mm_tasks.scripting import Script
-from tests.conftest import embedded
+from tests.conftest import embedded, held
 
 KEYS = ProjectKeys("p")
 STORE, OTHER_STORE = "store-1", "store-2"
@@ -484,11 +484,11 @@ def owned(request, redis, fence):
 @pytest.mark.parametrize("step", ["raise", "load", "check"])
 def test_the_fences_of_another_store_are_refused_and_nothing_changes(owned, fence, step):
     """Neither store would know of the other's when it loads: a fence would fall."""
-    before = {key: owned.dump(key) for key in owned.keys()}  # noqa: SIM118 - no dictionary
+    before = held(owned)
     with pytest.raises(ConfigurationError, match="MM_TASKS_AUDIT_URL"):
         with_other_store(fence, step)
 
-    assert {key: owned.dump(key) for key in owned.keys()} == before  # noqa: SIM118
+    assert held(owned) == before
     fence.check_store(STORE)
 
 
@@ -609,12 +609,12 @@ def test_nothing_is_claimed_or_sent_until_the_fences_were_loaded(redis, fence, h
             redis.hset(KEYS.fences, "run_id", "0" * 40)
         else:
             redis.hdel(KEYS.fences, "run_id")
-        before = {key: redis.dump(key) for key in redis.keys()}  # noqa: SIM118
+        before = held(redis)
 
         assert claim(buffer) is None
         assert begin(buffer, batch_id) == Refused("gone" if how == "flushed" else "unloaded")
         assert buffer.look(**EVERYTHING) == "unloaded"
-        assert {key: redis.dump(key) for key in redis.keys()} == before  # noqa: SIM118
+        assert held(redis) == before
 
         fence.load(STORE, lambda: tags(1))
         assert buffer.look(**EVERYTHING) == "ready"

@@ -21,7 +21,7 @@ from mm_tasks import celery_app, health, pulse, signs
 from mm_tasks.cli import app
 from mm_tasks.keys import QUEUE_NAMES, ProjectKeys
 from mm_tasks.signs import Sign
-from tests.conftest import embedded
+from tests.conftest import embedded, held
 
 KEYS = ProjectKeys("p")
 QUEUES = list(QUEUE_NAMES)
@@ -99,10 +99,10 @@ def test_a_server_that_is_full_still_takes_signs(alive):
 
 
 def test_looking_leaves_redis_and_the_state_directory_as_they_were(alive, ask, tmp_path):
-    before = {key: alive.dump(key) for key in alive.scan_iter()}
+    before = held(alive)
 
     ask()
-    assert {key: alive.dump(key) for key in alive.scan_iter()} == before
+    assert held(alive) == before
     assert not (tmp_path / "state").exists()
 
 

@@ -40,7 +40,7 @@ from mm_tasks.errors import BufferFull
 from mm_tasks.fence import Fence
 from mm_tasks.keys import HEADER_BYTES, ProjectKeys, tag
 from mm_tasks.purge import Purge, Scan
-from tests.conftest import embedded
+from tests.conftest import embedded, held
 
 KEYS = ProjectKeys("p")
 LANES = ("track", "identify", "backfill")
@@ -379,13 +379,13 @@ def test_what_is_being_sent_is_left_alone_and_its_lease_reported(world, lane):
     batch_id = world.batch("bAc", lane)
     attempt = world.begin(batch_id, lane)
     world.raise_fence()
-    before = world.redis.dump(KEYS.lane(lane).batch(batch_id))
+    before = held(world.redis)
     said = world.scan()
 
     assert removed(said) == {}
     assert HOUR_MS - 60_000 < said.sending_ms <= HOUR_MS
     assert world.records(batch_id, lane) == "bAc"
-    assert world.redis.dump(KEYS.lane(lane).batch(batch_id)) == before
+    assert held(world.redis) == before
     assert world.lanes[lane].ack(batch_id, attempt.cut, token=attempt.token) == 3
     assert world.scan() == NONE
 

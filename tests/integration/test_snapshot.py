@@ -11,7 +11,7 @@ from mm_tasks.fence import Fence
 from mm_tasks.keys import ProjectKeys
 from mm_tasks.limiter import Limiter
 from mm_tasks.pauses import Pauses
-from tests.conftest import load_fences
+from tests.conftest import held, load_fences
 
 LIMITS = BatchLimits(2, 1000, 0)
 KEYS = ProjectKeys("p")
@@ -101,18 +101,6 @@ def test_dead_letters_are_counted_by_reason_in_any_number(redis, buffers):
     bury(buffers["identify"], "rejected")
 
     assert snapshot.dead_reasons(redis, "p", step=3) == {"rejected": 6, "ambiguous": 2}
-
-
-def held(redis):
-    """Return all that there is. A dump would differ where Redis moves the fields of a hash."""
-    read = {
-        b"hash": redis.hgetall,
-        b"list": lambda key: redis.lrange(key, 0, -1),
-        b"set": redis.smembers,
-        b"string": redis.get,
-        b"zset": lambda key: redis.zrange(key, 0, -1, withscores=True),
-    }
-    return {key: read[redis.type(key)](key) for key in redis.scan_iter()}
 
 
 def test_looking_changes_nothing(redis, buffers):
