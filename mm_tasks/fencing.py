@@ -6,6 +6,7 @@ that lost its memory sends nothing of an erased subject. Without SQL it waits, a
 
 from __future__ import annotations
 
+import time
 from logging import getLogger
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from mm_tasks.erasures import Claim
     from mm_tasks.fence import Fence, When
     from mm_tasks.register import Register
+
+# How long whoever wants to send waits for the load of another, and how often it looks.
+PATIENCE_S = 1.0
+_LOOK_S = 0.05
 
 _log = getLogger(__name__)
 
@@ -50,18 +55,34 @@ class Fencing:
         _log.info("fences_loaded" if is_loaded else "fences_loaded_by_another")
         return is_loaded
 
-    def try_load(self) -> bool:
-        """Load what was found not loaded; where SQL fails, say why and go on."""
+    def try_load(self, patience_s: float = 0) -> bool:
+        """Load what was found not loaded; where SQL fails, say why and go on.
+
+        The load of another, which mostly takes milliseconds, is waited for that long: a flush
+        that a person asked for comes only once.
+        """
         try:
-            return self.load("unless loaded")
+            is_loaded = self.load("unless loaded")
+            if not is_loaded and self._is_other_done(patience_s):
+                is_loaded = self.load("unless loaded")
         except AuditUnavailable:
             why = "audit_unavailable"
         except ConfigurationError:
             why = "audit_refused"
         except AuditChainBroken:
             why = "audit_log_cut"
+        else:
+            return is_loaded
         self._fence.note_failed(why)
         _log.error("fences_not_loaded why=%s", why, extra={"why": why})
+        return False
+
+    def _is_other_done(self, within_s: float) -> bool:
+        ends_at = time.monotonic() + within_s
+        while time.monotonic() < ends_at:
+            if not self._fence.state().is_loading:
+                return True
+            time.sleep(_LOOK_S)
         return False
 
     def mend(self) -> None:

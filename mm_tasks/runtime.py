@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from mm_tasks import connections, events
@@ -20,7 +20,7 @@ from mm_tasks.delivery import Delivery, Policy
 from mm_tasks.erasure import ErasurePolicy, ErasureWorkflow
 from mm_tasks.errors import ConfigurationError
 from mm_tasks.fence import Fence
-from mm_tasks.fencing import Fencing
+from mm_tasks.fencing import PATIENCE_S, Fencing
 from mm_tasks.intake import Intake
 from mm_tasks.limiter import Limiter
 from mm_tasks.limits import BATCH_BRACKETS_BYTES
@@ -114,7 +114,7 @@ class Runtime:
                 Pauses(redis, settings.project, lane),
                 self.client,
                 policy,
-                self.fencing.try_load,
+                partial(self.fencing.try_load, PATIENCE_S),
                 beside=beside.get(lane),
                 yields=lane == events.BACKFILL,
             )

@@ -11,6 +11,7 @@ import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 
 import pytest
 from redis import Redis
@@ -715,6 +716,30 @@ def test_an_emptied_redis_sends_nothing_before_the_fences_are_back(erasures, san
 
     assert len(sandbox.get("ids")) == flow.counts()["delivered"] == 2
     assert flow.counts()["erased"] == 1
+
+
+def test_a_flush_waits_for_the_load_of_another_and_not_for_long(erasures):
+    """A person asks for a flush once; where it finds nothing loaded, nothing is sent."""
+    flow = erasures.flow
+    flow.redis.flushdb()
+    flow.append(2, OTHER)
+    reading, read_on = threading.Event(), threading.Event()
+
+    def read():
+        reading.set()
+        read_on.wait(30)
+        return ()
+
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(Fence(flow.redis, "p").load, erasures.store.work.store_id, read)
+        assert reading.wait(30)
+        flow.load = partial(erasures.fencing.try_load, 0.2)
+        assert flush(flow.delivery()) == []
+        flow.load = partial(erasures.fencing.try_load, 30)
+        threading.Timer(0.2, read_on.set).start()
+
+        assert len(flush(flow.delivery())) == 1
+        assert other.result()
 
 
 def test_without_sql_nothing_is_sent_and_the_reason_is_noted(erasures, sandbox, tmp_path):
