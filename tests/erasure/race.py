@@ -20,6 +20,7 @@ is given the score of a time long past.
 
 from __future__ import annotations
 
+import argparse
 import heapq
 import json
 import logging
@@ -1101,4 +1102,7 @@ def main(seeds=10_000, first=0):
 
 
 if __name__ == "__main__":
-    sys.exit(main(*map(int, sys.argv[1:])))
+    parser = argparse.ArgumentParser(prog="scripts/race", description=main.__doc__)
+    parser.add_argument("seeds", nargs="?", type=int, default=10_000, help="how many")
+    parser.add_argument("first", nargs="?", type=int, default=0, help="the first of them")
+    sys.exit(main(**vars(parser.parse_args())))
