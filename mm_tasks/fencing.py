@@ -62,17 +62,15 @@ class Fencing:
         that a person asked for comes only once.
         """
         try:
-            is_loaded = self.load("unless loaded")
-            if not is_loaded and self._is_other_done(patience_s):
-                is_loaded = self.load("unless loaded")
+            return self.load("unless loaded") or (
+                self._is_other_done(patience_s) and self.load("unless loaded")
+            )
         except AuditUnavailable:
             why = "audit_unavailable"
         except ConfigurationError:
             why = "audit_refused"
         except AuditChainBroken:
             why = "audit_log_cut"
-        else:
-            return is_loaded
         self._fence.note_failed(why)
         _log.error("fences_not_loaded why=%s", why, extra={"why": why})
         return False
