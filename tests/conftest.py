@@ -64,14 +64,21 @@ def redis(redis_url):
 
 def held(redis):
     """Return all that there is. A dump would differ where Redis moves the fields of a hash."""
+    keys = list(redis.scan_iter(count=1000))
+    pipeline = redis.pipeline(transaction=False)
     read = {
-        b"hash": redis.hgetall,
-        b"list": lambda key: redis.lrange(key, 0, -1),
-        b"set": redis.smembers,
-        b"string": redis.get,
-        b"zset": lambda key: redis.zrange(key, 0, -1, withscores=True),
+        b"hash": pipeline.hgetall,
+        b"list": lambda key: pipeline.lrange(key, 0, -1),
+        b"set": pipeline.smembers,
+        b"string": pipeline.get,
+        b"zset": lambda key: pipeline.zrange(key, 0, -1, withscores=True),
+        b"none": pipeline.get,  # it has expired, as a nudge does
     }
-    return {key: read[redis.type(key)](key) for key in redis.scan_iter()}
+    for key in keys:
+        pipeline.type(key)
+    for key, kind in zip(keys, pipeline.execute(), strict=True):
+        read[kind](key)
+    return dict(zip(keys, pipeline.execute(), strict=True))
 
 
 def load_fences(redis, project="p"):

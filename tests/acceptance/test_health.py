@@ -17,6 +17,7 @@ import pytest
 from redis import Redis
 
 from mm_tasks import signs
+from mm_tasks.cli.stack import END_S
 from tests.acceptance.conftest import KEY, Stack
 from tests.conftest import embedded
 
@@ -103,7 +104,7 @@ def test_a_worker_that_is_told_to_stop_takes_its_sign_with_it_and_one_that_is_ki
         system.wait(lambda: both <= set(signs.read(redis, "default")))
         first.terminate()
         second.kill()
-        assert (first.wait(45), second.wait(45)) == (0, -signal.SIGKILL)
+        assert (first.wait(END_S), second.wait(30)) == (0, -signal.SIGKILL)
 
         left = signs.read(redis, "default")
     assert both & set(left) == {"worker:second@h"}

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
+from mm_tasks.cli.stack import END_S
 from mm_tasks.keys import ProjectKeys
 from tests.acceptance.test_dead_commands import EVENT, REJECTED, bury
 from tests.acceptance.test_erasure import FAST, Erasing
@@ -62,7 +63,9 @@ class Desk:
         self.running = [self.stack.worker(*FAST), self.stack.beat()]
 
     def stop(self):
-        self.stack.stop(self.running)
+        for process in self.running:
+            process.terminate()
+        assert [process.wait(END_S) for process in self.running] == [0, 0]
         self.running = []
 
     def wait_until_completed(self, *ids):

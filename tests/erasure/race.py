@@ -57,7 +57,7 @@ from mm_tasks.keys import HEADER_BYTES, ProjectKeys, tag
 from mm_tasks.outcome import Ambiguous, Answer, Delivered, Unauthorized
 from mm_tasks.purge import Purge
 from tests.audit.stores import NOW, Store
-from tests.conftest import embedded
+from tests.conftest import embedded, held
 
 PROJECT = "race"
 KEYS = ProjectKeys(PROJECT)
@@ -998,8 +998,8 @@ class World:
         """Return a key that holds something of P, by id or by tag; the fence itself may."""
         wanted = [one.encode() for one in IDS if one in self.fenced]
         wanted += [one for one, id_ in zip(TAGS, IDS, strict=True) if id_ in self.fenced]
-        for key, values in _dump(self.redis).items():
-            texts = () if key == KEYS.fence.encode() else (key, *values)
+        for key, value in held(self.redis).items():
+            texts = () if key == KEYS.fence.encode() else (key, *_texts(value))
             if any(one in text for text in texts for one in wanted):
                 return key.decode()
         return ""
@@ -1032,32 +1032,16 @@ def _name(body):
     return json.loads(body)["event_id"]
 
 
-def _dump(redis):
-    """Return every key with all texts that it holds."""
-    keys = list(redis.scan_iter(count=1000))
-    pipeline = redis.pipeline(transaction=False)
-    for key in keys:
-        pipeline.type(key)
-    kinds = pipeline.execute()
-    for key, kind in zip(keys, kinds, strict=True):
-        match kind:
-            case b"string":
-                pipeline.get(key)
-            case b"list":
-                pipeline.lrange(key, 0, -1)
-            case b"hash":
-                pipeline.hgetall(key)
-            case b"set":
-                pipeline.smembers(key)
-            case b"zset":
-                pipeline.zrange(key, 0, -1)
-            case _:
-                pipeline.get(key)  # none: it has expired, as a nudge does
-    values = []
-    for value in pipeline.execute():
-        texts = [value] if isinstance(value, bytes) else list(value or ())
-        values.append(texts + (list(value.values()) if isinstance(value, dict) else []))
-    return dict(zip(keys, values, strict=True))
+def _texts(value):
+    """Yield all texts of what one key holds."""
+    if isinstance(value, bytes):
+        yield value
+        return
+    for one in value or ():
+        # Of a sorted set, a member and its score.
+        yield one if isinstance(one, bytes) else one[0]
+    if isinstance(value, dict):
+        yield from value.values()
 
 
 def folder():
