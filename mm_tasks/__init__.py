@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 from mm_tasks import errors as errors  # so that `mm_tasks.errors.BufferFull` is there
 
 if TYPE_CHECKING:
-    from mm_tasks.ambient import context
-    from mm_tasks.hosting import install
-    from mm_tasks.tasks import ErasureReceipt, Receipt, aclose, app, forget, identify, track
+    from mm_tasks.events.context import context
+    from mm_tasks.tasks.celery_app import app
+    from mm_tasks.tasks.install import install
+    from mm_tasks.tasks.receipts import ErasureReceipt, Receipt
+    from mm_tasks.tasks.registry import aclose, forget, identify, track
 
 __all__ = [
     "ErasureReceipt",
@@ -33,14 +35,20 @@ __all__ = [
 
 # Where each name is. Imported when first asked for: a part of the package, such as the
 # plugin that pytest loads in each run, does without Celery and all that comes with it.
-_PLACES = {"context": "ambient", "install": "hosting"}
+_PLACES = {
+    "context": "events.context",
+    "install": "tasks.install",
+    "ErasureReceipt": "tasks.receipts",
+    "Receipt": "tasks.receipts",
+    "app": "tasks.celery_app",
+}
 
 
 def __getattr__(name: str) -> object:
     if name not in __all__:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
-    found: object = getattr(import_module(f"mm_tasks.{_PLACES.get(name, 'tasks')}"), name)
+    found: object = getattr(import_module(f"mm_tasks.{_PLACES.get(name, 'tasks.registry')}"), name)
     globals()[name] = found
     return found
 

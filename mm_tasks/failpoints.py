@@ -1,6 +1,6 @@
 """Places where a test may let a process die: before and after each step outside of it.
 
-`MM_TASKS_FAILPOINTS="ack.after=0.01,send.before=0.02"` kills the process (SIGKILL) with
+`MM_TASKS_FAILPOINTS="batch_ack.after=0.01,send.before=0.02"` kills the process (SIGKILL) with
 that probability when it gets there. Steps are the scripts by name, and `send`, the
 request to the vendor. Without the variable nothing is looked at. For `scripts/faults`.
 """

@@ -10,36 +10,39 @@ import os
 import threading
 from contextlib import contextmanager
 from functools import cached_property, partial
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
-from mm_tasks import connections, events
-from mm_tasks.buffer import BatchLimits, Buffer
-from mm_tasks.client import Client, vendor_access
-from mm_tasks.dead import DeadLetters
-from mm_tasks.delivery import Delivery, Policy
-from mm_tasks.erasure import ErasurePolicy, ErasureWorkflow
+from mm_tasks.buffer.batches import BatchLimits, Buffer
+from mm_tasks.buffer.dead_letters import DeadLetters
+from mm_tasks.buffer.fence import Fence
+from mm_tasks.buffer.pauses import Pauses
+from mm_tasks.buffer.purge import Purge
+from mm_tasks.buffer.rate_limiter import Limiter
+from mm_tasks.client.access import vendor_access
+from mm_tasks.client.api import Client
+from mm_tasks.connections import redis_client
+from mm_tasks.connections.async_client import LoopClients
+from mm_tasks.delivery.flush import Delivery, Policy
+from mm_tasks.erasure.fence_sync import PATIENCE_S, Fencing
+from mm_tasks.erasure.service import Intake
+from mm_tasks.erasure.workflow import ErasurePolicy, ErasureWorkflow
 from mm_tasks.errors import ConfigurationError
-from mm_tasks.fence import Fence
-from mm_tasks.fencing import PATIENCE_S, Fencing
-from mm_tasks.intake import Intake
-from mm_tasks.limiter import Limiter
-from mm_tasks.limits import BATCH_BRACKETS_BYTES
-from mm_tasks.loops import LoopClients
-from mm_tasks.pauses import Pauses
-from mm_tasks.purge import Purge
-from mm_tasks.settings import Settings
+from mm_tasks.events.lanes import BACKFILL, IDENTIFY, TRACK
+from mm_tasks.events.limits import BATCH_BRACKETS_BYTES
+from mm_tasks.settings import LogFormat, Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from datetime import datetime
 
     from redis import Redis
 
-    from mm_tasks import logs
-    from mm_tasks.archive import Archive
-    from mm_tasks.audit import AuditLog
-    from mm_tasks.erasures import Deadline
-    from mm_tasks.register import Register
+    from mm_tasks.erasure.audit.checkpoints import Checkpoint
+    from mm_tasks.erasure.audit.log import AuditLog
+    from mm_tasks.erasure.commands import Register
+    from mm_tasks.erasure.models import Deadline
+    from mm_tasks.erasure.store import Archive
 
 # A web request waits at most this long for Redis: connect, then one answer. No blind
 # repeats, because a write that timed out may have been applied.
@@ -98,34 +101,42 @@ class Runtime:
         limiter = Limiter(
             redis,
             settings.project,
-            events.TRACK,
+            TRACK,
             settings.batch_rate_per_s,
             settings.batch_burst,
         )
         buffers = self._buffers(redis)
         beside = {
-            events.TRACK: buffers[events.BACKFILL],
-            events.BACKFILL: buffers[events.TRACK],
+            TRACK: buffers[BACKFILL],
+            BACKFILL: buffers[TRACK],
         }
         return {
             lane: Delivery(
                 buffer,
-                None if lane == events.IDENTIFY else limiter,
+                None if lane == IDENTIFY else limiter,
                 Pauses(redis, settings.project, lane),
                 self.client,
                 policy,
                 partial(self.fencing.try_load, PATIENCE_S),
                 beside=beside.get(lane),
-                yields=lane == events.BACKFILL,
+                yields=lane == BACKFILL,
             )
             for lane, buffer in buffers.items()
         }
 
     @cached_property
     def _archive(self) -> Archive:
-        from mm_tasks.archive import Archive  # noqa: PLC0415 - slow; most processes only track
+        from mm_tasks.erasure.store import Archive  # noqa: PLC0415 - slow; most processes only track
 
-        return Archive(self.settings)
+        settings = self.settings
+        key = settings.pseudonym_key
+        return Archive(
+            _audit_url(settings),
+            settings.project,
+            settings.state_dir,
+            pseudonym_key=None if key is None else key.get_secret_value(),
+            hook=_checkpoint_hook(settings.checkpoint_hook),
+        )
 
     def look_at_erasures(self, now: datetime) -> tuple[dict[str, Any], list[Deadline]]:
         """Return their numbers and all open ones, and make nothing: see `Archive.look`."""
@@ -183,17 +194,17 @@ class Runtime:
 
     def _redis(self, connect_s: float, answer_s: float) -> Redis:
         address = self.settings.redis_address
-        return connections.client(address, connect_s=connect_s, answer_s=answer_s)
+        return redis_client.client(address, connect_s=connect_s, answer_s=answer_s)
 
     def _buffers(self, redis: Redis) -> dict[str, Buffer]:
         settings = self.settings
         linger_ms = round(settings.linger_s * 1000)
         full = BatchLimits(settings.batch_events_max, settings.batch_bytes_max, linger_ms)
         batches = {
-            events.TRACK: full,
+            TRACK: full,
             # One record a request; its size was bounded when it was validated.
-            events.IDENTIFY: BatchLimits(1, settings.batch_bytes_max, 0),
-            events.BACKFILL: full,
+            IDENTIFY: BatchLimits(1, settings.batch_bytes_max, 0),
+            BACKFILL: full,
         }
         return {
             lane: Buffer(
@@ -206,6 +217,39 @@ class Runtime:
             )
             for lane, limits in batches.items()
         }
+
+
+def _audit_url(settings: Settings) -> str:
+    """Return the URL of the audit database.
+
+    Refused is none where Redis is on another host: each host would keep a truth of its own
+    in its own file.
+    """
+    if settings.audit_url is not None:
+        return settings.audit_url.get_secret_value()
+    if not settings.redis_address.is_local:
+        msg = (
+            "MM_TASKS_AUDIT_URL: is required where Redis is on another host, the same for "
+            "every process: postgresql://…"
+        )
+        raise ConfigurationError(msg)
+    return f"sqlite:///{settings.state_dir.absolute() / 'audit.sqlite'}"
+
+
+def _checkpoint_hook(name: str | None) -> Callable[[Checkpoint], None] | None:
+    if name is None:
+        return None
+    hook = None
+    try:
+        hook = resolve_name(name) if ":" in name else None
+        why = "" if callable(hook) else "it names no function"
+    except Exception as error:  # noqa: BLE001 - importing a host's module raises what it likes
+        why = type(error).__name__
+    if why:
+        rule = "must be package.module:function, and can be imported by every process"
+        msg = f"MM_TASKS_CHECKPOINT_HOOK: {rule} ({why})"
+        raise ConfigurationError(msg)
+    return hook
 
 
 class _Process:
@@ -271,7 +315,7 @@ def load_settings() -> Settings:
     return Settings.load(_process.given)
 
 
-def log_form() -> logs.Form:
+def log_form() -> LogFormat:
     """Return the form of log lines, also where a setting is wrong and that is what to log."""
     try:
         return load_settings().log_format

@@ -1,32 +1,88 @@
 """The settings: names, units, defaults and bounds. Read once, by `runtime`.
 
-Every variable is listed in the README. An error names the variable and the
-rule, never the value. The environment wins over a file of the secrets directory.
+The README lists every variable. An error names the variable and the rule, never the value.
+The environment wins over a file of the secrets directory.
+
+Docker and Kubernetes mount each secret as a file; the deployment chooses the names. Two
+programs may share a password such as PostgreSQL's. It is then a file of its own, and the URL
+without it is no secret.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from urllib.parse import quote
 
 import platformdirs
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from mm_tasks import addresses, credentials, limits, logs
+from mm_tasks.connections.url import SCHEMES, parse
 from mm_tasks.errors import ConfigurationError
+from mm_tasks.events import limits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from pydantic import ValidationInfo
 
-    from mm_tasks.addresses import Address
+    from mm_tasks.connections.url import Address
+
+LogFormat = Literal["text", "json"]
+
+SECRETS_DIR = "MM_TASKS_SECRETS_DIR"
+_AUTHORITY = re.compile(r"(?P<scheme>[^:/?#]+)://(?P<authority>[^/?#]*)(?P<rest>.*)", re.DOTALL)
+
+
+def secret_files(folder: str, names: Iterable[str]) -> dict[str, str]:
+    """Return what the files of `folder` hold that are named by one of `names`.
+
+    A name is that of a variable, in upper or in lower case. The newline at the end is not part
+    of the value, and an empty file is as good as none. All other files are left alone.
+    Raises `ConfigurationError`, which quotes no file, where the folder or one of these files
+    cannot be read as text.
+    """
+    if not Path(folder).is_dir():
+        msg = f"{SECRETS_DIR}: must be a directory that exists"
+        raise ConfigurationError(msg)
+    found = {name: _secret_text(Path(folder), name) for name in names}
+    return {name: text for name, text in found.items() if text}
+
+
+def _secret_text(folder: Path, name: str) -> str:
+    try:
+        for path in (folder / name, folder / name.lower()):
+            if path.exists():
+                return path.read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeError) as error:
+        why = type(error).__name__
+    else:
+        return ""
+    # Outside of the handler: what could not be decoded is part of that error.
+    msg = f"{name}: its file in {SECRETS_DIR} must be text that can be read ({why})"
+    raise ConfigurationError(msg)
+
+
+def with_password(url: str, password: str) -> str:
+    """Return the URL with this password, where it has none and may have one.
+
+    A SQLite file has none, and what is no URL stays as it is: whoever opens it will say so.
+    """
+    parts = _AUTHORITY.fullmatch(url)
+    if parts is None or parts["scheme"].startswith("sqlite"):
+        return url
+    user, _, host = parts["authority"].rpartition("@")
+    name, _, given = user.partition(":")
+    if given:
+        return url
+    return f"{parts['scheme']}://{name}:{quote(password, safe='')}@{host}{parts['rest']}"
+
 
 # A lease must outlive the request and what follows it.
 _LEASE_MARGIN_S = 5
-
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Offset = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -132,7 +188,7 @@ class Settings(BaseSettings):
         default=60, description="While paused: one request this often, over all workers."
     )
 
-    log_format: logs.Form = Field(
+    log_format: LogFormat = Field(
         default="text", description="Of workers, beat and commands: lines of text, or of JSON."
     )
 
@@ -156,20 +212,20 @@ class Settings(BaseSettings):
         password = given.data.get(str(given.field_name).replace("_url", "_password"))
         if url is None or not password:
             return url
-        whole = credentials.with_password(url.get_secret_value(), password.get_secret_value())
+        whole = with_password(url.get_secret_value(), password.get_secret_value())
         return SecretStr(whole)
 
     @field_validator("redis_url")
     @classmethod
     def _is_an_address(cls, url: SecretStr) -> SecretStr:
-        addresses.parse(url.get_secret_value())
+        parse(url.get_secret_value())
         return url
 
     @field_validator("broker_url")
     @classmethod
     def _is_an_address_or_anothers(cls, url: SecretStr | None) -> SecretStr | None:
-        if url is not None and _scheme(url) in addresses.SCHEMES:
-            addresses.parse(url.get_secret_value())
+        if url is not None and _scheme(url) in SCHEMES:
+            parse(url.get_secret_value())
         return url
 
     @field_validator("erasure_passes_s", mode="before")
@@ -195,14 +251,14 @@ class Settings(BaseSettings):
     @property
     def redis_address(self) -> Address:
         """Return where the buffer is."""
-        return addresses.parse(self.redis_url.get_secret_value())
+        return parse(self.redis_url.get_secret_value())
 
     @property
     def broker_address(self) -> Address | str:
         """Return where the broker is; the URL itself of one that is no Redis by our forms."""
         url = self.broker_url or self.redis_url
         text = url.get_secret_value()
-        return addresses.parse(text) if _scheme(url) in addresses.SCHEMES else text
+        return parse(text) if _scheme(url) in SCHEMES else text
 
     @classmethod
     def load(cls, given: Mapping[str, Any] | None = None) -> Settings:
@@ -237,13 +293,13 @@ def _scheme(url: SecretStr) -> str:
 
 def _files(fields: Iterable[str]) -> dict[str, str]:
     """Return the values, by field, of the secrets directory that the environment has not."""
-    folder = os.environ.get(credentials.SECRETS_DIR)
+    folder = os.environ.get(SECRETS_DIR)
     if not folder:
         return {}
     # In any case, as pydantic-settings reads them.
     there = {name.upper() for name, value in os.environ.items() if value}
     wanted = {variable(field): field for field in fields if variable(field) not in there}
-    return {wanted[name]: text for name, text in credentials.read(folder, wanted).items()}
+    return {wanted[name]: text for name, text in secret_files(folder, wanted).items()}
 
 
 def _rule(loc: tuple[int | str, ...], message: str) -> str:

@@ -23,8 +23,8 @@ import requests
 from bench_report import report
 from redis import Redis
 
-from mm_tasks import status
 from mm_tasks.cli import stack
+from mm_tasks.monitoring import status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,8 +46,9 @@ track.delay_many(events)
 """
 # The same into the lane that yields, as an import does.
 IMPORTED = f"""{SHOP}
-from mm_tasks.events import BACKFILL, encode_track
-from mm_tasks.receipts import entries, parts
+from mm_tasks.events.encode import encode_track
+from mm_tasks.events.lanes import BACKFILL
+from mm_tasks.tasks.receipts import entries, parts
 from mm_tasks.runtime import current
 for part in parts([encode_track(event) for event in events]):
     current().producers[BACKFILL].append(entries(part))

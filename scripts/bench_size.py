@@ -12,10 +12,11 @@ from pathlib import Path
 
 from redis import Redis
 
-from mm_tasks.attempt import Admitted
-from mm_tasks.buffer import BatchLimits, Buffer, Entry
+from mm_tasks.buffer.attempt import Admitted
+from mm_tasks.buffer.batches import BatchLimits, Buffer
+from mm_tasks.buffer.fence import Fence
+from mm_tasks.buffer.producer import Entry
 from mm_tasks.cli import stack
-from mm_tasks.fence import Fence
 
 EVENTS = 20_000
 SIZES = (200, 300, 1000)

@@ -8,7 +8,6 @@ they were.
 from __future__ import annotations
 
 from dataclasses import replace
-from importlib.resources import files
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -25,20 +24,23 @@ if TYPE_CHECKING:
     from faults_world import World
 
 KILLS = 200
-# Scripts that a worker runs while it flushes and sends. `split` or `narrow`: whichever there is.
+# Scripts that a worker runs while it flushes and sends.
 SCRIPTS = (
-    *("look", "reserve", "claim", "due", "adopt", "lapse", "begin", "ack", "release", "bury"),
-    *("split", "narrow", "single_out", "pause", "probe", "lift", "throttle"),
+    *("batch_readiness", "rate_reserve", "batch_claim", "batch_due", "batch_assign_slot"),
+    *("batch_take_over", "batch_begin", "batch_ack", "batch_release", "batch_bury"),
+    *("batch_bisect", "batch_isolate", "pause_start", "pause_probe", "pause_resume"),
+    "pause_throttle",
 )
-FREQUENT = {"look", "reserve", "claim", "due", "begin", "send", "ack"}
+FREQUENT = {
+    *("batch_readiness", "rate_reserve", "batch_claim", "batch_due", "batch_begin"),
+    *("send", "batch_ack"),
+}
 THREADS = 2
 
 
 def failpoints() -> list[str]:
-    """Return the failpoints of workers, before and after each step that there is."""
-    folder = files("mm_tasks").joinpath("lua")
-    steps = [name for name in SCRIPTS if folder.joinpath(f"{name}.lua").is_file()]
-    return [f"{step}.{side}" for step in (*steps, "send") for side in ("before", "after")]
+    """Return the failpoints of workers, before and after each of their steps."""
+    return [f"{step}.{side}" for step in (*SCRIPTS, "send") for side in ("before", "after")]
 
 
 class Killer:
@@ -64,7 +66,7 @@ class Killer:
         if turn % 2 == 0 and self._points:
             rule = self._failpoint()
             # A batch is buried whole only where doubt is for a person to decide.
-            env = {"MM_TASKS_ON_AMBIGUOUS": "park"} if rule.startswith("bury") else {}
+            env = {"MM_TASKS_ON_AMBIGUOUS": "park"} if rule.startswith("batch_bury") else {}
             dies_after_s = chance.uniform(6, 12)
             return Life(command, env, rule, dies_after_s=dies_after_s, capacity=THREADS)
         is_prefork = chance.random() < 0.4

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 
 from mm_tasks import identify, runtime, track
 from mm_tasks.errors import BufferFull, BufferUnavailable
-from mm_tasks.events import BACKFILL, encode_track
-from mm_tasks.receipts import entries
+from mm_tasks.events.encode import encode_track
+from mm_tasks.events.lanes import BACKFILL
+from mm_tasks.tasks.receipts import entries
 
 if TYPE_CHECKING:
     from collections.abc import Callable

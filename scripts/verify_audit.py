@@ -4,9 +4,9 @@
     python scripts/verify_audit.py audit.jsonl [checkpoints ...]
 
 Each further file has checkpoints that were kept elsewhere, a line `<size> <head> <at>` each.
-The format is documented in `mm_tasks/audit.py`. Checked: every line is written the one way,
-follows the one before and has the next number; every result has its intent; the log has at
-least as many entries as each checkpoint, and the same head there.
+The format is documented in `mm_tasks/erasure/audit/log.py`. Checked: every line is written
+the one way, follows the one before and has the next number; every result has its intent;
+the log has at least as many entries as each checkpoint, and the same head there.
 """
 
 import hashlib

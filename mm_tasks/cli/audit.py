@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mm_tasks import runtime, verification
+from mm_tasks import runtime
 from mm_tasks.cli.output import destination, fail
-from mm_tasks.times import STAMP, moment, stamp
+from mm_tasks.erasure.audit import verification
+from mm_tasks.timestamps import STAMP, moment, stamp
 
 if TYPE_CHECKING:
-    from mm_tasks.checkpoints import Checkpoint, Outside
-    from mm_tasks.verification import Report
+    from mm_tasks.erasure.audit.checkpoints import Checkpoint, Outside
+    from mm_tasks.erasure.audit.verification import Report
 
 app = typer.Typer(
     no_args_is_help=True,

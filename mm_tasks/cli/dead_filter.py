@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mm_tasks.dead import Filter
+from mm_tasks.buffer.dead_letters import Filter
 
 if TYPE_CHECKING:
     from collections.abc import Callable

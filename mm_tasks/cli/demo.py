@@ -16,10 +16,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from mm_tasks import runtime, status
-from mm_tasks.audit import head
+from mm_tasks import runtime
 from mm_tasks.cli import stack
+from mm_tasks.erasure.audit.log import head
 from mm_tasks.errors import ConfigurationError
+from mm_tasks.monitoring import status
 from mm_tasks.settings import Settings, variable
 
 if TYPE_CHECKING:

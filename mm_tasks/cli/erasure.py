@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from mm_tasks import protocol, runtime
-from mm_tasks.cli import receipt
+from mm_tasks import runtime
 from mm_tasks.cli.output import fail, plain, show_table
-from mm_tasks.erasures import MODES, Reason, reference_rule
+from mm_tasks.erasure import certificate
+from mm_tasks.erasure.audit import protocol
+from mm_tasks.erasure.request import MODES, Reason, reference_rule
 from mm_tasks.errors import AuditUnavailable, InvalidEvent, Problem
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def request(  # noqa: PLR0913 - one for each field of a request
         rule = "is not given here: the user id is read from a prompt or from stdin"
         raise typer.BadParameter(rule, param_hint="ID")
     user_id, others = _ids(anonymous=anonymous_ids)
-    from mm_tasks.tasks import forget  # noqa: PLC0415 - slow to import
+    from mm_tasks.tasks.registry import forget  # noqa: PLC0415 - slow to import
 
     asked: Any = {
         "user_id": user_id,
@@ -267,7 +268,7 @@ def _receipt(current: Runtime, id_: str) -> str:
         is_emptied = database.truncate_wal()
     except AuditUnavailable:
         is_emptied = False
-    return receipt.text(entries, end, is_sqlite=database.is_sqlite, is_wal_empty=is_emptied)
+    return certificate.text(entries, end, is_sqlite=database.is_sqlite, is_wal_empty=is_emptied)
 
 
 def _passed(row: dict[str, Any]) -> str:

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 import typer
 from redis.exceptions import RedisError
 
-from mm_tasks import health, runtime, signs
+from mm_tasks import runtime
+from mm_tasks.buffer import heartbeats
+from mm_tasks.monitoring import health
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mm_tasks.health import Finding
+    from mm_tasks.monitoring.health import Finding
     from mm_tasks.runtime import Runtime
 
 
@@ -39,7 +41,7 @@ def _findings(
     redis, project = current.worker_redis, current.settings.project
     is_all = worker is None and not beat
     try:
-        found = signs.read(redis, project)
+        found = heartbeats.read(redis, project)
     except RedisError as error:
         # And not asked for more: a server that hangs would hold up the probe once again.
         yield health.away(error)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 import typer
 
 from mm_tasks.cli.output import fail, plain
-from mm_tasks.events import BACKFILL, TRACK
+from mm_tasks.events.lanes import BACKFILL, TRACK
 
 if TYPE_CHECKING:
-    from mm_tasks.mapping import Source
+    from mm_tasks.imports.columns import Source
 
 STDIN = "-"
 LANES = {"normal": TRACK, "low": BACKFILL}

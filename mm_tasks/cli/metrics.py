@@ -20,7 +20,7 @@ def run(address: str, port: int) -> None:
     try:
         from prometheus_client import CollectorRegistry, start_http_server  # noqa: PLC0415
 
-        from mm_tasks.metrics import collector  # noqa: PLC0415 - needs the extra `metrics`
+        from mm_tasks.monitoring.metrics import collector  # noqa: PLC0415 - needs the extra `metrics`
     except ImportError:
         _without_the_extra()
     registry: CollectorRegistry = CollectorRegistry()

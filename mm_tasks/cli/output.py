@@ -13,7 +13,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from mm_tasks import logs, runtime
+from mm_tasks import runtime
+from mm_tasks.monitoring import log_format
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +29,7 @@ class _AsSet(logging.Formatter):
     """As the settings say, which are read when something is logged: many commands need none."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return logs.formatter(runtime.log_form(), "%(message)s").format(record)
+        return log_format.formatter(runtime.log_form(), "%(message)s").format(record)
 
 
 def log_to_stderr() -> None:

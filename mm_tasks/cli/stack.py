@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import RedisError
 
 from mm_tasks import runtime
-from mm_tasks.client import vendor_access
+from mm_tasks.client.access import vendor_access
 from mm_tasks.errors import ConfigurationError
 
 if TYPE_CHECKING:

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.table import Table
 
-from mm_tasks import preflight, runtime, status
+from mm_tasks import runtime
 from mm_tasks.errors import AuditUnavailable, ConfigurationError
+from mm_tasks.monitoring import checks, status
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mm_tasks.erasures import Deadline
+    from mm_tasks.erasure.models import Deadline
 
 
 def run(out: Console, *, as_json: bool) -> None:
@@ -56,7 +57,7 @@ def _fence(fence: dict[str, Any]) -> str:
 def _summary(found: dict[str, Any] | None, why: str) -> str:
     if found is None:
         return f"erasures: unknown: {why}"
-    return f"erasures: {preflight.in_words(found)}"
+    return f"erasures: {checks.in_words(found)}"
 
 
 def _deadline(late: Deadline) -> str:

@@ -19,16 +19,18 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from mm_tasks import preflight, runtime, snapshot
+from mm_tasks import runtime
+from mm_tasks.buffer import snapshot
 from mm_tasks.errors import AuditUnavailable, ConfigurationError
-from mm_tasks.watching import WINDOW_S, Window
+from mm_tasks.monitoring import checks
+from mm_tasks.monitoring.rates import WINDOW_S, Window
 
 if TYPE_CHECKING:
-    from mm_tasks.erasures import Deadline
+    from mm_tasks.buffer.snapshot import Snapshot
+    from mm_tasks.erasure.models import Deadline
+    from mm_tasks.monitoring.rates import Lately
     from mm_tasks.runtime import Runtime
     from mm_tasks.settings import Settings
-    from mm_tasks.snapshot import Snapshot
-    from mm_tasks.watching import Lately
 
 # Of what changes slowly.
 SLOW_S = 10.0
@@ -99,7 +101,7 @@ class Watch:
         except (AuditUnavailable, ConfigurationError) as error:
             self.erasures, self.deadlines = f"unknown: {error}", []
         else:
-            self.erasures = preflight.in_words(found)
+            self.erasures = checks.in_words(found)
 
     def _parts(self, settings: Settings, away: Text | None) -> list[Any]:
         parts: list[Any] = [_head(settings.project, self.look)]

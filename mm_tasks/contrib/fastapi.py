@@ -14,7 +14,7 @@ from mm_tasks.contrib.asgi import VisitMiddleware
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from mm_tasks.contrib.visit import VisitKeywords
+    from mm_tasks.contrib.request_context import VisitKeywords
 
 __all__ = ["VisitMiddleware", "add_visits"]
 

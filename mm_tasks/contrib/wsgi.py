@@ -12,14 +12,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
-from mm_tasks.ambient import Carried
-from mm_tasks.contrib.visit import Visit, VisitOptions, origin_form, quoted
+from mm_tasks.contrib.request_context import Visit, VisitOptions, origin_form, quoted
+from mm_tasks.events.context import Carried
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Unpack
 
-    from mm_tasks.contrib.visit import VisitKeywords
+    from mm_tasks.contrib.request_context import VisitKeywords
 
     Environ = dict[str, Any]
     StartResponse = Callable[..., Any]

@@ -7,8 +7,3 @@ shows it under `/_sandbox/`. It is for tests, demos and development.
     server ─▶ control (`/_sandbox/`: page, journal, faults …)
        └────▶ api (`/v1/`) ─▶ access · quota · rules · store · reports · faults · wire
 """
-
-from mm_tasks.sandbox.config import Config
-from mm_tasks.sandbox.server import serve
-
-__all__ = ["Config", "serve"]

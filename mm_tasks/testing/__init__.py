@@ -16,18 +16,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mm_tasks.testing.journal import Recorded
+    from mm_tasks.sandbox.client import Sandbox, serve_sandbox
     from mm_tasks.testing.recorder import Recorder, record
-    from mm_tasks.testing.sandbox import Sandbox, serve_sandbox
+    from mm_tasks.testing.records import Recorded
 
 __all__ = ["Recorded", "Recorder", "Sandbox", "record", "serve_sandbox"]
 
 _MODULES = {
-    "Recorded": "journal",
-    "Recorder": "recorder",
-    "Sandbox": "sandbox",
-    "record": "recorder",
-    "serve_sandbox": "sandbox",
+    "Recorded": "mm_tasks.testing.records",
+    "Recorder": "mm_tasks.testing.recorder",
+    "Sandbox": "mm_tasks.sandbox.client",
+    "record": "mm_tasks.testing.recorder",
+    "serve_sandbox": "mm_tasks.sandbox.client",
 }
 
 
@@ -36,4 +36,4 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - any of the names above
     if name not in _MODULES:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return getattr(import_module(_MODULES[name]), name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from mm_tasks.addresses import is_loopback
+from mm_tasks.connections.url import is_loopback
 
 
 class RealHostReached(AssertionError):  # noqa: N818 - what happened, as a test says it

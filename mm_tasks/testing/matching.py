@@ -14,12 +14,12 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from mm_tasks.properties import Refused, instant
+from mm_tasks.events.properties import Refused, instant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from mm_tasks.testing.journal import Recorded
+    from mm_tasks.testing.records import Recorded
 
 _SHOWN_MAX = 20
 _VALUE_CHARACTERS = 120

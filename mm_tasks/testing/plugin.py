@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mm_tasks.guards import guarded
+from mm_tasks.client.egress import guarded
 from mm_tasks.testing.guard import Guard
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
+    from mm_tasks.sandbox.client import Sandbox
     from mm_tasks.testing.recorder import Recorder
-    from mm_tasks.testing.sandbox import Sandbox
 
 _MARK = "mm_tasks_real_host"
 
@@ -87,7 +87,7 @@ def mm_tasks_events() -> Iterator[Recorder]:
 
 @pytest.fixture(scope="session")
 def _mm_tasks_sandbox_served() -> Iterator[Sandbox]:
-    from mm_tasks.testing.sandbox import SandboxUnavailable, serve_sandbox  # noqa: PLC0415
+    from mm_tasks.sandbox.client import SandboxUnavailable, serve_sandbox  # noqa: PLC0415
 
     with ExitStack() as until_the_end:
         try:

@@ -8,17 +8,17 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, cast
 
 from mm_tasks import runtime
-from mm_tasks.erasures import ErasureRequest
-from mm_tasks.events import IdentifyEvent, TrackEvent
+from mm_tasks.erasure.request import ErasureRequest
+from mm_tasks.events.models import IdentifyEvent, TrackEvent
 from mm_tasks.testing import matching
-from mm_tasks.testing.journal import Journal
-from mm_tasks.testing.standin import StandIn
+from mm_tasks.testing.records import Journal
+from mm_tasks.testing.runtime import StandIn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from mm_tasks.errors import MMTasksError
-    from mm_tasks.testing.journal import Lane, Recorded
+    from mm_tasks.testing.records import Lane, Recorded
 
 _KNOWN: dict[Lane, tuple[str, ...]] = {
     "track": tuple(TrackEvent.model_fields),

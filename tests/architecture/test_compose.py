@@ -19,11 +19,12 @@ import yaml
 from celery.bin.celery import celery as celery_command
 
 import mm_tasks
-from mm_tasks import celery_app, cli
-from mm_tasks.client import vendor_access
-from mm_tasks.credentials import SECRETS_DIR
-from mm_tasks.database import Database
-from mm_tasks.settings import Settings, variable
+from mm_tasks import cli
+from mm_tasks.client.access import vendor_access
+from mm_tasks.erasure.audit.database import Database
+from mm_tasks.events.lanes import DELIVER_QUEUE, FORGET_QUEUE, IDENTIFY_QUEUE
+from mm_tasks.settings import SECRETS_DIR, Settings, variable
+from mm_tasks.tasks.celery_app import app
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
@@ -78,7 +79,7 @@ def test_each_celery_command_exists_with_its_options(name):
     given = {option for option in options if option.startswith("-")}
 
     assert (dash_a, package) == ("-A", "mm_tasks")
-    assert mm_tasks.app is celery_app.app
+    assert mm_tasks.app is app
     assert given <= names(celery_command.commands[command])
 
 
@@ -102,13 +103,13 @@ def test_no_port_is_open_to_other_machines():
 def test_every_queue_has_a_worker_and_forget_has_its_own():
     """An erasure never waits behind a delivery."""
     assert sorted(map(queues, REAL)) == [
-        [celery_app.DELIVER, celery_app.IDENTIFY],
-        [celery_app.FORGET],
+        [DELIVER_QUEUE, IDENTIFY_QUEUE],
+        [FORGET_QUEUE],
     ]
     assert queues("sandbox-worker") == [
-        celery_app.FORGET,
-        celery_app.DELIVER,
-        celery_app.IDENTIFY,
+        FORGET_QUEUE,
+        DELIVER_QUEUE,
+        IDENTIFY_QUEUE,
     ]
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from mm_tasks.addresses import SCHEMES, parse
+from mm_tasks.connections.url import SCHEMES, parse
 
 ROOT = Path(__file__).parents[2]
 DOCS = (ROOT / "docs" / "connections.md").read_text()
 URLS = re.findall(r"MM_TASKS_(?:REDIS|BROKER)_URL=['\"]?([^'\"\s`]+)", DOCS)
-LUA = "\n".join(path.read_text() for path in (ROOT / "mm_tasks" / "lua").iterdir())
+LUA = "\n".join(path.read_text() for path in (ROOT / "mm_tasks" / "buffer" / "lua").iterdir())
 
 
 @pytest.mark.parametrize("url", URLS)

@@ -10,8 +10,7 @@ import pytest
 from typer.main import get_command
 
 from mm_tasks import cli
-from mm_tasks.credentials import SECRETS_DIR
-from mm_tasks.settings import Settings, variable
+from mm_tasks.settings import SECRETS_DIR, Settings, variable
 
 ROOT = Path(__file__).parents[2]
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from typer.main import get_command
 
 from mm_tasks import cli
-from mm_tasks.metrics import PAUSES, collector
+from mm_tasks.monitoring.metrics import PAUSES, collector
 from mm_tasks.runtime import Runtime
 from mm_tasks.settings import Settings
 

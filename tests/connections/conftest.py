@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.audit.conftest import postgresql, sqlite_url
 from tests.connections.servers import Servers
+from tests.erasure.conftest import postgresql, sqlite_url
 
 __all__ = ["postgresql", "sqlite_url"]
 

@@ -9,10 +9,10 @@ import pytest
 from redis import Redis
 from redis.exceptions import NoPermissionError
 
-from tests.acceptance.books import BATCH, assert_all_go_on
-from tests.acceptance.caller import Caller
-from tests.acceptance.conftest import Stack
 from tests.connections.servers import SENTINEL_PASSWORD, USER_PASSWORD, until
+from tests.system.books import BATCH, assert_all_go_on
+from tests.system.caller import Caller
+from tests.system.conftest import Stack
 
 
 def run(*command, **env):

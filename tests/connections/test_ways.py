@@ -10,10 +10,12 @@ import time
 import pytest
 from kombu.exceptions import OperationalError
 
-from mm_tasks import celery_app, runtime, track
-from mm_tasks.celery_app import DELIVER, publish_options
+from mm_tasks import runtime, track
+from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.errors import BufferUnavailable
-from mm_tasks.keys import ProjectKeys
+from mm_tasks.events.lanes import DELIVER_QUEUE
+from mm_tasks.tasks import publisher
+from mm_tasks.tasks.publisher import publish_options
 from tests.connections.servers import until
 
 WAYS = ("unix", "rediss", "sentinel", "sentinels")
@@ -33,7 +35,7 @@ def _unhurried(request, monkeypatch):
     if "silent" not in request.fixturenames:
         monkeypatch.setattr(runtime, "PRODUCER_CONNECT_S", 20.0)
         monkeypatch.setattr(runtime, "PRODUCER_ANSWER_S", 20.0)
-        monkeypatch.setattr(celery_app, "_PUBLISH_TIMEOUT_S", 20.0)
+        monkeypatch.setattr(publisher, "_PUBLISH_TIMEOUT_S", 20.0)
 
 
 @pytest.fixture(params=WAYS)
@@ -80,12 +82,12 @@ def test_the_broker_is_the_same_redis():
     """kombu spells TLS, sockets and sentinels in its own way."""
     options = publish_options()
     with options["connection"] as connection:
-        queue = connection.SimpleQueue(DELIVER)
+        queue = connection.SimpleQueue(DELIVER_QUEUE)
         queue.put({"n": 1})
 
         assert queue.get(timeout=5).payload == {"n": 1}
     # In the database of the URL, not in the first.
-    assert runtime.current().worker_redis.exists(f"_kombu.binding.{DELIVER}")
+    assert runtime.current().worker_redis.exists(f"_kombu.binding.{DELIVER_QUEUE}")
 
 
 def append_by_a_producer():
@@ -98,7 +100,7 @@ def append_by_an_event_loop():
 
 def publish():
     with publish_options()["connection"] as connection:
-        connection.SimpleQueue(DELIVER).put({})
+        connection.SimpleQueue(DELIVER_QUEUE).put({})
 
 
 @pytest.mark.parametrize("append", [append_by_a_producer, append_by_an_event_loop])

@@ -13,7 +13,7 @@ from mm_tasks import ErasureReceipt, Receipt, forget, identify, track
 from mm_tasks.testing import Recorded, Recorder, Sandbox, record, serve_sandbox
 
 if TYPE_CHECKING:
-    from mm_tasks.signatures import TrackItem
+    from mm_tasks.events.fields import TrackItem
 
 assert_type(track.delay("signup"), Receipt)
 assert_type(track.delay(event="signup", user_id="user_42"), Receipt)

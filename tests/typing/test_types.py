@@ -14,10 +14,10 @@ from typing import get_args
 
 import pytest
 
-from mm_tasks import signatures
-from mm_tasks.ambient import SHARED
-from mm_tasks.erasures import MODES, ErasureRequest, Reason
-from mm_tasks.events import IdentifyEvent, TrackEvent
+from mm_tasks.erasure.request import MODES, ErasureRequest, Reason
+from mm_tasks.events import fields as signatures
+from mm_tasks.events.context import SHARED
+from mm_tasks.events.models import IdentifyEvent, TrackEvent
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

@@ -7,7 +7,7 @@ from typing import Any
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
-from mm_tasks.contrib.visit import VisitOptions
+from mm_tasks.contrib.request_context import VisitOptions
 from mm_tasks.errors import ConfigurationError
 from mm_tasks.settings import Settings, variable
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.core.exceptions import SuspiciousOperation
 
-from mm_tasks.ambient import Carried
 from mm_tasks.contrib.asgi import ScopeRequest, raw_path
 from mm_tasks.contrib.django.conf import visit_options
-from mm_tasks.contrib.visit import Visit, is_private
+from mm_tasks.contrib.request_context import Visit, is_private
 from mm_tasks.contrib.wsgi import Body, EnvironRequest, raw_target
+from mm_tasks.events.context import Carried
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

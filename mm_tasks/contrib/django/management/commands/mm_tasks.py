@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from importlib.metadata import entry_points
 from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from mm_tasks import cli
 from mm_tasks.contrib.django import conf
 from mm_tasks.settings import variable
 
@@ -33,7 +33,8 @@ class Command(BaseCommand):  # type: ignore[misc] # Django ships no types
         # For the processes it starts, such as the worker of `up`.
         os.environ.update({variable(name): _text(value) for name, value in conf.given().items()})
         sys.argv = ["mm_tasks", *args]
-        cli.main()
+        (command,) = entry_points(group="console_scripts", name="mm-tasks")
+        command.load()()
 
 
 def _text(value: object) -> str:

@@ -1,0 +1,284 @@
+"""Dead letters: records set aside for a person, to be looked at, revived or discarded.
+
+Every letter is in one place, and each change is one script that moves the
+counts with it. A revived record goes through the same door as a new one: that
+of a fenced subject is erased instead. It is sent byte for byte as before, so
+its `event_id` is the same.
+
+Not here: who buries (`buffer`) and why (`retry`), what is shown (`cli.dead`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import islice
+from logging import getLogger
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mm_tasks.buffer.keys import ProjectKeys
+from mm_tasks.buffer.records import HEADER_BYTES, STAMP_BYTES
+from mm_tasks.buffer.scripts import Script
+from mm_tasks.events.lanes import LANES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from redis import Redis
+
+log = getLogger(__name__)
+
+# Letters read or moved in one step: no step holds up Redis for longer than a few ms.
+_PAGE = 200
+# One trim removes at most this many pages: more than the vendor's rate can bury in a second.
+_TRIM_PAGES = 20
+
+_REVIVE, _DISCARD, _TRIM = map(Script, ("dead_revive", "dead_discard", "dead_trim"))
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """One record and why it is here. `body` is the event's JSON, as it was sent.
+
+    `kind` says what was in doubt where `reason` is `ambiguous`, otherwise it is ''.
+    """
+
+    id: str
+    lane: str
+    buried_at_ms: int
+    accepted_at_ms: int
+    reason: str
+    status: int
+    code: str
+    attempts: int
+    kind: str
+    # Personal data; a repr may be logged.
+    body: bytes = field(repr=False)
+
+    @property
+    def fields(self) -> dict[str, Any] | None:
+        """Return the event's fields; None when the body is not what we would store."""
+        try:
+            parsed = json.loads(self.body)
+        except ValueError:
+            return None
+        return parsed if isinstance(parsed, dict) else None
+
+    @property
+    def event(self) -> str | None:
+        """Return the event's name; None for an identify, or where it is not a name."""
+        name = (self.fields or {}).get("event")
+        return name if isinstance(name, str) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which letters are meant: those for which everything that is given holds.
+
+    Buried at `since_ms` or later and before `until_ms`. `limit` bounds how many.
+    """
+
+    reason: str | None = None
+    code: str | None = None
+    status: int | None = None
+    lane: str | None = None
+    event: str | None = None
+    since_ms: int | None = None
+    until_ms: int | None = None
+    ids: tuple[str, ...] | None = None
+    limit: int | None = None
+
+    def holds(self, letter: DeadLetter) -> bool:
+        """Say whether a letter is meant; `ids` and `limit` are for whoever iterates."""
+        wanted = ("reason", "code", "status", "lane")
+        if any(getattr(self, name) not in (None, getattr(letter, name)) for name in wanted):
+            return False
+        if self.since_ms is not None and letter.buried_at_ms < self.since_ms:
+            return False
+        if self.until_ms is not None and letter.buried_at_ms >= self.until_ms:
+            return False
+        # Last, since it reads the JSON.
+        return self.event is None or letter.event == self.event
+
+
+class Group(NamedTuple):
+    """Letters that died alike."""
+
+    lane: str
+    reason: str
+    status: int
+    code: str
+
+
+class Revived(NamedTuple):
+    """What became of the ids: waiting again, erased since their subject is fenced, or not there."""
+
+    revived: int
+    erased: int
+    unknown: int
+
+
+class DeadLetters:
+    """The dead letters of one project, all lanes. Holds a client, no state of its own."""
+
+    def __init__(self, redis: Redis, project: str) -> None:
+        """Take everything as arguments; nothing is read or opened here."""
+        # redis-py says of every reply that it may be awaitable.
+        self._redis: Any = redis
+        self._keys = ProjectKeys(project)
+
+    def letters(
+        self, chosen: Filter = Filter(), *, newest_first: bool = False
+    ) -> Iterator[DeadLetter]:
+        """Yield what the filter means, by burial; given ids in their own order.
+
+        Read in pages. A letter that is there throughout is yielded exactly once, whatever
+        is buried, revived or discarded meanwhile.
+        """
+        if chosen.ids is None:
+            pages = self._pages(chosen, newest_first=newest_first)
+        else:
+            pages = self._named(chosen.ids)
+        found = (letter for page in pages for letter in self._read(page) if chosen.holds(letter))
+        return islice(found, chosen.limit)
+
+    def counts(self, chosen: Filter = Filter()) -> Counter[Group]:
+        """Return how many letters died alike, of those that the filter means."""
+        return Counter(
+            Group(one.lane, one.reason, one.status, one.code) for one in self.letters(chosen)
+        )
+
+    def revive(self, ids: Iterable[str]) -> Revived:
+        """Let letters wait to be sent again, in this order within each lane.
+
+        Safe to repeat: an id that was revived is unknown from then on.
+        """
+        keys = self._keys
+        revived = erased = unknown = 0
+        for lane, page in _by_lane(ids):
+            waiting = keys.lane(lane).waiting
+            places = (
+                keys.dead,
+                keys.dead_at,
+                waiting,
+                keys.counts,
+                keys.fence,
+                keys.caught,
+            )
+            again, gone = _REVIVE(self._redis, places, (lane, *page)) if lane else (0, 0)
+            revived += again
+            erased += gone
+            unknown += len(page) - again - gone
+        return Revived(revived, erased, unknown)
+
+    def discard(self, ids: Iterable[str]) -> int:
+        """Remove letters for good, counted as discarded; return how many there were."""
+        places = (self._keys.dead, self._keys.dead_at, self._keys.counts)
+        return sum(
+            int(_DISCARD(self._redis, places, (lane, *page)))
+            for lane, page in _by_lane(ids)
+            if lane
+        )
+
+    def trim(self, events_max: int, age_max_ms: int) -> int:
+        """Discard the oldest above a number and an age; return how many.
+
+        Does a bounded part of a large excess; the next call goes on.
+        """
+        places = (self._keys.dead, self._keys.dead_at, self._keys.counts)
+        removed = 0
+        for _ in range(_TRIM_PAGES):
+            n = int(_TRIM(self._redis, places, (events_max, age_max_ms, _PAGE)))
+            removed += n
+            if n < _PAGE:
+                break
+        if removed:
+            log.warning("dead_letters_trimmed", extra={"events": removed})
+        return removed
+
+    def _pages(self, chosen: Filter, *, newest_first: bool) -> Iterator[Mapping[str, int]]:
+        """Yield ids and their times of burial, by time and not by rank, which shifts.
+
+        Many may be buried in one millisecond. So a page begins again with the last
+        time of the one before, and leaves out what was seen of it.
+        """
+        first = "-inf" if chosen.since_ms is None else str(chosen.since_ms)
+        last = "+inf" if chosen.until_ms is None else f"({chosen.until_ms}"
+        seen: set[str] = set()
+        while True:
+            wanted = _PAGE + len(seen)
+            start, end = (last, first) if newest_first else (first, last)
+            rows = self._redis.zrange(
+                self._keys.dead_at,
+                start,
+                end,
+                desc=newest_first,
+                withscores=True,
+                byscore=True,
+                offset=0,
+                num=wanted,
+            )
+            page = {str(id_, "utf-8"): int(at_ms) for id_, at_ms in rows}
+            yield {id_: at_ms for id_, at_ms in page.items() if id_ not in seen}
+            if len(rows) < wanted:
+                return
+            at_ms = int(rows[-1][1])
+            seen = {id_ for id_, at in page.items() if at == at_ms}
+            if newest_first:
+                last = str(at_ms)
+            else:
+                first = str(at_ms)
+
+    def _named(self, ids: tuple[str, ...]) -> Iterator[Mapping[str, int]]:
+        for page in _in_pages(ids):
+            times = self._redis.zmscore(self._keys.dead_at, page)
+            found = zip(page, times, strict=True)
+            yield {id_: int(at_ms) for id_, at_ms in found if at_ms is not None}
+
+    def _read(self, page: Mapping[str, int]) -> Iterator[DeadLetter]:
+        if not page:
+            return
+        texts = self._redis.hmget(self._keys.dead, list(page))
+        for (id_, at_ms), text in zip(page.items(), texts, strict=True):
+            if text is not None:
+                yield _letter(id_, at_ms, text)
+
+
+def _letter(id_: str, at_ms: int, text: bytes) -> DeadLetter:
+    line, _, record = text.partition(b"\n")
+    why = json.loads(line)
+    return DeadLetter(
+        id=id_,
+        lane=_lane(id_),
+        buried_at_ms=at_ms,
+        accepted_at_ms=int(record[1:STAMP_BYTES]),
+        reason=why.get("reason", "-"),
+        status=why.get("status", 0),
+        code=why.get("code", "-"),
+        attempts=why.get("attempts", 0),
+        kind=why.get("kind", ""),
+        body=record[HEADER_BYTES:],
+    )
+
+
+def _lane(id_: str) -> str:
+    """Return the lane, which an id begins with; '' if it cannot be the id of a letter."""
+    lane = id_.partition(":")[0]
+    return lane if lane in LANES else ""
+
+
+def _by_lane(ids: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield each id once, in pages of one lane; under '' those that no letter can have."""
+    lanes: dict[str, list[str]] = {}
+    for id_ in ids:
+        lanes.setdefault(_lane(id_), []).append(id_)
+    for lane, those in lanes.items():
+        for page in _in_pages(those):
+            yield lane, page
+
+
+def _in_pages(ids: Iterable[str]) -> Iterator[list[str]]:
+    rest = iter(dict.fromkeys(ids))
+    while page := list(islice(rest, _PAGE)):
+        yield page

@@ -1,0 +1,39 @@
+-- dead_trim: remove the oldest dead letters, those above a number and those above an age.
+--
+-- KEYS[1]  dead     hash
+-- KEYS[2]  dead_at  zset
+-- KEYS[3]  counts   hash
+-- ARGV[1]  events_max    letters of all lanes that may stay
+-- ARGV[2]  age_max_ms    how long ago a letter that stays was buried, at most
+-- ARGV[3]  discards_max  bounds the work of one call; at most 1000
+--
+-- Returns how many were removed; as many as discards_max means: call again.
+-- Atomic. O(letters removed). Lost reply: they are gone and were counted.
+
+local call = redis.call
+local oldest_ms = whole(math.floor(now_us() / 1000) - tonumber(ARGV[2]))
+local above = call('ZCARD', KEYS[2]) - tonumber(ARGV[1])
+local old = call('ZCOUNT', KEYS[2], '-inf', '(' .. oldest_ms)
+-- Both are counted from the oldest on, so the larger number covers the other.
+local n = math.min(math.max(above, old), tonumber(ARGV[3]))
+if n <= 0 then return 0 end
+
+local ids = call('ZRANGE', KEYS[2], 0, n - 1)
+local letters = call('HMGET', KEYS[1], unpack(ids))
+call('HDEL', KEYS[1], unpack(ids))
+call('ZREM', KEYS[2], unpack(ids))
+
+local removed, held = {}, 0
+for i, id in ipairs(ids) do
+  if letters[i] then
+    local lane = string.match(id, '^[^:]+')
+    removed[lane] = (removed[lane] or 0) + 1
+    held = held + #letters[i] - string.find(letters[i], '\n', 1, true)
+  end
+end
+for lane, events in pairs(removed) do
+  count(KEYS[3], lane .. ':dead', -events)
+  count(KEYS[3], lane .. ':discarded', events)
+end
+count(KEYS[3], 'held_bytes', -held)
+return n

@@ -1,0 +1,25 @@
+-- fence_load_commit: the draft becomes the fence, and this server counts as loaded.
+--
+-- KEYS[1]  fences  hash
+-- KEYS[2]  draft   set of tags
+-- KEYS[3]  fence   set of tags
+-- ARGV[1]  token
+-- ARGV[2]  run_id    that load_begin saw; '' = SQL could not be read, and another may begin
+-- ARGV[3]  log_size  entries of the store's log before it was read
+--
+-- Returns 1, or 0 when since load_begin another load began, or the server lost what it had
+-- (FLUSHALL, a restart, a failover): then the fence was not changed. Without the run_id, a restart
+-- could bring the token back, and forget a part of the draft.
+-- Atomic. O(tags). Lost reply: it may be loaded, and a repeat of the load is safe.
+
+if redis.call('HGET', KEYS[1], 'loading') ~= ARGV[1] then return 0 end
+redis.call('HDEL', KEYS[1], 'loading', 'loading_ms')
+if run_id() ~= ARGV[2] then
+  redis.call('DEL', KEYS[2])
+  return 0
+end
+redis.call('HDEL', KEYS[1], 'why', 'since_ms')
+redis.call('DEL', KEYS[3])
+if redis.call('EXISTS', KEYS[2]) == 1 then redis.call('RENAME', KEYS[2], KEYS[3]) end
+redis.call('HSET', KEYS[1], 'run_id', ARGV[2], 'log_size', log_size(KEYS[1], ARGV[3]))
+return 1

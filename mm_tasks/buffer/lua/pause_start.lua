@@ -1,0 +1,60 @@
+-- pause_start: an attempt showed that sending is of no use now. Stop the project, or one lane.
+--
+-- KEYS[1]  pause     hash: the key or the host is refused, which is the same for all lanes
+-- KEYS[2]  outage    hash: this lane's endpoint gives no answer, or only refusals of events
+-- KEYS[3]  failures  string
+-- ARGV[1]  batch_id     of the attempt
+-- ARGV[2]  kind         `unauthorized`, `misdirected`, `rejected` or `unavailable`
+-- ARGV[3]  status       ARGV[4]  code     as shown to people
+-- ARGV[5]  first_ms     wait before the first probe
+-- ARGV[6]  probe_ms     longest wait between probes
+-- ARGV[7]  failures_max  this many failures in a row stop the lane;
+--                        '0' = this one does
+--
+-- A failed probe doubles the wait, up to probe_ms, and may change the reason; one that
+-- reached nobody says nothing about a key or a host, so that reason stays.
+-- What is stopped already is left alone by all but its probe.
+-- Returns 1 while this lane may not send, 0 otherwise. O(1).
+
+redis.call('HDEL', KEYS[1], 'nothing')
+local id, kind, probe_ms = ARGV[1], ARGV[2], tonumber(ARGV[6])
+local now_ms = math.floor(now_us() / 1000)
+local since_ms = whole(now_ms)
+
+local function write(key, wait_ms, is_new)
+  if is_new then redis.call('HSET', key, 'kind', kind, 'status', ARGV[3], 'code', ARGV[4]) end
+  wait_ms = math.min(wait_ms, probe_ms)
+  redis.call('HDEL', key, 'probe')
+  redis.call('HSET', key, 'wait_ms', wait_ms, 'probe_at_ms', whole(now_ms + wait_ms),
+    'refused', id)
+  redis.call('HSETNX', key, 'since_ms', since_ms)
+end
+
+local function again(key)
+  local old = redis.call('HMGET', key, 'wait_ms', 'kind')
+  local is_other = old[2] ~= kind and kind ~= 'unavailable'
+  local wait_ms = tonumber(ARGV[5])
+  if not is_other then wait_ms = math.max(wait_ms, 2 * tonumber(old[1])) end
+  write(key, wait_ms, is_other or old[2] == kind)
+end
+
+local is_for_all = kind == 'unauthorized' or kind == 'misdirected'
+if redis.call('HGET', KEYS[1], 'probe') == id then
+  again(KEYS[1])
+  return 1
+end
+if redis.call('HGET', KEYS[2], 'probe') == id then
+  if not is_for_all then
+    again(KEYS[2])
+    return 1
+  end
+  -- It answers: now the key or the host is what is wrong, and has been for as long.
+  since_ms = redis.call('HGET', KEYS[2], 'since_ms')
+  redis.call('DEL', KEYS[2])
+end
+local key = is_for_all and KEYS[1] or KEYS[2]
+if redis.call('EXISTS', key, KEYS[1]) > 0 then return 1 end
+if tonumber(ARGV[7]) > 0 and redis.call('INCR', KEYS[3]) < tonumber(ARGV[7]) then return 0 end
+redis.call('DEL', KEYS[3])
+write(key, tonumber(ARGV[5]), true)
+return 1

@@ -1,0 +1,69 @@
+"""What stops sending: a pause of the project, an outage of an endpoint, the wait of a 429.
+
+They are separate keys, so that a short wait cannot end a pause, nor the success of
+one call the outage of another; lanes that share an endpoint share those. A pause or
+an outage is lifted by its probe alone: one batch at a time that `begin` admits.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mm_tasks.buffer.keys import ProjectKeys
+from mm_tasks.buffer.scripts import Script
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+_PAUSE, _PROBE, _LIFT, _THROTTLE = map(
+    Script, ("pause_start", "pause_probe", "pause_resume", "pause_throttle")
+)
+
+
+class Pauses:
+    """What stops one lane of one project."""
+
+    def __init__(self, redis: Redis, project: str, lane: str) -> None:
+        """Take the client; nothing is read here."""
+        self._redis = redis
+        keys = ProjectKeys(project).lane(lane)
+        self._stops = (ProjectKeys(project).pause, keys.outage)
+        self._failures = keys.failures
+        self._throttle = keys.throttle
+
+    def pause(  # noqa: PLR0913 - the reason has three parts
+        self,
+        batch_id: str,
+        kind: str,
+        *,
+        status: str,
+        code: str,
+        first_ms: int,
+        probe_ms: int,
+        failures_max: int = 0,
+    ) -> bool:
+        """Pause, or count one of `failures_max` failures in a row; say whether paused.
+
+        By its kind it concerns the project or this lane: see `pause_start.lua`.
+        """
+        keys = (*self._stops, self._failures)
+        args = (batch_id, kind, status, code, first_ms, probe_ms, failures_max)
+        return bool(_PAUSE(self._redis, keys, args))
+
+    def probe_due(self) -> str | None:
+        """Return the id of the batch that was refused ('' if none) when a probe is due."""
+        due, refused = _PROBE(self._redis, self._stops, ("", 0))
+        return str(refused, "ascii") if due else None
+
+    def choose_probe(self, batch_id: str, *, lost_ms: int) -> bool:
+        """Make this batch the probe; False when another flush was first."""
+        return bool(_PROBE(self._redis, self._stops, (batch_id, lost_ms))[0])
+
+    def lift(self, batch_id: str) -> str:
+        """End the pause if this batch is its probe; return the id of the refused batch."""
+        return str(_LIFT(self._redis, self._stops, (batch_id,)), "ascii")
+
+    def throttle(self, wait_ms: int, *, keep_ms: int) -> float:
+        """Make all workers of this lane wait; return the wait in force, in seconds."""
+        keys = (self._throttle, self._failures)
+        return float(_THROTTLE(self._redis, keys, (wait_ms, keep_ms))) / 1000

@@ -1,0 +1,126 @@
+"""Remove a subject's records from everything that Redis holds, in small atomic steps.
+
+The fence is up before, so nothing of theirs is added behind; see the scripts for why
+nothing slips by. What is being sent is left alone, and reported: it must be waited for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from redis.exceptions import ResponseError
+
+from mm_tasks.buffer.keys import ProjectKeys
+from mm_tasks.buffer.scripts import Script
+from mm_tasks.events.lanes import LANES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from redis import Redis
+
+# Records looked at in one step: about 1 ms.
+STEP = 500
+
+_WAITING, _BATCH, _DEAD = map(Script, ("purge_waiting", "purge_batch", "purge_dead"))
+_CAUGHT, _DUE = Script("purge_fenced_count"), Script("batch_due")
+
+
+class Scan(NamedTuple):
+    """What one look at everything found.
+
+    `removed` has a count for each place, zeros included. `sending_ms` is not 0 while an
+    attempt that holds such a record is being sent, or one whose batch is gone and which may
+    hold one: when the last of their leases ends.
+    """
+
+    removed: Counter[str]
+    sending_ms: int
+
+
+class Purge:
+    """The records of one project. Holds a client, no state of its own."""
+
+    def __init__(self, redis: Redis, project: str) -> None:
+        """Take the client; nothing is read here."""
+        # redis-py says of every reply that it may be awaitable.
+        self._redis: Any = redis
+        self._keys = ProjectKeys(project)
+
+    def scan(self, tags: Collection[bytes], went_on: Callable[[], object] = lambda: None) -> Scan:
+        """Remove and count the subject's records by place; `went_on` is called at each step.
+
+        Places: `<lane>:waiting`, `<lane>:batches`, `<lane>:dead`, and `fence` for what append
+        had stored and the fence took out on its way since. Safe to repeat.
+        """
+        removed: Counter[str] = Counter()
+        sending_ms = 0
+        for lane in LANES:
+            removed[f"{lane}:waiting"] = self._waiting(lane, tags, went_on)
+        for lane in LANES:
+            removed[f"{lane}:batches"], left_ms = self._batches(lane, tags, went_on)
+            sending_ms = max(sending_ms, left_ms)
+        # Last, since a batch may have ended here meanwhile.
+        removed.update(self._dead(tags, went_on))
+        removed["fence"] = int(_CAUGHT(self._redis, (self._keys.caught,), tuple(tags)))
+        return Scan(removed, sending_ms)
+
+    def rewrite_aof(self, wait_s: float) -> str:
+        """Ask Redis to write its AOF anew, without what was removed; say what came of it.
+
+        `rewritten`; `off`; `running`, when it took longer than `wait_s`; `failed`; `refused`,
+        where a provider does not allow the command.
+        """
+        ends_at = time.monotonic() + wait_s
+        is_asked = False
+        while True:
+            info = self._redis.info("persistence")
+            if not info.get("aof_enabled"):
+                return "off"
+            is_busy = info["aof_rewrite_in_progress"] or info["aof_rewrite_scheduled"]
+            if is_asked and not is_busy:
+                return "rewritten" if info["aof_last_bgrewrite_status"] == "ok" else "failed"
+            if not is_asked and not is_busy:
+                try:
+                    self._redis.bgrewriteaof()
+                except ResponseError:
+                    return "refused"
+                is_asked = True
+            if time.monotonic() > ends_at:
+                return "running"
+            time.sleep(0.05)
+
+    def _waiting(self, lane: str, tags: Collection[bytes], went_on: Callable[[], object]) -> int:
+        places = (self._keys.lane(lane).waiting, self._keys.counts)
+        found, last = 0, ""
+        while last != "-1":
+            removed, following = _WAITING(self._redis, places, (lane, last, STEP, *tags))
+            found, last = found + removed, str(following)
+            went_on()
+        return found
+
+    def _batches(
+        self, lane: str, tags: Collection[bytes], went_on: Callable[[], object]
+    ) -> tuple[int, int]:
+        keys = self._keys.lane(lane)
+        found, sending_ms = 0, max(0, self._redis.pttl(keys.stray))
+        for batch_id in map(bytes.decode, _DUE(self._redis, (keys.leases,), (-1, 1))):
+            places = (keys.records(batch_id), keys.batch(batch_id), keys.claimed, keys.leases)
+            args = (lane, batch_id, *tags)
+            removed, left_ms = _BATCH(self._redis, (*places, self._keys.counts), args)
+            found, sending_ms = found + removed, max(sending_ms, left_ms)
+            went_on()
+        return found, sending_ms
+
+    def _dead(self, tags: Collection[bytes], went_on: Callable[[], object]) -> Counter[str]:
+        places = (self._keys.dead, self._keys.dead_at, self._keys.counts)
+        found, last = Counter({f"{lane}:dead": 0 for lane in LANES}), ""
+        while last != "-1":
+            following, *removed = _DEAD(self._redis, places, (last, STEP, *tags))
+            for lane, number in zip(LANES, removed, strict=True):
+                found[f"{lane}:dead"] += number
+            last = str(following)
+            went_on()
+        return found

@@ -1,0 +1,77 @@
+"""Run the Lua scripts of `lua/` by their digest, loading one only when it is missing.
+
+Every script starts with `lua/common.lua`. Redis forgets scripts when it
+restarts; then the call is repeated once after loading, which is safe: a script
+that was not found has not run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import NoScriptError, ReadOnlyError
+
+from mm_tasks import failpoints
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from redis import Redis
+    from redis.asyncio import Redis as AsyncRedis
+
+
+class Script:
+    """One script of `lua/`, by name. Holds no connection."""
+
+    def __init__(self, name: str) -> None:
+        """Read the script; `name` is a file of `lua/` without its ending."""
+        self.name = name
+        self.text = _text("common") + _text(name)
+        self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+    def __call__(self, redis: Redis, keys: Sequence[str], args: Sequence[Any]) -> Any:  # noqa: ANN401 - replies differ by script
+        """Run it atomically and return its reply; raises what redis-py raises."""
+        failpoints.reach(self.name, "before")
+        try:
+            reply = redis.execute_command("EVALSHA", self.sha, len(keys), *keys, *args)  # type: ignore[no-untyped-call]
+        except NoScriptError:
+            redis.script_load(self.text)
+            reply = redis.execute_command("EVALSHA", self.sha, len(keys), *keys, *args)  # type: ignore[no-untyped-call]
+        except ReadOnlyError:
+            # A primary that became a replica keeps its connections: look for the new one.
+            redis.connection_pool.disconnect(inuse_connections=False)
+            raise
+        failpoints.reach(self.name, "after")
+        return reply
+
+    async def acall(self, redis: AsyncRedis, keys: Sequence[str], args: Sequence[Any]) -> Any:  # noqa: ANN401 - replies differ by script
+        """As a call, on a client of the running event loop."""
+        failpoints.reach(self.name, "before")
+        try:
+            reply = await redis.evalsha(self.sha, len(keys), *keys, *args)
+        except NoScriptError:
+            await redis.script_load(self.text)
+            reply = await redis.evalsha(self.sha, len(keys), *keys, *args)
+        except ReadOnlyError:
+            await redis.connection_pool.disconnect(inuse_connections=False)
+            raise
+        failpoints.reach(self.name, "after")
+        return reply
+
+    def command(self, keys: Sequence[str], args: Sequence[object]) -> tuple[int, bytes]:
+        """Return how many words a call with these keys and first arguments has, and their RESP."""
+        words = ("EVALSHA", self.sha, len(keys), *keys, *args)
+        return len(words), b"".join(word(str(text).encode()) for text in words)
+
+
+def word(text: bytes) -> bytes:
+    """Return one bulk string of RESP, the protocol of Redis."""
+    return b"$%d\r\n%b\r\n" % (len(text), text)
+
+
+@cache
+def _text(name: str) -> str:
+    return files("mm_tasks.buffer").joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")

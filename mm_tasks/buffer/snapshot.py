@@ -1,0 +1,176 @@
+"""One atomic look at all that Redis knows of a project; whatever shows it starts from here.
+
+Reads only. Numbers are as the scripts keep them: see `lua/common.lua` for the counts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mm_tasks.buffer.keys import ProjectKeys
+from mm_tasks.buffer.scripts import Script
+from mm_tasks.events.lanes import LANES
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+_STATUS, _REASONS = Script("snapshot"), Script("snapshot_dead_reasons")
+# Letters that one step looks at, in about 1 ms.
+STEP = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """One lane: `waiting` events, `batches` of which `claimed` wait for their slot.
+
+    `throttle_until_us` is 0 without a 429's wait, `outage` is empty without one; both belong
+    to the endpoint, so that `track` and `backfill` show the same.
+    """
+
+    name: str
+    waiting: int
+    oldest_ms: int | None
+    claimed: int
+    batches: int
+    throttle_until_us: int
+    throttle_since_ms: int
+    outage: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A project at one instant of Redis's clock.
+
+    `pause` is that of the project: empty, or `kind`, `status`, `code`, `since_ms` and more.
+    `rate_tat_us` is the end of the last slot that was reserved, 0 where none ever was.
+    """
+
+    project: str
+    now_us: int
+    counts: dict[str, int]
+    pause: dict[str, str]
+    fence_tags: int
+    fences_loaded: bool
+    fences_why: str
+    fences_since_ms: int
+    rate_tat_us: int
+    lanes: dict[str, Lane]
+
+    def by_lane(self, name: str) -> dict[str, int]:
+        """Return a count of each lane."""
+        return {lane: self.counts.get(f"{lane}:{name}", 0) for lane in self.lanes}
+
+    def total(self, name: str) -> int:
+        """Return a count, summed over the lanes."""
+        return sum(self.by_lane(name).values())
+
+    @property
+    def waiting(self) -> int:
+        """Return how many events wait, in all lanes."""
+        return sum(lane.waiting for lane in self.lanes.values())
+
+    @property
+    def oldest_waiting_s(self) -> float | None:
+        """Return the age of the oldest event that waits; None when none does."""
+        return max(self.ages_s.values(), default=None)
+
+    @property
+    def ages_s(self) -> dict[str, float]:
+        """Return the age of the oldest event that waits, of each lane where one does."""
+        return {
+            name: self._since(lane.oldest_ms / 1e3)
+            for name, lane in self.lanes.items()
+            if lane.oldest_ms is not None
+        }
+
+    @property
+    def paused_for_s(self) -> float:
+        """Return for how long it has been paused; 0 when it is not."""
+        return 0.0 if self.paused is None else self._since(self.paused.since)
+
+    def _since(self, at_s: float) -> float:
+        return max(0.0, self.now_us / 1e6 - at_s)
+
+    @property
+    def slots_ahead_s(self) -> float:
+        """Return how long the quota takes to be full again; 0 when it is."""
+        return max(0.0, (self.rate_tat_us - self.now_us) / 1e6)
+
+    @property
+    def paused(self) -> Paused | None:
+        """Return why nothing is sent, or one lane is not; None when all goes on."""
+        if not self.fences_loaded and self.fences_why:
+            reason = f"fences_not_loaded: - {self.fences_why}"
+            return Paused(reason, self.fences_since_ms / 1000)
+        for stop in (self.pause, *(lane.outage for lane in self.lanes.values())):
+            if "kind" in stop:
+                reason = "{kind}: {status} {code}".format(**stop)
+                return Paused(reason, int(stop["since_ms"]) / 1000)
+        for lane in self.lanes.values():
+            if lane.throttle_until_us > self.now_us:
+                return Paused("throttled: 429 rate_limited", lane.throttle_since_ms / 1000)
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """`reason` is `<kind>: <status> <code>`; `since` is in seconds since the epoch."""
+
+    reason: str
+    since: float
+
+    @property
+    def kind(self) -> str:
+        """Return the first word of the reason."""
+        return self.reason.partition(":")[0]
+
+
+def read(redis: Redis, project: str) -> Snapshot:
+    """Return the project as it is now; raises what redis-py raises."""
+    keys = ProjectKeys(project)
+    lanes = [keys.lane(name) for name in LANES]
+    of_lanes = [(k.waiting, k.claimed, k.leases, k.throttle, k.outage) for k in lanes]
+    named = (keys.counts, keys.pause, keys.fence, keys.fences, keys.rate)
+    now_us, counts, pause, fence, tat_us, *looks = _STATUS(redis, (*named, *sum(of_lanes, ())), ())
+    return Snapshot(
+        project=project,
+        now_us=int(now_us),
+        counts={name: int(value) for name, value in _fields(counts).items()},
+        pause=_fields(pause),
+        fence_tags=int(fence[0]),
+        fences_loaded=bool(fence[1]),
+        fences_why=fence[2].decode(),
+        fences_since_ms=int(fence[3] or 0),
+        rate_tat_us=int(tat_us or 0),
+        lanes={name: _lane(name, look) for name, look in zip(LANES, looks, strict=True)},
+    )
+
+
+def dead_reasons(redis: Redis, project: str, *, step: int = STEP) -> Counter[str]:
+    """Return how many dead letters there are by reason, in the words of `mm-tasks dead list`.
+
+    In steps of 1 000 letters, which stay in Redis: 100 steps where the bound of 100 000 is
+    reached. A letter that is buried or discarded meanwhile may be counted, or not.
+    """
+    keys = ProjectKeys(project)
+    found: Counter[str] = Counter()
+    first = 0
+    while first >= 0:
+        first, *pairs = _REASONS(redis, (keys.dead, keys.dead_at), (first, step))
+        for reason, number in zip(pairs[::2], pairs[1::2], strict=True):
+            found[reason.decode()] += number
+    return found
+
+
+def _lane(name: str, look: list[Any]) -> Lane:
+    waiting, oldest, claimed, batches, throttle, outage = look
+    until_us, since_ms = map(int, throttle.split()) if throttle else (0, 0)
+    oldest_ms = int(oldest) if oldest else None
+    return Lane(name, waiting, oldest_ms, claimed, batches, until_us, since_ms, _fields(outage))
+
+
+def _fields(flat: list[bytes]) -> dict[str, str]:
+    pairs = zip(flat[::2], flat[1::2], strict=True)
+    return {name.decode(): value.decode() for name, value in pairs}

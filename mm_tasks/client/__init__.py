@@ -1,0 +1,1 @@
+"""The vendor's HTTP API: a request in, a classified outcome out. Knows no Redis."""

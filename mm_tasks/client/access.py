@@ -1,0 +1,67 @@
+"""Where requests go and with which key, checked before the first."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from mm_tasks.connections.url import is_loopback
+from mm_tasks.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from pydantic import SecretStr
+
+_KEY = re.compile(r"sk_[!-^`-~]+_[!-^`-~]+_[!-~]+")
+_OTHER_KEYS = {
+    "pk_": "is for browsers and must never be on a server",
+    "rk_": "only reads",
+    "ak_": "only reads, across an account",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class VendorAccess:
+    """Where requests go and with which key; its repr hides the key."""
+
+    host: str
+    key: SecretStr
+
+
+def vendor_access(host: str, key: SecretStr | None) -> VendorAccess:
+    """Check host and key; raise `ConfigurationError` naming the variable and the rule."""
+    if key is None:
+        msg = "MILLIMETRIC_KEY: is required by workers; give the project's secret key, sk_…"
+        raise ConfigurationError(msg)
+    text = key.get_secret_value()
+    if text[:3] in _OTHER_KEYS:
+        msg = f"MILLIMETRIC_KEY: a {text[:3]} key {_OTHER_KEYS[text[:3]]}; give the sk_… key"
+        raise ConfigurationError(msg)
+    if not _KEY.fullmatch(text):
+        msg = "MILLIMETRIC_KEY: must have the shape sk_<environment>_<prefix>_<secret>"
+        raise ConfigurationError(msg)
+    return VendorAccess(_checked_host(host), key)
+
+
+def _checked_host(host: str) -> str:
+    try:
+        url = urlsplit(host)
+        rule = _host_rule(url.scheme, url.hostname, url.port)
+    except ValueError:
+        rule = "must be a URL"
+        url = urlsplit("")
+    if not rule and (url.username or url.password or url.query or url.fragment):
+        rule = "must hold no user, query or fragment"
+    if rule:
+        msg = f"MILLIMETRIC_HOST: {rule}"
+        raise ConfigurationError(msg)
+    return host.rstrip("/")
+
+
+def _host_rule(scheme: str, name: str | None, _port: int | None) -> str:
+    if not name or scheme not in {"http", "https"}:
+        return "must be an https URL"
+    if scheme == "http" and not is_loopback(name):
+        return "must be https, unless the host is loopback: the key would travel in the clear"
+    return ""

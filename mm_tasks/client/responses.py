@@ -1,0 +1,85 @@
+"""What an answer of the vendor means: status, headers and body become an `Outcome`."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from mm_tasks.client.outcome import (
+    Ambiguous,
+    Answer,
+    Delivered,
+    Misdirected,
+    Outcome,
+    Rejected,
+    Throttled,
+    Unauthorized,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_CODE = re.compile(r"[a-z][a-z0-9_]{0,63}")
+
+
+def classify(status: int, headers: Mapping[str, str], body: bytes | None) -> Outcome:
+    """Return what an answer means; `body` is None when it could not be read to its end."""
+    said = _json_object(body)
+    code = said.get("error")
+    answer = Answer(status, code if isinstance(code, str) and _CODE.fullmatch(code) else "-")
+    if status in {200, 202}:
+        return _success(status, said, body)
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        return Throttled(answer, _retry_after_s(headers, said))
+    if status in {400, 413, 422}:
+        return Rejected(answer)
+    if status in {401, 403}:
+        return Unauthorized(answer)
+    if status // 100 in {3, 4} and status != HTTPStatus.REQUEST_TIMEOUT:
+        return Misdirected(answer)
+    return Ambiguous(str(status), status, answer.code)
+
+
+def classify_forget(status: int, headers: Mapping[str, str], body: bytes | None) -> Outcome:
+    """As `classify`, for `/v1/forget`: a success also says `queued`."""
+    outcome = classify(status, headers, body)
+    if not isinstance(outcome, Delivered):
+        return outcome
+    is_queued = status == HTTPStatus.OK and _json_object(body).get("queued") is True
+    return outcome if is_queued else Ambiguous("unusable", status)
+
+
+def _success(status: int, said: dict[str, Any], body: bytes | None) -> Outcome:
+    if said.get("ok") is not True:
+        return Ambiguous("cut" if body in {None, b""} else "unusable", status)
+    count = said.get("count")
+    return Delivered(count if type(count) is int else None)
+
+
+def _json_object(body: bytes | None) -> dict[str, Any]:
+    try:
+        value = json.loads(body or b"")
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _retry_after_s(headers: Mapping[str, str], said: dict[str, Any]) -> float | None:
+    """Return the vendor's wait: seconds or a date (RFC 9110, 10.2.3), else its body's word."""
+    text = headers.get("Retry-After", "").strip()
+    if re.fullmatch(r"-?\d{1,9}(\.\d+)?", text):
+        return max(0.0, float(text))
+    try:
+        then = parsedate_to_datetime(text).timestamp()
+    except (ValueError, OverflowError):
+        then = None
+    if then is not None:
+        return max(0.0, then - time.time())
+    asked = said.get("retry_after_s")
+    if isinstance(asked, bool) or not isinstance(asked, int | float):
+        return None
+    return max(0.0, float(asked))

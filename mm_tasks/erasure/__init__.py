@@ -1,0 +1,1 @@
+"""Forget a person: request, fence, purge, calls to the vendor, proof."""

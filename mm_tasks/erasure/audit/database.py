@@ -1,0 +1,226 @@
+"""The audit database: SQLite or PostgreSQL, opened for each transaction and closed after it.
+
+`write` is alone: no two of them run at once, in any process of any host, so what it read
+is still true when it commits. `read` sees one moment, however long it takes.
+
+Nothing is kept open between transactions (a few are made a day), so a fork inherits
+nothing. Every failure of the database is `AuditUnavailable`, without a value in its text.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sqlite3
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import NullPool, create_engine, event, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from mm_tasks.erasure.audit import tables
+from mm_tasks.errors import AuditUnavailable, ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy.engine import Connection, Engine
+
+_SETTING = "MM_TASKS_AUDIT_URL"
+# How long a transaction waits for another one, and a statement may take.
+_WAIT_S = 10
+_CONNECT_S = 5
+# Any constant does, as long as no other program of this database locks the same one.
+_LOCK = 0x6D6D5F7461736B73  # "mm_tasks"
+_WRITE = "mm_tasks_write"
+
+_SQLITE_PRAGMAS = (
+    f"busy_timeout={_WAIT_S * 1000}",
+    "journal_mode=WAL",
+    "synchronous=FULL",
+    "secure_delete=ON",
+    "foreign_keys=ON",
+)
+
+
+class Database:
+    """One audit database. Opens nothing until the first transaction."""
+
+    def __init__(self, url: str) -> None:
+        """Take an SQLAlchemy URL; refuse what is neither a SQLite file nor PostgreSQL."""
+        self._url = _understood(url)
+        self._engine = _engine(self._url)
+        self._is_made = False
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Say whether this is a file of this host."""
+        return self._url.drivername.startswith("sqlite")
+
+    @property
+    def is_missing(self) -> bool:
+        """Say whether this is a SQLite file that is not there; the first transaction makes it."""
+        return self.is_sqlite and not Path(str(self._url.database)).exists()
+
+    def reach(self) -> bool:
+        """Raise `AuditUnavailable` unless the database answers; make nothing.
+
+        False for a SQLite file that is not there, which is none to be reached.
+        """
+        if self.is_missing:
+            return False
+        with _translated(), self._engine.connect() as connection:
+            connection.exec_driver_sql("SELECT 1")
+        return True
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """Run a transaction that no other one overlaps; commit at the end.
+
+        Makes the tables first where they are missing.
+        """
+        with self._connected(write=True) as connection:
+            if not self._is_made:
+                tables.create(connection)
+            yield connection
+        self._is_made = True
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """Run a transaction that sees one moment of the database and changes nothing."""
+        if not self._is_made:
+            with self.write():
+                pass
+        with self._connected(write=False) as connection:
+            yield connection
+
+    def truncate_wal(self) -> bool:
+        """Empty SQLite's write-ahead log, which holds what was deleted; say whether it is.
+
+        False while somebody reads; ask again. Nothing to do on PostgreSQL: its log is
+        its server's, and keeps what was written until it is recycled.
+        """
+        if not self.is_sqlite:
+            return True
+        with _translated(), self._engine.connect() as connection:
+            raw: Any = connection.connection.driver_connection
+            # Outside of any transaction, where alone it is allowed.
+            busy, _, _ = raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return not busy
+
+    @contextmanager
+    def _connected(self, *, write: bool) -> Iterator[Connection]:
+        with _translated():
+            self._make_file()
+            options: dict[str, Any] = {_WRITE: write}
+            if not self.is_sqlite:
+                options["isolation_level"] = "READ COMMITTED" if write else "REPEATABLE READ"
+            opened = self._engine.connect().execution_options(**options)
+            with opened as connection, connection.begin():
+                if not self.is_sqlite:
+                    _prepare_postgresql(connection, write=write)
+                yield connection
+
+    def _make_file(self) -> None:
+        """Make SQLite's file readable by nobody else; its WAL gets the same rights.
+
+        Never opens one that is there: closing it would drop the locks of every connection
+        of this process. So a new one is made under another name first.
+        """
+        path = Path(str(self._url.database))
+        if not self.is_sqlite:
+            return
+        if not path.exists():
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+            os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+            try:
+                with suppress(FileExistsError):
+                    os.link(draft, path)
+            finally:
+                draft.unlink()
+        elif path.stat().st_mode & 0o077:
+            path.chmod(0o600)
+
+
+def lock(connection: Connection) -> None:
+    """Be alone until the transaction ends. On SQLite `write` is, from its start."""
+    if connection.dialect.name != "sqlite":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+
+
+def _prepare_postgresql(connection: Connection, *, write: bool) -> None:
+    # Here and not as options of the connection, which poolers such as PgBouncer refuse.
+    limit = f"{_WAIT_S}s"
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{limit}'")
+    if write:
+        connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{limit}'")
+        # A checkpoint outside must never be ahead of what a crash of the server leaves.
+        connection.exec_driver_sql("SET LOCAL synchronous_commit = on")
+        lock(connection)
+
+
+def _understood(given: str) -> URL:
+    """Return the URL, its driver named; raise `ConfigurationError` without its text."""
+    try:
+        url = make_url(given)
+    except ArgumentError:
+        url = None
+    if url is None:
+        msg = f"{_SETTING}: must be a URL such as postgresql://host/database"
+        raise ConfigurationError(msg)
+    if url.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
+        return url.set(drivername="postgresql+psycopg")
+    if url.drivername not in ("sqlite", "sqlite+pysqlite"):
+        msg = f"{_SETTING}: must begin with postgresql:// or sqlite:///"
+        raise ConfigurationError(msg)
+    if url.database in (None, "", ":memory:") or url.query:
+        msg = f"{_SETTING}: must name a file: sqlite:////path/to/file"
+        raise ConfigurationError(msg)
+    return url
+
+
+def _engine(url: URL) -> Engine:
+    is_sqlite = url.drivername.startswith("sqlite")
+    arguments: dict[str, Any] = {"timeout": _WAIT_S}
+    if not is_sqlite:
+        # No prepared statements: a pooler gives each transaction another session.
+        arguments = {"connect_timeout": _CONNECT_S, "prepare_threshold": None}
+    try:
+        engine = create_engine(
+            url, poolclass=NullPool, connect_args=arguments, hide_parameters=True
+        )
+    except ModuleNotFoundError:
+        engine = None
+    if engine is None:
+        msg = f"{_SETTING}: PostgreSQL needs pip install mm-tasks[postgres]"
+        raise ConfigurationError(msg)
+    if is_sqlite:
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(raw: sqlite3.Connection, _record: object) -> None:
+    # We say BEGIN ourselves: the driver would wait for the first change, too late to be alone.
+    raw.isolation_level = None
+    for pragma in _SQLITE_PRAGMAS:
+        raw.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    write = connection.get_execution_options().get(_WRITE)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Let a failure of the database end as ours: only its class is told, never its text."""
+    try:
+        yield
+    except (SQLAlchemyError, sqlite3.Error, OSError) as error:
+        kind = type(error).__name__
+        msg = f"the audit database did not do it ({kind}); ask again"
+        raise AuditUnavailable(msg) from None

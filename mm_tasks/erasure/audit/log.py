@@ -1,0 +1,201 @@
+r"""An append-only, tamper-evident log of every erasure: table `mm_erasure_audit`.
+
+One line of JSON for each entry, stored verbatim beside its `seq`: 1, 2, 3 … without a gap.
+A line is UTF-8, its keys sorted, no spaces, no newline; text is escaped only where JSON
+demands it, numbers are whole. It has exactly these fields:
+
+    at       when, by the clock of the process that wrote it: UTC, YYYY-MM-DDTHH:MM:SS.mmmZ
+    details  what else there is to say: fixed words, counts, statuses, times, references
+    entry    what happened, one of the kinds of `protocol.ENTRIES`
+    epoch    which pseudonym key `subject` was made with
+    erasure  the id of the erasure
+    prev     SHA-256 of the line before, in hex; of the first line 64 zeros
+    seq      as in the table
+    subject  HMAC-SHA256 of the subject's id, in hex; see `pseudonyms`
+
+The hash of the last line is the *head*. An export is all lines, each ending in a newline,
+and at the end a checkpoint: a line with `at`, `head` and `size`, the number of entries.
+Anybody can check one, with Bash and nothing of ours:
+
+    prev=$(printf '%064d' 0); size=0; end=missing
+    while IFS= read -r line; do
+      if [ "$(jq -r 'has("size")' <<<"$line")" = true ]; then
+        end=$(jq -r '"\(.size) \(.head)"' <<<"$line"); continue
+      fi
+      size=$((size + 1))
+      [ "$(jq -r '"\(.seq) \(.prev)"' <<<"$line")" = "$size $prev" ] || echo "broken: entry $size"
+      prev=$(printf %s "$line" | sha256sum | cut -c1-64)
+    done < audit.jsonl
+    [ "$end" = "$size $prev" ] || echo "broken: the checkpoint"
+    echo "size $size head $prev"
+
+That shows a change inside. Only a checkpoint kept elsewhere shows a tail that was cut off, or
+a log written anew: compare the last line with those in the state directory (`checkpoints`).
+`verification` does all of it, and follows the protocol as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sqlalchemy import func, insert, select
+
+from mm_tasks.erasure.audit import tables
+from mm_tasks.erasure.audit.checkpoints import Checkpoint, Outside
+from mm_tasks.erasure.audit.database import Database, lock
+from mm_tasks.timestamps import stamp
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from datetime import datetime
+
+    from sqlalchemy.engine import Connection
+
+FIRST_PREV = "0" * 64
+# Rows fetched at a time: a log is read without holding all of it.
+_PAGE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What one line says, but for its place in the chain."""
+
+    erasure: str
+    subject: str
+    epoch: int
+    kind: str
+    details: Mapping[str, object]
+    at: str
+
+
+class Head(NamedTuple):
+    """The end of the log: how many entries there are, the last one's hash and time."""
+
+    size: int
+    hash: str
+    at: str
+
+
+def canonical(fields: Mapping[str, object]) -> str:
+    """Return the one text that stands for these fields."""
+    return json.dumps(
+        fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+
+
+def hash_of(line: str) -> str:
+    """Return the SHA-256 of a line without its newline, in hex."""
+    return hashlib.sha256(line.encode()).hexdigest()
+
+
+def encode(entry: Entry, seq: int, prev: str) -> str:
+    """Return the line of an entry at its place."""
+    fields = {
+        "at": entry.at,
+        "details": dict(entry.details),
+        "entry": entry.kind,
+        "epoch": entry.epoch,
+        "erasure": entry.erasure,
+        "prev": prev,
+        "seq": seq,
+        "subject": entry.subject,
+    }
+    return canonical(fields)
+
+
+def head(connection: Connection) -> Head:
+    """Return the end of the log, as this transaction sees it."""
+    last = select(tables.log).order_by(tables.log.c.seq.desc()).limit(1)
+    row = connection.execute(last).one_or_none()
+    if row is None:
+        return Head(0, FIRST_PREV, "")
+    return Head(row.seq, hash_of(row.line), str(json.loads(row.line).get("at", "")))
+
+
+def append(connection: Connection, entry: Entry) -> None:
+    """Add an entry inside the caller's transaction, so that both or neither are kept.
+
+    Alone until that ends: of two transactions that append, the second waits and follows
+    the first one's line. The transaction is one of `AuditLog.transaction`.
+    """
+    lock(connection)
+    end = head(connection)
+    line = encode(entry, end.size + 1, end.hash)
+    connection.execute(insert(tables.log).values(seq=end.size + 1, line=line))
+
+
+def lines(
+    connection: Connection, *, after: int = 0, limit: int | None = None
+) -> Iterator[tuple[int, str]]:
+    """Yield `seq` and line of each entry, as they are stored, in order.
+
+    Those `after` a `seq` alone, and at most so many, where that is told.
+    """
+    seq = tables.log.c.seq
+    query = select(seq, tables.log.c.line).where(seq > after).order_by(seq).limit(limit)
+    with connection.execution_options(yield_per=_PAGE).execute(query) as rows:
+        for row in rows:
+            yield row.seq, row.line
+
+
+def entries(connection: Connection, erasure: str) -> list[dict[str, Any]]:
+    """Return the fields of each entry of an erasure, in order."""
+    mine = tables.log.c.line.contains(canonical({"erasure": erasure})[1:-1], autoescape=True)
+    query = select(tables.log.c.line).where(mine).order_by(tables.log.c.seq)
+    found = map(json.loads, connection.execute(query).scalars())
+    return [fields for fields in found if fields["erasure"] == erasure]
+
+
+class AuditLog:
+    """The log in one database, and where its checkpoints go."""
+
+    def __init__(self, database: Database, outside: Outside) -> None:
+        """Take both; nothing is opened here."""
+        self.database = database
+        self.outside = outside
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """Run a transaction alone; once it is committed, tell outside how long the log is.
+
+        A process that dies in between leaves that to the next transaction: a checkpoint
+        is a bound from below.
+        """
+        with self.database.write() as connection:
+            yield connection
+            checkpoint = _seal(connection)
+        if checkpoint is not None:
+            self.outside.publish(checkpoint)
+
+    def checkpoint(self, now: datetime) -> Checkpoint:
+        """Return where the log ends, and tell it outside again, unless it is empty."""
+        with self.database.read() as connection:
+            end = head(connection)
+        checkpoint = Checkpoint(end.size, end.hash, stamp(now))
+        if end.size:
+            self.outside.publish(checkpoint)
+        return checkpoint
+
+    def export(self, now: datetime) -> Iterator[str]:
+        """Yield each line of an export without its newline, of one moment of the log."""
+        size, last = 0, FIRST_PREV
+        with self.database.read() as connection:
+            for _, line in lines(connection):
+                size, last = size + 1, hash_of(line)
+                yield line
+        yield canonical({"at": stamp(now), "head": last, "size": size})
+
+
+def _seal(connection: Connection) -> Checkpoint | None:
+    """Store a checkpoint if this transaction, or one before it, added to the log."""
+    stored = connection.execute(select(func.max(tables.checkpoints.c.size))).scalar() or 0
+    end = head(connection)
+    if end.size <= stored:
+        return None
+    values: dict[str, Any] = {"size": end.size, "head": end.hash, "at": end.at}
+    connection.execute(insert(tables.checkpoints).values(values))
+    return Checkpoint(**values)

@@ -1,0 +1,27 @@
+"""The deadline of an erasure. Pure: the caller brings the time."""
+
+from __future__ import annotations
+
+import calendar
+from datetime import UTC, datetime
+
+# At these parts of the time allowed, in percent, someone has to be told.
+MARKS = (50, 80, 100)
+
+
+def one_month_after(received_at: datetime) -> datetime:
+    """Return the same day and time of the next month, in UTC; else that month's last day.
+
+    GDPR art. 12(3): "within one month of receipt of the request".
+    """
+    start = received_at.astimezone(UTC)
+    year, month = divmod(start.year * 12 + start.month, 12)
+    last = calendar.monthrange(year, month + 1)[1]
+    return start.replace(year=year, month=month + 1, day=min(start.day, last))
+
+
+def mark(received_at: datetime, due_at: datetime, now: datetime) -> int:
+    """Return the highest of `MARKS` that was reached, or 0."""
+    # In parts of the time allowed, not in days: a month is not always as long.
+    passed, allowed = now - received_at, due_at - received_at
+    return max((one for one in MARKS if passed * 100 >= allowed * one), default=0)

@@ -1,0 +1,262 @@
+"""The erasure workflow: fence, purge, quiesce, call as often as planned, complete.
+
+    run(id) ─▶ claim ─▶ the next step that is due, and the next … ─▶ give back
+    sweep() ─▶ fences as SQL says ─▶ run whatever is due ─▶ warn of deadlines
+
+Each step is a transaction of the ledger, and safe to repeat: a worker that dies leaves a
+claim that runs out, and the next sweep goes on. No step needs a Celery message. The fence
+stays whatever happens, and the vendor is asked until it acknowledges.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
+from logging import getLogger
+from typing import TYPE_CHECKING
+
+from redis.exceptions import RedisError
+
+from mm_tasks.client.backoff import backoff_s, throttle_s
+from mm_tasks.client.outcome import (
+    NAMES,
+    Ambiguous,
+    Delivered,
+    Misdirected,
+    Outcome,
+    Rejected,
+    Throttled,
+    Unauthorized,
+    Unavailable,
+)
+from mm_tasks.erasure.audit.protocol import ACKNOWLEDGED, WORD_CHARACTERS_MAX
+from mm_tasks.erasure.models import Answer
+from mm_tasks.erasure.request import ONCE
+from mm_tasks.errors import AuditChainBroken, AuditUnavailable, ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mm_tasks.buffer.purge import Purge
+    from mm_tasks.client.api import Client
+    from mm_tasks.erasure.commands import Register
+    from mm_tasks.erasure.fence_sync import Fencing
+    from mm_tasks.erasure.models import Attempt, Claim, Erasure
+    from mm_tasks.erasure.steps import Ledger
+
+_log = getLogger(__name__)
+
+# Each attempt is three entries of the log for ever, so the waits grow longer than delivery's.
+_BACKOFF_MIN_S = 1.0
+_BACKOFF_MAX_S = 900.0
+# An answer that nobody expected needs a person, and may also pass by itself.
+_ATTENTION_S = 3600.0
+# What is being sent is looked at again this soon.
+_QUIESCE_S = 0.25
+_REDIS_AWAY_S = 1.0
+# One sweep takes no longer than about this; the next goes on.
+_SWEEP_S = 5.0
+_AOF_WAIT_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class ErasurePolicy:
+    """The settings that the workflow needs. `passes_s` are counted from quiesce."""
+
+    passes_s: tuple[float, ...] = (0, 900, 86_400)
+    lease_s: float = 60
+    probe_interval_s: float = 60
+
+
+class ErasureWorkflow:
+    """The erasures of one project, as a worker does them."""
+
+    def __init__(  # noqa: PLR0913, PLR0917 - the stages that it knows
+        self,
+        ledger: Ledger,
+        register: Register,
+        fencing: Fencing,
+        purge: Purge,
+        client: Client,
+        policy: ErasurePolicy,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """Take the parts; nothing is read here."""
+        self._ledger = ledger
+        self._register = register
+        self._fencing = fencing
+        self._purge = purge
+        self._client = client
+        self._policy = policy
+        self._clock = clock
+
+    def run(self, erasure_id: str) -> None:
+        """Take every step that is due, unless another worker is at it.
+
+        Raises what Redis raises, and `AuditUnavailable`; the erasure is then found again.
+        """
+        claim = self._ledger.claim(erasure_id, self._clock(), self._policy.lease_s)
+        try:
+            while claim is not None and self._is_due(claim.erasure):
+                at_step = claim
+                claim = self._step(claim)
+        except RedisError:
+            self._ledger.release(at_step, self._in(_REDIS_AWAY_S))
+            raise
+        if claim is not None:
+            self._ledger.release(claim)
+
+    def sweep(self) -> None:
+        """Do whatever is due, although all messages were lost; warn of deadlines."""
+        ends_at = time.monotonic() + _SWEEP_S
+        try:
+            self._fencing.mend()
+        except (RedisError, AuditChainBroken, ConfigurationError) as error:
+            # The fence stays as it is, and what does not need it goes on.
+            kind = type(error).__name__
+            _log.error("fences_not_mended error=%s", kind, extra={"error": kind})
+        for erasure_id in self._ledger.due(self._clock()):
+            if time.monotonic() > ends_at:
+                break
+            try:
+                self.run(erasure_id)
+            except AuditUnavailable:
+                raise
+            except Exception as error:  # noqa: BLE001 - one that fails must not stop the others
+                kind = type(error).__name__
+                about = {"erasure": erasure_id, "error": kind}
+                _log.error("erasure_failed erasure=%s error=%s", erasure_id, kind, extra=about)
+        for late in self._register.newly_overdue(self._clock()):
+            _log.warning(
+                "erasure_deadline erasure=%s state=%s percent=%d",
+                *(late.id, late.state, late.mark),
+                extra={"erasure": late.id, "state": late.state, "percent": late.mark},
+            )
+
+    def _is_due(self, erasure: Erasure) -> bool:
+        return erasure.next_at is not None and erasure.next_at <= self._clock()
+
+    def _step(self, claim: Claim) -> Claim | None:
+        """Take the next step; return None when the erasure ended, or is not ours any more."""
+        match claim.erasure.step:
+            case "fence":
+                self._fencing.raise_(claim)
+                return self._ledger.mark_fenced(claim, self._clock())
+            case "purge":
+                scan = self._purge.scan(claim.erasure.tags, self._keeping(claim))
+                return self._ledger.mark_purged(claim, scan.removed, self._clock())
+            case "quiesce":
+                return self._quiesce(claim)
+            case "call":
+                return self._call(claim)
+            case "complete":
+                return self._complete(claim)
+            case None:
+                return None
+
+    def _quiesce(self, claim: Claim) -> Claim | None:
+        """Go on once nothing is left and nothing on its way; otherwise look again soon."""
+        scan = self._purge.scan(claim.erasure.tags, self._keeping(claim))
+        now = self._clock()
+        if scan.removed.total():
+            return self._ledger.mark_purged(claim, scan.removed, now)
+        if not scan.sending_ms:
+            return self._ledger.mark_quiesced(claim, self._policy.passes_s, now)
+        self._ledger.release(claim, self._in(min(_QUIESCE_S, scan.sending_ms / 1000)))
+        return None
+
+    def _call(self, claim: Claim) -> Claim | None:
+        attempt = self._ledger.intent(claim, self._clock())
+        if attempt is None:
+            self._ledger.release(claim)
+            return None
+        outcome = self._client.forget(claim.erasure.user_id)
+        erasure = self._recorded(attempt, self._answer(claim.erasure, outcome))
+        return replace(claim, erasure=erasure)
+
+    def _answer(self, erasure: Erasure, outcome: Outcome) -> Answer:
+        word, status, then, wait_s = _read(outcome)
+        if then == "retrying":
+            wait_s = _backoff_s(erasure.attempts - erasure.acknowledged)
+            if isinstance(outcome, Throttled):
+                wait_s = throttle_s(outcome.retry_after_s, 1, _random_s)
+        elif then == "waiting_key":
+            wait_s = self._policy.probe_interval_s
+        next_at = self._in(wait_s) if then else None
+        return Answer(status, word, then, next_at)
+
+    def _recorded(self, attempt: Attempt, answer: Answer) -> Erasure:
+        """Note the answer, also where SQL is away for a while: an intent without a result is
+        a call of which nobody can say how it ended.
+        """
+        ends_at = time.monotonic() + self._policy.lease_s / 2
+        while True:
+            try:
+                return self._ledger.result(attempt, answer, self._clock())
+            except AuditUnavailable:
+                if time.monotonic() > ends_at:
+                    raise
+                time.sleep(0.5)
+
+    def _complete(self, claim: Claim) -> Claim | None:
+        wait_s = min(_AOF_WAIT_S, self._policy.lease_s / 2)
+        word = self._purge.rewrite_aof(wait_s)
+        ended = self._ledger.complete(claim, self._clock(), word)
+        if ended is not None and ended.mode == ONCE:
+            self._fencing.load()
+        return None
+
+    def _keeping(self, claim: Claim) -> Callable[[], object]:
+        """Return what keeps the claim through a purge of many steps."""
+        lease_s = self._policy.lease_s
+        extend_at = time.monotonic() + lease_s / 3
+
+        def went_on() -> None:
+            nonlocal extend_at
+            if time.monotonic() > extend_at:
+                self._ledger.extend(claim, self._clock(), lease_s)
+                extend_at = time.monotonic() + lease_s / 3
+
+        return went_on
+
+    def _in(self, seconds: float) -> datetime:
+        return self._clock() + timedelta(seconds=seconds)
+
+
+def _read(  # noqa: PLR0911 - a row of the table each
+    outcome: Outcome,
+) -> tuple[str, int | None, str, float]:
+    """Return an outcome as a fixed word, its status, the state that follows, and its wait."""
+    match outcome:
+        case Delivered():
+            return ACKNOWLEDGED, HTTPStatus.OK, "", 0
+        case Unauthorized(answer=answer):
+            return _word("unauthorized", answer.code), answer.status, "waiting_key", 0
+        case Throttled(answer=answer):
+            return _word("throttled", answer.code), answer.status, "retrying", 0
+        case Unavailable(kind=kind):
+            return _word("unavailable", kind), None, "retrying", 0
+        case Ambiguous(kind="unusable", status=status):
+            return "unusable", status, "attention", _ATTENTION_S
+        case Ambiguous(kind=kind, status=status, code=code):
+            word = _word("ambiguous", code if code != "-" else kind)
+            return word, status, "retrying", 0
+        case Rejected(answer=answer) | Misdirected(answer=answer):
+            name = NAMES[type(outcome)]
+            return _word(name, answer.code), answer.status, "attention", _ATTENTION_S
+
+
+def _word(name: str, code: str) -> str:
+    return f"{name}:{code}"[:WORD_CHARACTERS_MAX]
+
+
+def _backoff_s(failures: int) -> float:
+    """Return a wait with full jitter above a second: up to 2, 4, 8 … 900 s."""
+    return max(_BACKOFF_MIN_S, backoff_s(failures + 2, _random_s, _BACKOFF_MAX_S))
+
+
+def _random_s(below: float) -> float:
+    return random.uniform(0, below)  # noqa: S311 - jitter, no secret

@@ -1,0 +1,1 @@
+"""Backfill from files: rows are read, validated and stored in chunks, each chunk once."""

@@ -1,0 +1,1 @@
+"""What is going on: status, health, checks, metrics and the form of log lines."""

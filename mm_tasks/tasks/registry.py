@@ -1,0 +1,53 @@
+"""The Celery tasks: `track`, `identify` and `forget` for callers, the others for workers.
+
+No message that a worker publishes carries data: it is a nudge, and whatever it asks for
+is found again by a later flush or sweep.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mm_tasks import runtime
+from mm_tasks.tasks import heartbeat_writer
+from mm_tasks.tasks.celery_app import app, home, once
+from mm_tasks.tasks.forget import ForgetTask
+from mm_tasks.tasks.identify import IdentifyTask
+from mm_tasks.tasks.track import TrackTask
+from mm_tasks.tasks.worker import flush, run_erasure, send_batch, sweep_erasures
+
+__all__ = [
+    "TASKS",
+    "aclose",
+    "app",
+    "flush",
+    "forget",
+    "identify",
+    "track",
+]
+track, identify, forget = TrackTask(), IdentifyTask(), ForgetTask()
+TASKS = (track, identify, forget, flush, send_batch, run_erasure, sweep_erasures)
+
+
+async def aclose() -> None:
+    """Close what `adelay` opened in the running event loop; the next call opens it anew.
+
+    `asyncio.run` and servers do so at their end without being asked.
+    """
+    await runtime.current().loops.close()
+
+
+def register(sender: Any, **_: Any) -> None:  # noqa: ANN401
+    """Put the tasks into the registry of a finalized app; reads its settings."""
+    for task in TASKS:
+        sender.register_task(task)
+
+
+def _register(sender: Any, **_: Any) -> None:  # noqa: ANN401
+    """Register in our app, not at import but when it is first used; unless a host has them."""
+    if home() is sender:
+        register(sender)
+
+
+once(app.on_after_finalize, _register, app, is_past=vars(app)["finalized"])
+heartbeat_writer.attach(app)

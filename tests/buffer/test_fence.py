@@ -1,0 +1,805 @@
+"""The fence on a real server: raised, loaded, overtaken, lost, and never half there.
+
+A dictionary stands for SQL: what it holds is committed before a fence is raised, as
+`forget` does it. The hostile moments are inside of a load, so `read` and the tags that
+it returns do things while they are read.
+
+Sabotages that turn this file red, each tried on a copy:
+
+- fence_add adds nothing to the draft, so that a load ends with what SQL said before; a raise or a
+  load by another audit store stops the load of the right one; either does not look at the store;
+- fence_load_begin leaves the draft of the load before, or `loading` of another; overtakes where
+  it was told not to, or leaves the server to the dead; fence_load_add gives no sign;
+- fence_load_add or fence_load_commit does not look at the token; fence_load_commit does not look
+  at the run_id, adds to the fence instead of replacing it, leaves `why`, or keeps the old fence
+  where SQL has none;
+- fence_load_add, fence_load_begin or fence_add begins with a command that allocates: refused at
+  maxmemory;
+- fence_load_failed replaces `since_ms`, or speaks although the fences are loaded;
+- batch_claim, batch_begin or batch_readiness does not look at the run_id, or append or
+  dead_revive at the fence;
+- `Fence.load` reads once for all of its attempts, or has no end.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+from redis import Redis
+
+from mm_tasks.buffer.attempt import Admitted, Refused
+from mm_tasks.buffer.batches import BatchLimits, Buffer
+from mm_tasks.buffer.dead_letters import DeadLetters, Revived
+from mm_tasks.buffer.fence import Fence, FenceState
+from mm_tasks.buffer.keys import ProjectKeys
+from mm_tasks.buffer.producer import Entry
+from mm_tasks.buffer.records import tag
+from mm_tasks.buffer.scripts import Script
+from mm_tasks.errors import AuditChainBroken, AuditUnavailable, BufferFull, ConfigurationError
+from tests.conftest import embedded, held
+
+KEYS = ProjectKeys("p")
+STORE, OTHER_STORE = "store-1", "store-2"
+LIMITS = BatchLimits(events_max=10, bytes_max=1 << 20, linger_ms=0)
+EVERYTHING = {"late_ms": 5000, "claimed_max": 9}
+
+
+def tags(*numbers):
+    return {tag("p", "user", f"u{n}") for n in numbers}
+
+
+class Sql:
+    """What the audit store says, and how often it was asked."""
+
+    def __init__(self, *numbers):
+        self.tags = tags(*numbers)
+        self.reads = 0
+
+    def read(self):
+        self.reads += 1
+        return set(self.tags)
+
+
+class Midway:
+    """Tags of which the first so many are read, then something happens, then the others."""
+
+    def __init__(self, first, happens, rest=()):
+        self.first, self.happens, self.rest = first, happens, rest
+
+    def __iter__(self):
+        yield from self.first
+        self.happens()
+        yield from self.rest
+
+
+@pytest.fixture
+def fence(redis):
+    return Fence(redis, "p")
+
+
+@contextmanager
+def opened(redis, lane="track"):
+    """A buffer, and at the end no connection of it left to the garbage collector."""
+    buffer = Buffer(redis, "p", lane, LIMITS, held_bytes_max=1 << 20)
+    try:
+        yield buffer
+    finally:
+        for connection in buffer._line._idle:  # noqa: SLF001 - a producer's are never closed
+            connection.disconnect()
+
+
+def event(user_id=None, anonymous_id=None):
+    return Entry(b'{"event":"seen"}', user_id, anonymous_id)
+
+
+def begin(buffer, batch_id):
+    return buffer.begin(batch_id, slot="none", slot_valid_ms=5000, lease_ms=60_000)
+
+
+def claim(buffer):
+    return buffer.claim(slot_us=None, found_again_ms=60_000)
+
+
+def is_loaded(redis):
+    """Ask as a flush does."""
+    with opened(redis) as buffer:
+        return buffer.look(**EVERYTHING) != "unloaded"
+
+
+def fenced(redis):
+    return redis.smembers(KEYS.fence)
+
+
+def about(redis):
+    return {name.decode(): value.decode() for name, value in redis.hgetall(KEYS.fences).items()}
+
+
+# Raised.
+
+
+def test_a_fence_is_up_once_raise_returns(redis, fence):
+    fence.raise_(tags(1, 2), STORE)
+
+    assert fenced(redis) == tags(1, 2)
+    assert fence.state() == FenceState(2, STORE)
+
+
+def test_to_raise_twice_changes_nothing(redis, fence):
+    fence.raise_(tags(1, 2), STORE)
+    before = about(redis)
+    fence.raise_(tags(2, 1), STORE)
+
+    assert (fenced(redis), about(redis)) == (tags(1, 2), before)
+
+
+def test_a_raised_fence_is_no_loaded_one(redis, fence):
+    """Who raises the first fence after a restart knows nothing of the others."""
+    fence.raise_(tags(1), STORE)
+
+    assert not is_loaded(redis)
+
+
+def test_a_raise_between_loads_leaves_the_server_loaded(redis, fence):
+    """An erasure must not stop the delivery of everybody else."""
+    fence.load(STORE, lambda: tags(1))
+    fence.raise_(tags(2), STORE)
+
+    assert is_loaded(redis)
+    assert fenced(redis) == tags(1, 2)
+
+
+@pytest.mark.parametrize("number", [1000, 1001, 5000])
+def test_more_tags_than_one_script_takes_are_all_raised(redis, fence, number):
+    fence.raise_(tags(*range(number)), STORE)
+
+    assert fenced(redis) == tags(*range(number))
+
+
+def test_without_a_fence_there_is_no_store_either(fence):
+    assert fence.state() == FenceState(0, None)
+    fence.check_store(STORE)
+
+
+# Loaded.
+
+
+@pytest.mark.parametrize("number", [0, 1, 1000, 1001, 5000])
+def test_a_load_makes_the_fence_what_sql_says(redis, fence, number):
+    fence.load(STORE, Sql(*range(number)).read)
+
+    assert fenced(redis) == tags(*range(number))
+    assert fence.state() == FenceState(number, STORE)
+    assert is_loaded(redis)
+    assert redis.exists(KEYS.fence_draft) == 0
+
+
+@pytest.mark.parametrize("left", [0, 1, 3])
+def test_a_load_lowers_what_sql_says_no_more(redis, fence, left):
+    """A lifted erasure: its fence must fall, also where it was the last."""
+    fence.raise_(tags(*range(4)), STORE)
+    fence.load(STORE, lambda: tags(*range(left)))
+
+    assert fenced(redis) == tags(*range(left))
+
+
+def test_a_load_that_died_midway_leaves_nothing_to_the_next(redis, fence):
+    """Whoever died may have read what was lowered since."""
+    with pytest.raises(KeyboardInterrupt):
+        fence.load(STORE, lambda: Midway(tags(*range(1000)), interrupted))
+    assert redis.scard(KEYS.fence_draft) == 1000
+    assert not is_loaded(redis)
+
+    fence.load(STORE, lambda: tags(7))
+    assert fenced(redis) == tags(7)
+
+
+def with_other_store(fence, step):
+    if step == "raise":
+        fence.raise_(tags(7777), OTHER_STORE)
+    elif step == "load":
+        fence.load(OTHER_STORE, lambda: tags(7777))
+    else:
+        fence.check_store(OTHER_STORE)
+
+
+def interrupted():
+    raise KeyboardInterrupt
+
+
+# While a load goes on. Its first page is sent when 1 000 tags were read, so `moment` is
+# before any tag was sent, between two pages, or after the last one.
+
+MOMENTS = {"before the first page": 10, "between two pages": 1500, "before its end": 1000}
+
+
+@pytest.fixture(params=MOMENTS)
+def load_while(request, fence):
+    """Load what `sql` says; at one of the moments of the first attempt something happens."""
+
+    def load(sql, happens):
+        some = sorted(sql.tags)
+        if request.param == "before the first page":
+            parts = [], some
+        elif request.param == "between two pages":
+            parts = some[:1001], some[1001:]
+        else:
+            parts = some, []
+
+        def read():
+            sql.read()
+            if sql.reads > 1:
+                return set(sql.tags)
+            return Midway(parts[0], happens, parts[1])
+
+        fence.load(STORE, read)
+
+    load.number = MOMENTS[request.param]
+    return load
+
+
+def test_a_fence_raised_during_a_load_is_up_after_it(redis, fence, load_while):
+    """SQL was read before it was committed: the load must not take it away again.
+
+    Nor does it start over: while erasures come all the time it would not end.
+    """
+    sql = Sql(*range(load_while.number))
+
+    def forget():
+        sql.tags |= tags(9999)
+        fence.raise_(tags(9999), STORE)
+
+    load_while(sql, forget)
+
+    assert sql.reads == 1
+    assert fenced(redis) == sql.tags
+    assert tags(9999) <= fenced(redis)
+    assert is_loaded(redis)
+
+
+def test_a_fence_raised_during_a_load_is_never_down_in_between(redis, fence, load_while):
+    """P6 holds from the instant it was raised, not from the end of the next load."""
+    sql = Sql(*range(load_while.number))
+    seen = []
+
+    def forget():
+        fence.raise_(tags(9999), STORE)
+        with opened(redis) as buffer:
+            seen.append(buffer.append([event("u9999")]).suppressed)
+        sql.tags |= tags(9999)
+
+    load_while(sql, forget)
+
+    assert seen == [{0}]
+    with opened(redis) as buffer:
+        assert buffer.append([event("u9999")]).suppressed == {0}
+
+
+def test_another_load_meanwhile_wins_with_what_it_read(redis, load_while):
+    """It read later, so it knows more: here of one that was lowered."""
+    sql = Sql(*range(load_while.number))
+
+    def lift_and_load():
+        sql.tags -= tags(0)
+        Fence(redis, "p").load(STORE, lambda: set(sql.tags))
+
+    load_while(sql, lift_and_load)
+
+    assert sql.reads == 2
+    assert fenced(redis) == sql.tags
+    assert is_loaded(redis)
+
+
+def test_another_load_that_goes_on_is_not_ended_by_the_first(redis, load_while):
+    """The first would put up its own tags, and let the draft of the other count as whole."""
+    sql = Sql(*range(load_while.number))
+    others = []
+
+    def begin_another():
+        def inner():
+            others.append(fenced(redis))
+            return tags(5)
+
+        # It begins while the first goes on, and ends before the first goes on.
+        Fence(redis, "p").load(STORE, inner)
+        others.append(fenced(redis))
+
+    load_while(sql, begin_another)
+
+    assert others == [set(), tags(5)]
+    assert fenced(redis) == sql.tags
+
+
+def test_an_overtaken_load_adds_nothing_to_the_one_that_goes_on(redis):
+    """Its tags may have been lowered since. Step by step, as no one process would do it."""
+    begin_, add, end = map(Script, ("fence_load_begin", "fence_load_add", "fence_load_commit"))
+    places = (KEYS.fences, KEYS.fence_draft)
+    run_id, _ = begin_(redis, places, (STORE, "first", 0, ""))
+    begin_(redis, places, (STORE, "second", 0, ""))
+    added = [add(redis, places, (token, *tags(token))) for token in ("first", "second")]
+
+    assert added == [0, 1]
+    whole = (*places, KEYS.fence)
+    assert [end(redis, whole, (one, run_id, 0)) for one in ("first", "second")] == [0, 1]
+    assert fenced(redis) == tags("second")
+
+
+def test_all_lost_during_a_load_is_loaded_again(redis, load_while):
+    """FLUSHALL takes the draft along: half of it must not become the fence."""
+    sql = Sql(*range(load_while.number))
+    load_while(sql, redis.flushall)
+
+    assert sql.reads == 2
+    assert fenced(redis) == sql.tags
+    assert is_loaded(redis)
+    assert about(redis).keys() == {"store", "run_id", "log_size"}
+
+
+@pytest.mark.parametrize("another", ["raise", "load"])
+def test_the_refusal_of_another_store_does_not_disturb_a_load(redis, fence, load_while, another):
+    """A host with a wrong setting must not keep the others from loading."""
+    fence.raise_(tags(1), STORE)
+    sql = Sql(*range(load_while.number))
+
+    def intrude():
+        with pytest.raises(ConfigurationError):
+            with_other_store(fence, another)
+
+    load_while(sql, intrude)
+
+    assert sql.reads == 1
+    assert fenced(redis) == sql.tags
+
+
+def test_a_load_that_always_loses_all_ends_and_does_no_harm(redis, fence):
+    """It is called by every flush; one that never came back would be worse."""
+    reads = []
+
+    def read():
+        reads.append(1)
+        redis.flushall()
+        return tags(7)
+
+    assert not fence.load(STORE, read)
+
+    assert len(reads) < 100
+    assert fenced(redis) == set()
+    assert not is_loaded(redis)
+    fence.load(STORE, lambda: tags(1))
+    assert fenced(redis) == tags(1)
+
+
+def never():
+    pytest.fail("SQL was read")
+
+
+@pytest.mark.parametrize("when", ["unless loading", "unless loaded"])
+def test_who_finds_fences_missing_leaves_it_to_a_load_that_goes_on(redis, load_while, when):
+    """Or all workers would overtake each other after a restart, and none would end."""
+    sql = Sql(*range(load_while.number))
+    left = []
+
+    def find_out():
+        left.append(Fence(redis, "p").load(STORE, never, when=when))
+
+    load_while(sql, find_out)
+
+    assert left == [False]
+    assert sql.reads == 1
+    assert fenced(redis) == sql.tags
+
+
+def test_of_all_who_find_fences_missing_one_reads_sql(redis):
+    """As after a restart, each with a connection of its own, and a fence that takes its time."""
+    reads = []
+
+    def read():
+        reads.append(1)
+        time.sleep(0.2)
+        return tags(*range(5000))
+
+    def find_out(_):
+        return Fence(redis, "p").load(STORE, read, when="unless loaded")
+
+    with ThreadPoolExecutor(8) as pool:
+        said = list(pool.map(find_out, range(8)))
+
+    assert len(reads) == 1
+    assert True in said
+    assert redis.scard(KEYS.fence) == 5000
+    assert is_loaded(redis)
+
+
+def test_who_comes_after_the_load_has_nothing_to_do(redis, fence):
+    fence.load(STORE, lambda: tags(1))
+
+    assert fence.load(STORE, never, when="unless loaded")
+    assert fence.load(STORE, lambda: tags(2), when="unless loading")
+    assert fenced(redis) == tags(2)
+
+
+def test_a_load_whose_process_died_is_taken_over_when_it_gave_no_sign(redis, fence):
+    with pytest.raises(KeyboardInterrupt):
+        fence.load(STORE, interrupted)
+    assert fence.state().is_loading
+    assert not fence.load(STORE, never, when="unless loaded")
+    # A clock that went back, by a failover, keeps nobody out either.
+    for sign_ms in (-11_000, 11_000):
+        at_ms = redis.time()[0] * 1000 + sign_ms
+        redis.hset(KEYS.fences, mapping={"loading": "of the dead", "loading_ms": at_ms})
+        assert fence.load(STORE, lambda: tags(1), when="unless loading")
+
+    assert fenced(redis) == tags(1)
+    assert is_loaded(redis)
+
+
+def test_each_page_is_a_sign(redis, fence):
+    """However long it takes, it is not taken over while it goes on."""
+    long_ago, left = redis.time()[0] * 1000 - 60_000, []
+
+    def asked():
+        redis.hset(KEYS.fences, "loading_ms", long_ago)
+        yield from tags(*range(1001))
+        left.append(Fence(redis, "p").load(STORE, never, when="unless loaded"))
+
+    assert fence.load(STORE, asked)
+    assert left == [False]
+
+
+def test_a_load_whose_sql_failed_is_in_nobodys_way(redis, fence):
+    def away():
+        yield from tags(*range(1001))
+        raise AuditUnavailable
+
+    with pytest.raises(AuditUnavailable):
+        fence.load(STORE, away)
+
+    assert not redis.exists(KEYS.fence_draft)
+    assert fence.load(STORE, lambda: tags(1), when="unless loaded")
+    assert about(redis).keys() == {"store", "run_id", "log_size"}
+
+
+def test_a_load_whose_sql_fails_leaves_the_fence_and_the_server_as_they_were(redis, fence):
+    fence.load(STORE, lambda: tags(1, 2))
+    with pytest.raises(KeyboardInterrupt):
+        fence.load(STORE, interrupted)
+
+    assert fenced(redis) == tags(1, 2)
+    assert is_loaded(redis)
+
+
+# Two audit stores.
+
+
+@pytest.fixture(params=["raised", "loaded", "loaded with none", "being loaded"])
+def owned(request, redis, fence):
+    """Fences that belong to a store, one way or the other."""
+    if request.param == "raised":
+        fence.raise_(tags(1), STORE)
+    elif request.param == "being loaded":
+        with pytest.raises(KeyboardInterrupt):
+            fence.load(STORE, interrupted)
+    else:
+        fence.load(STORE, lambda: tags(1) if request.param == "loaded" else set())
+    return redis
+
+
+@pytest.mark.parametrize("step", ["raise", "load", "check"])
+def test_the_fences_of_another_store_are_refused_and_nothing_changes(owned, fence, step):
+    """Neither store would know of the other's when it loads: a fence would fall."""
+    before = held(owned)
+    with pytest.raises(ConfigurationError, match="MM_TASKS_AUDIT_URL"):
+        with_other_store(fence, step)
+
+    assert held(owned) == before
+    fence.check_store(STORE)
+
+
+def test_the_stores_of_two_projects_do_not_meet(redis, fence):
+    fence.raise_(tags(1), STORE)
+    Fence(redis, "q").raise_(tags(1), OTHER_STORE)
+
+    fence.check_store(STORE)
+    Fence(redis, "q").check_store(OTHER_STORE)
+
+
+# Why not loaded.
+
+
+def test_a_failed_load_says_why_and_since_when_until_one_succeeds(redis, fence):
+    """P7: every pause has a reason that `mm-tasks status` shows."""
+    fence.note_failed("audit_unavailable")
+    first = about(redis)
+    redis.hset(KEYS.fences, "since_ms", "1000")
+    fence.note_failed("audit_refused")
+
+    assert first["why"] == "audit_unavailable"
+    seconds, _ = redis.time()
+    assert abs(int(first["since_ms"]) / 1000 - seconds) < 60
+    assert (about(redis)["why"], about(redis)["since_ms"]) == ("audit_refused", "1000")
+    fence.load(STORE, set)
+    assert about(redis).keys() == {"store", "run_id", "log_size"}
+
+
+def test_a_failure_is_no_word_where_the_fences_are_loaded(redis, fence):
+    """A worker that could not load, after another that could."""
+    fence.load(STORE, set)
+    before = about(redis)
+    fence.note_failed("audit_unavailable")
+
+    assert about(redis) == before
+
+
+def test_a_raised_fence_does_not_hide_why_the_others_are_missing(redis, fence):
+    fence.note_failed("audit_unavailable")
+    fence.raise_(tags(1), STORE)
+
+    assert about(redis)["why"] == "audit_unavailable"
+
+
+# What the fence stops.
+
+
+@pytest.mark.parametrize(
+    ("one", "is_refused"),
+    [
+        (("u1", None), True),
+        (("u1", "b"), True),
+        (("u2", "a1"), True),
+        ((None, "a1"), True),
+        (("u2", "b"), False),
+        (("a1", "u1"), False),
+        ((None, None), False),
+    ],
+    ids=str,
+)
+def test_append_refuses_whoever_is_fenced_by_either_id(redis, fence, one, is_refused):
+    """The kind is part of the tag: a user called a1 is not the anonymous a1."""
+    fence.raise_([tag("p", "user", "u1"), tag("p", "anonymous", "a1")], STORE)
+    with opened(redis) as buffer:
+        said = buffer.append([event("other"), event(*one), event()])
+
+    assert said.suppressed == ({1} if is_refused else frozenset())
+    assert redis.llen(KEYS.lane("track").waiting) == (2 if is_refused else 3)
+    assert int(redis.hget(KEYS.counts, "track:suppressed") or 0) == is_refused
+
+
+def test_a_fence_raised_after_the_append_stops_the_claim_and_the_attempt(redis, fence):
+    fence.load(STORE, set)
+    with opened(redis) as buffer:
+        buffer.append([event("u1"), event("u2")])
+        first = claim(buffer)
+        buffer.append([event("u1"), event("u3")])
+        fence.raise_(tags(1), STORE)
+        second = claim(buffer)
+
+        assert [begin(buffer, id_).sent for id_ in (first, second)] == [1, 1]
+        assert redis.hgetall(KEYS.caught) == {tag("p", "user", "u1"): b"2"}
+
+
+def test_a_letter_of_one_erased_is_not_revived(redis, fence):
+    """Revive is the third door; the person's events must not come in through it."""
+    fence.load(STORE, set)
+    with opened(redis) as buffer:
+        buffer.append([event("u1"), event("u2")])
+        batch_id = claim(buffer)
+        buffer.bury(batch_id, begin(buffer, batch_id).token, why="{}", outcome="rejected")
+    fence.raise_(tags(1), STORE)
+    letters = DeadLetters(redis, "p")
+
+    assert letters.revive([one.id for one in letters.letters()]) == Revived(1, 1, 0)
+    assert redis.hgetall(KEYS.caught) == {tag("p", "user", "u1"): b"1"}
+    assert redis.llen(KEYS.lane("track").waiting) == 1
+
+
+# A server that is not loaded. `run_id` of another is what a failover leaves behind.
+
+
+@pytest.mark.parametrize("how", ["never", "flushed", "another run_id", "no run_id"])
+def test_nothing_is_claimed_or_sent_until_the_fences_were_loaded(redis, fence, how):
+    """The fence may be anything here, so nobody's events may be sent."""
+    fence.load(STORE, set)
+    with opened(redis) as buffer:
+        buffer.append([event("u1"), event("u2")])
+        batch_id = claim(buffer)
+        buffer.append([event("u1"), event("u3")])
+        if how == "flushed":
+            redis.flushall()
+            buffer.append([event("u1")])
+        elif how == "never":
+            redis.delete(KEYS.fences)
+        elif how == "another run_id":
+            redis.hset(KEYS.fences, "run_id", "0" * 40)
+        else:
+            redis.hdel(KEYS.fences, "run_id")
+        before = held(redis)
+
+        assert claim(buffer) is None
+        assert begin(buffer, batch_id) == Refused("gone" if how == "flushed" else "unloaded")
+        assert buffer.look(**EVERYTHING) == "unloaded"
+        assert held(redis) == before
+
+        fence.load(STORE, lambda: tags(1))
+        assert buffer.look(**EVERYTHING) == "ready"
+        assert (claim(buffer) is None) == (how == "flushed")
+        if how != "flushed":
+            assert begin(buffer, batch_id).sent == 1
+
+
+# Servers of our own.
+
+
+class Server:
+    """A server that can be stopped and started, with what it had on disk."""
+
+    def __init__(self, **config):
+        self.server = embedded(config={"maxmemory-policy": "noeviction", **config})
+        self.server.start()
+        self.client = Redis(port=self.server.port)
+
+    def restart(self):
+        port = self.server.port
+        self.client.connection_pool.disconnect()
+        self.server.stop()
+        self.server.start()
+        assert self.server.port == port
+
+    def stop(self):
+        self.client.close()
+        self.server.stop()
+
+
+@pytest.fixture
+def servers():
+    started = []
+
+    def start(**config):
+        started.append(Server(**config))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+AOF = {"appendonly": "yes", "appendfsync": "always"}
+
+
+def test_a_restart_forgets_that_the_fences_were_loaded_and_nothing_else(servers):
+    """The AOF may have lost the last fence: only SQL knows, and nothing is sent before."""
+    server = servers(**AOF)
+    redis, fence = server.client, Fence(server.client, "p")
+    fence.load(STORE, lambda: tags(1))
+    with opened(redis) as buffer:
+        buffer.append([event("u2"), event("u3")])
+        batch_id = claim(buffer)
+        buffer.append([event("u4")])
+        server.restart()
+
+        assert fenced(redis) == tags(1)
+        assert buffer.look(**EVERYTHING) == "unloaded"
+        assert claim(buffer) is None
+        assert begin(buffer, batch_id) == Refused("unloaded")
+        assert buffer.append([event("u1"), event("u5")]).suppressed == {0}
+        fence.load(STORE, lambda: tags(1, 2))
+        assert buffer.look(**EVERYTHING) == "ready"
+        begun = begin(buffer, batch_id)
+        assert isinstance(begun, Admitted)
+        assert begun.sent == 1
+        assert claim(buffer) is not None
+
+
+def test_an_attempt_that_outlives_a_restart_is_not_admitted_twice(servers):
+    """It is held before it is unloaded: its outcome is still to come, and can be recorded."""
+    server = servers(**AOF)
+    redis, fence = server.client, Fence(server.client, "p")
+    fence.load(STORE, set)
+    with opened(redis) as buffer:
+        buffer.append([event("u2"), event("u3")])
+        batch_id = claim(buffer)
+        cut = begin(buffer, batch_id).cut
+        server.restart()
+
+        assert begin(buffer, batch_id) == Refused("held")
+        assert buffer.ack(batch_id, cut) == 2
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_restart_during_a_load_lets_it_start_over(servers, moment):
+    """The AOF brings token and draft back, but a fence raised meanwhile may be forgotten."""
+    server = servers(**AOF)
+    redis, fence = server.client, Fence(server.client, "p")
+    fence.load(STORE, set)
+    sql = Sql(*range(MOMENTS[moment]))
+    some = sorted(sql.tags)
+    at = {"before the first page": 0, "between two pages": 1001, "before its end": 1000}[moment]
+
+    def read():
+        sql.read()
+        return Midway(some[:at], server.restart, some[at:]) if sql.reads == 1 else sql.tags
+
+    fence.load(STORE, read)
+
+    assert sql.reads == 2
+    assert fenced(redis) == sql.tags
+    assert is_loaded(redis)
+
+
+@pytest.fixture
+def full(servers):
+    """A server at its maxmemory, with a fence of two, where append is refused."""
+    server = servers()
+    fence = Fence(server.client, "p")
+    fence.raise_(tags(1, 2), STORE)
+    # Scripts too are memory: what is to run must have been loaded, as on any server in use.
+    fence.load(STORE, lambda: tags(1, 2))
+    fence.note_failed("audit_unavailable")
+    with opened(server.client) as buffer:
+        buffer.append([event("u3")])
+        server.client.hdel(KEYS.fences, "run_id")
+        server.client.config_set("maxmemory", server.client.info("memory")["used_memory"] // 2)
+        with pytest.raises(BufferFull):
+            buffer.append([event("u3")])
+    return server.client
+
+
+def test_at_maxmemory_a_fence_can_still_be_raised(full):
+    """A full Redis must not keep anybody from being forgotten."""
+    Fence(full, "p").raise_(tags(*range(3, 2003)), STORE)
+
+    assert fenced(full) == tags(*range(1, 2003))
+
+
+def test_at_maxmemory_the_fences_can_still_be_loaded(full):
+    """Without this nothing would be sent, so a full Redis would stay full for ever."""
+    Fence(full, "p").load(STORE, lambda: tags(*range(3000)))
+
+    assert fenced(full) == tags(*range(3000))
+    assert is_loaded(full)
+
+
+def test_at_maxmemory_it_can_be_said_why_they_are_not_loaded(full):
+    Fence(full, "p").note_failed("audit_unavailable")
+
+    assert about(full)["why"] == "audit_unavailable"
+
+
+def test_at_maxmemory_nobody_fenced_is_stored_or_sent(full):
+    fence = Fence(full, "p")
+    fence.raise_(tags(3), STORE)
+    fence.load(STORE, lambda: tags(1, 2, 3))
+    with opened(full) as buffer:
+        assert claim(buffer) is None
+
+    assert full.llen(KEYS.lane("track").waiting) == 0
+    assert full.hgetall(KEYS.caught) == {tag("p", "user", "u3"): b"1"}
+
+
+def test_a_log_that_became_shorter_lowers_nothing(redis, fence):
+    """A backup of the audit database was put back: what it forgot stays fenced."""
+    fence.load(STORE, lambda: tags(1, 2), lambda: 40)
+    fence.raise_(tags(3), STORE, 50)
+    fence.raise_(tags(4), STORE, 45)
+
+    with pytest.raises(AuditChainBroken):
+        fence.load(STORE, lambda: tags(1), lambda: 49)
+    assert fenced(redis) == tags(1, 2, 3, 4)
+
+    fence.load(STORE, lambda: tags(1), lambda: 50)
+    assert fenced(redis) == tags(1)
+
+
+def test_a_log_that_grows_during_a_load_is_not_taken_for_a_cut_one(redis, fence):
+    """An erasure is accepted and its fence raised, before and while another process loads."""
+    sizes = iter([5, 6, 7])
+    fence.raise_(tags(1), STORE, 5)
+
+    def read():
+        if not fenced(redis) >= tags(2):
+            fence.raise_(tags(2), STORE, 6)
+        return fenced(redis)
+
+    assert fence.load(STORE, read, lambda: next(sizes))
+    assert fenced(redis) == tags(1, 2)

@@ -1,0 +1,1140 @@
+"""One lane of the buffer against plain lists and sets, whatever the workers do.
+
+The model is written from the headers of `lua/` and the design. Workers die
+here (they just do nothing more), acknowledge late, come back with old tokens
+and take each other's batches; people are fenced and purged between any two steps,
+and the server turns into one whose fences were not loaded. After every step all
+of Redis is read and compared.
+
+Sabotages of the scripts that turn this machine red, each tried on a copy:
+
+- append, claim or begin does not look at the fence, or only at one of the two tags;
+- claim looks at the size after it took the record, or does not count brackets or
+  commas; takes one event too many; does not linger; puts lingering records back in reverse;
+- claim or begin forgets the bytes of erased records; begin leaves them in the list or,
+  when nobody is left, the lease;
+- begin admits while another holds the batch, in a pause, in a 429's wait, before the
+  retry is due, or with a slot that is over or not yet there;
+- ack leaves the lease, the slot, the records or their bytes, or minds who holds the batch;
+- release, narrow or bury ignores the token; release forgets its wait or makes a gone batch;
+- narrow buries an event that was not refused alone, forgets what it knows of the others, or
+  never finds that the vendor refuses everything; ack takes another part than was sent;
+- lapse ignores the time of the lease, keeps the old token, or does not renew the lease;
+- adopt takes a batch that is being sent, or keeps its old wait;
+- a script that ends a request forgets its time, or tells it where the token was old; ack forgets
+  the ages, or puts one into the wrong bucket;
+- append stores above the cap, does not count headers, or counts refused records as accepted;
+- claim, begin or look does not look at is_loaded; claim or begin does not note whom the fence
+  caught, or for the user or the anonymous id whichever of them is fenced;
+- purge_waiting walks from head to tail, begins before the tail, leaves '' behind, or forgets
+  `waiting_bytes`, its commas or `held_bytes`;
+- purge_batch touches what is being sent, waits for a lease that ran out, or reports a lease
+  though nobody's record is there; does not adjust `sent`, `suspect` or `held`, or counts as sent
+  what was not; leaves the token, or the lease, slot or hash of an emptied batch; does not cut or
+  free a batch of whose sent part nothing is left; forgets a count;
+- begin does not cut where a purge made the part longer that is sent next: a late success
+  would count for what it did not carry (this one, and the walk from head to tail, in most runs
+  here and in each of test_purge);
+- purge_dead forgets a count or the time of burial, counts the line before the record, or counts
+  for the other lane; a purge looks at one tag alone, leaves what it told of those caught, or
+  finds only batches that are due;
+- a pause is overwritten by a batch that is not its probe, or lifted by it; two probes at
+  a time; the wait does not double, or has no end; a shorter throttle shortens a longer one.
+
+Time is an argument: every wait is over at once or far off.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+
+from mm_tasks.buffer import histograms, purge
+from mm_tasks.buffer.attempt import Admitted, Exchange, Refused
+from mm_tasks.buffer.batches import BatchLimits, Buffer
+from mm_tasks.buffer.fence import Fence
+from mm_tasks.buffer.keys import ProjectKeys
+from mm_tasks.buffer.pauses import Pauses
+from mm_tasks.buffer.producer import Entry
+from mm_tasks.buffer.purge import Purge
+from mm_tasks.buffer.records import HEADER_BYTES, STAMP_BYTES, tag
+from mm_tasks.errors import BufferFull
+
+EVENTS_MAX = 4
+BYTES_MAX = 300
+HELD_BYTES_MAX = 3000
+HOUR_MS = 3_600_000
+# Of each request whose outcome is told.
+EXCHANGE = Exchange(0.3, 3, 150)
+DAY_US = 86_400_000_000
+STORE = "a store"
+KEYS = ProjectKeys("p")
+LANE = KEYS.lane("track")
+
+# One to four events of 287, 143, 95 and 71 bytes fill a body to the last byte.
+SIZES = st.sampled_from([8, 20, 70, 71, 72, 94, 95, 96, 142, 143, 144, 286, 287])
+PEOPLE = [("user", "u1"), ("user", "u2"), ("anonymous", "a1"), ("anonymous", "a2")]
+CROWDS = [*([one] for one in PEOPLE), PEOPLE]
+SUBJECTS = st.sampled_from(
+    [(), *((one,) for one in PEOPLE), (PEOPLE[0], PEOPLE[2]), (PEOPLE[1], PEOPLE[2])]
+)
+FEW = st.lists(st.tuples(SIZES, SUBJECTS), min_size=1, max_size=3)
+MANY = st.lists(st.tuples(SIZES, SUBJECTS), min_size=4, max_size=20)
+ALIKE = st.builds(lambda one, n: [one] * n, st.tuples(SIZES, SUBJECTS), st.integers(2, 9))
+WAITS_MS = st.sampled_from([0, HOUR_MS])
+WHICH = st.integers(0, 19)
+PROBE = st.none()
+WHOSE = st.sampled_from(["last", "last", "first", "other"])
+SLOTS = st.sampled_from(["now", "future", "past"])
+
+# About 20 s, in each profile. Hypothesis leaves some rules out of each example, so many of
+# middling length find more than a few long ones.
+EXAMPLES = settings(max_examples=110, stateful_step_count=50)
+
+# All of the database in one reply: key, type, and what is in it.
+SNAPSHOT = """
+local read = {string = {'GET'}, list = {'LRANGE', 0, -1}, hash = {'HGETALL'},
+  set = {'SMEMBERS'}, zset = {'ZRANGE', 0, -1, 'WITHSCORES'}}
+local all = {}
+for _, key in ipairs(redis.call('KEYS', '*')) do
+  local kind = redis.call('TYPE', key).ok
+  local how = read[kind]
+  all[#all + 1] = {key, kind, redis.call(how[1], key, unpack(how, 2))}
+end
+return all
+"""
+
+
+def pairs(flat):
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+PARSE = {
+    b"string": bytes,
+    b"list": list,
+    b"hash": pairs,
+    b"set": set,
+    b"zset": lambda flat: {member.decode(): float(at) for member, at in pairs(flat).items()},
+}
+
+
+class Record(NamedTuple):
+    """A stored record, byte for byte, and whom it is about."""
+
+    stored: bytes
+    subjects: tuple[tuple[str, str], ...]
+
+    @property
+    def body(self):
+        return self.stored[HEADER_BYTES:]
+
+    @property
+    def people(self):
+        """The user first: it is for whom the record counts where both are fenced."""
+        return sorted(self.subjects, reverse=True)
+
+
+@dataclass
+class Batch:
+    """What the model knows of a batch: `slot_us` while it waits for one."""
+
+    records: list[Record]
+    found_ms: float
+    slot_us: float | None = None
+    state: str = "claimed"
+    token: str | None = None
+    attempt: int = 0
+    due_ms: float | None = None
+    cut: int = 0
+    sent: int = 0
+    suspect: int = 0
+    refused: int = 0
+    accepted: int = 0
+    buried: int = 0
+
+
+@dataclass
+class Pause:
+    """What the model knows of the pause."""
+
+    kind: str
+    refused: str
+    wait_ms: int
+    probe_at_ms: float
+    probe: str | None = None
+
+
+@dataclass
+class Model:
+    """Every record in one place; the counts of what happened."""
+
+    waiting: list[Record] = field(default_factory=list)
+    batches: dict[str, Batch] = field(default_factory=dict)
+    dead: dict[str, Record] = field(default_factory=dict)
+    fence: set[tuple[str, str]] = field(default_factory=set)
+    is_loaded: bool = True
+    caught: Counter[tuple[str, str]] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)
+    pause: Pause | None = None
+    outage: Pause | None = None
+    failures: int = 0
+    refusals: int = 0
+    throttled_until_ms: float = 0
+
+    @property
+    def stop(self):
+        """What keeps this lane from sending."""
+        return self.pause or self.outage
+
+    def unfenced(self, records):
+        return [record for record in records if not self.fence.intersection(record.subjects)]
+
+    def catch(self, records, kept):
+        """The fence took the others of these out on their way."""
+        gone = [record for record in records if record not in kept]
+        self.counts["erased"] += len(gone)
+        for record in gone:
+            self.caught[next(one for one in record.people if one in self.fence)] += 1
+
+
+def bytes_of(records):
+    return sum(len(record) for record in records)
+
+
+def body_bytes(bodies):
+    return len(b'{"events":[%b]}' % b",".join(bodies))
+
+
+def fits(records):
+    return len(records) <= EVENTS_MAX and body_bytes([r.body for r in records]) <= BYTES_MAX
+
+
+def fullest(records):
+    """Return the longest head of the records that one request may carry."""
+    n = 0
+    while n < len(records) and fits(records[: n + 1]):
+        n += 1
+    return records[:n]
+
+
+class Lane(RuleBasedStateMachine):
+    """Workers of all kinds on one lane. Any may name a batch that is gone, or an old token."""
+
+    def __init__(self, redis):
+        super().__init__()
+        self.redis = redis
+        self.redis.flushdb()
+        self.fences = Fence(redis, "p")
+        self.fences.load(STORE, set)
+        self.purges = Purge(redis, "p")
+        limits = BatchLimits(EVENTS_MAX, BYTES_MAX, linger_ms=HOUR_MS)
+        self.buffer = Buffer(
+            redis, "p", "track", limits, held_bytes_max=HELD_BYTES_MAX, nudge_ms=HOUR_MS
+        )
+        self.pauses = Pauses(redis, "p", "track")
+        self.model = Model()
+        self.serial = 0
+        self.seen = {}
+        self.tokens = {}
+        self.cuts = {}
+        self.carried = {}
+        self.focus = None
+
+    def teardown(self):
+        """Leave no connection of a producer to the garbage collector."""
+        for connection in self.buffer._line._idle:  # noqa: SLF001 - a producer's are never closed
+            connection.disconnect()
+
+    # What every step may ask.
+
+    def named(self, which, *states):
+        """Return the id of a batch: mostly one in these states, sometimes one that is gone."""
+        if self.focus is not None:
+            return self.focus
+        live = list(self.model.batches)
+        fit = [id_ for id_ in live if self.model.batches[id_].state in states]
+        gone = ["never there", *(id_ for id_ in self.tokens if id_ not in live)][-2:]
+        ids = gone if which > 17 or not live else fit if which < 15 and fit else live
+        return ids[which % len(ids)]
+
+    def token(self, batch_id, whose):
+        """Return the token of this batch's last or first attempt, or of another batch."""
+        if whose in {"last", "first"} and self.tokens.get(batch_id):
+            return self.tokens[batch_id][0 if whose == "first" else -1]
+        others = [token for id_, known in self.tokens.items() if id_ != batch_id for token in known]
+        return others[-1] if others else "no token"
+
+    def made(self, batch_id, batch):
+        self.model.batches[batch_id] = batch
+        self.tokens[batch_id] = []
+        self.cuts[batch_id] = []
+        self.carried[batch_id] = []
+
+    def now_ms(self):
+        seconds, micros = self.redis.time()
+        return seconds * 1000 + micros / 1000
+
+    def slot_us(self, slot):
+        now_us = round(self.now_ms() * 1000)
+        return {"now": now_us, "future": now_us + DAY_US, "past": now_us - DAY_US}[slot]
+
+    def snapshot(self):
+        found = self.redis.eval(SNAPSHOT, 0)
+        return {key.decode(): PARSE[kind](value) for key, kind, value in found}
+
+    def assert_unchanged(self, *but):
+        """Nothing but the counts differs from what the last step left."""
+        now = self.snapshot()
+        left_out = {KEYS.counts, *but}
+
+        assert {key: value for key, value in now.items() if key not in left_out} == {
+            key: value for key, value in self.seen.items() if key not in left_out
+        }
+
+    def entry(self, size, subjects):
+        self.serial += 1
+        filler = b'\r\n\x00\xff"}'
+        body = b"%08d" % self.serial + (filler * size)[: size - 8]
+        ids = dict(subjects)
+        return Entry(body, ids.get("user"), ids.get("anonymous"))
+
+    # Producers and people.
+
+    @initialize()
+    def some_batches(self):
+        """Most rules want batches that are there: two being sent and one that is not."""
+        self.append([(20, ()), (20, PEOPLE[:1]), (20, ()), (20, PEOPLE[1:3])])
+        self.agrees()
+        self.fence(PEOPLE[0], is_fenced=True)
+        self.claim("now", HOUR_MS, linger=True)
+        self.agrees()
+        self.fence(PEOPLE[0], is_fenced=False)
+        self.append([(71, ()), (71, PEOPLE[:1]), (71, ()), (71, PEOPLE[1:3]), (8, ())])
+        for lease_ms in (0, HOUR_MS):
+            self.claim("now", HOUR_MS, linger=False)
+            self.begin(0, "none", lease_ms)
+        self.claim("now", HOUR_MS, linger=False)
+
+    @rule(given=FEW | MANY | ALIKE)
+    def append(self, given):
+        entries = [self.entry(*one) for one in given]
+        refused = {i for i, (_, who) in enumerate(given) if self.model.fence.intersection(who)}
+        taken = [entry for i, entry in enumerate(entries) if i not in refused]
+        held = sum(HEADER_BYTES + len(entry.body) for entry in taken)
+        if taken and self.held_bytes() + held > HELD_BYTES_MAX:
+            with pytest.raises(BufferFull):
+                self.buffer.append(entries)
+            self.assert_unchanged()
+            return
+
+        appended = self.buffer.append(entries)
+
+        assert appended.suppressed == refused
+        stored = self.redis.lrange(LANE.waiting, -len(taken), -1) if taken else []
+        assert [record[HEADER_BYTES:] for record in stored] == [entry.body for entry in taken]
+        whom = [who for i, (_, who) in enumerate(given) if i not in refused]
+        self.model.waiting += map(Record, stored, whom)
+        self.model.counts.update(accepted=len(taken), suppressed=len(refused))
+        wants_nudge = bool(taken) and LANE.nudge not in self.seen and self.is_full_waiting()
+        assert appended.nudge == wants_nudge
+
+    def held_bytes(self):
+        model = self.model
+        records = [*model.waiting, *model.dead.values()]
+        records += [record for batch in model.batches.values() for record in batch.records]
+        return bytes_of(record.stored for record in records)
+
+    def is_full_waiting(self):
+        return len(self.model.waiting) >= EVENTS_MAX or not fits(self.model.waiting)
+
+    @rule(person=st.sampled_from(PEOPLE), is_fenced=st.booleans())
+    def fence(self, person, is_fenced):
+        """To lower one is to load all the others."""
+        if is_fenced:
+            self.model.fence.add(person)
+            self.fences.raise_([tag("p", *person)], STORE)
+        else:
+            self.model.fence.discard(person)
+            self.load()
+
+    @rule()
+    def load(self):
+        self.fences.load(STORE, lambda: {tag("p", *person) for person in self.model.fence})
+        self.model.is_loaded = True
+
+    @rule(which=WHICH, is_loaded_again=st.sampled_from([True, True, True, False]))
+    def become_another_server(self, which, is_loaded_again):
+        """Nothing is claimed or sent, whatever else holds, until the fences were loaded."""
+        self.redis.hdel(KEYS.fences, "run_id")
+        self.model.is_loaded = False
+        self.agrees()
+        self.claim(None, 0, linger=False)
+        self.look(HOUR_MS, 9, linger=False)
+        self.begin(which, "none", HOUR_MS)
+        self.agrees()
+        if is_loaded_again:
+            self.load()
+
+    # Erasures.
+
+    @rule(people=st.sampled_from(CROWDS), is_once=st.booleans(), claims=st.booleans())
+    def purge(self, people, is_once, claims):
+        """Of those that are fenced. What is being sent stays, and is reported."""
+        model, before = self.model, set(self.model.fence)
+        for person in people:
+            self.fence(person, is_fenced=True)
+        self.agrees()
+        now_ms, early = self.now_ms(), []
+
+        def went_on():
+            """A flush comes after the first step."""
+            if claims and not early:
+                early.append(self.purged_already(people))
+                self.agrees()
+                self.claim(None, HOUR_MS, linger=False)
+                self.agrees()
+
+        scan = self.purges.scan([tag("p", *person) for person in people], went_on)
+        expected = Counter({"track:waiting": self.purged(model.waiting, people) + sum(early)})
+        sending_ms = max(0, self.redis.pttl(LANE.stray))
+        for batch_id in list(model.batches):
+            n, left_ms = self.purged_batch(batch_id, people, now_ms)
+            expected["track:batches"] += n
+            sending_ms = max(sending_ms, left_ms)
+        letters = list(model.dead.values())
+        expected["track:dead"] = self.purged(letters, people)
+        model.dead = {id_: letter for id_, letter in model.dead.items() if letter in letters}
+        expected["fence"] = sum(model.caught.pop(person, 0) for person in people)
+
+        assert +scan.removed == +expected
+        assert (scan.sending_ms > 0) == (sending_ms > 0)
+        assert abs(scan.sending_ms - sending_ms) < HOUR_MS / 2
+        if is_once:
+            self.agrees()
+            model.fence = before
+            self.load()
+
+    def purged_already(self, people):
+        """Take out what one step did, which must all be theirs; return how many."""
+        left = set(self.redis.lrange(LANE.waiting, 0, -1))
+        gone = [record for record in self.model.waiting if record.stored not in left]
+        assert all(set(people) & set(record.subjects) for record in gone)
+        self.model.waiting = [record for record in self.model.waiting if record not in gone]
+        self.model.counts["erased"] += len(gone)
+        return len(gone)
+
+    def purged(self, records, people):
+        """Take the records of these people out; return how many."""
+        gone = [record for record in records if set(people) & set(record.subjects)]
+        records[:] = [record for record in records if record not in gone]
+        self.model.counts["erased"] += len(gone)
+        return len(gone)
+
+    def purged_batch(self, batch_id, people, now_ms):
+        """Return how many of its records went, or for how long it is being sent."""
+        batch = self.model.batches[batch_id]
+        sent, suspects = batch.records[: batch.sent], batch.records[: batch.suspect]
+        is_theirs = any(set(people) & set(record.subjects) for record in batch.records)
+        if is_theirs and batch.state == "sending" and batch.found_ms > now_ms:
+            return 0, batch.found_ms - now_ms
+        n = self.purged(batch.records, people)
+        if not batch.records:
+            del self.model.batches[batch_id]
+        elif n:
+            batch.suspect = len([record for record in suspects if record in batch.records])
+            batch.token = None
+            left = len([record for record in sent if record in batch.records])
+            if left:
+                batch.sent = left
+            elif sent:
+                batch.cut += 1
+                if batch.state == "sending":
+                    self.freed(batch)
+        return n, 0
+
+    def clear_the_way(self):
+        """Nobody is fenced, and nothing waits for anything but its own time."""
+        model = self.model
+        model.fence.clear()
+        self.load()
+        self.redis.delete(KEYS.pause, LANE.outage, LANE.throttle)
+        model.pause = model.outage = None
+        model.throttled_until_ms = 0
+        self.agrees()
+
+    @rule(
+        person=st.sampled_from(PEOPLE),
+        theirs=st.lists(st.booleans(), min_size=9, max_size=16)
+        | st.lists(st.just(True), min_size=8, max_size=8),
+        batches=st.integers(0, 4),
+    )
+    def purge_of_most(self, person, theirs, batches):
+        """Of batches that are theirs alone, and of a long stretch of those that wait."""
+        self.clear_the_way()
+        self.append([(8, (person,) if is_theirs else ()) for is_theirs in theirs])
+        self.agrees()
+        for _ in range(batches):
+            self.claim(None, HOUR_MS, linger=False)
+            self.agrees()
+        self.purge([person], is_once=True, claims=True)
+
+    @rule(
+        which=WHICH,
+        crowd=st.sampled_from([*CROWDS, *[None] * 6]),
+        times=st.sampled_from([0, 1, 2, 2]),
+        then=st.sampled_from(["ack", "narrow", "lapse", "begin"]),
+        is_first=st.booleans(),
+    )
+    def answer_comes_after_a_purge(self, which, crowd, times, then, is_first):
+        """A batch that may be narrowed down is purged when its lease ran out.
+
+        Of somebody, or of whoever its first record is about.
+        """
+        self.clear_the_way()
+        self.focus = self.named(which, "claimed", "released")
+        batch = self.model.batches.get(self.focus)
+        people = crowd or (batch and batch.records[0].subjects) or PEOPLE
+        self.adopt(which, None, 0)
+        self.agrees()
+        for turn in range(times + 1):
+            self.begin(which, "none", 0)
+            self.agrees()
+            if turn < times:
+                self.narrow(which, "last", 0)
+                self.agrees()
+        if then == "begin":
+            self.release(which, "last", 0, 0, "cut")
+            self.agrees()
+        self.purge(people, is_once=False, claims=False)
+        self.agrees()
+        if then == "begin":
+            self.begin(which, "none", HOUR_MS)
+            self.agrees()
+        if then == "lapse":
+            self.lapse(which, HOUR_MS)
+        elif then == "narrow":
+            self.narrow(which, "last", 0)
+        else:
+            self.ack(which, is_first, differs=False)
+        self.focus = None
+
+    # Flushes.
+
+    @rule(fenced=st.none() | st.sampled_from(PEOPLE), again_ms=WAITS_MS, linger=st.booleans())
+    def flush(self, fenced, again_ms, linger):
+        """Somebody may have been fenced a moment ago."""
+        if fenced is not None:
+            self.fence(fenced, is_fenced=True)
+            self.agrees()
+        self.claim(None, again_ms, linger)
+
+    @rule(slot=st.none() | SLOTS, again_ms=WAITS_MS, linger=st.booleans())
+    def claim(self, slot, again_ms, linger):
+        model = self.model
+        slot_us = None if slot is None else self.slot_us(slot)
+        batch_id = self.buffer.claim(slot_us=slot_us, found_again_ms=again_ms, linger=linger)
+        if not model.is_loaded:
+            assert batch_id is None
+            self.assert_unchanged()
+            return
+        unfenced = model.unfenced(model.waiting)
+        kept = fullest(unfenced)
+        is_full = len(kept) == EVENTS_MAX or len(kept) < len(unfenced)
+        if not kept or (linger and not is_full):
+            assert batch_id is None
+            model.catch(model.waiting, unfenced)
+            model.waiting = unfenced
+            return
+
+        assert batch_id is not None
+        passed = model.waiting.index(kept[-1]) + 1
+        # Fenced records behind the last one kept may leave now or with the next claim.
+        also = len(model.waiting) - passed - self.redis.llen(LANE.waiting)
+        assert not model.unfenced(model.waiting[passed : passed + also])
+        model.catch(model.waiting[: passed + also], kept)
+        del model.waiting[: passed + also]
+        start_us = self.slot_us("now") if slot_us is None else slot_us
+        self.made(batch_id, Batch(kept, start_us / 1000 + again_ms, start_us))
+
+    @rule(which=WHICH, slot=st.none() | SLOTS, again_ms=WAITS_MS)
+    def adopt(self, which, slot, again_ms):
+        batch_id = self.named(which, "claimed", "released")
+        slot_us = None if slot is None else self.slot_us(slot)
+        adopted = self.buffer.adopt(batch_id, slot_us=slot_us, found_again_ms=again_ms)
+        batch = self.model.batches.get(batch_id)
+
+        assert adopted == (batch is not None and batch.state != "sending")
+        if not adopted:
+            self.assert_unchanged()
+            return
+        start_us = self.slot_us("now") if slot_us is None else slot_us
+        batch.state, batch.due_ms = "claimed", None
+        batch.slot_us, batch.found_ms = start_us, start_us / 1000 + again_ms
+
+    @rule(limit=st.integers(1, 5))
+    def due(self, limit):
+        now_ms = self.now_ms()
+        expected = {id_ for id_, batch in self.model.batches.items() if batch.found_ms <= now_ms}
+        everything = self.buffer.due(100, everything=True)
+        found = self.buffer.due(100)
+
+        assert set(everything) == set(self.model.batches)
+        assert found == everything[: len(expected)]
+        assert set(found) == expected
+        assert self.buffer.due(limit) == found[:limit]
+        leases = self.seen.get(LANE.leases, {})
+        assert everything == sorted(everything, key=leases.get)
+        self.assert_unchanged()
+
+    @rule(late_ms=st.just(HOUR_MS), claimed_max=st.integers(1, 9), linger=st.booleans())
+    def look(self, late_ms, claimed_max, linger):
+        model, now_ms = self.model, self.now_ms()
+        slots_ms = [b.slot_us / 1000 for b in model.batches.values() if b.slot_us is not None]
+        is_late = len(slots_ms) >= claimed_max or min(slots_ms, default=now_ms) < now_ms - late_ms
+        is_ready = model.waiting and (not linger or self.is_full_waiting())
+        cases = [
+            ("unloaded", not model.is_loaded),
+            ("paused", model.stop is not None),
+            ("throttled", model.throttled_until_ms > now_ms),
+            ("late", is_late),
+            ("ready", is_ready),
+            ("idle", True),
+        ]
+
+        said = self.buffer.look(late_ms=late_ms, claimed_max=claimed_max, linger=linger)
+        assert said == next(word for word, holds in cases if holds)
+        self.assert_unchanged()
+
+    # Senders.
+
+    def obstacles(self, batch_id, slot):
+        """Return the reasons for which `begin` may refuse; empty when it must not."""
+        model, now_ms = self.model, self.now_ms()
+        batch = model.batches.get(batch_id)
+        if batch is None or batch.state == "sending":
+            return {"gone" if batch is None else "held"}
+        if not model.is_loaded:
+            return {"unloaded"}
+        start_us = batch.slot_us if slot == "" else None if slot == "none" else int(slot)
+        far_ms = 0 if start_us is None else start_us / 1000 - now_ms
+        is_over = far_ms < -HOUR_MS or (slot == "" and start_us is None)
+        found = {
+            "paused": model.stop is not None and model.stop.probe != batch_id,
+            "wait": max(model.throttled_until_ms, batch.due_ms or 0) > now_ms or far_ms > 0,
+            "slot": is_over,
+        }
+        return {reason for reason, holds in found.items() if holds}
+
+    @rule(
+        which=WHICH,
+        slot=st.sampled_from(["none", ""]) | SLOTS,
+        lease_ms=WAITS_MS,
+    )
+    def begin(self, which, slot, lease_ms):
+        batch_id = self.named(which, "claimed", "released")
+        slot = slot if slot in {"none", ""} else str(self.slot_us(slot))
+        begun = self.buffer.begin(batch_id, slot=slot, slot_valid_ms=HOUR_MS, lease_ms=lease_ms)
+        obstacles, model = self.obstacles(batch_id, slot), self.model
+        if obstacles:
+            assert isinstance(begun, Refused)
+            assert begun.reason in obstacles
+            assert (begun.wait_s > 0) == (begun.reason == "wait")
+            self.assert_unchanged()
+            return
+
+        batch = model.batches[batch_id]
+        kept = model.unfenced(batch.records)
+        model.catch(batch.records, kept)
+        if len(kept) < len(batch.records):
+            batch.suspect = len(model.unfenced(batch.records[: batch.suspect]))
+            batch.cut += 1
+        if not kept:
+            assert begun == Refused("empty")
+            del model.batches[batch_id]
+            return
+        assert isinstance(begun, Admitted)
+        sent, batch.sent = batch.sent, (batch.suspect + 1) // 2 or len(kept)
+        # A success of the attempt before must not count for what only this one carries.
+        batch.cut += 0 < sent < batch.sent
+        assert begun.bodies == [record.body for record in kept[: batch.sent]]
+        assert (begun.sent, begun.left) == (batch.sent, len(kept) - batch.sent)
+        assert begun.cut == batch.cut
+        assert len(begun.bodies) <= EVENTS_MAX
+        assert body_bytes(begun.bodies) <= BYTES_MAX
+        assert begun.bodies == sorted(begun.bodies)
+        assert begun.attempt == batch.attempt + 1
+        assert begun.paused == (model.stop.kind if model.stop else "")
+        batch.records, batch.attempt, batch.state = kept, begun.attempt, "sending"
+        batch.token, batch.slot_us, batch.found_ms = begun.token, None, self.now_ms() + lease_ms
+        self.tokens[batch_id].append(begun.token)
+        self.cuts[batch_id].append(begun.cut)
+        self.carried[batch_id].append((begun.cut, begun.token, set(begun.bodies)))
+
+    @rule(which=WHICH, lease_ms=WAITS_MS)
+    def lapse(self, which, lease_ms):
+        batch_id = self.named(which, "sending")
+        lapsed = self.buffer.lapse(batch_id, lease_ms=lease_ms)
+        batch, now_ms = self.model.batches.get(batch_id), self.now_ms()
+        if batch is None or batch.state != "sending" or batch.found_ms > now_ms:
+            assert lapsed is None
+            self.assert_unchanged()
+            return
+
+        assert lapsed is not None
+        assert (lapsed.attempt, lapsed.cut, lapsed.sent) == (batch.attempt, batch.cut, batch.sent)
+        assert lapsed.token != batch.token
+        batch.token, batch.found_ms = lapsed.token, now_ms + lease_ms
+        self.tokens[batch_id].append(lapsed.token)
+
+    def taken(self, batch_id, n):
+        """Return the first records of a batch and take them off; what is left is free."""
+        batch = self.model.batches[batch_id]
+        head, batch.records = batch.records[:n], batch.records[n:]
+        if not batch.records:
+            del self.model.batches[batch_id]
+            return head
+        batch.suspect, batch.cut = max(0, batch.suspect - n), batch.cut + 1
+        self.freed(batch)
+        return head
+
+    def freed(self, batch):
+        batch.state, batch.token, batch.slot_us, batch.due_ms = "released", None, None, None
+        batch.found_ms = self.now_ms()
+
+    @rule(which=WHICH, is_first=st.booleans(), differs=st.booleans())
+    def ack(self, which, is_first, differs):
+        """A success counts whoever holds the batch, only once, and for what it carried."""
+        batch_id = self.named(which, "sending")
+        batch, cuts = self.model.batches.get(batch_id), self.cuts.get(batch_id) or [0]
+        cut = cuts[0 if is_first else -1]
+        is_there = batch is not None and batch.cut == cut and batch.sent > 0
+        n = len(batch.records[: batch.sent]) if is_there else 0
+
+        token = (self.tokens.get(batch_id) or [""])[0 if is_first else -1]
+        is_stray = is_there and batch.state == "sending" and batch.token != token
+        assert (
+            self.buffer.ack(batch_id, cut, token=token, count_differs=differs, exchange=EXCHANGE)
+            == n
+        )
+        if is_stray and batch.found_ms > self.now_ms():
+            assert self.redis.pttl(LANE.stray) > 0
+        self.model.failures = self.model.refusals = 0
+        if not is_there:
+            self.assert_unchanged(LANE.failures, LANE.refusals)
+            return
+        delivered = {record.body for record in self.taken(batch_id, n)}
+        # Whichever attempt it was that succeeded.
+        assert all(delivered <= all_ for at, _, all_ in self.carried[batch_id] if at == cut)
+        batch.accepted += n
+        self.note("delivered")
+        self.model.counts.update({"delivered": n, "count_differs": int(differs)})
+
+    @rule(which=WHICH, fenced=st.sampled_from([[], *CROWDS]), lease_ms=WAITS_MS)
+    def find_again(self, which, fenced, lease_ms):
+        """A flush finds a free batch and a worker begins it; somebody may be fenced between."""
+        self.adopt(which, None, 0)
+        self.agrees()
+        for person in fenced:
+            self.fence(person, is_fenced=True)
+        self.agrees()
+        self.begin(which, "", lease_ms)
+
+    @rule(which=WHICH, wait_ms=WAITS_MS, lease_ms=WAITS_MS)
+    def give_back(self, which, wait_ms, lease_ms):
+        """A worker that may not begin yet gives the batch back; its message comes too early."""
+        self.release(which, "nobody", wait_ms, 0, "")
+        self.agrees()
+        self.begin(which, "none", lease_ms)
+
+    @rule(which=WHICH, slot=SLOTS, lease_ms=WAITS_MS)
+    def slot_comes(self, which, slot, lease_ms):
+        """A worker begins a batch at the slot it was given, too early, or too late."""
+        self.adopt(which, slot, HOUR_MS)
+        self.agrees()
+        self.look(HOUR_MS, 9, linger=False)
+        self.begin(which, "", lease_ms)
+
+    def holder(self, batch_id, token):
+        """Return the batch if this token holds it now."""
+        batch = self.model.batches.get(batch_id)
+        return batch if batch and batch.state == "sending" and batch.token == token else None
+
+    def note(self, outcome, ambiguous=""):
+        if outcome:
+            self.model.counts[f"outcome:{outcome}"] += 1
+        if ambiguous:
+            self.model.counts.update(["ambiguous", f"ambiguous:{ambiguous}"])
+
+    @rule(
+        which=WHICH,
+        whose=WHOSE | st.just("nobody"),
+        wait_ms=WAITS_MS,
+        grace_ms=WAITS_MS,
+        ambiguous=st.sampled_from(["", "cut"]),
+    )
+    def release(self, which, whose, wait_ms, grace_ms, ambiguous):
+        """With an empty token: a batch that nobody is sending, or it is refused."""
+        states = ("claimed", "released") if whose == "nobody" else ("sending",)
+        batch_id = self.named(which, *states)
+        if whose == "nobody":
+            token, outcome = "", ""
+            batch = self.model.batches.get(batch_id)
+            batch = batch if batch and batch.state != "sending" else None
+        else:
+            token, outcome = self.token(batch_id, whose), "unavailable"
+            batch = self.holder(batch_id, token)
+        released = self.buffer.release(
+            batch_id,
+            token,
+            wait_ms=wait_ms,
+            grace_ms=grace_ms,
+            outcome=outcome,
+            ambiguous=ambiguous,
+            exchange=EXCHANGE if outcome else None,
+        )
+
+        assert released == (batch is not None)
+        if batch is None:
+            self.assert_unchanged()
+            return
+        self.note(outcome, ambiguous)
+        batch.state, batch.token, batch.slot_us = "released", None, None
+        batch.due_ms = self.now_ms() + wait_ms
+        batch.found_ms = batch.due_ms + grace_ms
+
+    @rule(which=WHICH, whose=WHOSE, singles_max=st.sampled_from([0, 0, 2]))
+    def narrow(self, which, whose, singles_max):
+        batch_id = self.named(which, "sending")
+        token = self.token(batch_id, whose)
+        batch, model = self.holder(batch_id, token), self.model
+        said = self.buffer.narrow(
+            batch_id, token, why='{"a":1}', singles_max=singles_max, exchange=EXCHANGE
+        )
+        if batch is None:
+            assert said == "old"
+            self.assert_unchanged()
+            return
+
+        self.note("rejected")
+        model.failures = 0
+        if batch.sent > 1:
+            assert said == "narrowed"
+            batch.suspect = batch.sent
+            self.freed(batch)
+            return
+        model.refusals += 1
+        batch.refused += 1
+        is_new_rule = model.refusals >= singles_max or (
+            batch.refused >= singles_max and not batch.accepted
+        )
+        if singles_max and is_new_rule:
+            assert said == "systematic"
+            model.refusals, batch.refused, batch.suspect = 0, 0, 1
+            self.freed(batch)
+            return
+        assert said == "buried"
+        assert all(len(all_) == 1 for _, by, all_ in self.carried[batch_id] if by == token)
+        self.laid_aside(batch_id, batch, 1)
+        batch.suspect = 0 if batch.accepted else 1
+
+    @rule(times=st.integers(1, 4), which=WHICH)
+    def narrow_down(self, times, which):
+        """The honest way: the part that is sent is refused, or accepted, again and again."""
+        for turn in range(times):
+            self.begin(which, "none", HOUR_MS)
+            self.agrees()
+            if turn == times - 1:
+                self.ack(which, is_first=False, differs=False)
+            else:
+                self.narrow(which, "last", 0)
+            self.agrees()
+
+    def laid_aside(self, batch_id, batch, n):
+        head = self.taken(batch_id, n)
+        for i, record in enumerate(head, batch.buried + 1):
+            self.model.dead[f"track:{batch_id}:{i}"] = record
+        batch.buried += len(head)
+
+    @rule(which=WHICH, whose=WHOSE, ambiguous=st.sampled_from(["", "lease"]))
+    def bury(self, which, whose, ambiguous):
+        batch_id = self.named(which, "sending")
+        token = self.token(batch_id, whose)
+        batch = self.holder(batch_id, token)
+        n = self.buffer.bury(
+            batch_id,
+            token,
+            why='{"a":1}',
+            outcome="rejected",
+            ambiguous=ambiguous,
+            exchange=EXCHANGE,
+        )
+        if batch is None:
+            assert n == 0
+            self.assert_unchanged()
+            return
+
+        self.note("rejected", ambiguous)
+        assert n == batch.sent
+        self.laid_aside(batch_id, batch, n)
+
+    # Pauses and the wait of a 429.
+
+    def probe_or(self, which):
+        pause = self.model.stop
+        return pause.probe if which is None and pause and pause.probe else self.named(which or 0)
+
+    @rule(
+        which=WHICH | PROBE,
+        kind=st.sampled_from(["unauthorized", "unavailable", "rejected"]),
+        first_ms=st.sampled_from([0, 0, HOUR_MS]),
+        failures_max=st.sampled_from([0, 2, 2]),
+    )
+    def pause(self, which, kind, first_ms, failures_max):
+        batch_id = self.probe_or(which)
+        paused = self.pauses.pause(
+            batch_id,
+            kind,
+            status="401",
+            code="-",
+            first_ms=first_ms,
+            probe_ms=3 * HOUR_MS,
+            failures_max=failures_max,
+        )
+        model, is_for_all = self.model, kind == "unauthorized"
+        for place in ("pause", "outage"):
+            old = getattr(model, place)
+            if old is None or old.probe != batch_id:
+                continue
+            if place == "outage" and is_for_all:
+                model.outage = None
+                continue
+            assert paused
+            is_other = kind not in {old.kind, "unavailable"}
+            wait_ms = first_ms if is_other else max(first_ms, 2 * old.wait_ms)
+            self.stopped(place, kind if is_other else old.kind, batch_id, wait_ms)
+            return
+        place = "pause" if is_for_all else "outage"
+        if getattr(model, place) is not None or model.pause is not None:
+            assert paused
+            return
+        model.failures += 1 if failures_max else 0
+        if model.failures < failures_max:
+            assert not paused
+            return
+        assert paused
+        model.failures = 0
+        self.stopped(place, kind, batch_id, first_ms)
+
+    def stopped(self, place, kind, batch_id, wait_ms):
+        wait_ms = min(wait_ms, 3 * HOUR_MS)
+        setattr(self.model, place, Pause(kind, batch_id, wait_ms, self.now_ms() + wait_ms))
+
+    @rule(which=WHICH, lost_ms=WAITS_MS, is_time=st.booleans())
+    def choose_probe(self, which, lost_ms, is_time):
+        if is_time and self.model.stop is not None:
+            self.redis.hset(KEYS.pause if self.model.pause else LANE.outage, "probe_at_ms", 0)
+            self.model.stop.probe_at_ms = 0
+            self.agrees()
+        batch_id = self.named(which, "claimed", "released")
+        pause, now_ms = self.model.stop, self.now_ms()
+        is_due = pause is not None and pause.probe_at_ms <= now_ms
+
+        assert self.pauses.probe_due() == (pause.refused if is_due else None)
+        assert self.pauses.choose_probe(batch_id, lost_ms=lost_ms) == is_due
+        if is_due:
+            pause.probe, pause.probe_at_ms = batch_id, self.now_ms() + lost_ms
+        else:
+            self.assert_unchanged()
+
+    @rule(which=WHICH | PROBE)
+    def lift(self, which):
+        batch_id, model = self.probe_or(which), self.model
+        lifted = [
+            place
+            for place in ("pause", "outage")
+            if getattr(model, place) is not None and getattr(model, place).probe == batch_id
+        ][:1]
+        refused = getattr(model, lifted[0]).refused if lifted else ""
+
+        assert self.pauses.lift(batch_id) == refused
+        if lifted:
+            setattr(model, lifted[0], None)
+        else:
+            self.assert_unchanged()
+
+    @rule(which=WHICH, lease_ms=WAITS_MS, failures=st.integers(0, 3))
+    def probe_is_answered(self, which, lease_ms, failures):
+        """The honest way out of a pause, after some probes that failed as the first did."""
+        kind = self.model.stop.kind if self.model.stop else "unavailable"
+        for _ in range(failures):
+            self.choose_probe(which, HOUR_MS, is_time=True)
+            self.agrees()
+            self.pause(None, kind, HOUR_MS, 0)
+            self.agrees()
+        self.choose_probe(which, HOUR_MS, is_time=True)
+        self.agrees()
+        self.begin(which, "none", lease_ms)
+        self.agrees()
+        self.lift(None)
+
+    @rule(wait_ms=st.sampled_from([1, 1, HOUR_MS]), is_over=st.booleans())
+    def throttle(self, wait_ms, is_over):
+        """When it is over its key expires, or stays for the limiter alone."""
+        if is_over:
+            self.redis.delete(LANE.throttle)
+            self.model.throttled_until_ms = 0
+        left_s = self.pauses.throttle(wait_ms, keep_ms=HOUR_MS)
+        now_ms = self.now_ms()
+        until_ms = max(self.model.throttled_until_ms, now_ms + wait_ms)
+
+        assert abs(left_s - (until_ms - now_ms) / 1000) < 60
+        self.model.throttled_until_ms = until_ms
+        self.model.failures = 0
+        while until_ms == now_ms + 1 and self.now_ms() < until_ms:
+            pass
+
+    # What holds after every step, read from Redis.
+
+    @invariant()
+    def agrees(self):
+        self.seen = seen = self.snapshot()
+        self.assert_every_record_is_in_its_place(seen)
+        self.assert_counts_add_up(seen)
+        self.assert_histograms_add_up(seen)
+        self.assert_batches_are_whole(seen)
+        self.assert_pause_is_known(seen)
+        self.assert_fences_are_known(seen)
+        self.assert_no_key_is_a_stranger(seen)
+
+    def assert_every_record_is_in_its_place(self, seen):
+        model = self.model
+        assert seen.get(LANE.waiting, []) == [record.stored for record in model.waiting]
+        for batch_id, batch in model.batches.items():
+            assert seen[LANE.records(batch_id)] == [record.stored for record in batch.records]
+        dead = {f"{id_}".encode(): r.stored for id_, r in model.dead.items()}
+        letters = seen.get(KEYS.dead, {})
+        assert {id_: text.partition(b"\n")[2] for id_, text in letters.items()} == dead
+        assert {id_.decode() for id_ in letters} == set(seen.get(KEYS.dead_at, {}))
+
+    def assert_counts_add_up(self, seen):
+        raw = {name.decode(): int(n) for name, n in seen.get(KEYS.counts, {}).items()}
+        counts = Counter({name.removeprefix("track:"): n for name, n in raw.items()})
+        waiting = seen.get(LANE.waiting, [])
+        leased = [r for key, value in seen.items() if ":records:" in key for r in value]
+        letters = [text.partition(b"\n")[2] for text in seen.get(KEYS.dead, {}).values()]
+
+        places = ("leased", "delivered", "dead", "erased", "discarded")
+        assert counts["accepted"] == len(waiting) + sum(counts[place] for place in places)
+        assert counts["leased"] == len(leased)
+        assert counts["dead"] == len(letters)
+        assert counts["waiting_bytes"] == sum(len(r) - HEADER_BYTES + 1 for r in waiting)
+        assert counts["held_bytes"] == bytes_of([*waiting, *leased, *letters])
+        kept = {*waiting, *leased, *letters}
+        assert len(kept) == len(waiting) + len(leased) + len(letters)
+        assert all(record[:1] == b"1" and record[1:STAMP_BYTES].isdigit() for record in kept)
+        derived = {"leased", "dead", "waiting_bytes", "held_bytes"}
+        assert {n: c for n, c in counts.items() if c and n not in derived} == +self.model.counts
+
+    def assert_histograms_add_up(self, seen):
+        """An age for each event delivered, a time for each request that ended, and no more."""
+        tallies = {name.decode(): int(n) for name, n in seen.get(KEYS.tallies, {}).items()}
+        counts = self.model.counts
+        ended = sum(n for name, n in counts.items() if name.startswith("outcome:"))
+        for name, times in {
+            histograms.AGE: counts["delivered"],
+            histograms.SECONDS: ended,
+            histograms.EVENTS: counts["outcome:delivered"],
+            histograms.FILL: counts["outcome:delivered"],
+        }.items():
+            assert histograms.read(tallies, "track", name)[0][-1][1] == times, name
+        assert tallies.get("track:request_s:sum", 0) == 300_000 * ended
+        assert tallies.get("track:batch_fill:sum", 0) == 750_000 * counts["outcome:delivered"]
+
+    def assert_batches_are_whole(self, seen):
+        """A batch has a hash, its records and its lease, or nothing of the three."""
+        batches, now_ms = self.model.batches, self.now_ms()
+        assert set(seen.get(LANE.leases, {})) == set(batches)
+        slots = {id_: b.slot_us for id_, b in batches.items() if b.slot_us is not None}
+        claimed = seen.get(LANE.claimed, {})
+        assert set(claimed) == set(slots)
+        assert all(abs(claimed[id_] - slot_us) < DAY_US / 2 for id_, slot_us in slots.items())
+        for batch_id, batch in batches.items():
+            stored = seen[LANE.batch(batch_id)]
+            token = stored.get(b"token", b"").decode() or None
+            due_ms = float(stored.get(b"due_ms", 0))
+
+            assert int(stored[b"held"]) == bytes_of(seen[LANE.records(batch_id)])
+            assert stored[b"state"].decode() == batch.state
+            assert token == batch.token
+            assert int(stored[b"attempt"]) == batch.attempt
+            for name in ("cut", "sent", "suspect", "refused", "accepted", "buried"):
+                assert int(stored.get(name.encode(), 0)) == getattr(batch, name), name
+            assert (due_ms > now_ms) == ((batch.due_ms or 0) > now_ms)
+            assert (seen[LANE.leases][batch_id] > now_ms) == (batch.found_ms > now_ms)
+
+    def assert_pause_is_known(self, seen):
+        for key, pause in ((KEYS.pause, self.model.pause), (LANE.outage, self.model.outage)):
+            stored = seen.get(key)
+            assert (stored is None) == (pause is None)
+            if pause is None:
+                continue
+            assert stored[b"kind"].decode() == pause.kind
+            assert stored[b"refused"].decode() == pause.refused
+            assert stored.get(b"probe", b"").decode() == (pause.probe or "")
+            assert int(stored[b"wait_ms"]) == pause.wait_ms
+            assert abs(int(stored[b"probe_at_ms"]) - pause.probe_at_ms) < HOUR_MS / 2
+
+    def assert_fences_are_known(self, seen):
+        model = self.model
+        names = {b"store", b"log_size", *([b"run_id"] if model.is_loaded else [])}
+        assert set(seen[KEYS.fences]) == names
+        assert seen.get(KEYS.fence, set()) == {tag("p", *person) for person in model.fence}
+        caught = {tag("p", *person): b"%d" % n for person, n in model.caught.items()}
+        assert seen.get(KEYS.caught, {}) == caught
+
+    def assert_no_key_is_a_stranger(self, seen):
+        model = self.model
+        expected = {
+            LANE.waiting: model.waiting,
+            LANE.claimed: any(b.slot_us is not None for b in model.batches.values()),
+            LANE.leases: model.batches,
+            KEYS.dead: model.dead,
+            KEYS.dead_at: model.dead,
+            KEYS.fence: model.fence,
+            KEYS.fences: True,
+            KEYS.caught: model.caught,
+            KEYS.pause: model.pause,
+            LANE.outage: model.outage,
+            LANE.failures: model.failures,
+            LANE.refusals: model.refusals,
+        }
+        known = {key for key, is_there in expected.items() if is_there}
+        known |= {LANE.batch(id_) for id_ in model.batches}
+        known |= {LANE.records(id_) for id_ in model.batches}
+
+        assert known <= set(seen)
+        assert set(seen) - known <= {
+            KEYS.counts,
+            KEYS.tallies,
+            LANE.nudge,
+            LANE.stray,
+            LANE.throttle,
+        }
+
+
+def test_no_sequence_of_steps_loses_repeats_or_misplaces_a_record(redis, monkeypatch):
+    """P1 and P6 for any interleaving of producers, flushes, senders and erasures."""
+    monkeypatch.setattr(purge, "STEP", 2)
+    run_state_machine_as_test(lambda: Lane(redis), settings=EXAMPLES)

@@ -1,0 +1,308 @@
+"""Pauses and throttles on a real server: who may stop a project, and who may end it."""
+
+from __future__ import annotations
+
+import pytest
+
+from mm_tasks.buffer.batches import BatchLimits, Buffer
+from mm_tasks.buffer.keys import ProjectKeys
+from mm_tasks.buffer.pauses import Pauses
+from mm_tasks.buffer.producer import Entry
+from tests.conftest import load_fences
+
+KEYS = ProjectKeys("p")
+LANE = KEYS.lane("track")
+HOUR_MS = 3_600_000
+# Redis's clock goes on between a call and the look at it.
+SLACK_MS = 1500
+
+
+@pytest.fixture
+def pauses(redis):
+    return Pauses(redis, "p", "track")
+
+
+def pause(pauses, batch_id, kind="unauthorized", **changed):
+    words = {"status": "401", "code": "invalid_api_key", "first_ms": 0, "probe_ms": HOUR_MS}
+    return pauses.pause(batch_id, kind, **(words | changed))
+
+
+def found(redis):
+    said = redis.hgetall(KEYS.pause) or redis.hgetall(LANE.outage)
+    return {name.decode(): value.decode() for name, value in said.items()}
+
+
+def now_ms(redis):
+    seconds, micros = redis.time()
+    return seconds * 1000 + micros // 1000
+
+
+def assert_next_probe_in(redis, wait_ms):
+    said = found(redis)
+    assert int(said["wait_ms"]) == wait_ms
+    assert abs(int(said["probe_at_ms"]) - now_ms(redis) - wait_ms) < SLACK_MS
+
+
+def throttled_ms(redis, lane="track"):
+    """Return how far off the end of the lane's wait is, within a millisecond."""
+    until_us, _ = redis.get(KEYS.lane(lane).throttle).split()
+    return int(until_us) / 1000 - now_ms(redis)
+
+
+# Who pauses.
+
+
+def test_a_pause_at_once_says_why_and_since_when(redis, pauses):
+    """P7: every pause has a reason that `mm-tasks status` shows."""
+    assert pause(pauses, "a", first_ms=5000)
+    said = found(redis)
+    since_ms, probe_at_ms = int(said.pop("since_ms")), int(said.pop("probe_at_ms"))
+
+    assert said == {
+        "kind": "unauthorized",
+        "status": "401",
+        "code": "invalid_api_key",
+        "wait_ms": "5000",
+        "refused": "a",
+    }
+    assert abs(since_ms - now_ms(redis)) < SLACK_MS
+    assert probe_at_ms == since_ms + 5000
+
+
+@pytest.mark.parametrize("failures_max", [1, 2, 5])
+def test_only_the_nth_failure_in_a_row_pauses(redis, pauses, failures_max):
+    """One refused connection is a restart somewhere; several are an outage."""
+    said = [
+        pause(pauses, f"b{n}", "unavailable", failures_max=failures_max)
+        for n in range(failures_max)
+    ]
+
+    assert said == [False] * (failures_max - 1) + [True]
+    assert found(redis)["refused"] == f"b{failures_max - 1}"
+
+
+def test_a_delivered_batch_ends_the_row_of_failures(redis, pauses):
+    limits = BatchLimits(events_max=1, bytes_max=200, linger_ms=0)
+    load_fences(redis)
+    buffer = Buffer(redis, "p", "track", limits, held_bytes_max=1 << 20)
+    buffer.append([Entry(b"{}", None, None)])
+    pause(pauses, "a", "unavailable", failures_max=2)
+
+    buffer.ack(buffer.claim(slot_us=None, found_again_ms=0), 0)
+
+    assert not pause(pauses, "b", "unavailable", failures_max=2)
+    assert pause(pauses, "c", "unavailable", failures_max=2)
+
+
+def test_after_a_pause_failures_are_counted_from_one_again(pauses):
+    pause(pauses, "a", "unavailable", failures_max=1)
+    pauses.choose_probe("a", lost_ms=0)
+    pauses.lift("a")
+
+    assert not pause(pauses, "b", "unavailable", failures_max=2)
+
+
+# Who probes.
+
+
+def test_a_project_that_is_not_paused_wants_no_probe(pauses):
+    assert pauses.probe_due() is None
+    assert not pauses.choose_probe("a", lost_ms=0)
+    assert pauses.lift("a") == ""
+
+
+def test_no_probe_is_due_before_its_time(pauses):
+    pause(pauses, "a", first_ms=HOUR_MS)
+
+    assert pauses.probe_due() is None
+    assert not pauses.choose_probe("b", lost_ms=0)
+
+
+def test_a_probe_that_is_due_says_which_batch_was_refused(pauses):
+    """Another one is tried if there is one: a filter may dislike this batch alone."""
+    pause(pauses, "a")
+
+    assert pauses.probe_due() == "a"
+
+
+def test_there_is_one_probe_at_a_time(pauses):
+    pause(pauses, "a")
+
+    assert pauses.choose_probe("b", lost_ms=HOUR_MS)
+    assert pauses.probe_due() is None
+    assert not pauses.choose_probe("c", lost_ms=HOUR_MS)
+    assert pauses.lift("c") == ""
+
+
+def test_a_probe_whose_worker_died_is_given_up_in_time(pauses):
+    """Otherwise a SIGKILL would pause the project for ever."""
+    pause(pauses, "a")
+    pauses.choose_probe("b", lost_ms=0)
+
+    assert pauses.choose_probe("c", lost_ms=HOUR_MS)
+    assert pauses.lift("b") == ""
+    assert pauses.lift("c") == "a"
+
+
+def test_asking_whether_a_probe_is_due_chooses_none(redis, pauses):
+    pause(pauses, "a")
+    before = found(redis)
+    pauses.probe_due()
+
+    assert found(redis) == before
+    assert pauses.choose_probe("b", lost_ms=0)
+
+
+# How long, and who ends it.
+
+WAITS = {
+    "doubles from the first": (1000, 60_000, [1000, 2000, 4000, 8000, 16_000, 32_000]),
+    "stops at the longest": (1000, 3000, [1000, 2000, 3000, 3000]),
+    "is the longest from the start": (60_000, 60_000, [60_000, 60_000]),
+    "is no longer at first than ever": (5000, 3000, [3000, 3000]),
+}
+
+
+@pytest.mark.parametrize(("first_ms", "probe_ms", "waits"), WAITS.values(), ids=WAITS.keys())
+def test_the_wait_between_probes(redis, pauses, first_ms, probe_ms, waits):
+    words = {"first_ms": first_ms, "probe_ms": probe_ms}
+    pause(pauses, "a", "unavailable", **words)
+    assert_next_probe_in(redis, waits[0])
+    for wait_ms in waits[1:]:
+        redis.hset(LANE.outage, "probe_at_ms", 0)  # as when its time has come
+        pauses.choose_probe("a", lost_ms=HOUR_MS)
+        pause(pauses, "a", "unavailable", **words)
+
+        assert_next_probe_in(redis, wait_ms)
+
+
+def test_a_failed_probe_counts_no_failures_before_it_waits(redis, pauses):
+    pause(pauses, "a", "unavailable", first_ms=0)
+    pauses.choose_probe("a", lost_ms=0)
+
+    assert pause(pauses, "a", "unavailable", first_ms=1000, failures_max=5)
+    assert_next_probe_in(redis, 1000)
+
+
+def test_a_failed_probe_makes_way_for_the_next(pauses):
+    pause(pauses, "a")
+    pauses.choose_probe("b", lost_ms=HOUR_MS)
+    pause(pauses, "b")
+
+    assert pauses.lift("b") == ""
+    assert pauses.probe_due() == "b"
+    assert pauses.choose_probe("c", lost_ms=HOUR_MS)
+
+
+def test_a_probe_that_fails_differently_changes_the_reason_and_not_the_time(redis, pauses):
+    """An outage that turns out to be a revoked key is shown as one; it began when it began."""
+    pause(pauses, "a", "unavailable", status="-", code="refused", first_ms=0)
+    redis.hset(LANE.outage, mapping={"since_ms": 1, "wait_ms": 32_000})
+    pauses.choose_probe("b", lost_ms=HOUR_MS)
+    pause(pauses, "b", "unauthorized", first_ms=1000)
+    said = found(redis)
+
+    assert (said["kind"], said["status"]) == ("unauthorized", "401")
+    assert said["code"] == "invalid_api_key"
+    assert said["since_ms"] == "1"
+    assert_next_probe_in(redis, 1000)
+
+
+@pytest.mark.parametrize("failures_max", [0, 5], ids=["at once", "one of five failures"])
+def test_a_pause_is_left_alone_by_all_but_its_probe(redis, pauses, failures_max):
+    """Requests under way when the key was revoked come back one after the other."""
+    pause(pauses, "a", first_ms=5000)
+    before = found(redis)
+
+    assert pause(pauses, "b", "unavailable", first_ms=HOUR_MS, failures_max=failures_max)
+    assert found(redis) == before
+    assert not redis.exists(LANE.failures)
+
+
+def test_the_probe_lifts_the_pause_and_nothing_is_left_of_it(redis, pauses):
+    pause(pauses, "a")
+    pauses.choose_probe("b", lost_ms=HOUR_MS)
+
+    assert pauses.lift("b") == "a"
+    assert redis.keys() == []
+    assert pauses.lift("b") == ""
+
+
+# The wait of a 429.
+
+
+def test_a_throttle_of_two_seconds_cannot_end_a_pause(redis, pauses):
+    pause(pauses, "a", first_ms=HOUR_MS)
+    before = found(redis)
+    pauses.throttle(2000, keep_ms=0)
+    redis.delete(KEYS.lane("track").throttle)  # as when its time is over
+
+    assert found(redis) == before
+    assert pauses.probe_due() is None
+
+
+@pytest.mark.parametrize(
+    ("waits_ms", "in_force_ms"),
+    [
+        pytest.param([2000], 2000, id="one"),
+        pytest.param([60_000, 2000], 60_000, id="a shorter one does not shorten"),
+        pytest.param([2000, 60_000], 60_000, id="a longer one lengthens"),
+        pytest.param([60_000, 2000, 30_000, 1], 60_000, id="the longest of many stays"),
+    ],
+)
+def test_the_wait_in_force(redis, pauses, waits_ms, in_force_ms):
+    said_s = [pauses.throttle(wait_ms, keep_ms=0) for wait_ms in waits_ms]
+
+    assert abs(throttled_ms(redis) - in_force_ms) < SLACK_MS
+    assert abs(said_s[-1] * 1000 - in_force_ms) < SLACK_MS
+
+
+def test_a_lengthened_wait_has_lasted_since_the_first(redis, pauses):
+    key = KEYS.lane("track").throttle
+    redis.set(key, f"{(now_ms(redis) + 5000) * 1000} 7")
+    pauses.throttle(60_000, keep_ms=0)
+
+    assert redis.get(key).endswith(b" 7")
+
+
+def test_a_wait_that_was_over_is_a_new_one(redis, pauses):
+    key = KEYS.lane("track").throttle
+    redis.set(key, "1000 7")
+    pauses.throttle(60_000, keep_ms=0)
+    since_ms = int(redis.get(key).split()[1])
+
+    assert abs(since_ms - now_ms(redis)) < SLACK_MS
+
+
+def test_the_key_outlives_the_wait_by_what_the_limiter_needs(redis, pauses):
+    """After a 429 the vendor's bucket is empty, and `reserve` must know for a while."""
+    pauses.throttle(2000, keep_ms=60_000)
+
+    assert 60_000 < redis.pttl(KEYS.lane("track").throttle) <= 62_000
+
+
+def test_a_throttle_is_for_its_lane_alone(redis, pauses):
+    """`identify` is not limited and never waits for `track`."""
+    pauses.throttle(60_000, keep_ms=0)
+
+    assert not redis.exists(KEYS.lane("identify").throttle)
+
+
+def test_the_outage_of_one_lane_is_not_that_of_the_other(redis, pauses):
+    """Identifies that succeed must not send a batch after a batch into an outage."""
+    identify = Pauses(redis, "p", "identify")
+    pause(pauses, "a", "unavailable", first_ms=0)
+
+    assert identify.probe_due() is None
+    assert not identify.choose_probe("i", lost_ms=0)
+    assert identify.lift("i") == ""
+    assert pauses.probe_due() == "a"
+
+
+def test_a_refused_key_stops_both_lanes_and_either_may_probe(redis, pauses):
+    identify = Pauses(redis, "p", "identify")
+    pause(pauses, "a", "unauthorized", first_ms=0)
+
+    assert identify.choose_probe("i", lost_ms=HOUR_MS)
+    assert identify.lift("i") == "a"
+    assert pauses.probe_due() is None

@@ -1,0 +1,947 @@
+"""Purge on a real server: nothing of the person stays, nothing of anybody else goes.
+
+`went_on` is called between two steps of a scan, so that is where workers do what they do.
+
+Sabotages that turn this file red, each tried on a copy:
+
+- purge_waiting walks from head to tail, begins before the tail, steps over a record, leaves ''
+  behind, or forgets `waiting_bytes`, its commas or `held_bytes`;
+- purge_batch touches what is being sent, waits for a lease that ran out, reports the lease of
+  a batch without the person, does not adjust `sent`, `suspect` or `held`, counts as sent what
+  was not, forgets a count, leaves the hash, slot or lease of an emptied batch, or does not cut
+  or free one of whose sent part nothing is left;
+- purge_batch leaves the token, so that a late refusal buries an innocent neighbour; begin
+  lets a late success count for a part that a purge had made longer;
+- purge_dead walks from the oldest, steps over a letter, forgets a count or the time of burial,
+  counts the line before the record, or counts one lane for the other;
+- caught is not forgotten once it was told; claim, begin or revive do not note it, or note it
+  for the user or the anonymous id whichever of them is fenced; revive lets the fenced pass;
+- any of them looks at one of the two tags alone, or is refused at maxmemory;
+- `scan` looks at dead letters before batches, at one lane's batches, or at due ones alone, or
+  reports the lease of the last lane instead of the longest;
+- `rewrite_aof` does not wait, takes one that goes on for its own, or a refusal for an error.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from redis import Redis
+
+from mm_tasks.buffer import purge as purge_module
+from mm_tasks.buffer.attempt import Admitted, Refused
+from mm_tasks.buffer.batches import BatchLimits, Buffer
+from mm_tasks.buffer.dead_letters import DeadLetters
+from mm_tasks.buffer.fence import Fence
+from mm_tasks.buffer.keys import ProjectKeys
+from mm_tasks.buffer.producer import Entry
+from mm_tasks.buffer.purge import Purge, Scan
+from mm_tasks.buffer.records import HEADER_BYTES, tag
+from mm_tasks.errors import BufferFull
+from tests.conftest import embedded, held
+
+KEYS = ProjectKeys("p")
+LANES = ("track", "identify", "backfill")
+PLACES = ("leased", "delivered", "dead", "erased", "discarded")
+STORE = "a store"
+HOUR_MS = 3_600_000
+ANNA = (tag("p", "user", "anna"), tag("p", "anonymous", "a_anna"))
+NONE = Scan(Counter(), 0)
+# One server for all examples, emptied before each.
+SHARED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+class World:
+    """Both lanes, dead letters, the fence and the purge of one project on one server."""
+
+    def __init__(self, redis, events_max=4):
+        self.redis = redis
+        limits = BatchLimits(events_max, 1 << 20, linger_ms=0)
+        self.lanes = {
+            lane: Buffer(redis, "p", lane, limits, held_bytes_max=1 << 30) for lane in LANES
+        }
+        self.fence = Fence(redis, "p")
+        self.purge = Purge(redis, "p")
+        self.dead = DeadLetters(redis, "p")
+        self.serial = 0
+        self.fence.load(STORE, set)
+
+    def close(self):
+        for buffer in self.lanes.values():
+            for connection in buffer._line._idle:  # noqa: SLF001 - a producer's are never closed
+                connection.disconnect()
+
+    # What producers and workers do.
+
+    def append(self, whose, lane="track"):
+        """Append one event for each letter: A, a (anonymous) and x (both) are Anna's."""
+        entries = []
+        for who in whose:
+            self.serial += 1
+            ids = {"A": ("anna", None), "a": ("bob", "a_anna"), "x": ("anna", "a_anna")}
+            user, anonymous = ids.get(who, (f"user_{who}", f"a_{who}" if who.isupper() else None))
+            entries.append(Entry(b"%d %s" % (self.serial, who.encode()), user, anonymous))
+        for i in range(0, len(entries), 1000):
+            self.lanes[lane].append(entries[i : i + 1000])
+
+    def claim(self, lane="track"):
+        return self.lanes[lane].claim(slot_us=None, found_again_ms=0)
+
+    def begin(self, batch_id, lane="track", lease_ms=HOUR_MS):
+        return self.lanes[lane].begin(batch_id, slot="none", slot_valid_ms=0, lease_ms=lease_ms)
+
+    def batch(self, whose, lane="track"):
+        """Return the id of a batch of these."""
+        self.append(whose, lane)
+        batch_id = self.claim(lane)
+        assert self.records(batch_id, lane) == whose
+        return batch_id
+
+    def bury(self, whose, lane="track"):
+        batch_id = self.batch(whose, lane)
+        token = self.begin(batch_id, lane).token
+        self.lanes[lane].bury(batch_id, token, why='{"reason":"rejected"}', outcome="rejected")
+
+    def raise_fence(self):
+        self.fence.raise_(ANNA, STORE)
+
+    def scan(self):
+        return self.purge.scan(ANNA, self.assert_adds_up)
+
+    # What is there: one letter for each record.
+
+    def waiting(self, lane="track"):
+        return whose(self.redis.lrange(KEYS.lane(lane).waiting, 0, -1))
+
+    def records(self, batch_id, lane="track"):
+        return whose(self.redis.lrange(KEYS.lane(lane).records(batch_id), 0, -1))
+
+    def letters(self, lane="track"):
+        ids = [
+            id_ for id_ in self.redis.zrange(KEYS.dead_at, 0, -1) if id_.startswith(lane.encode())
+        ]
+        return whose(self.redis.hmget(KEYS.dead, ids)) if ids else ""
+
+    def field(self, batch_id, name, lane="track"):
+        value = self.redis.hget(KEYS.lane(lane).batch(batch_id), name)
+        return None if value is None else value.decode()
+
+    def counts(self):
+        raw = self.redis.hgetall(KEYS.counts)
+        return Counter({name.decode(): int(n) for name, n in raw.items()})
+
+    def assert_adds_up(self):
+        found, held, letters = self.counts(), 0, self.redis.hgetall(KEYS.dead)
+        assert set(letters) == set(self.redis.zrange(KEYS.dead_at, 0, -1))
+        for lane in LANES:
+            keys = KEYS.lane(lane)
+            waiting = self.redis.lrange(keys.waiting, 0, -1)
+            batches = [id_.decode() for id_ in self.redis.zrange(keys.leases, 0, -1)]
+            leased = []
+            for id_ in batches:
+                records = self.redis.lrange(keys.records(id_), 0, -1)
+                assert records
+                assert int(self.field(id_, "held", lane)) == sum(map(len, records))
+                leased += records
+            dead = [
+                t.partition(b"\n")[2] for id_, t in letters.items() if id_.startswith(lane.encode())
+            ]
+            there = {
+                "batch": set(map(keys.batch, batches)),
+                "records": set(map(keys.records, batches)),
+            }
+            for kind, known in there.items():
+                pattern = keys.batch("*") if kind == "batch" else keys.records("*")
+                assert {key.decode() for key in self.redis.keys(pattern)} == known
+            assert set(self.redis.zrange(keys.claimed, 0, -1)) <= {id_.encode() for id_ in batches}
+            assert found[f"{lane}:leased"] == len(leased)
+            assert found[f"{lane}:dead"] == len(dead)
+            assert found[f"{lane}:accepted"] == len(waiting) + sum(
+                found[f"{lane}:{place}"] for place in PLACES
+            )
+            assert found[f"{lane}:waiting_bytes"] == sum(
+                len(record) - HEADER_BYTES + 1 for record in waiting
+            )
+            held += sum(map(len, [*waiting, *leased, *dead]))
+        assert found["held_bytes"] == held
+
+
+def whose(records):
+    """Return the last character of each record: for whom `append` wrote it."""
+    return "".join(chr(record[-1]) for record in records)
+
+
+def removed(scan):
+    """Return what a scan found, without the zeros."""
+    return dict(+scan.removed)
+
+
+@pytest.fixture
+def worlds():
+    opened = []
+
+    def open_(redis, **options):
+        opened.append(World(redis, **options))
+        return opened[-1]
+
+    yield open_
+    for world in opened:
+        world.close()
+
+
+@pytest.fixture
+def world(redis, worlds):
+    world = worlds(redis)
+    yield world
+    world.assert_adds_up()
+
+
+@pytest.fixture
+def small_steps(monkeypatch):
+    """Scans of many steps without many records."""
+    monkeypatch.setattr(purge_module, "STEP", 2)
+
+
+# Each place.
+
+
+@pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize(
+    "before",
+    ["", "b", "A", "AA", "bAb", "AbA", "xbaAcXA", "AAAAA", "bbbbb", "Abbbbbbbb", "bbbbbbbbA"],
+)
+def test_waiting_records_of_the_person_go_and_the_others_keep_their_order(
+    world, small_steps, lane, before
+):
+    del small_steps
+    world.append(before, lane)
+    world.append("bAc", "identify" if lane == "track" else "track")
+    world.raise_fence()
+    rest = before.translate(str.maketrans("", "", "Aax"))
+
+    said = world.scan()
+
+    assert world.waiting(lane) == rest
+    assert said.removed[f"{lane}:waiting"] == len(before) - len(rest)
+    assert (said.removed.total(), said.sending_ms) == (len(before) - len(rest) + 1, 0)
+    assert world.scan() == NONE
+
+
+def test_a_place_where_nothing_was_found_is_counted_as_zero(world):
+    """The audit log shows where one has looked, not only where something was."""
+    world.append("b")
+
+    assert world.scan().removed == dict.fromkeys(
+        [f"{lane}:{place}" for lane in LANES for place in ("waiting", "batches", "dead")]
+        + ["fence"],
+        0,
+    )
+
+
+@pytest.mark.parametrize("position", ["head", "middle", "tail", "both ends"])
+def test_a_long_list_is_purged_wherever_the_records_are(world, position):
+    """Records leave from the end that is nearer; they must not be counted from the other."""
+    rest = "bcdefghij" * 200
+    halves = rest[:900], rest[900:]
+    world.append(
+        {
+            "head": "AAA" + rest,
+            "middle": halves[0] + "AAA" + halves[1],
+            "tail": rest + "AAA",
+            "both ends": "AA" + rest + "A",
+        }[position]
+    )
+    world.raise_fence()
+
+    assert removed(world.scan()) == {"track:waiting": 3}
+    assert world.waiting() == rest
+
+
+@pytest.mark.parametrize("state", ["claimed", "released", "released after an attempt"])
+@pytest.mark.parametrize("lane", LANES)
+def test_a_batch_that_is_not_being_sent_loses_the_persons_records(world, lane, state):
+    batch_id = world.batch("bAac", lane)
+    token = ""
+    if state == "released after an attempt":
+        token = world.begin(batch_id, lane).token
+    if state != "claimed":
+        world.lanes[lane].release(batch_id, token, wait_ms=HOUR_MS, grace_ms=0)
+    before = world.redis.hgetall(KEYS.lane(lane).batch(batch_id))
+    slot = world.redis.zscore(KEYS.lane(lane).claimed, batch_id)
+    world.raise_fence()
+
+    assert removed(world.scan()) == {f"{lane}:batches": 2}
+    assert world.records(batch_id, lane) == "bc"
+    after = world.redis.hgetall(KEYS.lane(lane).batch(batch_id))
+    changed = {b"held", b"suspect", b"sent"}
+    assert {n: v for n, v in after.items() if n not in changed} == {
+        n: v for n, v in before.items() if n not in changed
+    }
+    assert world.redis.zscore(KEYS.lane(lane).claimed, batch_id) == slot
+    assert world.scan() == NONE
+
+
+@pytest.mark.parametrize("state", ["claimed", "released", "lapsed"])
+def test_a_batch_of_the_person_alone_is_gone_without_a_trace(world, state):
+    """Its lease too: a flush would look for its records for ever."""
+    batch_id = world.batch("AaxA")
+    if state == "lapsed":
+        attempt = world.begin(batch_id, lease_ms=0)
+    elif state == "released":
+        world.lanes["track"].release(batch_id, "", wait_ms=0, grace_ms=0)
+    world.raise_fence()
+
+    assert removed(world.scan()) == {"track:batches": 4}
+    assert world.lanes["track"].due(9, everything=True) == []
+    assert world.begin(batch_id) == Refused("gone")
+    if state == "lapsed":
+        assert world.lanes["track"].ack(batch_id, attempt.cut, token=attempt.token) == 0
+
+
+@pytest.mark.parametrize("lane", LANES)
+def test_dead_letters_of_the_person_go_whenever_they_were_buried(world, small_steps, lane):
+    del small_steps
+    other = "identify" if lane == "track" else "track"
+    for some in ("bA", "a", "cd", "xAe", "A"):
+        world.bury(some, lane)
+    world.bury("fA", other)
+    world.raise_fence()
+
+    assert removed(world.scan()) == {f"{lane}:dead": 5, f"{other}:dead": 1}
+    assert "".join(sorted(world.letters(lane))) == "bcde"
+    assert world.letters(other) == "f"
+    assert world.scan() == NONE
+
+
+def test_everything_everywhere_is_found_in_one_scan(world):
+    for lane in LANES:
+        world.bury("Ab", lane)
+        world.batch("xbb", lane)
+        world.append("aAb", lane)
+    world.raise_fence()
+
+    assert removed(world.scan()) == {
+        f"{lane}:{place}": n
+        for lane in LANES
+        for place, n in {"dead": 1, "batches": 1, "waiting": 2}.items()
+    }
+
+
+@pytest.mark.parametrize("kind", ["user", "anonymous"])
+def test_a_subject_known_by_one_id_is_found_by_that_one_alone(world, kind):
+    """The ids of others that stand beside it in an event are not theirs."""
+    world.append("Aaxb")
+    own = tag("p", kind, "anna" if kind == "user" else "a_anna")
+    world.fence.raise_([own], STORE)
+
+    assert world.purge.scan([own]).removed.total() == 2
+    assert world.waiting() == ("ab" if kind == "user" else "Ab")
+
+
+def test_a_person_of_two_hundred_ids_is_found_by_each(redis, worlds):
+    world = worlds(redis, events_max=500)
+    numbers = range(200)
+    tags = [tag("p", "anonymous", f"device_{n}") for n in numbers]
+    for place in ("dead", "batch", "waiting"):
+        entries = [Entry(b"%d A" % n, None, f"device_{n}") for n in numbers]
+        world.lanes["track"].append([*entries, Entry(b"other b", None, "device_200")])
+        if place == "waiting":
+            continue
+        batch_id = world.claim()
+        if place == "dead":
+            token = world.begin(batch_id).token
+            world.lanes["track"].bury(batch_id, token, why="{}", outcome="rejected")
+    world.fence.raise_(tags, STORE)
+
+    said = removed(world.purge.scan(tags, world.assert_adds_up))
+
+    assert said == {"track:waiting": 200, "track:batches": 200, "track:dead": 200}
+    assert (world.waiting(), world.records(batch_id), world.letters()) == ("b", "b", "b")
+
+
+def test_records_without_an_id_belong_to_nobody(world):
+    """Their tag is sixteen zeros, which is no tag of anybody."""
+    world.lanes["track"].append([Entry(b"1 n", None, None), Entry(b"2 A", "anna", None)])
+    world.raise_fence()
+    world.scan()
+
+    assert world.waiting() == "n"
+
+
+# What is being sent.
+
+
+@pytest.mark.parametrize("lane", LANES)
+def test_what_is_being_sent_is_left_alone_and_its_lease_reported(world, lane):
+    """Quiesce waits for it: taken out, a success could not be told from a loss."""
+    batch_id = world.batch("bAc", lane)
+    attempt = world.begin(batch_id, lane)
+    world.raise_fence()
+    before = held(world.redis)
+    said = world.scan()
+
+    assert removed(said) == {}
+    assert HOUR_MS - 60_000 < said.sending_ms <= HOUR_MS
+    assert world.records(batch_id, lane) == "bAc"
+    assert held(world.redis) == before
+    assert world.lanes[lane].ack(batch_id, attempt.cut, token=attempt.token) == 3
+    assert world.scan() == NONE
+
+
+def test_an_attempt_without_the_person_is_not_waited_for(world):
+    world.begin(world.batch("bcd"))
+    world.raise_fence()
+
+    assert world.scan() == NONE
+
+
+def test_the_longest_lease_of_both_lanes_is_reported(world):
+    for lane, lease_ms in (("track", 2 * HOUR_MS), ("identify", HOUR_MS), ("track", HOUR_MS)):
+        world.begin(world.batch("A", lane), lane, lease_ms)
+    world.raise_fence()
+
+    assert 2 * HOUR_MS - 60_000 < world.scan().sending_ms <= 2 * HOUR_MS
+
+
+def test_a_person_in_the_part_that_is_not_sent_is_waited_for_too(world):
+    """The batch is of one attempt, whichever part that carries; what is left comes next."""
+    batch_id = narrowed(world, "bcdA")
+    attempt = world.begin(batch_id)
+    world.raise_fence()
+
+    assert world.scan().sending_ms > 0
+    assert world.lanes["track"].ack(batch_id, attempt.cut, token=attempt.token) == 2
+    assert removed(world.scan()) == {"track:batches": 1}
+    assert world.records(batch_id) == "d"
+
+
+def narrowed(world, whose, times=1):
+    """Return a batch that was refused so often: half of it, a quarter … is sent next."""
+    batch_id = world.batch(whose)
+    for _ in range(times):
+        token = world.begin(batch_id).token
+        world.lanes["track"].narrow(batch_id, token, why="{}", singles_max=0)
+    return batch_id
+
+
+# Leases that ran out, and answers that come late.
+
+
+@pytest.mark.parametrize(
+    ("records", "times", "acknowledged", "rest"),
+    [
+        ("bAcA", 0, "bc", ""),
+        ("Abcd", 0, "bcd", ""),
+        ("bAcd", 1, "b", "cd"),
+        ("bcAd", 1, "bc", "d"),
+        ("AbAc", 1, "b", "c"),
+        ("bAAA", 2, "b", ""),
+    ],
+)
+def test_a_late_success_counts_for_exactly_the_others_that_were_sent(
+    world, records, times, acknowledged, rest
+):
+    """What was not sent is still to be sent, and what was must not be sent twice."""
+    batch_id = narrowed(world, records, times)
+    attempt = world.begin(batch_id, lease_ms=0)
+    world.raise_fence()
+    assert removed(world.scan()) == {"track:batches": records.count("A")}
+
+    assert world.lanes["track"].ack(batch_id, attempt.cut, token=attempt.token) == len(acknowledged)
+    assert world.records(batch_id) == rest
+    world.assert_adds_up()
+    assert world.lanes["track"].ack(batch_id, attempt.cut, token=attempt.token) == 0
+
+
+@pytest.mark.parametrize("state", ["lapsed", "released"])
+def test_a_late_success_of_the_persons_records_counts_for_nobody_elses(world, state):
+    """All that was sent is gone: what is left was never sent."""
+    batch_id = narrowed(world, "Aabc")
+    attempt = world.begin(batch_id, lease_ms=0)
+    if state == "released":
+        world.lanes["track"].release(batch_id, attempt.token, wait_ms=0, grace_ms=0)
+    world.raise_fence()
+    assert removed(world.scan()) == {"track:batches": 2}
+
+    assert world.lanes["track"].ack(batch_id, attempt.cut, token=attempt.token) == 0
+    assert world.records(batch_id) == "bc"
+    assert world.field(batch_id, "state") == "released"
+    assert world.lanes["track"].due(9) == [batch_id]
+    assert whose(world.begin(batch_id).bodies) == "b"
+
+
+def test_a_lapsed_attempt_is_taken_over_after_a_purge_as_before(world):
+    """The request may have been stored: it is still counted as ambiguous, and sent again."""
+    batch_id = world.batch("bAc")
+    first = world.begin(batch_id, lease_ms=0)
+    world.raise_fence()
+    world.scan()
+    lapsed = world.lanes["track"].lapse(batch_id, lease_ms=HOUR_MS)
+
+    assert (lapsed.attempt, lapsed.cut, lapsed.sent) == (first.attempt, first.cut, 2)
+    assert world.scan() == NONE
+    assert world.lanes["track"].release(batch_id, lapsed.token, wait_ms=0, grace_ms=0)
+    assert whose(world.begin(batch_id).bodies) == "bc"
+
+
+def test_a_lease_that_was_renewed_is_waited_for_again(world):
+    batch_id = world.batch("bAc")
+    world.begin(batch_id, lease_ms=0)
+    world.lanes["track"].lapse(batch_id, lease_ms=HOUR_MS)
+    world.raise_fence()
+
+    assert world.scan().sending_ms > 0
+    assert world.records(batch_id) == "bAc"
+
+
+def test_a_late_refusal_does_not_bury_who_was_not_refused_alone(world):
+    """Two were refused together, and the one that is left may be the innocent one."""
+    batch_id = world.batch("Ab")
+    attempt = world.begin(batch_id, lease_ms=0)
+    world.raise_fence()
+    world.scan()
+
+    said = world.lanes["track"].narrow(batch_id, attempt.token, why="{}", singles_max=0)
+
+    assert said == "old"
+    assert (world.records(batch_id), world.letters()) == ("b", "")
+    assert world.lanes["track"].lapse(batch_id, lease_ms=0) is not None
+
+
+@pytest.mark.parametrize(
+    ("suspects", "carried", "second"),
+    [("bAcdefgh", "bAcd", "bcde"), ("bAACdefg", "bAAC", "bCd")],
+)
+def test_a_late_success_does_not_count_for_what_only_a_later_attempt_carries(
+    redis, worlds, suspects, carried, second
+):
+    """A purge can make the part that is sent next longer than what is left of the last one."""
+    world = worlds(redis, events_max=8)
+    batch_id = narrowed(world, suspects)
+    first = world.begin(batch_id, lease_ms=0)
+    assert whose(first.bodies) == carried
+    world.lanes["track"].release(batch_id, first.token, wait_ms=0, grace_ms=0)
+    world.raise_fence()
+    world.scan()
+    later = world.begin(batch_id)
+    assert whose(later.bodies) == second
+
+    assert world.lanes["track"].ack(batch_id, first.cut, token=first.token) == 0
+    assert set(second) <= set(world.records(batch_id))
+    assert world.lanes["track"].ack(batch_id, later.cut, token=later.token) == len(second)
+    world.assert_adds_up()
+
+
+def test_the_search_for_a_refused_event_goes_on_without_the_person(world):
+    """P5: it is found among those that are left, and its neighbours are delivered."""
+    batch_id = narrowed(world, "bAcd")
+    world.lanes["track"].release(batch_id, "", wait_ms=0, grace_ms=0)
+    world.raise_fence()
+    world.scan()
+    buffer = world.lanes["track"]
+    delivered = ""
+    while isinstance(begun := world.begin(batch_id), Admitted):
+        if "c" in whose(begun.bodies):
+            buffer.narrow(batch_id, begun.token, why="{}", singles_max=0)
+        else:
+            delivered += whose(begun.bodies)
+            buffer.ack(batch_id, begun.cut, token=begun.token)
+
+    assert ("".join(sorted(delivered)), world.letters()) == ("bd", "c")
+
+
+# What the fence took out on its way.
+
+
+def test_what_claim_begin_and_revive_took_out_is_told_once(world):
+    """The receipt says how many events of theirs were dropped, however that came about."""
+    world.bury("Ab")
+    batch_id = world.batch("bxa")
+    world.append("Ab")
+    world.raise_fence()
+    world.claim()
+    world.begin(batch_id)
+    world.dead.revive([letter.id for letter in world.dead.letters()])
+
+    assert removed(world.scan()) == {"fence": 4}
+    assert world.redis.exists(KEYS.caught) == 0
+    assert world.scan() == NONE
+
+
+def test_what_was_taken_out_of_others_is_not_told_nor_forgotten(world):
+    world.append("bA")
+    world.fence.raise_([*ANNA, tag("p", "user", "user_b")], STORE)
+    world.claim()
+
+    assert removed(world.scan()) == {"fence": 1}
+    assert world.redis.hgetall(KEYS.caught) == {tag("p", "user", "user_b"): b"1"}
+
+
+def test_one_event_of_two_erased_people_is_told_to_one_of_them(world):
+    """The sum of what erasures say must not exceed what there was."""
+    world.append("a")
+    bob = [tag("p", "user", "bob")]
+    world.fence.raise_([*ANNA, *bob], STORE)
+    world.claim()
+
+    told = world.purge.scan(bob).removed["fence"], world.scan().removed["fence"]
+    assert sorted(told) == [0, 1]
+
+
+# Meanwhile, others do what they do. Each step of a scan is followed by one of these.
+
+STEPS = st.sampled_from(
+    ["append", "claim", "begin", "ack", "bury", "release", "narrow", "revive", "discard", "lapse"]
+)
+RECORDS = st.text("AaxbcdefgB", max_size=14)
+
+
+class Meanwhile:
+    """Workers on all lanes; remembers the fate of everybody else's records."""
+
+    def __init__(self, world, steps):
+        self.world, self.steps, self.turn = world, steps, 0
+        self.ended = Counter()
+        self.sending = {lane: {} for lane in LANES}
+        self.revived = set()
+
+    def act(self):
+        self.world.assert_adds_up()
+        if self.turn >= len(self.steps):
+            return
+        step, lane, n = self.steps[self.turn]
+        self.turn += 1
+        getattr(self, step)(lane, n)
+        self.world.assert_adds_up()
+
+    def append(self, lane, n):
+        self.world.append("hiA"[: n + 1], lane)
+
+    def claim(self, lane, _):
+        self.world.claim(lane)
+
+    def chosen(self, lane, n, *, sending):
+        """Return one of the batches that are, or are not, being sent."""
+        ids = self.world.lanes[lane].due(99, everything=True)
+        ids = [id_ for id_ in ids if (id_ in self.sending[lane]) == sending]
+        return ids[n % len(ids)] if ids else None
+
+    def begin(self, lane, n):
+        batch_id = self.chosen(lane, n, sending=False)
+        if batch_id is None:
+            return
+        begun = self.world.begin(batch_id, lane, HOUR_MS if n % 2 else 0)
+        if isinstance(begun, Admitted):
+            # P6: from the instant that the fence is up.
+            assert not set("Aax") & set(whose(begun.bodies))
+            self.sending[lane][batch_id] = begun
+
+    def ended_attempt(self, lane, n):
+        batch_id = self.chosen(lane, n, sending=True)
+        return (None, None) if batch_id is None else (batch_id, self.sending[lane].pop(batch_id))
+
+    def ack(self, lane, n):
+        batch_id, attempt = self.ended_attempt(lane, n)
+        if batch_id is None:
+            return
+        before = self.world.records(batch_id, lane)
+        done = self.world.lanes[lane].ack(batch_id, attempt.cut, token=attempt.token)
+        assert set(before[:done]) <= set(whose(attempt.bodies))
+        self.ended.update(before[:done])
+
+    def bury(self, lane, n):
+        batch_id, attempt = self.ended_attempt(lane, n)
+        if batch_id is not None:
+            buffer = self.world.lanes[lane]
+            buffer.bury(batch_id, attempt.token, why="{}", outcome="rejected")
+            self.free(lane, batch_id)
+
+    def release(self, lane, n):
+        batch_id, attempt = self.ended_attempt(lane, n)
+        if batch_id is not None:
+            self.world.lanes[lane].release(batch_id, attempt.token, wait_ms=0, grace_ms=0)
+            self.free(lane, batch_id)
+
+    def narrow(self, lane, n):
+        batch_id, attempt = self.ended_attempt(lane, n)
+        if batch_id is not None:
+            buffer = self.world.lanes[lane]
+            said = buffer.narrow(batch_id, attempt.token, why="{}", singles_max=0)
+            assert said != "buried" or len(attempt.bodies) == 1
+            self.free(lane, batch_id)
+
+    def free(self, lane, batch_id):
+        """An old token changed nothing: then a flush takes the batch over, and frees it."""
+        buffer = self.world.lanes[lane]
+        lapsed = buffer.lapse(batch_id, lease_ms=0)
+        if lapsed is not None:
+            buffer.release(batch_id, lapsed.token, wait_ms=0, grace_ms=0)
+
+    def lapse(self, lane, n):
+        batch_id, _ = self.ended_attempt(lane, n)
+        if batch_id is not None and (self.world.field(batch_id, "state", lane) == "sending"):
+            self.world.redis.zadd(KEYS.lane(lane).leases, {batch_id: 0})
+            self.free(lane, batch_id)
+
+    def some_letters(self, lane, n):
+        return [letter.id for letter in self.world.dead.letters() if letter.lane == lane][: n + 1]
+
+    def revive(self, lane, n):
+        ids = self.some_letters(lane, n)
+        letters = self.world.redis.hmget(KEYS.dead, ids) if ids else []
+        self.revived |= {serial(letter.partition(b"\n")[2]) for letter in letters}
+        self.world.dead.revive(ids)
+
+    def discard(self, lane, n):
+        ids = self.some_letters(lane, n)
+        gone = whose(self.world.redis.hmget(KEYS.dead, ids)) if ids else ""
+        self.world.dead.discard(ids)
+        self.ended.update(gone)
+
+
+def everybody(world):
+    """Return how many records of each there are, wherever they are; the person's left out."""
+    found = Counter()
+    for lane in LANES:
+        found.update(world.waiting(lane) + world.letters(lane))
+        for batch_id in world.lanes[lane].due(999, everything=True):
+            found.update(world.records(batch_id, lane))
+    return found
+
+
+@SHARED
+@given(
+    waiting=st.tuples(*[RECORDS] * len(LANES)),
+    batches=st.lists(
+        st.tuples(
+            st.sampled_from(LANES),
+            st.text("AaxbcdefgB", min_size=1, max_size=4),
+            st.sampled_from(["claimed", "narrowed", "sending", "lapsed", "dead", "dead"]),
+        ),
+        max_size=8,
+    ),
+    steps=st.lists(st.tuples(STEPS, st.sampled_from(LANES), st.integers(0, 3)), max_size=40),
+)
+@example(("AbAbAbA" * 2, "", ""), [], [("claim", "track", 0)] * 3)
+@example(("", "", ""), [("track", "Ab", "dead")] * 6, [("discard", "track", 0)] * 9)
+@example(("", "", ""), [("track", "bA", "lapsed")], [("append", "track", 0)] * 4)
+def test_nothing_of_the_person_stays_and_nothing_of_others_goes_whatever_happens(
+    redis, monkeypatch, waiting, batches, steps
+):
+    """Scans until they find nothing, as the workflow does, while all others go on."""
+    monkeypatch.setattr(purge_module, "STEP", 2)
+    redis.flushdb()
+    world = World(redis)
+    meanwhile = Meanwhile(world, steps)
+    try:
+        for lane, records, state in batches:
+            batch_id = world.batch(records, lane)
+            prepare(world, meanwhile, lane, batch_id, state)
+        for lane, records in zip(LANES, waiting, strict=True):
+            world.append(records, lane)
+        before = everybody(world)
+        erased = sum(world.counts()[f"{lane}:erased"] for lane in LANES)
+        world.raise_fence()
+
+        told = 0
+        while True:
+            scan = world.purge.scan(ANNA, meanwhile.act)
+            told += scan.removed.total()
+            if not scan.sending_ms:
+                assert_nothing_is_left(world)
+                if not scan.removed.total():
+                    break
+            end_attempts(world, meanwhile)
+
+        assert told == sum(world.counts()[f"{lane}:erased"] for lane in LANES) - erased
+        assert others(everybody(world) + meanwhile.ended) == others(before)
+        for lane in LANES:
+            assert_in_order(world, meanwhile, lane)
+    finally:
+        world.close()
+
+
+def prepare(world, meanwhile, lane, batch_id, state):
+    """Bring a batch into its state before the fence is raised."""
+    buffer = world.lanes[lane]
+    if state == "claimed":
+        return
+    begun = world.begin(batch_id, lane, 0 if state == "lapsed" else HOUR_MS)
+    if state == "narrowed":
+        buffer.narrow(batch_id, begun.token, why="{}", singles_max=0)
+    elif state == "dead":
+        buffer.bury(batch_id, begun.token, why="{}", outcome="rejected")
+    else:
+        meanwhile.sending[lane][batch_id] = begun
+
+
+def end_attempts(world, meanwhile):
+    """Whatever was being sent comes to an end: here it is buried, with the person in it."""
+    for lane in LANES:
+        for batch_id in world.lanes[lane].due(99, everything=True):
+            attempt = meanwhile.sending[lane].pop(batch_id, None)
+            if attempt is not None:
+                world.lanes[lane].bury(batch_id, attempt.token, why="{}", outcome="rejected")
+
+
+def others(found):
+    """Leave out the person, and what was appended meanwhile."""
+    return {who: n for who, n in found.items() if who not in "Aaxhi"}
+
+
+def assert_nothing_is_left(world):
+    assert not set("Aax") & set(everybody(world))
+
+
+def assert_in_order(world, meanwhile, lane):
+    """Events wait in the order of their serial numbers, but for what was revived."""
+    records = world.redis.lrange(KEYS.lane(lane).waiting, 0, -1)
+    serials = [n for n in map(serial, records) if n not in meanwhile.revived]
+
+    assert serials == sorted(serials)
+
+
+def serial(record):
+    return int(record[HEADER_BYTES:].split()[0])
+
+
+# At maxmemory, and what stays readable on disk.
+
+
+@pytest.fixture
+def servers():
+    started = []
+
+    def start(**config):
+        server = embedded(config={"maxmemory-policy": "noeviction", **config})
+        server.start()
+        client = Redis(port=server.port)
+        started.append((server, client))
+        return server, client
+
+    yield start
+    for server, client in started:
+        client.close()
+        server.stop()
+
+
+def test_at_maxmemory_a_person_can_still_be_purged(servers, worlds):
+    """It is a way to make room, and no reason to keep anybody's data."""
+    _, client = servers()
+    world = worlds(client, events_max=400)
+    world.bury("Ab" * 100)
+    batch_id = world.batch("bx" * 100)
+    lapsed = world.batch("aab" * 50)
+    world.begin(lapsed, lease_ms=0)
+    going = world.batch("Ab" * 20)
+    world.append("bA" * 500)
+    world.raise_fence()
+    # Scripts too are memory: what is to run was loaded before, as on any server in use.
+    world.purge.scan([tag("p", "user", "nobody")])
+    client.config_set("maxmemory", client.info("memory")["used_memory"] // 2)
+    with pytest.raises(BufferFull):
+        world.append("b")
+    world.begin(going)
+
+    assert removed(world.scan()) == {
+        "track:waiting": 500,
+        "track:batches": 200,
+        "track:dead": 100,
+        "fence": 20,
+    }
+    assert (world.waiting(), world.letters()) == ("b" * 500, "b" * 100)
+    assert (world.records(batch_id), world.records(lapsed)) == ("b" * 100, "b" * 50)
+
+
+def files_with(directory, text):
+    found = [path for path in Path(directory).rglob("*") if path.is_file()]
+    assert found
+    return [path.name for path in found if text in path.read_bytes()]
+
+
+AOF = {"appendonly": "yes", "appendfsync": "always"}
+
+
+def test_after_the_aof_was_rewritten_nothing_of_the_person_is_on_disk(servers, worlds):
+    """Until then a deleted event can still be read there; the receipt says which it is."""
+    server, client = servers(**AOF)
+    world = worlds(client)
+    buffer = world.lanes["track"]
+    for place in ("dead", "claimed", "lapsed", "waiting"):
+        secret = Entry(b'{"email":"anna@example.org"} A', "anna", None)
+        buffer.append([secret, Entry(b'{"email":"bob@example.org"} b', "bob", None)])
+        if place == "waiting":
+            continue
+        batch_id = world.claim()
+        if place == "dead":
+            token = world.begin(batch_id).token
+            buffer.bury(batch_id, token, why="{}", outcome="rejected")
+        elif place == "lapsed":
+            world.begin(batch_id, lease_ms=0)
+    world.raise_fence()
+    assert world.scan().removed.total() == 4
+    assert files_with(server.data_dir, b"anna@example.org")
+
+    assert world.purge.rewrite_aof(30) == "rewritten"
+    assert files_with(server.data_dir, b"anna@example.org") == []
+    assert files_with(server.data_dir, b"bob@example.org")
+
+
+def test_without_an_aof_there_is_nothing_to_rewrite(servers):
+    _, client = servers()
+
+    assert Purge(client, "p").rewrite_aof(30) == "off"
+
+
+def test_a_provider_that_does_not_allow_the_command_is_no_error(servers):
+    """The erasure is complete all the same; the receipt says that the AOF was not rewritten."""
+    server, client = servers(**AOF)
+    client.acl_setuser(
+        "tenant", enabled=True, nopass=True, keys=["*"], commands=["+@all", "-bgrewriteaof"]
+    )
+    with Redis(port=server.port, username="tenant", password="any") as tenant:
+        assert Purge(tenant, "p").rewrite_aof(30) == "refused"
+
+
+def test_a_rewrite_that_takes_longer_than_one_can_wait_is_said_to_run(servers):
+    _, client = servers(**AOF)
+    client.config_set("rdb-key-save-delay", 200_000)
+    for n in range(20):
+        client.set(f"key-{n}", n)
+
+    assert Purge(client, "p").rewrite_aof(0) == "running"
+    client.config_set("rdb-key-save-delay", 0)
+
+
+def test_a_rewrite_that_began_before_the_purge_does_not_count(servers):
+    """It may have written down what was removed since: one that begins later must follow."""
+    server, client = servers(**AOF)
+    client.config_set("rdb-key-save-delay", 20_000)
+    client.set("secret", "anna@example.org")
+    for n in range(20):
+        client.set(f"key-{n}", n)
+    client.bgrewriteaof()
+    client.delete("secret")
+
+    assert Purge(client, "p").rewrite_aof(30) == "rewritten"
+    assert files_with(server.data_dir, b"anna@example.org") == []
+
+
+def test_an_attempt_whose_batch_a_late_success_took_away_is_still_waited_for(redis):
+    """It was admitted before the fence, and nobody can tell what is on its way with it."""
+    Fence(redis, "p").load(STORE, set)
+    buffer = Buffer(redis, "p", "track", BatchLimits(5, 1000, 0), held_bytes_max=1 << 20)
+    buffer.append([Entry(b"{}", "a person", None)])
+    batch_id = buffer.claim(slot_us=None, found_again_ms=5000)
+    how = {"slot": "none", "slot_valid_ms": 2000}
+    first = buffer.begin(batch_id, lease_ms=0, **how)
+    lapsed = buffer.lapse(batch_id, lease_ms=60_000)
+    buffer.release(batch_id, lapsed.token, wait_ms=0, grace_ms=0)
+    buffer.begin(batch_id, lease_ms=60_000, **how)
+
+    assert buffer.ack(batch_id, first.cut, token=first.token) == 1
+    assert 59_000 < Purge(redis, "p").scan([tag("p", "user", "a person")]).sending_ms <= 60_000

@@ -1,0 +1,119 @@
+"""One look at everything, against what was done to a real buffer."""
+
+from __future__ import annotations
+
+import pytest
+
+from mm_tasks.buffer import snapshot
+from mm_tasks.buffer.batches import BatchLimits, Buffer
+from mm_tasks.buffer.fence import Fence
+from mm_tasks.buffer.keys import ProjectKeys
+from mm_tasks.buffer.pauses import Pauses
+from mm_tasks.buffer.producer import Entry
+from mm_tasks.buffer.rate_limiter import Limiter
+from mm_tasks.events.lanes import LANES
+from mm_tasks.monitoring import status
+from tests.conftest import held, load_fences
+
+LIMITS = BatchLimits(2, 1000, 0)
+KEYS = ProjectKeys("p")
+
+
+@pytest.fixture
+def buffers(redis):
+    load_fences(redis)
+    return {lane: Buffer(redis, "p", lane, LIMITS, held_bytes_max=1 << 20) for lane in LANES}
+
+
+def append(buffer, n):
+    buffer.append([Entry(b'{"event":"e%d"}' % i, None, None) for i in range(n)])
+
+
+def bury(buffer, reason, n=2):
+    """Make dead letters, as an attempt that found the reason does."""
+    append(buffer, n)
+    batch_id = buffer.claim(slot_us=None, found_again_ms=1000)
+    begun = buffer.begin(batch_id, slot="none", slot_valid_ms=1000, lease_ms=1000)
+    why = f'{{"reason": "{reason}", "status": 400, "code": "c", "attempts": 1}}'
+    assert buffer.bury(batch_id, begun.token, why=why, outcome=reason) == n
+
+
+def test_a_project_that_nobody_used_is_empty_and_not_paused(redis):
+    found = snapshot.read(redis, "p")
+
+    assert found.counts == {}
+    assert (found.waiting, found.oldest_waiting_s, found.paused) == (0, None, None)
+    assert found.slots_ahead_s == 0
+    assert list(found.lanes) == list(LANES)
+
+
+def test_each_lane_shows_what_waits_and_what_is_on_its_way(redis, buffers):
+    for n, buffer in enumerate(buffers.values(), start=3):
+        append(buffer, n)
+        assert buffer.claim(slot_us=None, found_again_ms=1000)
+
+    found = snapshot.read(redis, "p")
+
+    assert {name: lane.waiting for name, lane in found.lanes.items()} == {
+        "track": 1,
+        "identify": 2,
+        "backfill": 3,
+    }
+    assert all(lane.claimed == lane.batches == 1 for lane in found.lanes.values())
+    assert (found.total("leased"), found.total("accepted"), found.waiting) == (6, 12, 6)
+    assert 0 <= found.oldest_waiting_s < 60
+
+
+def test_what_stops_an_endpoint_is_shown_by_both_of_its_lanes(redis):
+    pauses = Pauses(redis, "p", "backfill")
+    assert pauses.pause("b", "unavailable", status="-", code="refused", first_ms=1, probe_ms=1)
+    pauses.throttle(60_000, keep_ms=0)
+
+    found = snapshot.read(redis, "p")
+
+    assert found.lanes["track"].outage == found.lanes["backfill"].outage
+    assert found.lanes["track"].throttle_until_us > found.now_us
+    assert not found.lanes["identify"].outage
+    assert found.paused.reason == "unavailable: - refused"
+    assert found.paused.kind == "unavailable"
+
+
+def test_the_quota_that_was_taken_is_ahead_of_now(redis):
+    limiter = Limiter(redis, "p", "track", 5, 10)
+    while limiter.reserve(1):
+        pass
+
+    assert 1.5 < snapshot.read(redis, "p").slots_ahead_s <= 3.2
+
+
+def test_fences_that_could_not_be_loaded_are_the_first_reason(redis):
+    """Whatever else stops it: before they are loaded nothing is sent at all."""
+    Fence(redis, "p").note_failed("AuditUnavailable")
+    Pauses(redis, "p", "track").throttle(60_000, keep_ms=0)
+
+    assert snapshot.read(redis, "p").paused.kind == "fences_not_loaded"
+    assert status.read(redis, "p")["paused"]["reason"].startswith("fences_not_loaded: - ")
+
+
+def test_dead_letters_are_counted_by_reason_in_any_number(redis, buffers):
+    """More than one step looks at, and of every lane."""
+    for _ in range(2):
+        bury(buffers["track"], "rejected")
+    bury(buffers["backfill"], "ambiguous")
+    bury(buffers["identify"], "rejected")
+
+    assert snapshot.dead_reasons(redis, "p", step=3) == {"rejected": 6, "ambiguous": 2}
+
+
+def test_looking_changes_nothing(redis, buffers):
+    """`top` and the metrics look every second: they may write nothing, not even by expiry."""
+    for lane in LANES:
+        bury(buffers[lane], "rejected")
+        append(buffers[lane], 3)
+    Pauses(redis, "p", "track").throttle(60_000, keep_ms=0)
+    before = held(redis)
+
+    snapshot.read(redis, "p")
+    snapshot.dead_reasons(redis, "p")
+
+    assert held(redis) == before

@@ -1,0 +1,5 @@
+from __future__ import annotations
+
+from tests.system.conftest import stack
+
+__all__ = ["stack"]

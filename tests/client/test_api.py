@@ -1,0 +1,190 @@
+"""The client against sockets that misbehave: doubt must never look like an answer."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+
+import pytest
+from pydantic import SecretStr
+
+from mm_tasks.client.access import vendor_access
+from mm_tasks.client.api import Client
+from mm_tasks.client.outcome import (
+    Ambiguous,
+    Answer,
+    Delivered,
+    Misdirected,
+    Rejected,
+    Throttled,
+    Unauthorized,
+    Unavailable,
+)
+from mm_tasks.errors import ConfigurationError
+
+KEY = SecretStr("sk_test_abc_s3cret_-x")
+
+
+class Server:
+    """Answers each connection's first request with raw bytes, or a function of the socket."""
+
+    def __init__(self, answer):
+        self.answer = answer
+        self.received = b""
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        threading.Thread(target=self.run, daemon=True).start()
+
+    def run(self):
+        while True:
+            try:
+                sock, _ = self.listener.accept()
+            except OSError:
+                return
+            with sock:
+                while not self.received.endswith(b"]}"):
+                    data = sock.recv(65536)
+                    if not data:
+                        break
+                    self.received += data
+                try:
+                    if callable(self.answer):
+                        self.answer(sock)
+                    else:
+                        sock.sendall(self.answer)
+                except OSError:
+                    pass
+
+
+@pytest.fixture
+def send():
+    servers = []
+
+    def send(answer, timeout_s=10.0):
+        server = Server(answer)
+        servers.append(server)
+        client = Client(vendor_access(server.url, KEY), request_timeout_s=timeout_s)
+        outcome = client.send("track", [b'{"event":"a"}', b'{"event":"b"}'])
+        client.close()
+        send.server = server
+        return outcome
+
+    yield send
+    for server in servers:
+        server.listener.close()
+
+
+def http(status, body=b"", *headers):
+    head = "".join(f"{line}\r\n" for line in headers)
+    return f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\n{head}\r\n".encode() + body
+
+
+def drip(sock):
+    for byte in http(202, b'{"ok":true,"count":2}'):
+        sock.sendall(bytes([byte]))
+        time.sleep(0.1)
+
+
+TABLE = {
+    "202 with ok": (http(202, b'{"ok":true,"count":2}'), Delivered(2)),
+    "200 with ok": (http(200, b'{"ok":true}'), Delivered(None)),
+    "202 with ok false": (http(202, b'{"ok":false}'), Ambiguous("unusable", 202)),
+    "200 with HTML": (http(200, b"<html>"), Ambiguous("unusable", 200)),
+    "200 without a body": (http(200), Ambiguous("cut", 200)),
+    "cut in the headers": (b"HTTP/1.1 202 Accepted\r\nContent-Ty", Ambiguous),
+    "cut in the body": (b'HTTP/1.1 202 A\r\nContent-Length: 99\r\n\r\n{"ok":tr', Ambiguous),
+    "closed without an answer": (b"", Ambiguous),
+    "giant": (http(202, b'{"ok":true' + b" " * 70_000 + b"}"), Ambiguous),
+    "400": (http(400, b'{"error":"invalid_payload"}'), Rejected),
+    "413 of a proxy": (http(413, b"<html>"), Rejected),
+    "401": (http(401, b'{"error":"invalid_api_key"}'), Unauthorized),
+    "403": (http(403), Unauthorized),
+    "404": (http(404), Misdirected),
+    "307 elsewhere": (http(307, b"", "Location: http://127.0.0.1:1/"), Misdirected),
+    "307 to nonsense": (http(307, b"", "Location: http://["), Misdirected),
+    "307 to no text": (
+        b"HTTP/1.1 307 X\r\nContent-Length: 0\r\nLocation: http://\xff/\r\n\r\n",
+        Misdirected,
+    ),
+    "307 with a code": (
+        http(307, b'{"error":"moved"}', "Location: http://127.0.0.1:1/"),
+        Misdirected(Answer(307, "moved")),
+    ),
+    "408": (http(408), Ambiguous),
+    "502": (http(502, b'{"error":"upstream_failed"}'), Ambiguous("502", 502, "upstream_failed")),
+    "520 of a proxy": (http(520, b"<html>"), Ambiguous("520", 520)),
+}
+
+
+@pytest.mark.parametrize(("answer", "expected"), TABLE.values(), ids=TABLE.keys())
+def test_an_answer_is_classified(send, answer, expected):
+    outcome = send(answer)
+
+    if isinstance(expected, type):
+        assert isinstance(outcome, expected)
+    else:
+        assert outcome == expected
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [("7", 7), ("0", 0), ("-5", 0), ("soon", None), ("Wed, 21 Oct 2015 07:28:00 GMT", 0)],
+)
+def test_retry_after_is_read_or_left_open(send, header, seconds):
+    outcome = send(http(429, b"", f"Retry-After: {header}"))
+
+    assert isinstance(outcome, Throttled)
+    assert outcome.retry_after_s == seconds
+
+
+def test_no_answer_is_a_timeout(send):
+    assert send(lambda _: time.sleep(2), timeout_s=0.5) == Ambiguous("timeout")
+
+
+def test_the_deadline_is_for_the_whole_exchange(send):
+    """A read timeout alone would let a drip of 60 bytes hold a worker for 6 s."""
+    assert send(drip, timeout_s=0.5) == Ambiguous("timeout")
+
+
+def test_a_refused_connection_is_provably_unsent():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    client = Client(vendor_access(f"http://127.0.0.1:{port}", KEY))
+
+    assert client.send("track", [b"{}"]) == Unavailable("refused")
+
+
+def test_the_request_is_what_the_vendor_documents(send, monkeypatch, tmp_path):
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login a password b")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    assert send(http(202, b'{"ok":true,"count":2}')) == Delivered(2)
+    head, _, body = send.server.received.partition(b"\r\n\r\n")
+
+    assert body == b'{"events":[{"event":"a"},{"event":"b"}]}'
+    assert head.startswith(b"POST /v1/batch HTTP/1.1")
+    assert b"Authorization: Bearer sk_test_abc_s3cret_-x" in head
+    assert b"Content-Type: application/json" in head
+    assert b"User-Agent: mm-tasks/" in head
+
+
+@pytest.mark.parametrize("key", ["pk_test_a_b", "rk_test_a_b", "ak_test_a_b", "sk_test", "x", ""])
+def test_only_a_secret_key_is_accepted(key):
+    with pytest.raises(ConfigurationError, match="MILLIMETRIC_KEY"):
+        vendor_access("https://api.millimetric.ai", SecretStr(key))
+
+
+@pytest.mark.parametrize(
+    "host", ["http://example.com", "ftp://x", "x", "https://a:b@example.com", "https://x/?q=1"]
+)
+def test_a_host_that_would_leak_the_key_is_refused(host):
+    with pytest.raises(ConfigurationError, match="MILLIMETRIC_HOST"):
+        vendor_access(host, KEY)
+
+
+def test_the_key_is_in_no_repr():
+    access = vendor_access("https://api.millimetric.ai/", KEY)
+
+    assert "s3cret" not in repr(access) + repr(Client(access))

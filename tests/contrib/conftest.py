@@ -1,0 +1,98 @@
+"""The examples on their real servers, and what the middlewares leave in a real Redis."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import shutil
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from mm_tasks import runtime
+from mm_tasks.buffer.keys import ProjectKeys
+from mm_tasks.buffer.records import HEADER_BYTES
+from mm_tasks.monitoring import status
+from tests.system.conftest import Stack
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+GUNICORN = ("gunicorn", "--preload", "-w", "2", "-b", "127.0.0.1:0", "--no-control-socket")
+_STARTED = re.compile(r"(?:Listening at:|running on) (http://\S+)")
+
+
+@pytest.fixture
+def stack(redis, redis_url, tmp_path):  # noqa: ARG001 - `redis` empties the server
+    stack = Stack(redis_url, tmp_path)
+    stack.env["PYTHONPATH"] = str(EXAMPLES)
+    stack.env["SHOP_DATABASE"] = str(tmp_path / "shop.sqlite3")
+    yield stack
+    stack.end()
+
+
+@pytest.fixture
+def here(redis, redis_url, fresh):  # noqa: ARG001 - `redis` empties the server
+    """Let this process store there, and close what it opened."""
+    fresh(MM_TASKS_REDIS_URL=redis_url)
+    yield
+    opened = runtime._process.runtime  # noqa: SLF001 - processes keep theirs to their end
+    for buffer in opened.producers.values() if opened else ():
+        buffer._redis.close()  # noqa: SLF001
+        for connection in buffer._line._idle:  # noqa: SLF001
+            connection.disconnect()
+
+
+@pytest.fixture
+def copied(stack):
+    """Put the Django project where programs are started, as it may write there."""
+    return lambda: shutil.copytree(EXAMPLES / "django_app", stack.log_dir, dirs_exist_ok=True)
+
+
+@pytest.fixture
+def migrated(stack, copied):
+    """As `copied`, with a database."""
+
+    def migrate():
+        copied()
+        manage = stack.start("manage", "manage", "migrate", "--run-syncdb", "-v", "0")
+        assert manage.wait(30) == 0, stack.read(manage)
+
+    return migrate
+
+
+@pytest.fixture
+def serve(stack):
+    """Start a server of an example, with two of them where it is gunicorn; return its address."""
+
+    def start(kind, app, **env):
+        args = GUNICORN if kind == "gunicorn" else ("uvicorn", "--port", "0", "--no-access-log")
+        server = stack.start(kind, *args, app, **env)
+        stack.wait(lambda: _STARTED.search(stack.read(server)) or server.poll() is not None, 30)
+        found = _STARTED.search(stack.read(server))
+        assert found, stack.read(server)
+        server.address = urlsplit(found[1]).netloc
+        return server
+
+    return start
+
+
+def get(address, target, headers=()):
+    """Ask once, on a connection of its own; return status, headers and body."""
+    connection = http.client.HTTPConnection(address, timeout=20)
+    try:
+        connection.request("GET", target, headers=dict(headers))
+        answer = connection.getresponse()
+        return answer.status, answer.headers, answer.read()
+    finally:
+        connection.close()
+
+
+def stored(redis, project="default", lane="track"):
+    """Return the events that wait, as they will be sent."""
+    records = redis.lrange(ProjectKeys(project).lane(lane).waiting, 0, -1)
+    return [json.loads(record[HEADER_BYTES:]) for record in records]
+
+
+def left_out(redis, project="default"):
+    return status.read(redis, project)["left_out"]

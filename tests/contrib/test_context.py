@@ -1,0 +1,86 @@
+"""`mm_tasks.context`: what jobs and scripts give to all events tracked inside."""
+
+from __future__ import annotations
+
+import pytest
+
+from mm_tasks import context, identify, track
+from mm_tasks.errors import InvalidEvent
+from tests.contrib.conftest import stored
+
+pytestmark = pytest.mark.usefixtures("here")
+
+OWN = ("event", "event_id", "timestamp")
+
+
+def shared(redis):
+    """Return what events have besides what is their own."""
+    found = stored(redis)
+    return [{name: event[name] for name in event if name not in OWN} for event in found]
+
+
+def test_contexts_may_be_nested_and_the_inner_one_wins(redis):
+    with context(anonymous_id="a", url="https://o/"):
+        with context(url="https://i/", session_id="s"):
+            track.delay("inner")
+        track.delay("outer")
+    track.delay("after")
+
+    inner = {"anonymous_id": "a", "session_id": "s", "url": "https://i/"}
+    assert shared(redis) == [inner, {"anonymous_id": "a", "url": "https://o/"}, {}]
+
+
+def test_none_takes_away_what_is_around_in_a_context_and_in_a_call(redis):
+    with context(anonymous_id="a", user_id="u", path="/p"):
+        track.delay("e", path=None)
+        with context(anonymous_id=None):
+            track.delay("e")
+
+    expected = [{"anonymous_id": "a", "user_id": "u"}, {"user_id": "u", "path": "/p"}]
+    assert shared(redis) == expected
+
+
+def test_an_error_ends_it(redis):
+    with pytest.raises(LookupError), context(anonymous_id="a"):
+        raise LookupError
+    track.delay("after")
+
+    assert shared(redis) == [{}]
+
+
+def test_a_function_may_be_wrapped_and_has_it_in_each_call(redis):
+    @context(anonymous_id="a")
+    def job():
+        track.delay("e")
+
+    job()
+    job()
+    assert shared(redis) == [{"anonymous_id": "a"}] * 2
+
+
+def test_a_backfill_takes_nothing_and_identify_takes_the_ids(redis):
+    with context(anonymous_id="a", user_id="u", path="/p"):
+        track.delay_many([{"event": "imported"}])
+        identify.delay()
+        identify.delay("b")
+
+    assert shared(redis) == [{}]
+    links = [(link["anonymous_id"], link["user_id"]) for link in stored(redis, lane="identify")]
+    assert links == [("a", "u"), ("b", "u")]
+
+
+REFUSED = {
+    "of an event's own": ({"event": "e"}, "event: cannot be shared"),
+    "unknown, though None": ({"utm": None}, "utm: cannot be shared"),
+    "no URL": ({"url": "secret"}, "url: must be"),
+    "no text": ({"user_id": 7}, "user_id: must be"),
+    "too long": ({"anonymous_id": "secret" * 30}, "anonymous_id: must have"),
+}
+
+
+@pytest.mark.parametrize(("given", "said"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_would_be_refused_is_named_at_once_and_never_shown(given, said):
+    with pytest.raises(InvalidEvent, match=said) as raised, context(**given):
+        pytest.fail("it was let in")
+
+    assert "secret" not in str(raised.value)

@@ -1,0 +1,366 @@
+"""Events and Django's transactions, its middleware and its system checks, in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import io
+import json
+
+import django
+import pytest
+from asgiref.sync import iscoroutinefunction, sync_to_async
+from django.conf import settings
+from django.core.cache import caches
+from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
+from django.core.management import call_command
+from django.db import connections, transaction
+from django.http import FileResponse, HttpResponse, StreamingHttpResponse
+from django.test import AsyncClient, AsyncRequestFactory, Client, RequestFactory
+from django.test.utils import override_settings
+from django.urls import clear_url_caches, path
+from django.views.decorators.cache import cache_control
+
+from mm_tasks import context, identify, track
+from mm_tasks.contrib.django import checks
+from mm_tasks.errors import BufferUnavailable, InvalidEvent
+from mm_tasks.events.models import IdentifyEvent, TrackEvent
+from tests.contrib.conftest import left_out, stored
+
+pytestmark = pytest.mark.usefixtures("here")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def project():
+    settings.configure(
+        ALLOWED_HOSTS=["testserver"],
+        DATABASES={
+            name: {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
+            for name in ("default", "other")
+        },
+        MIDDLEWARE=[OURS],
+        ROOT_URLCONF=Pages,
+        INSTALLED_APPS=["mm_tasks.contrib.django"],
+        USE_TZ=True,
+    )
+    django.setup()
+    yield
+    connections.close_all()
+
+
+class Pages:
+    """As a module of urls."""
+
+    urlpatterns = ()
+
+
+@pytest.fixture
+def visit(monkeypatch):
+    """Return what asks Django for a page that is a view, through all of its layers."""
+
+    def ask(view, target="/a", **headers):
+        monkeypatch.setattr(Pages, "urlpatterns", [path(target.lstrip("/"), view)])
+        clear_url_caches()
+        if iscoroutinefunction(view):
+            client = AsyncClient(raise_request_exception=False)
+            return asyncio.run(client.get(target, headers=headers))
+        return Client(raise_request_exception=False).get(target, headers=headers)
+
+    return ask
+
+
+def names(redis):
+    return [event["event"] for event in stored(redis)]
+
+
+def test_an_event_is_stored_when_the_outermost_transaction_commits(redis):
+    with transaction.atomic():
+        with transaction.atomic():
+            planned = track.delay_on_commit("noted", user_id="u")
+        assert names(redis) == []
+
+    [event] = stored(redis)
+    assert event["event_id"] == planned.id
+
+
+def test_what_was_rolled_back_is_not_stored_and_what_goes_on_is(redis):
+    with transaction.atomic():
+        track.delay_on_commit("outer", user_id="u")
+        with contextlib.suppress(LookupError), transaction.atomic():
+            track.delay_on_commit("inner", user_id="u")
+            raise LookupError
+
+    assert names(redis) == ["outer"]
+
+
+def test_outside_of_a_transaction_it_is_stored_at_once(redis):
+    track.delay_on_commit(event="noted", user_id="u")
+    identify.delay_on_commit("a", "u", {"plan": "pro"})
+
+    assert names(redis) == ["noted"]
+    assert redis.llen("{mm:default}:identify:waiting") == 1
+
+
+def test_each_database_has_its_own_transaction(redis):
+    with contextlib.suppress(LookupError), transaction.atomic(using="other"):
+        track.delay_on_commit("of default", user_id="u")
+        track.delay_on_commit("rolled back", user_id="u", using="other")
+        raise LookupError
+    with transaction.atomic(), transaction.atomic(using="other"):
+        track.delay_on_commit("of other", user_id="u", using="other")
+        with contextlib.suppress(LookupError), transaction.atomic():
+            raise LookupError
+
+    assert names(redis) == ["of default", "of other"]
+
+
+@pytest.mark.parametrize(("fails", "stored_names"), [(False, ["ordered"]), (True, [])])
+def test_a_view_in_a_transaction_of_djangos_tracks_when_that_commits(
+    redis, visit, monkeypatch, fails, stored_names
+):
+    monkeypatch.setitem(connections.settings["default"], "ATOMIC_REQUESTS", True)
+
+    def view(_request):
+        track.delay_on_commit("ordered")
+        assert names(redis) == []
+        if fails:
+            raise LookupError
+        return HttpResponse("x")
+
+    answer = visit(view, cookie="aid=u")
+    assert answer.status_code == (500 if fails else 200)
+    assert names(redis) == stored_names
+    assert all(event["anonymous_id"] == "u" for event in stored(redis))
+
+
+def test_an_asynchronous_view_has_its_transaction_in_a_function_that_is_not(redis, visit):
+    """Django has no transactions for coroutines, and says so."""
+
+    @transaction.atomic
+    def order(*, fails):
+        track.delay_on_commit("failed" if fails else "ordered")
+        if fails:
+            raise LookupError
+
+    async def view(_request):
+        with pytest.raises(SynchronousOnlyOperation):
+            track.delay_on_commit("refused")
+        await sync_to_async(order)(fails=False)
+        with contextlib.suppress(LookupError):
+            await sync_to_async(order)(fails=True)
+        await sync_to_async(connections.close_all)()
+        return HttpResponse("x")
+
+    answer = visit(view, cookie="aid=u")
+    assert answer.status_code == 200
+    [event] = stored(redis)
+    assert (event["event"], event["anonymous_id"]) == ("ordered", "u")
+
+
+def test_an_invalid_event_raises_in_the_caller_and_not_at_the_commit(redis):
+    with transaction.atomic():
+        with pytest.raises(InvalidEvent):
+            track.delay_on_commit("noted", user_id=7)
+        with pytest.raises(InvalidEvent):
+            track.apply_async_on_commit(("noted",), {"user_id": 7}, countdown=60)
+
+    assert names(redis) == []
+
+
+def test_the_event_has_what_was_around_the_call_and_not_around_the_commit(redis):
+    around = context(anonymous_id="inner", url="https://i/")
+    with transaction.atomic(), context(anonymous_id="outer"), around:
+        track.delay_on_commit("direct")
+        track.apply_async_on_commit(("plain",))
+        track.apply_async_on_commit(("later",), countdown=60)
+
+    assert [event["anonymous_id"] for event in stored(redis)] == ["inner", "inner"]
+    [message] = redis.lrange("mm.deliver", 0, -1)
+    fields = json.loads(base64.b64decode(json.loads(message)["body"]))[1]
+    assert fields == {"anonymous_id": "inner", "url": "https://i/"}
+
+
+def test_a_redis_that_is_away_raises_out_of_the_transaction_unless_robust(fresh, redis_url):
+    """Django's own rule: then the later callbacks do not run, although all is committed."""
+    fresh(MM_TASKS_REDIS_URL="redis://127.0.0.1:1/0")
+    ran = []
+
+    def commit():
+        with transaction.atomic():
+            track.delay_on_commit("noted", user_id="u")
+            transaction.on_commit(lambda: ran.append("not reached"))
+
+    with pytest.raises(BufferUnavailable):
+        commit()
+    with transaction.atomic():
+        track.delay_on_commit("noted", user_id="u", robust=True)
+        transaction.on_commit(lambda: ran.append("reached"))
+
+    assert ran == ["reached"]
+    fresh(MM_TASKS_REDIS_URL=redis_url)
+
+
+def test_the_options_are_no_fields_of_events():
+    """Else an event could not give them."""
+    assert not {"using", "robust", "task"} & {*TrackEvent.model_fields, *IdentifyEvent.model_fields}
+
+
+def middleware(view):
+    from mm_tasks.contrib.django.middleware import VisitMiddleware  # noqa: PLC0415 - reads settings
+
+    return VisitMiddleware(view)
+
+
+def page(_request):
+    track.delay("seen")
+    return HttpResponse("x")
+
+
+def test_the_middleware_ends_with_the_request_and_lasts_through_its_stream(redis):
+    def parts():
+        track.delay("streamed")
+        yield b"x"
+
+    def view(request):
+        page(request)
+        return StreamingHttpResponse(parts())
+
+    request = RequestFactory().get("/a%2Fb?c=d", headers={"cookie": "aid=u"})
+    response = middleware(view)(request)
+    track.delay("between")
+    assert b"".join(response.streaming_content) == b"x"
+    response.close()
+    track.delay("after")
+
+    found = [(event["event"], event.get("anonymous_id")) for event in stored(redis)]
+    assert found == [("seen", "u"), ("between", None), ("streamed", "u"), ("after", None)]
+    assert {event.get("url") for event in stored(redis)} == {"http://testserver/a/b?c=d", None}
+
+
+def test_the_middleware_works_for_asynchronous_views(redis):
+    async def parts():
+        yield b"x"
+        track.delay("streamed")
+
+    async def view(_request):
+        track.delay("seen")
+        return StreamingHttpResponse(parts())
+
+    async def main():
+        request = AsyncRequestFactory().get("/a?c=ä", headers={"cookie": "aid=u"})
+        response = await middleware(view)(request)
+        assert [part async for part in response] == [b"x"]
+        track.delay("after")
+
+    asyncio.run(main())
+    found = [(event["event"], event.get("anonymous_id")) for event in stored(redis)]
+    assert found == [("seen", "u"), ("streamed", "u"), ("after", None)]
+    assert stored(redis)[0]["url"] == "http://testserver/a?c=%C3%A4"
+
+
+def test_a_host_that_is_not_allowed_is_left_out_and_counted(redis):
+    middleware(page)(RequestFactory().get("/a", headers={"host": "evil.example"}))
+
+    [event] = stored(redis)
+    assert "url" not in event
+    assert left_out(redis) == 1
+
+
+@override_settings(SECURE_PROXY_SSL_HEADER=("HTTP_X_FORWARDED_PROTO", "https"))
+def test_djangos_own_settings_say_what_a_proxy_is_believed(redis):
+    headers = {"host": "testserver", "x-forwarded-proto": "https"}
+    middleware(page)(RequestFactory().get("/a", headers=headers))
+
+    assert stored(redis)[0]["url"] == "https://testserver/a"
+
+
+@override_settings(FORCE_SCRIPT_NAME="/shop")
+@pytest.mark.parametrize("factory", [RequestFactory, AsyncRequestFactory])
+def test_what_only_django_knows_it_is_mounted_at_is_in_the_url(redis, factory):
+    middleware(page)(factory().get("/a"))
+
+    assert stored(redis)[0]["url"] == "http://testserver/shop/a"
+
+
+def test_a_file_is_left_for_the_server_to_send():
+    file = io.BytesIO(b"x")
+    response = middleware(lambda _: FileResponse(file))(RequestFactory().get("/a"))
+
+    assert response.file_to_stream is file
+    response.close()
+
+
+@override_settings(MM_TASKS_VISIT={"issue_cookie": True})
+def test_the_cookie_is_issued_where_it_may_be(redis, visit):
+    def own(request):
+        response = page(request)
+        response.set_cookie("aid", "own")
+        return response
+
+    first, own_one = visit(page), visit(own)
+
+    assert first.cookies["aid"].value == stored(redis)[0]["anonymous_id"]
+    assert first.cookies["aid"]["samesite"] == "Lax"
+    assert first["Cache-Control"] == "private"
+    assert own_one.cookies["aid"].value == "own"
+    assert not visit(page, cookie="aid=u").cookies
+    assert not visit(page, target="/healthz").cookies
+    assert not visit(cache_control(public=True)(page)).cookies
+
+
+FROM_CACHE = "django.middleware.cache.FetchFromCacheMiddleware"
+INTO_CACHE = "django.middleware.cache.UpdateCacheMiddleware"
+OURS = "mm_tasks.contrib.django.middleware.VisitMiddleware"
+ORDERS = {
+    "inside": [INTO_CACHE, OURS, FROM_CACHE],
+    "around": [OURS, INTO_CACHE, FROM_CACHE],
+}
+
+
+@override_settings(MM_TASKS_VISIT={"issue_cookie": True})
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS.keys())
+def test_a_cache_of_djangos_gives_no_visitors_cookie_to_others(redis, visit, order):
+    caches["default"].clear()
+    with override_settings(MIDDLEWARE=order):
+        answers = [visit(page), visit(page, cookie="aid=u"), visit(page), visit(page)]
+
+    issued = [answer.cookies["aid"].value for answer in answers if answer.cookies]
+    assert len(set(issued)) == len(issued)
+    assert len(names(redis)) < len(answers)  # the cache was in use
+
+
+ISSUE = {"issue_cookie": True}
+FOUND = {
+    "nothing wrong": ({}, []),
+    "a bad value": ({"MM_TASKS_LEASE_S": 3}, ["E001"]),
+    "a misspelt name": ({"MM_TASKS_REDIS": "x"}, ["E002"]),
+    "a bad option": ({"MM_TASKS_VISIT": {"skip": "("}}, ["E003"]),
+    "an unknown option": ({"MM_TASKS_VISIT": {"cookies": "x"}}, ["E003"]),
+    "proxies elsewhere": ({"MM_TASKS_VISIT": {"forwarded": ()}}, ["E003"]),
+    "no options": ({"MM_TASKS_VISIT": None}, ["E003"]),
+    "no middleware": ({"MM_TASKS_VISIT": ISSUE, "MIDDLEWARE": []}, ["W001"]),
+    "with middleware": ({"MM_TASKS_VISIT": ISSUE, "MIDDLEWARE": [OURS]}, []),
+}
+
+
+@pytest.mark.parametrize(("given", "ids"), FOUND.values(), ids=FOUND.keys())
+def test_the_system_checks_find_what_is_wrong(given, ids):
+    with override_settings(**given):
+        found = [*checks.settings_are_sound(None), *checks.visits_are_sound(None)]
+
+    assert [message.id for message in found] == [f"mm_tasks.{one}" for one in ids]
+
+
+@override_settings(MM_TASKS_VISIT={"skip": "("})
+def test_a_bad_option_stops_the_start():
+    with pytest.raises(ImproperlyConfigured, match="skip"):
+        middleware(page)
+
+
+def test_call_command_runs_the_command(capsys):
+    with pytest.raises(SystemExit) as ended:
+        call_command("mm_tasks", "status", "--json")
+
+    assert ended.value.code == 0
+    assert '"project": "default"' in capsys.readouterr().out

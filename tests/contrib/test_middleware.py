@@ -1,0 +1,400 @@
+"""How long a visit lasts: through streams and background work, and never into the next request."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from wsgiref.validate import validator
+
+import pytest
+
+from mm_tasks import context, track
+from mm_tasks.contrib import asgi, wsgi
+from mm_tasks.contrib.flask import MMTasks
+from tests.contrib.conftest import left_out, stored
+
+pytestmark = pytest.mark.usefixtures("here")
+
+
+def note(name):
+    track.delay(name, event_id=name)
+
+
+def noted(redis):
+    return [(event["event_id"], event.get("anonymous_id")) for event in stored(redis)]
+
+
+def environ(path="/a", aid="u"):
+    return {
+        "REQUEST_METHOD": "GET",
+        "SCRIPT_NAME": "",
+        "PATH_INFO": path,
+        "QUERY_STRING": "",
+        "SERVER_NAME": "h",
+        "SERVER_PORT": "80",
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "HTTP_HOST": "h",
+        "HTTP_COOKIE": f"aid={aid}",
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": "http",
+        "wsgi.input": io.BytesIO(),
+        "wsgi.errors": io.StringIO(),
+        "wsgi.multithread": False,
+        "wsgi.multiprocess": False,
+        "wsgi.run_once": False,
+    }
+
+
+def wsgi_headers(app, asked, **options):
+    """Serve one request to its end, under the eyes of wsgiref; return the response's headers."""
+    seen = []
+    checked = validator(wsgi.VisitMiddleware(validator(app), **options))
+    body = checked(asked, lambda _status, headers, _info=None: seen.extend(headers))
+    list(body)
+    body.close()
+    return seen
+
+
+class Streamed:
+    """A response that tracks at every step."""
+
+    def __init__(self):
+        self.parts = iter(["first", "second"])
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        name = next(self.parts)
+        note(name)
+        return name.encode()
+
+    def close(self):
+        note("close")
+
+
+def streaming(_environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    note("call")
+    return Streamed()
+
+
+def plain(_environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    note("plain")
+    return [b"x"]
+
+
+def flask():
+    from flask import Flask  # noqa: PLC0415 - only here
+
+    app = Flask("a")
+    extension = MMTasks()
+    extension.init_app(app)
+    return app
+
+
+def test_wsgi_keeps_the_visit_until_the_response_is_closed(redis):
+    wsgi_headers(streaming, environ())
+    note("after")
+
+    steps = [("call", "u"), ("first", "u"), ("second", "u"), ("close", "u")]
+    assert noted(redis) == [*steps, ("after", None)]
+
+
+def test_wsgi_leaves_nothing_where_a_server_forgets_to_close(redis):
+    """Nor does what was begun within the stream leave its step."""
+
+    def stream(_environ, start_response):
+        start_response("200 OK", [])
+        with context(anonymous_id="inner"):
+            yield b"1"
+            note("later step")
+            yield b"2"
+
+    body = wsgi.VisitMiddleware(stream)(environ(), lambda *_: None)
+    steps = iter(body)
+    next(steps)
+    note("between")
+    next(steps)
+    note("after")
+
+    assert noted(redis) == [("between", None), ("later step", "inner"), ("after", None)]
+
+
+def test_wsgi_leaves_nothing_where_the_application_raises(redis):
+    def failing(_environ, _start_response):
+        note("call")
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        wsgi.VisitMiddleware(failing)(environ(), lambda *_: None)
+    note("after")
+
+    assert noted(redis) == [("call", "u"), ("after", None)]
+
+
+def test_wsgi_gives_a_skipped_path_nothing(redis):
+    """Nor what is around it: that is another request's."""
+    with context(anonymous_id="before"):
+        headers = wsgi_headers(streaming, environ("/healthz"), issue_cookie=True)
+
+    assert noted(redis) == [(name, None) for name in ("call", "first", "second", "close")]
+    assert "Set-Cookie" not in dict(headers)
+
+
+def test_wsgi_issues_the_cookie_that_the_event_already_has(redis):
+    headers = dict(wsgi_headers(plain, environ(aid=""), issue_cookie=True))
+
+    [(_, issued)] = noted(redis)
+    assert headers["Set-Cookie"].startswith(f"aid={issued}; Max-Age=")
+
+
+def test_wsgi_leaves_to_the_server_what_it_sends_by_itself():
+    class FileWrapper:
+        def __init__(self, file):
+            self.file = file
+
+    def sending(environ, _start_response):
+        return environ["wsgi.file_wrapper"](io.BytesIO())
+
+    asked = {**environ(), "wsgi.file_wrapper": FileWrapper}
+    assert isinstance(wsgi.VisitMiddleware(sending)(asked, lambda *_: None), FileWrapper)
+
+
+def test_what_a_call_gives_itself_wins(redis):
+    def app(_environ, start_response):
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        track.delay("given", anonymous_id="own", path=None)
+        return []
+
+    wsgi_headers(app, environ())
+
+    [event] = stored(redis)
+    assert event["anonymous_id"] == "own"
+    assert "path" not in event
+    assert event["url"] == "http://h/a"
+
+
+def test_flask_counts_what_it_leaves_out_and_answers(redis):
+    app = flask()
+    MMTasks(app)
+    app.get("/")(lambda: note("seen") or "answered")
+    answer = app.test_client().get("/", headers={"Referer": "x" * 2049, "Host": "a b"})
+    note("after")
+
+    assert answer.text == "answered"
+    assert [event.get("path") for event in stored(redis)] == ["/", None]
+    assert left_out(redis) == 2
+
+
+def test_flask_streams_with_its_own_context_where_a_test_keeps_that(redis):
+    """Flask ends in the last step of a stream what it began in the call, and wants it there."""
+    from flask import request, stream_with_context  # noqa: PLC0415 - only here
+
+    app = flask()
+
+    def parts():
+        note(request.path)
+        yield b"x"
+
+    app.get("/a")(lambda: stream_with_context(parts()))
+    with app.test_client() as client:
+        client.set_cookie("aid", "u")
+        assert client.get("/a").text == "x"
+        note("after")
+        assert request.path == "/a"
+
+    assert noted(redis) == [("/a", "u"), ("after", None)]
+
+
+def scope(path="/a", cookies=(b"aid=u",), kind="http", **more):
+    headers = [(b"host", b"h"), *((b"cookie", value) for value in cookies)]
+    described = {"type": kind, "scheme": "http", "path": path, "raw_path": path.encode()}
+    return {**described, "query_string": b"", "headers": headers, **more}
+
+
+async def serve(app, asked, **options):
+    """Serve one request; return what the application sent."""
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    await asgi.VisitMiddleware(app, **options)(asked, None, send)
+    return sent
+
+
+async def answering(_scope, _receive, send):
+    await track.adelay("call", event_id="call")
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"a", b"b")]})
+    await asyncio.create_task(track.adelay("task", event_id="task"))
+    await asyncio.to_thread(note, "thread")
+    await send({"type": "http.response.body", "body": b""})
+    note("background")
+
+
+@pytest.mark.parametrize("cookies", [(b"aid=u",), (b"x=y", b"aid=u")], ids=["one", "two headers"])
+def test_asgi_keeps_the_visit_until_the_application_returns(redis, cookies):
+    async def main():
+        sent = await serve(answering, scope(cookies=cookies))
+        note("after")
+        return sent
+
+    assert len(asyncio.run(main())) == 2
+    names = ("call", "task", "thread", "background")
+    assert noted(redis) == [*((name, "u") for name in names), ("after", None)]
+
+
+def test_asgi_leaves_nothing_where_the_application_raises(redis):
+    async def failing(*_):
+        raise LookupError
+
+    async def main():
+        with pytest.raises(LookupError):
+            await serve(failing, scope())
+        note("after")
+
+    asyncio.run(main())
+    assert noted(redis) == [("after", None)]
+
+
+def test_asgi_mixes_no_requests_that_are_served_at_once(redis):
+    async def slow(scope, _receive, _send):
+        await asyncio.sleep(0)
+        track.delay(scope["path"])
+
+    async def main():
+        asked = (scope(f"/{n}", (b"aid=u%d" % n,)) for n in range(50))
+        await asyncio.gather(*(serve(slow, one) for one in asked))
+
+    asyncio.run(main())
+    found = {event["event"]: event["anonymous_id"] for event in stored(redis)}
+    assert found == {f"/{n}": f"u{n}" for n in range(50)}
+
+
+def test_asgi_issues_the_cookie_that_the_event_already_has(redis):
+    first, second = asyncio.run(serve(answering, scope(cookies=()), issue_cookie=True))
+    [issued] = {aid for _, aid in noted(redis)}
+    assert first["headers"][0] == (b"a", b"b")
+    assert dict(first["headers"])[b"set-cookie"].startswith(f"aid={issued}; ".encode())
+    assert "headers" not in second
+
+
+@pytest.mark.parametrize(
+    "asked", [scope("/healthz"), scope(kind="websocket")], ids=["skipped", "websocket"]
+)
+def test_asgi_gives_others_than_pages_nothing(redis, asked):
+    """Nor what is around it: servers begin a request of a kept connection from within the last."""
+
+    async def app(_scope, _receive, _send):
+        note("seen")
+
+    with context(anonymous_id="before"):
+        asyncio.run(serve(app, asked, issue_cookie=True))
+    assert noted(redis) == [("seen", None)]
+
+
+def test_asgi_lets_a_request_be_dropped_from_anywhere(redis):
+    """A loop that ends closes what still waits, in no context of the request's."""
+
+    async def waiting(*_):
+        note("call")
+        await asyncio.sleep(3600)
+
+    serving = serve(waiting, scope())
+    copy_context().run(asyncio.run, started(serving))
+    serving.close()
+    note("after")
+
+    assert noted(redis) == [("call", "u"), ("after", None)]
+
+
+async def started(coroutine):
+    """Take one step."""
+    coroutine.send(None)
+
+
+def test_applications_in_one_another_issue_one_id(redis):
+    """Else the events of the outer one would be a visitor's who is never seen again."""
+
+    async def middle(*asked):
+        note("outer")
+        await asgi.VisitMiddleware(answering, issue_cookie=True)(*asked)
+
+    first, _ = asyncio.run(serve(middle, scope(cookies=()), issue_cookie=True))
+    [issued] = {aid for _, aid in noted(redis)}
+    [cookie] = [value for name, value in first["headers"] if name == b"set-cookie"]
+
+    assert cookie.startswith(f"aid={issued}; ".encode())
+
+
+def test_asgi_counts_what_it_leaves_out_without_holding_up_the_loop(redis):
+    """`asyncio.run` waits for the thread that counts."""
+
+    async def app(_scope, _receive, _send):
+        note("seen")
+
+    asyncio.run(serve(app, scope(cookies=(b"aid=" + b"x" * 129,))))
+    assert left_out(redis) == 1
+
+
+def test_starlettes_own_middleware_streams_and_background_tasks_keep_the_visit(redis):
+    from fastapi import BackgroundTasks, FastAPI  # noqa: PLC0415 - only here
+    from starlette.middleware.base import BaseHTTPMiddleware  # noqa: PLC0415
+    from starlette.responses import StreamingResponse  # noqa: PLC0415
+
+    from mm_tasks.contrib.fastapi import add_visits  # noqa: PLC0415 - with FastAPI
+
+    app = FastAPI()
+    app.add_middleware(BaseHTTPMiddleware, dispatch=lambda request, go_on: go_on(request))
+    add_visits(app)
+    app.add_middleware(BaseHTTPMiddleware, dispatch=lambda request, go_on: go_on(request))
+
+    def parts():
+        note("stream")
+        yield b"x"
+
+    def page(tasks: BackgroundTasks):
+        note("call")
+        tasks.add_task(note, "background")
+        return StreamingResponse(parts(), background=tasks)
+
+    # As text, annotations of a function in a function are not found.
+    page.__annotations__["tasks"] = BackgroundTasks
+    app.get("/a")(page)
+
+    asked = [{"type": "http.request", "body": b"", "more_body": False}]
+
+    async def receive():
+        if not asked:
+            await asyncio.Event().wait()  # the client stays
+        return asked.pop()
+
+    async def send(_message):
+        return
+
+    async def main():
+        await app(scope(method="GET", http_version="1.1"), receive, send)
+        note("after")
+
+    asyncio.run(main())
+    assert noted(redis) == [("call", "u"), ("stream", "u"), ("background", "u"), ("after", None)]
+
+
+def test_threads_that_serve_in_turn_do_not_mix_their_visits(redis):
+    def one(n):
+        wsgi_headers(
+            lambda *a: track.delay("e", event_id=f"e{n}") and plain_body(*a), environ(aid=f"u{n}")
+        )
+
+    def plain_body(_environ, start_response):
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return []
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(one, range(100)))
+
+    assert sorted(noted(redis)) == sorted((f"e{n}", f"u{n}") for n in range(100))

@@ -1,0 +1,331 @@
+"""What is read from a request: only what the vendor takes, whatever the client sent."""
+
+from __future__ import annotations
+
+from http.cookies import SimpleCookie
+from urllib.parse import urlsplit
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mm_tasks import runtime
+from mm_tasks.contrib.asgi import inner_path, raw_path
+from mm_tasks.contrib.request_context import Visit, VisitOptions, cookie, origin_form
+from mm_tasks.contrib.wsgi import raw_target
+from mm_tasks.errors import ConfigurationError
+from mm_tasks.events.encode import encode_track
+from tests.contrib.conftest import left_out
+
+
+class Asked:
+    """A request as a server might tell of it."""
+
+    def __init__(self, headers=(), scheme="http", target="/a?b=c"):
+        self.headers = dict(headers)
+        self.kept_values = {}
+        self.origin = scheme
+        self.path, _, self.query = target.partition("?")
+
+    def header(self, name):
+        return self.headers.get(name)
+
+    def scheme(self):
+        return self.origin
+
+    def host(self):
+        return self.headers.get("host")
+
+    def target(self):
+        return self.path, self.query
+
+    def inner_path(self):
+        return self.path
+
+    def kept(self, name, value):
+        return self.kept_values.setdefault(name, value)
+
+
+HOST = {"host": "shop.example"}
+
+
+@pytest.fixture(autouse=True)
+def counted(here, redis):  # noqa: ARG001 - `here` lets this process count there
+    """Return how many fields were left out so far."""
+    return lambda: left_out(redis)
+
+
+def fields(headers=(), scheme="http", target="/a?b=c", **options):
+    return dict(Visit(VisitOptions(**options), Asked(headers, scheme, target)).fields())
+
+
+def test_a_request_says_url_path_referrer_and_anonymous_id(counted):
+    headers = {**HOST, "referer": "https://r.example/x?y", "cookie": "a=b; aid=u_abc"}
+
+    assert fields(headers) == {
+        "url": "http://shop.example/a?b=c",
+        "path": "/a",
+        "referrer": "https://r.example/x?y",
+        "anonymous_id": "u_abc",
+    }
+    assert counted() == 0
+
+
+def test_a_request_that_says_nothing_has_its_path(counted):
+    assert fields() == {"path": "/a"}
+    assert counted() == 0
+
+
+ORIGINS = {
+    "the default port of http goes": ("http", "h:80", (), "http://h/a"),
+    "the default port of https goes": ("https", "h:443", (), "https://h/a"),
+    "another port stays": ("https", "h:80", (), "https://h:80/a"),
+    "IPv6": ("http", "[::1]:8000", (), "http://[::1]:8000/a"),
+    "a proxy is not believed": ("http", "h", (), "http://h/a"),
+    "its scheme is, if told": ("http", "h", ("X-Forwarded-Proto",), "https://h/a"),
+    "its host is, if told": ("http", "h", ("x-forwarded-host",), "http://near.example/a"),
+    "an odd scheme is http": ("gopher", "h", (), "http://h/a"),
+}
+
+
+@pytest.mark.parametrize(
+    ("scheme", "host", "forwarded", "url"), ORIGINS.values(), ids=ORIGINS.keys()
+)
+def test_scheme_and_host_are_those_of_whom_is_trusted(scheme, host, forwarded, url):
+    headers = {
+        "host": host,
+        "x-forwarded-proto": "http, HTTPS",
+        "x-forwarded-host": "far.example, near.example",
+    }
+
+    assert fields(headers, scheme, "/a", forwarded=forwarded)["url"] == url
+
+
+@pytest.mark.parametrize("host", ["", "a b", "a/b", "u@h", "h:x", "[::1", "h\x00", "ä.example"])
+def test_a_host_that_is_none_leaves_the_url_out(host, counted):
+    found = fields({"host": host.encode().decode("latin-1")})
+
+    assert found == {"path": "/a"}
+    assert counted() == (1 if host else 0)
+
+
+def test_what_is_too_long_is_left_out_and_counted_and_the_rest_is_there(counted):
+    headers = {**HOST, "referer": "https://r.example/" + "x" * 2048, "cookie": "aid=" + "x" * 129}
+    found = fields(headers, target="/a?" + "x" * 2048)
+
+    assert found == {"path": "/a"}
+    assert counted() == 3
+
+
+def test_it_is_read_and_counted_once_however_many_events_ask(counted):
+    visit = Visit(VisitOptions(), Asked({"cookie": "aid=" + "x" * 129}))
+
+    assert visit.fields() is visit.fields()
+    assert counted() == 1
+
+
+QUERIES = {
+    "all": ("http://shop.example/a?utm_source=x&token=1&gclid=2&%C3=", "https://r/?q=1"),
+    "campaign": ("http://shop.example/a?utm_source=x&gclid=2", "https://r/"),
+    "none": ("http://shop.example/a", "https://r/"),
+}
+
+
+@pytest.mark.parametrize(("kept", "expected"), QUERIES.items(), ids=QUERIES.keys())
+def test_of_queries_only_what_is_wanted_is_kept(kept, expected):
+    """A query may hold what resets a password."""
+    target = "/a?utm_source=x&token=1&gclid=2&%C3="
+    found = fields({**HOST, "referer": "https://r/?q=1"}, target=target, url_query=kept)
+
+    assert (found["url"], found["referrer"]) == expected
+
+
+COOKIES = {
+    "alone": ("aid=u", "u"),
+    "among others": ("a=1;aid=u ; b=2", "u"),
+    "the first of several": ("aid=u; aid=v", "u"),
+    "an empty one is none": ("aid=; aid=v", "v"),
+    "quoted": ('aid="u v"', "u v"),
+    "escaped as Python does": (r'aid="u\054\"v"', 'u,"v'),
+    "with an equals sign": ("aid=u=v", "u=v"),
+    "of a longer name": ("xaid=u; aidx=v", None),
+    "without a value": ("aid", None),
+    "half a quote": ('aid="', '"'),
+}
+
+
+@pytest.mark.parametrize(("header", "value"), COOKIES.values(), ids=COOKIES.keys())
+def test_a_cookie_is_found(header, value):
+    assert cookie(header, "aid") == value
+
+
+@given(st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1))
+def test_a_cookie_that_python_set_is_read_as_it_was(value):
+    jar = SimpleCookie({"aid": value})
+
+    assert cookie("x=y; " + jar.output(header="").strip(), "aid") == value
+
+
+def test_a_header_wins_over_the_cookie_unless_it_is_of_no_use(counted):
+    headers = {"cookie": "aid=c", "x-visitor": "h"}
+
+    assert fields(headers, header="X-Visitor")["anonymous_id"] == "h"
+    assert fields({**headers, "x-visitor": "x" * 129}, header="X-Visitor")["anonymous_id"] == "c"
+    assert counted() == 1
+
+
+def test_ids_that_are_no_ascii_are_read_as_utf_8(counted):
+    assert fields({"cookie": "aid=" + "ä€".encode().decode("latin-1")})["anonymous_id"] == "ä€"
+    assert "anonymous_id" not in fields({"cookie": "aid=\xff"})
+    assert counted() == 1
+
+
+def test_a_cookie_is_issued_to_whom_has_none_and_the_event_has_it():
+    options = VisitOptions(issue_cookie=True, cookie_max_age_s=60)
+    visit = Visit(options, Asked({**HOST, "cookie": "aid="}, "https"))
+
+    assert visit.fields()["anonymous_id"] == visit.issued
+    attributes = "Max-Age=60; Path=/; SameSite=Lax; Secure"
+    assert dict(visit.added([]))["Set-Cookie"] == f"aid={visit.issued}; {attributes}"
+
+
+def test_no_cookie_is_issued_to_whom_has_one_and_none_is_secure_without_https():
+    options = VisitOptions(issue_cookie=True)
+
+    assert Visit(options, Asked({"cookie": "aid=u"})).added([]) == []
+    assert "Secure" not in dict(Visit(options, Asked()).added([]))["Set-Cookie"]
+
+
+PRIVATE = ("Cache-Control", "private")
+RESPONSES = {
+    "nothing said": ([("Expires", "0")], ["Set-Cookie", "Cache-Control"]),
+    "private": ([("Cache-Control", "Private, max-age=9")], ["Set-Cookie"]),
+    "private, in two lines": ([("cache-control", "max-age=9"), PRIVATE], ["Set-Cookie"]),
+    "not stored": ([("cache-control", "no-store")], ["Set-Cookie"]),
+    "for anyone": ([("Cache-Control", "max-age=9")], []),
+    "for anyone, if asked about": ([("Cache-Control", "no-cache")], []),
+    "of the application's own": ([PRIVATE, ("set-cookie", "aid=x")], []),
+    "another cookie": ([PRIVATE, ("Set-Cookie", "aidx=x")], ["Set-Cookie"]),
+}
+
+
+@pytest.mark.parametrize(("headers", "added"), RESPONSES.values(), ids=RESPONSES.keys())
+def test_a_response_that_others_may_get_has_no_cookie(headers, added):
+    """A cache that asks whether a page has changed still gives out the cookie it has with it."""
+    visit = Visit(VisitOptions(issue_cookie=True), Asked())
+
+    assert [name for name, _ in visit.added(headers)] == added
+
+
+WRONG = {
+    "cookie": {"cookie": "a b"},
+    "header": {"header": ""},
+    "issue_cookie": {"cookie": None, "issue_cookie": True},
+    "cookie_max_age_s": {"cookie_max_age_s": 0},
+    "forwarded": {"forwarded": "x-forwarded-proto"},
+    "url_query": {"url_query": "some"},
+    "skip": {"skip": "("},
+}
+
+
+@pytest.mark.parametrize(("name", "options"), WRONG.items(), ids=WRONG.keys())
+def test_a_wrong_option_is_named_at_start(name, options):
+    with pytest.raises(ConfigurationError, match=f"^{name}: "):
+        VisitOptions(**options)
+
+
+def test_health_checks_are_skipped_and_nothing_else_is():
+    options = VisitOptions()
+
+    assert all(map(options.skips, ["/healthz", "/health/", "/metrics", "/ready"]))
+    assert not any(map(options.skips, ["/", "/healthzy", "/a/healthz", "", "/health/me"]))
+    assert not VisitOptions(skip=None).skips("/healthz")
+
+
+TARGETS = {
+    "as browsers send it": ("/a/%C3%A4?x=%20", ("/a/%C3%A4", "x=%20")),
+    "as proxies send it": ("http://h/a?x", ("/a", "x")),
+    "without a path": ("http://h", ("", "")),
+    "two slashes": ("//h/a", ("//h/a", "")),
+    "with a fragment": ("/a?x#y", ("/a", "x")),
+    "a url in the query": ("/a?u=http://b/c", ("/a", "u=http://b/c")),
+    "OPTIONS": ("*", ("*", "")),
+}
+
+
+@pytest.mark.parametrize(("target", "parts"), TARGETS.values(), ids=TARGETS.keys())
+def test_a_target_is_split(target, parts):
+    assert origin_form(target) == parts
+
+
+SCOPES = {
+    "raw": ({"path": "/ä", "raw_path": b"/%C3%A4"}, "/%C3%A4", "/ä"),
+    "not given": ({"path": "/ä b", "raw_path": None}, "/%C3%A4%20b", "/ä b"),
+    "mounted": ({"path": "/m/x", "raw_path": b"/m/x", "root_path": "/m"}, "/m/x", "/x"),
+    "cut off": ({"path": "/x", "raw_path": b"/x", "root_path": "/m"}, "/m/x", "/x"),
+    "alike": ({"path": "/mx", "raw_path": b"/mx", "root_path": "/m"}, "/m/mx", "/mx"),
+    "mounted, no ASCII": (
+        {"path": "/ä/x", "raw_path": b"/%C3%A4/x", "root_path": "/ä/"},
+        "/%C3%A4/x",
+        "/x",
+    ),
+}
+
+
+@pytest.mark.parametrize(("scope", "path", "inner"), SCOPES.values(), ids=SCOPES.keys())
+def test_the_path_of_asgi_is_the_clients(scope, path, inner):
+    assert raw_path(scope) == path
+    assert inner_path(scope) == inner
+
+
+ENVIRONS = {
+    "gunicorn": ({"RAW_URI": "/%C3%A4?x=%41", "PATH_INFO": "/\xc3\xa4"}, ("/%C3%A4", "x=%41")),
+    "uWSGI": ({"REQUEST_URI": "/a?x"}, ("/a", "x")),
+    "neither": ({"PATH_INFO": "/\xc3\xa4 b", "QUERY_STRING": "x=%41"}, ("/%C3%A4%20b", "x=%41")),
+    "mounted": ({"RAW_URI": "/m/x", "SCRIPT_NAME": "/m", "PATH_INFO": "/x"}, ("/m/x", "")),
+    "cut off": ({"RAW_URI": "/x", "SCRIPT_NAME": "/m", "PATH_INFO": "/x"}, ("/m/x", "")),
+    "mounted, no raw": ({"SCRIPT_NAME": "/m", "PATH_INFO": "/x"}, ("/m/x", "")),
+}
+
+
+@pytest.mark.parametrize(("environ", "target"), ENVIRONS.values(), ids=ENVIRONS.keys())
+def test_the_target_of_wsgi_is_the_clients(environ, target):
+    assert raw_target(environ) == target
+
+
+wild = st.text(max_size=60) | st.binary(max_size=60).map(lambda b: b.decode("latin-1"))
+names = ("host", "referer", "cookie", "x-visitor", "x-forwarded-proto", "x-forwarded-host")
+options = st.builds(
+    VisitOptions,
+    header=st.just("x-visitor"),
+    issue_cookie=st.booleans(),
+    forwarded=st.sampled_from([(), ("x-forwarded-proto", "x-forwarded-host")]),
+    url_query=st.sampled_from(["all", "campaign", "none"]),
+)
+
+
+@given(options, st.dictionaries(st.sampled_from(names), wild | wild.map("aid=".__add__)), wild)
+def test_nothing_raises_and_nothing_is_set_that_would_be_refused(options, headers, target):
+    """Whatever bytes a client or a server sends."""
+    found = Visit(options, Asked(headers, target=target)).fields()
+
+    encode_track({"event": "e", **found})
+
+
+@given(st.text(st.characters(min_codepoint=33, max_codepoint=126)), st.booleans())
+def test_path_and_query_are_kept_to_the_byte(text, has_query):
+    target = "/" + text.replace("?", "").replace("#", "") + ("?" + text if has_query else "")
+    found = fields(HOST, target=target)
+
+    path, _, query = target.partition("?")
+    assert found["path"] == path
+    assert found["url"] == f"http://shop.example{target if query else path}"
+    assert urlsplit(found["url"]).netloc == "shop.example"
+
+
+def test_settings_that_cannot_be_read_do_not_reach_the_request(fresh, caplog):
+    fresh(MM_TASKS_LINGER_S="never")
+
+    assert fields({"cookie": "aid=" + "x" * 129}) == {"path": "/a"}
+    assert [record.message for record in caplog.records] == ["left_out_not_counted"]
+    assert runtime._process.runtime is None  # noqa: SLF001 - it was asked for

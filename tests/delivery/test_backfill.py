@@ -1,0 +1,225 @@
+"""Two lanes of one endpoint, by hand: what one leaves to the other, and what they share.
+
+Every test ends with the counts of both adding up; the fixture sees to it.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from mm_tasks.buffer.records import tag
+from mm_tasks.delivery.retry import FAILURES_MAX
+from tests.delivery.conftest import KEYS, flush
+
+LANES = ["track", "backfill"]
+
+
+class Pair:
+    """Both lanes, and a worker that serves the live one first, as a flush does."""
+
+    def __init__(self, make_flow):
+        self.flows = {lane: make_flow(lane) for lane in LANES}
+        self.live, self.backfill = self.flows.values()
+        self.workers = {lane: flow.delivery() for lane, flow in self.flows.items()}
+
+    def flush(self):
+        """Return the lane and the id of each batch that is to be sent."""
+        return [
+            (dispatch.lane, batch_id)
+            for worker in self.workers.values()
+            for dispatch in worker.flush(linger=False)
+            for batch_id in dispatch.batch_ids
+        ]
+
+    def settle(self, rounds):
+        for _ in range(rounds):
+            for lane, batch_id in self.flush():
+                self.workers[lane].send(batch_id)
+            self.time_passes()
+
+    def time_passes(self):
+        for flow in self.flows.values():
+            flow.time_passes()
+
+    def append_bad(self, lane):
+        self.flows[lane].append_bodies([b'{"event":"bad","event_id":"x","anonymous_id":"a"}'])
+
+    def delivered(self):
+        return sum(flow.counts().get("delivered", 0) for flow in self.flows.values())
+
+    def other(self, lane):
+        return self.flows["track" if lane == "backfill" else "backfill"]
+
+
+@pytest.fixture
+def pair(make_flow):
+    return Pair(make_flow)
+
+
+def requests_seen(sandbox):
+    return len(sandbox.get("requests"))
+
+
+def test_a_backfill_goes_to_the_batch_endpoint_as_it_was_appended(pair, sandbox):
+    pair.backfill.append(10)
+    pair.settle(1)
+
+    assert [row["route"] for row in sandbox.get("requests")] == ["/v1/batch"] * 3
+    assert sorted(sandbox.get("ids")) == sorted(f"e{i}" for i in range(10))
+    assert pair.backfill.counts()["delivered"] == 10
+
+
+# What it leaves to the live lane.
+
+YIELDING = ["new", "due for a retry", "forgotten"]
+
+
+@pytest.mark.parametrize("kind", YIELDING)
+def test_a_backfill_takes_no_slot_while_a_live_batch_is_ready(pair, sandbox, kind):
+    """A retry and a batch whose message was lost need a slot as much as a new one does."""
+    worker = pair.workers["backfill"]
+    pair.backfill.append(4)
+    if kind != "new":
+        (batch_id,) = flush(worker)
+    if kind == "due for a retry":
+        sandbox.fault("status", status=500)
+        worker.send(batch_id)
+    pair.backfill.time_passes()
+    pair.live.append(4)
+
+    assert flush(worker) == []
+    assert [lane for lane, _ in pair.flush()] == ["track", "backfill"]
+
+
+def test_a_live_batch_that_is_late_is_yielded_to_as_well(pair):
+    """Then workers do not keep up, and more messages would only make it later."""
+    pair.backfill.append(4)
+    pair.live.append(4)
+    ((_, batch_id), *_) = pair.flush()
+    pair.backfill.append(4)
+    pair.live.redis.zadd(pair.live.keys.claimed, {batch_id: 1})
+
+    assert flush(pair.workers["backfill"]) == []
+
+
+def test_a_part_full_live_batch_that_lingers_keeps_no_backfill_back(pair):
+    """It needs no slot yet, and will find one when it does."""
+    pair.live.append(3)
+    pair.backfill.append(4)
+
+    assert len(flush(pair.workers["backfill"])) == 1
+
+
+# What they share.
+
+
+@pytest.mark.parametrize("lane", LANES)
+def test_a_429_of_one_lane_stops_both(pair, sandbox, lane):
+    """It is one route of the vendor and one bucket."""
+    sandbox.fault("status", status=429, headers={"Retry-After": "60"})
+    pair.flows[lane].append(4)
+    ((_, batch_id),) = pair.flush()
+    pair.workers[lane].send(batch_id)
+    pair.other(lane).append(4)
+
+    assert pair.flush() == []
+    pair.settle(2)
+    assert pair.delivered() == 8
+
+
+@pytest.mark.parametrize("lane", LANES)
+def test_an_outage_seen_by_one_lane_stops_both_and_one_probe_is_for_both(pair, sandbox, lane):
+    sandbox.fault("status", status=503, times=FAILURES_MAX)
+    pair.flows[lane].append(4 * FAILURES_MAX)
+    for _, batch_id in pair.flush():
+        pair.workers[lane].send(batch_id)
+    pair.other(lane).append(4)
+    assert pair.flush() == []
+    pair.time_passes()
+
+    ((probing, probe),) = pair.flush()
+    assert pair.flush() == []
+    pair.workers[probing].send(probe)
+    assert not pair.live.redis.exists(pair.live.keys.outage)
+    pair.settle(3)
+    assert pair.delivered() == 4 * FAILURES_MAX + 4
+
+
+@pytest.mark.parametrize("lane", LANES)
+def test_failures_of_both_lanes_make_one_row(pair, sandbox, lane):
+    sandbox.fault("status", status=503, times=FAILURES_MAX)
+    pair.flows[lane].append(4 * (FAILURES_MAX - 1))
+    for _, batch_id in pair.flush():
+        pair.workers[lane].send(batch_id)
+    pair.other(lane).append(4)
+    ((other, batch_id),) = pair.flush()
+    pair.workers[other].send(batch_id)
+
+    assert pair.live.redis.exists(pair.live.keys.outage)
+
+
+@pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_refused_batch_is_compared_with_one_of_the_other_lane(pair, sandbox, lane, status):
+    """Else a lane with nothing but that batch would probe with it, and keep both stopped for ever.
+
+    And were it not singled out in its own lane, the next pause would follow each comparison.
+    """
+    pair.append_bad(lane)
+    pair.flows[lane].append(3)
+    sandbox.fault("status", status=status, poison=True, event="bad")
+    pair.settle(3)
+    assert pair.live.redis.hget(KEYS.pause, "status").decode() == str(status)
+    pair.other(lane).append(4)
+    pair.settle(1)
+    assert not pair.live.redis.exists(KEYS.pause)
+    pair.settle(8)
+    (letter,) = pair.live.redis.hvals(KEYS.dead)
+
+    assert b'"bad"' in letter
+    assert json.loads(letter.partition(b"\n")[0])["status"] == status
+    assert pair.delivered() == 7
+    assert not pair.live.redis.exists(KEYS.pause, pair.live.keys.outage)
+
+
+@pytest.mark.parametrize(("lane", "wait_ms"), [("track", b"60000"), ("backfill", b"1000")])
+def test_an_import_that_is_refused_as_a_whole_stops_live_events_only_shortly(
+    pair, sandbox, lane, wait_ms
+):
+    """What looks like a new rule of the vendor's may be its own fault: the live lane tells."""
+    sandbox.fault("status", status=400, body='{"error":"invalid_payload"}', times=10_000)
+    flow, worker = pair.flows[lane], pair.workers[lane]
+    flow.append(40)
+    for _ in range(60):
+        for batch_id in flush(worker):
+            worker.send(batch_id)
+        if flow.redis.exists(flow.keys.outage):
+            break
+        flow.time_passes()
+
+    assert flow.redis.hmget(flow.keys.outage, "kind", "wait_ms") == [b"rejected", wait_ms]
+    sandbox.post("faults")
+    pair.settle(60)
+
+
+# Whom it may not carry.
+
+
+def test_a_fenced_person_is_in_no_backfill(pair, sandbox):
+    """P6 holds for each lane: at append, at claim and when the attempt is admitted."""
+    theirs = [b'{"event":"old","event_id":"theirs","user_id":"u"}']
+    pair.backfill.append(3)
+    pair.backfill.append_bodies(theirs, "u")
+    ((lane, claimed),) = pair.flush()
+    pair.backfill.append(3)
+    pair.backfill.append_bodies(theirs, "u")
+    pair.live.redis.sadd(KEYS.fence, tag("p", "user", "u"))
+    pair.backfill.append_bodies(theirs, "u")
+    pair.workers[lane].send(claimed)
+    pair.settle(2)
+
+    assert set(sandbox.get("ids")) == {"e0", "e1", "e2"}
+    counts = pair.backfill.counts()
+    assert (counts["erased"], counts["suppressed"], counts["delivered"]) == (2, 1, 6)

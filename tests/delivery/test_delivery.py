@@ -1,0 +1,427 @@
+"""Delivery by hand: what each answer of the vendor does to batches and project.
+
+Every test ends with the counts adding up; the fixture sees to it.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
+
+import pytest
+
+from mm_tasks.buffer.attempt import Admitted
+from mm_tasks.buffer.records import tag
+from mm_tasks.delivery.retry import FAILURES_MAX, SINGLES_MAX
+from tests.delivery.conftest import KEYS, flush
+
+
+@pytest.fixture
+def delivery(flow):
+    return flow.delivery()
+
+
+@pytest.fixture
+def nobody():
+    """The URL of a port that refuses."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{sock.getsockname()[1]}"
+
+
+def requests_seen(sandbox):
+    return len(sandbox.get("requests"))
+
+
+def assert_all_delivered(flow, sandbox, n, *, repeated=0):
+    """Everything arrived, nothing is left, and only `repeated` events arrived twice."""
+    summary = sandbox.get("summary")
+    assert summary["distinct"] == flow.counts()["delivered"] == n
+    assert summary["duplicates"] == repeated
+    left = {KEYS.counts, KEYS.tallies, KEYS.rate, KEYS.fences, flow.keys.nudge}
+    assert {key.decode() for key in flow.redis.keys()} <= left  # noqa: SIM118 - Redis is no dict
+
+
+# What goes well.
+
+
+def test_what_was_appended_arrives_as_it_was_and_is_forgotten(flow, delivery, sandbox):
+    flow.append(10)
+    for batch_id in flush(delivery):
+        assert delivery.send(batch_id) is None
+
+    assert b"".join(sandbox.bodies()).count(flow.body(9)) == 1
+    assert [body.count(b'"event"') for body in sandbox.bodies()] == [4, 4, 2]
+    assert_all_delivered(flow, sandbox, 10)
+    assert flow.redis.hget(KEYS.counts, "held_bytes") == b"0"
+
+
+def test_a_part_full_batch_is_not_sent_before_it_has_lingered(flow, delivery):
+    flow.append(6)
+
+    assert len([dispatch.batch_ids for dispatch in delivery.flush()]) == 1
+    assert flow.counts()["leased"] == 4
+
+
+def test_batches_whose_message_was_lost_are_found_again_and_sent_once(flow, delivery, sandbox):
+    """P2: a Celery message is a nudge, never the data."""
+    flow.append(8)
+    lost = flush(delivery)
+    assert flush(delivery) == []
+    flow.time_passes()
+    found = flush(delivery)
+    assert sorted(found) == sorted(lost)
+    for batch_id in [*found, *lost]:
+        delivery.send(batch_id)
+
+    assert_all_delivered(flow, sandbox, 8)
+    assert requests_seen(sandbox) == 2
+
+
+def test_a_subject_fenced_after_the_claim_is_not_sent(flow, delivery, sandbox):
+    """P6: an attempt is admitted by a script that looks at the fence."""
+    flow.append(3)
+    flow.append_bodies([b'{"event":"signup","event_id":"x","user_id":"u"}'], "u")
+    (batch_id,) = flush(delivery)
+    flow.redis.sadd(KEYS.fence, tag("p", "user", "u"))
+    delivery.send(batch_id)
+
+    assert sorted(sandbox.get("ids")) == ["e0", "e1", "e2"]
+    assert flow.counts()["erased"] == 1
+
+
+def test_identifies_travel_one_a_request_and_together_in_a_message(make_flow, sandbox):
+    """Neither a slot nor the 429 of `track` concerns them."""
+    track, flow = make_flow(), make_flow("identify")
+    sandbox.fault("status", status=429, headers={"Retry-After": "60"})
+    track.append(1)
+    busy = track.delivery()
+    busy.send(flush(busy)[0])
+    delivery = flow.delivery()
+    flow.append(30)
+    messages = [dispatch.batch_ids for dispatch in delivery.flush()]
+    assert [len(ids) for ids in messages] == [25, 5]
+    for batch_id in [id_ for ids in messages for id_ in ids]:
+        assert delivery.send(batch_id) is None
+
+    assert sorted(sandbox.bodies()) == sorted(flow.body(i) for i in range(30))
+    assert flow.counts()["delivered"] == 30
+    assert track.counts()["outcome:throttled"] == 1
+
+
+# What stops everybody.
+
+
+def test_a_429_stops_the_lane_for_all_until_its_time(flow, delivery, sandbox):
+    """One worker's answer is everybody's wait; nothing is sent before it is over."""
+    sandbox.fault("status", status=429, headers={"Retry-After": "60"})
+    other = flow.delivery()
+    flow.append(12)
+    first, second, third = flush(delivery)
+    wait_s = delivery.send(first)
+    assert 60 - 2 < wait_s <= 66
+    assert all(58 < worker.send(id_) <= 66 for worker, id_ in ((other, second), (delivery, third)))
+    assert flush(delivery) == flush(other) == []
+    assert requests_seen(sandbox) == 1
+
+    flow.settle(other, 3)
+    assert_all_delivered(flow, sandbox, 12)
+    assert flow.counts()["outcome:throttled"] == 1
+    assert "ambiguous" not in flow.counts()
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (
+            {"status": 401, "body": '{"error":"invalid_api_key"}'},
+            "unauthorized 401 invalid_api_key",
+        ),
+        ({"status": 403, "body": "<html>"}, "unauthorized 403 -"),
+        ({"status": 404, "body": "not here"}, "misdirected 404 -"),
+        ({"status": 307, "body": "", "headers": {"Location": "/"}}, "misdirected 307 -"),
+    ],
+    ids=["401", "403 of a proxy", "404", "307"],
+)
+def test_a_refused_key_or_host_stops_all_but_one_probe(flow, delivery, sandbox, said, reason):
+    sandbox.fault("status", times=3, **said)
+    flow.append(12)
+    first, *others = flush(delivery)
+    delivery.send(first)
+    assert [delivery.send(id_) for id_ in others] == [None, None]
+    assert flush(delivery) == []
+    assert requests_seen(sandbox) == 1
+    parts = flow.redis.hmget(KEYS.pause, "kind", "status", "code")
+    assert b" ".join(parts).decode() == reason
+    for n in (2, 3):
+        flow.time_passes()
+        (probe,) = flush(delivery)
+        assert flush(delivery) == []
+        for id_ in {first, *others} - {probe}:
+            delivery.send(id_)
+        delivery.send(probe)
+
+        assert requests_seen(sandbox) == n
+        assert flow.redis.exists(KEYS.pause)
+    flow.settle(delivery, 4)
+    assert_all_delivered(flow, sandbox, 12)
+    assert "ambiguous" not in flow.counts()
+
+
+def test_the_probe_is_another_batch_than_the_refused_one(flow, delivery, sandbox):
+    """A proxy's filter may refuse one batch for ever; that must not keep the others back."""
+    sandbox.fault("status", status=403)
+    flow.append(8)
+    refused, other = flush(delivery)
+    delivery.send(refused)
+    flow.time_passes()
+
+    assert flush(delivery) == [other]
+
+
+def test_a_refused_connection_keeps_the_data_and_is_no_doubt(flow, sandbox, nobody):
+    cut_off = flow.delivery(url=nobody)
+    flow.append(4)
+    (batch_id,) = flush(cut_off)
+
+    assert cut_off.send(batch_id) <= 1
+    assert flow.counts()["outcome:unavailable"] == 1
+    assert "ambiguous" not in flow.counts()
+    assert flow.counts()["leased"] == 4
+    flow.settle(flow.delivery(), 2)
+    assert_all_delivered(flow, sandbox, 4)
+
+
+def test_an_outage_ends_in_one_probe_at_a_time_and_with_it(flow, sandbox, nobody):
+    cut_off = flow.delivery(url=nobody)
+    flow.append(4 * (FAILURES_MAX + 2))
+    ids = flush(cut_off)
+    for batch_id in ids:
+        cut_off.send(batch_id)
+    assert flow.counts()["outcome:unavailable"] == FAILURES_MAX
+    assert flow.redis.hget(flow.keys.outage, "wait_ms") == b"1000"
+    flow.time_passes()
+    (probe,) = flush(cut_off)
+    cut_off.send(probe)
+    assert flow.redis.hget(flow.keys.outage, "wait_ms") == b"2000"
+    flow.time_passes()
+
+    working = flow.delivery()
+    (probe,) = flush(working)
+    working.send(probe)
+    assert not flow.redis.exists(KEYS.pause, flow.keys.outage)
+    flow.settle(working, 3)
+    assert_all_delivered(flow, sandbox, 4 * (FAILURES_MAX + 2))
+
+
+# What concerns one batch.
+
+
+@pytest.mark.parametrize("position", range(4))
+def test_a_poison_event_is_buried_and_its_neighbours_arrive(flow, delivery, sandbox, position):
+    """P5: found by halves of what is suspect, one request each, and one for the rest."""
+    bodies = [flow.body(i) for i in range(7)]
+    bodies.insert(position, b'{"event":7}')
+    flow.append_bodies(bodies)
+    flow.settle(delivery, 12)
+    (letter,) = flow.redis.hvals(KEYS.dead)
+    why, _, record = letter.partition(b"\n")
+    attempts = json.loads(why)["attempts"]
+
+    assert record.endswith(b'{"event":7}')
+    expected = {"reason": "rejected", "status": 400, "code": "invalid_payload"}
+    assert json.loads(why) == expected | {"attempts": attempts}
+    assert 3 <= attempts <= 4
+    assert sorted(sandbox.get("ids")) == sorted(f"e{i}" for i in range(7))
+    assert flow.counts()["delivered"] == 7
+    assert requests_seen(sandbox) <= 1 + 5
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_batch_that_a_filter_refuses_does_not_stop_the_others(flow, delivery, sandbox, status):
+    """A proxy that dislikes one event answers as if the key or the host were wrong."""
+    flow.append_bodies([b'{"event":"bad","event_id":"x","anonymous_id":"a"}'])
+    flow.append(3)
+    sandbox.fault("status", status=status, poison=True, event="bad")
+    flow.settle(delivery, 3)
+    assert flow.redis.hget(KEYS.pause, "status").decode() == str(status)
+    flow.append_bodies([flow.body(i) for i in range(3, 8)])  # another batch, to compare with
+    flow.settle(delivery, 12)
+    (letter,) = flow.redis.hvals(KEYS.dead)
+
+    assert b'"bad"' in letter
+    assert json.loads(letter.partition(b"\n")[0])["status"] == status
+    assert flow.counts()["delivered"] == 8
+    assert not flow.redis.exists(KEYS.pause, flow.keys.outage)
+
+
+def test_a_vendor_that_refuses_everything_stops_the_project_and_keeps_the_data(
+    flow, delivery, sandbox
+):
+    """Its rules changed: a thousand requests and full dead letters would help nobody."""
+    flow.append(40)
+    sandbox.fault("status", status=400, body='{"error":"invalid_payload"}', times=10_000)
+    flow.settle(delivery, 60)
+    requests_meanwhile = requests_seen(sandbox)
+
+    assert flow.redis.hget(flow.keys.outage, "kind") == b"rejected"
+    assert requests_meanwhile < 150
+    assert flow.counts()["dead"] < SINGLES_MAX
+    sandbox.post("faults")
+    flow.settle(delivery, 60)
+    assert not flow.redis.exists(KEYS.pause, flow.keys.outage)
+    assert flow.counts()["delivered"] + flow.counts()["dead"] == 40
+
+
+AMBIGUOUS = {
+    "cut, stored": ({"kind": "cut_body", "store": True}, "cut", 4),
+    "cut, not stored": ({"kind": "cut_body"}, "cut", 0),
+    "closed before it was read": ({"kind": "close_before_read"}, "cut", 0),
+    "no answer, stored": ({"kind": "hang", "store": True, "for_s": 1}, "timeout", 4),
+    "502, stored": ({"kind": "status", "status": 502, "store": True}, "502", 4),
+    "202 that says nothing": ({"kind": "status", "status": 202, "body": "{}"}, "unusable", 0),
+}
+
+
+@pytest.mark.parametrize(("fault", "kind", "repeated"), AMBIGUOUS.values(), ids=AMBIGUOUS.keys())
+def test_doubt_is_counted_and_the_batch_sent_again(flow, sandbox, fault, kind, repeated):
+    """P3: at most one batch arrives twice for each such case, and it is visible."""
+    delivery = flow.delivery(timeout_s=0.3)
+    sandbox.fault(**fault)
+    flow.append(8)
+    doubtful, other = flush(delivery)
+    assert delivery.send(doubtful) <= 1
+    assert delivery.send(other) is None
+    assert flow.counts()["ambiguous"] == flow.counts()[f"ambiguous:{kind}"] == 1
+    flow.settle(delivery, 2)
+
+    assert_all_delivered(flow, sandbox, 8, repeated=repeated)
+    assert flow.counts()["ambiguous"] == 1
+
+
+def test_parked_doubt_becomes_dead_letters_and_is_not_sent_again(flow, sandbox):
+    delivery = flow.delivery(park_ambiguous=True)
+    sandbox.fault("cut_body", store=True)
+    flow.append(8)
+    flow.settle(delivery, 3)
+    letters = flow.redis.hvals(KEYS.dead)
+
+    why = json.loads(letters[0].partition(b"\n")[0])
+    assert (why["reason"], why["kind"]) == ("ambiguous", "cut")
+    assert sorted(letter[-len(flow.body(0)) :] for letter in letters) == [
+        flow.body(i) for i in range(4)
+    ]
+    assert flow.counts()["dead"] == flow.counts()["delivered"] == 4
+    assert sandbox.get("summary")["duplicates"] == 0
+
+
+# Workers that die or come together.
+
+
+def begun_and_dead(flow, batch_id):
+    """A worker was admitted and then killed: nobody will tell how it ended."""
+    begun = flow.buffer.begin(batch_id, slot="none", slot_valid_ms=2000, lease_ms=60_000)
+    assert isinstance(begun, Admitted)
+    return begun
+
+
+def test_a_lease_that_ran_out_is_doubt_and_the_batch_sent_again(flow, delivery, sandbox):
+    flow.append(4)
+    (batch_id,) = flush(delivery)
+    begun_and_dead(flow, batch_id)
+    assert delivery.send(batch_id) is None
+    assert flush(delivery) == []
+    flow.time_passes()
+    assert flush(delivery) == []
+    assert flow.counts()["ambiguous:lease"] == 1
+    assert requests_seen(sandbox) == 0
+    flow.time_passes()
+
+    assert flush(delivery) == [batch_id]
+    delivery.send(batch_id)
+    assert_all_delivered(flow, sandbox, 4)
+    assert flow.counts()["ambiguous"] == 1
+
+
+def test_a_lapsed_batch_is_parked_where_doubt_is(flow, sandbox):
+    delivery = flow.delivery(park_ambiguous=True)
+    flow.append(4)
+    (batch_id,) = flush(delivery)
+    begun_and_dead(flow, batch_id)
+    flow.time_passes()
+    flow.settle(delivery, 2)
+
+    assert flow.counts()["dead"] == 4
+    assert requests_seen(sandbox) == 0
+
+
+def test_a_success_told_late_counts_and_nothing_is_sent_again(flow, delivery, sandbox):
+    """The worker was slow, not dead; the lease had run out when its answer came."""
+    flow.append(4)
+    (batch_id,) = flush(delivery)
+    begun_and_dead(flow, batch_id)
+    flow.time_passes()
+    flush(delivery)
+    flow.buffer.ack(batch_id, 0)
+    flow.settle(delivery, 2)
+
+    assert flow.counts()["delivered"] == 4
+    assert requests_seen(sandbox) == 0
+
+
+def test_a_dead_probe_gives_way_to_another(flow, delivery, sandbox):
+    """A SIGKILL of the probe's worker must not pause the project for ever."""
+    sandbox.fault("status", status=401)
+    flow.append(8)
+    first, _ = flush(delivery)
+    delivery.send(first)
+    flow.time_passes()
+    (probe,) = flush(delivery)
+    begun_and_dead(flow, probe)
+    assert flush(delivery) == []
+    flow.settle(delivery, 4)
+
+    assert_all_delivered(flow, sandbox, 8)
+    assert flow.counts()["ambiguous:lease"] == 1
+
+
+def test_two_flushes_at_once_claim_no_record_twice(flow, sandbox):
+    one, other = flow.delivery(), flow.delivery()
+    flow.append(40)
+    steps = zip_longest(one.flush(linger=False), other.flush(linger=False))
+    ids = [id_ for step in steps for dispatch in step if dispatch for id_ in dispatch.batch_ids]
+    assert len(ids) == len(set(ids)) == 10
+    for batch_id in ids:
+        one.send(batch_id)
+        other.send(batch_id)
+
+    assert_all_delivered(flow, sandbox, 40)
+    assert requests_seen(sandbox) == 10
+
+
+def test_two_workers_with_the_same_messages_send_no_batch_twice(flow, sandbox):
+    """Celery delivers a message again whenever it likes."""
+    workers = [flow.delivery() for _ in range(4)]
+    flow.append(80)
+    ids = flush(workers[0])
+    with ThreadPoolExecutor(len(workers)) as threads:
+        list(threads.map(lambda worker: [worker.send(id_) for id_ in ids], workers))
+
+    assert_all_delivered(flow, sandbox, 80)
+    assert requests_seen(sandbox) == 20
+
+
+def test_an_admission_that_became_old_sends_nothing(flow, sandbox):
+    """A process that was frozen since: a fence may have been raised in between (P6)."""
+    flow.append(4)
+    stale = flow.delivery(lease_s=0)
+    for batch_id in flush(stale):
+        stale.send(batch_id)
+
+    assert requests_seen(sandbox) == 0
+    assert flow.counts()["outcome:unavailable"] == 1
+
+    flow.settle(flow.delivery(), 2)
+    assert_all_delivered(flow, sandbox, 4)

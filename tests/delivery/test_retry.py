@@ -1,0 +1,113 @@
+"""The table *Outcomes*, row by row."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+
+from mm_tasks.client.outcome import (
+    Ambiguous,
+    Answer,
+    Delivered,
+    Misdirected,
+    Rejected,
+    Throttled,
+    Unauthorized,
+    Unavailable,
+)
+from mm_tasks.delivery.retry import Ack, Bury, Narrow, Pause, Retry, Throttle, decide, lifts, signal
+
+REFUSED = Answer(400, "invalid_payload")
+
+
+class Try(NamedTuple):
+    """An attempt as the decisions see it."""
+
+    attempt: int = 1
+    in_a_row: int = 1
+    paused: str = ""
+    is_alone: bool = False
+
+
+FIRST = Try()
+ALONE = Try(is_alone=True)
+TABLE = {
+    "a success is acknowledged": (Delivered(3), FIRST, Ack),
+    "a refused batch is narrowed": (Rejected(REFUSED), FIRST, Narrow),
+    "a throttled batch is kept": (Throttled(Answer(429), 1.0), FIRST, Retry),
+    "a refused key keeps the data": (Unauthorized(Answer(401)), FIRST, Retry),
+    "a wrong host keeps the data": (Misdirected(Answer(404)), FIRST, Retry),
+    "an unreachable host keeps the data": (Unavailable("refused"), FIRST, Retry),
+    "doubt is repeated": (Ambiguous("timeout"), FIRST, Retry),
+    "a filter's refusal of one batch alone narrows it": (Misdirected(Answer(404)), ALONE, Narrow),
+    "while paused it does not": (
+        Unauthorized(Answer(403)),
+        Try(paused="unauthorized", is_alone=True),
+        Retry,
+    ),
+    "while everything is refused nothing is buried": (
+        Rejected(REFUSED),
+        Try(paused="rejected"),
+        Retry,
+    ),
+}
+
+
+@pytest.mark.parametrize(("outcome", "attempt", "expected"), TABLE.values(), ids=TABLE.keys())
+def test_what_happens_to_the_batch(outcome, attempt, expected):
+    decision = decide(outcome, attempt, park=False, random_s=lambda below: below)
+
+    assert isinstance(decision, expected)
+
+
+def test_doubt_can_be_parked_for_a_person():
+    decision = decide(Ambiguous("502", 502), FIRST, park=True, random_s=lambda _: 0)
+
+    assert isinstance(decision, Bury)
+    assert decision.ambiguous == "502"
+
+
+LIFTS = {
+    "a key, by a success": ("unauthorized", Delivered(1), True),
+    "a key, by a refused event": ("unauthorized", Rejected(REFUSED), True),
+    "a key, by a 5xx": ("unauthorized", Ambiguous("502", 502), True),
+    "a key, not by silence": ("unauthorized", Ambiguous("timeout"), False),
+    "a key, not by a dead host": ("unauthorized", Unavailable("refused"), False),
+    "a key, not by another refusal": ("unauthorized", Misdirected(Answer(404)), False),
+    "a host, by a success": ("misdirected", Delivered(1), True),
+    "an outage, by a success": ("unavailable", Delivered(1), True),
+    "an outage, by a 429": ("unavailable", Throttled(Answer(429)), True),
+    "an outage, not by a 5xx": ("unavailable", Ambiguous("502", 502), False),
+    "a new rule, by a success": ("rejected", Delivered(1), True),
+    "a new rule, not by a refusal": ("rejected", Rejected(REFUSED), False),
+    "a new rule, not by a 429": ("rejected", Throttled(Answer(429)), False),
+    "nothing where nothing is paused": ("", Delivered(1), False),
+}
+
+
+@pytest.mark.parametrize(("paused", "outcome", "expected"), LIFTS.values(), ids=LIFTS.keys())
+def test_what_lifts_a_pause(paused, outcome, expected):
+    assert lifts(paused, outcome) is expected
+
+
+@pytest.mark.parametrize(("asked", "obeyed"), [(0, 1.0), (3, 3.0), (100_000, 900.0), (None, 4.0)])
+def test_the_wait_of_a_429_is_clamped(asked, obeyed):
+    assert signal(Throttled(Answer(429), asked), Try(9, 3), lambda _: 0) == Throttle(obeyed)
+
+
+def test_a_refused_key_pauses_at_once_and_an_outage_after_several():
+    key = signal(Unauthorized(Answer(401, "invalid_api_key")), FIRST, lambda _: 0)
+    outage = signal(Unavailable("refused"), FIRST, lambda _: 0)
+
+    assert key == Pause("unauthorized", Answer(401, "invalid_api_key"))
+    assert outage.failures_max > 1
+
+
+@pytest.mark.parametrize("attempt", [1, 2, 7, 1000])
+def test_a_backoff_never_exceeds_a_minute(attempt):
+    decision = decide(
+        Unavailable("dns"), Try(99, attempt), park=False, random_s=lambda below: below
+    )
+
+    assert decision.wait_s == min(60, 2 ** min(attempt - 1, 10))

@@ -1,0 +1,82 @@
+"""An audit store in one line, and an erasure taken as far as a test needs it."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import NullPool, create_engine, text
+
+from mm_tasks.erasure.audit.checkpoints import Outside
+from mm_tasks.erasure.audit.database import Database
+from mm_tasks.erasure.audit.log import AuditLog
+from mm_tasks.erasure.audit.pseudonyms import Pseudonyms
+from mm_tasks.erasure.commands import Register
+from mm_tasks.erasure.models import Answer
+from mm_tasks.erasure.request import ErasureRequest
+from mm_tasks.erasure.rows import Work
+from mm_tasks.erasure.steps import Ledger
+
+NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
+KEY = "a key for tests, of no use elsewhere"
+PASSES_S = (0, 900, 86_400)
+DONE = Answer(200, "acknowledged")
+USER, VISITOR = "user-4f1c-secret", "visitor-77aa-secret"
+
+
+class Store:
+    """The parts over one database, as one process has them."""
+
+    def __init__(self, url, folder, project="p", hook=None):
+        self.url = url
+        self.folder = folder
+        self.database = Database(url)
+        self.log = AuditLog(self.database, Outside(folder / "checkpoints", hook))
+        self.work = Work(self.log, Pseudonyms(KEY), project)
+        self.ledger = Ledger(self.work)
+        self.register = Register(self.work)
+
+    def ask(self, user_id=USER, now=NOW, **fields):
+        request = ErasureRequest(user_id, fields.pop("requested_by", "dpo"), **fields)
+        return self.register.open_request(request, now)
+
+    def quiesced(self, now=NOW, **fields):
+        """An erasure whose first pass is due; its claim."""
+        claim = self.ask(now=now, **fields).claim
+        claim = self.ledger.mark_fenced(claim, now)
+        claim = self.ledger.mark_purged(claim, {"track:waiting": 2, "dead": 0}, now)
+        return self.ledger.mark_quiesced(claim, PASSES_S, now)
+
+    def call(self, claim, answer=DONE, now=NOW):
+        return self.ledger.result(self.ledger.intent(claim, now), answer, now)
+
+    def completed(self, now=NOW, aof="", **fields):
+        claim = self.quiesced(now, **fields)
+        for n in range(len(PASSES_S)):
+            self.call(claim, now=now + timedelta(seconds=PASSES_S[n]))
+        return self.ledger.complete(claim, now + timedelta(days=1), aof)
+
+    def entries(self):
+        with self.database.read() as connection:
+            query = text("SELECT line FROM mm_erasure_audit ORDER BY seq")
+            return list(connection.execute(query).scalars())
+
+    @contextmanager
+    def tampering(self):
+        """A connection of the database's owner, who dropped the guards."""
+        with self.database.write() as connection:
+            for table in ("mm_erasure_audit", "mm_checkpoints"):
+                for kind in ("no_update", "no_delete", "next"):
+                    on = "" if self.database.is_sqlite else f" ON {table}"
+                    connection.execute(text(f"DROP TRIGGER IF EXISTS {table}_{kind}{on}"))
+            yield connection
+
+
+def after(**duration):
+    return NOW + timedelta(**duration)
+
+
+def raw_engine(url, **options):
+    """What any client of the database has: nothing of ours in between."""
+    named = url.replace("postgresql://", "postgresql+psycopg://")
+    return create_engine(named, poolclass=NullPool, **options)

@@ -1,0 +1,232 @@
+"""The arguments of `forget`: what becomes a request, and which rule each other one breaks."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mm_tasks.erasure.request import ANONYMOUS_IDS_MAX, ErasureRequest, Reason, request_of
+from mm_tasks.errors import InvalidEvent
+
+NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
+LEAST = {"user_id": "user-1", "requested_by": "dpo"}
+TOO_LONG = "must have at most {} characters, counted in UTF-16 as JavaScript does"
+A_LIST = "must be a list of strings"
+A_TIME = "must be an aware datetime, or ISO 8601 text"
+KNOWN = "user_id, requested_by, reason, ticket, received_at, anonymous_ids, mode"
+OPAQUE = "must be an opaque reference: 1-128 characters, no @, no spaces"
+NO_ID = "must be text that is not empty, without lone surrogates"
+
+
+def problems(**fields):
+    """Return every broken rule of a call with these fields besides the least ones."""
+    asked = {name: one for name, one in {**LEAST, **fields}.items() if one is not ...}
+    with pytest.raises(InvalidEvent) as raised:
+        request_of(asked).check(NOW)
+    return [(one.field, one.rule) for one in raised.value.problems]
+
+
+# What is accepted.
+
+
+def test_the_least_that_is_needed_leaves_the_rest_to_the_defaults():
+    assert request_of(LEAST) == ErasureRequest("user-1", "dpo")
+
+
+def test_none_is_as_good_as_not_given():
+    everything = dict.fromkeys(("reason", "ticket", "received_at", "anonymous_ids", "mode"))
+
+    assert request_of({**LEAST, **everything}) == request_of(LEAST)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, set, frozenset])
+def test_every_collection_of_ids_will_do(kind):
+    assert request_of({**LEAST, "anonymous_ids": kind(["a"])}).anonymous_ids == ("a",)
+
+
+@pytest.mark.parametrize(
+    "given_as",
+    [NOW, "2026-01-31T12:00:00Z", "2026-01-31T14:00:00.000+02:00"],
+    ids=["datetime", "UTC text", "text with an offset"],
+)
+def test_a_time_comes_as_a_datetime_or_as_the_text_that_a_message_holds(given_as):
+    assert request_of({**LEAST, "received_at": given_as}).received_at == NOW
+
+
+@pytest.mark.parametrize(
+    ("name", "longest"),
+    [
+        ("user_id", "x" * 256),
+        ("user_id", "\U0001f600" * 128),
+        ("anonymous_ids", ["x" * 128]),
+        ("anonymous_ids", [f"{n}" for n in range(ANONYMOUS_IDS_MAX)]),
+    ],
+)
+def test_the_longest_that_the_vendor_takes_is_accepted(name, longest):
+    request_of({**LEAST, name: longest}).check(NOW)
+
+
+# What is refused, and why.
+
+REFUSED = {
+    "no user": ({"user_id": ...}, ("user_id", "is required")),
+    "a user that is None": ({"user_id": None}, ("user_id", "is required")),
+    "a number for a user": ({"user_id": 42}, ("user_id", "must be a string; use str()")),
+    "a boolean for a user": ({"user_id": True}, ("user_id", "must be a string")),
+    "bytes for a user": ({"user_id": b"u"}, ("user_id", "must be a string")),
+    "an empty user": ({"user_id": ""}, ("user_id", NO_ID)),
+    "half a character": ({"user_id": "\ud83d"}, ("user_id", NO_ID)),
+    "a long user": ({"user_id": "x" * 257}, ("user_id", TOO_LONG.format(256))),
+    "a user of long characters": (
+        {"user_id": "\U0001f600" * 129},
+        ("user_id", TOO_LONG.format(256)),
+    ),
+    "nobody asks": ({"requested_by": ...}, ("requested_by", "is required")),
+    "an address asks": ({"requested_by": "dpo@example.org"}, ("requested_by", OPAQUE)),
+    "a name with a space asks": ({"requested_by": "Ada L"}, ("requested_by", OPAQUE)),
+    "a number asks": ({"requested_by": 7}, ("requested_by", "must be a string")),
+    "a ticket that is a number": ({"ticket": 1093}, ("ticket", "must be a string")),
+    "a ticket that is empty": ({"ticket": ""}, ("ticket", OPAQUE)),
+    "a long ticket": ({"ticket": "T" * 129}, ("ticket", OPAQUE)),
+    "a reason that is none": (
+        {"reason": "because"},
+        (
+            "reason",
+            f"must be one of {', '.join(Reason)}",
+        ),
+    ),
+    "a mode that is none": ({"mode": "twice"}, ("mode", "must be one of suppress, once")),
+    "a mode that is a list": ({"mode": ["once"]}, ("mode", "must be a string")),
+    "one id for a list": ({"anonymous_ids": "abc"}, ("anonymous_ids", A_LIST)),
+    "numbers among the ids": ({"anonymous_ids": ["a", 1]}, ("anonymous_ids", A_LIST)),
+    "a generator of ids": ({"anonymous_ids": iter("ab")}, ("anonymous_ids", A_LIST)),
+    "an empty id": ({"anonymous_ids": [""]}, ("anonymous_ids", NO_ID)),
+    "a long id": ({"anonymous_ids": ["x" * 129]}, ("anonymous_ids", TOO_LONG.format(128))),
+    "too many ids": ({"anonymous_ids": ["a"] * 501}, ("anonymous_ids", "must be at most 500 ids")),
+    "a time that is a number": ({"received_at": 1_769_860_800}, ("received_at", A_TIME)),
+    "a time that is no time": ({"received_at": "yesterday"}, ("received_at", A_TIME)),
+    "an empty time": ({"received_at": ""}, ("received_at", A_TIME)),
+    "a time without a zone": (
+        {"received_at": "2026-01-31T12:00:00"},
+        ("received_at", "must have a time zone"),
+    ),
+    "a day": ({"received_at": "2026-01-31"}, ("received_at", "must have a time zone")),
+    "a time to come": (
+        {"received_at": NOW + timedelta(minutes=6)},
+        ("received_at", "must not be in the future"),
+    ),
+    "a field of another call": (
+        {"event": "signup"},
+        ("event", f"is not a field of this call; known are {KNOWN}"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("fields", "broken"), REFUSED.values(), ids=REFUSED)
+def test_a_broken_rule_is_named_with_its_field(fields, broken):
+    assert problems(**fields) == [broken]
+
+
+def test_every_broken_rule_is_named_at_once():
+    found = problems(user_id=7, requested_by=..., mode=1, anonymous_ids="a", event="e")
+
+    assert [field for field, _ in found] == [
+        "event",
+        "requested_by",
+        "user_id",
+        "mode",
+        "anonymous_ids",
+    ]
+
+
+@pytest.mark.parametrize("name", ["person@example.org", "x" * 65, "", "a b", 7])
+def test_a_name_that_may_be_data_is_not_repeated(name):
+    with pytest.raises(InvalidEvent) as raised:
+        request_of({**LEAST, name: "x"})
+
+    assert str(raised.value) == "forget: has a field with an unusable name"
+
+
+@pytest.mark.parametrize("name", ["requested_by", "ticket"])
+@pytest.mark.parametrize("text", ["USER-1", "for-user-1", "visitor-9"])
+def test_no_reference_holds_an_id_of_the_person(name, text):
+    """The log outlives the erasure, and these stand in it."""
+    rule = "must not hold an id of the subject: the log outlives the erasure"
+
+    assert problems(**{name: text, "anonymous_ids": ["visitor-9"]}) == [(name, rule)]
+
+
+def test_an_id_of_a_few_characters_may_stand_in_a_ticket_by_chance():
+    request_of({"user_id": "109", "requested_by": "dpo", "ticket": "GDPR-1093"}).check(NOW)
+
+
+# Whatever comes.
+
+HOSTILE = "hostile-value-5f3a"
+anything = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(),
+    st.binary(),
+    st.lists(st.text(), max_size=3),
+    st.datetimes(timezones=st.none() | st.just(UTC)),
+    st.dictionaries(st.text(), st.text(), max_size=2),
+)
+fields = st.dictionaries(st.sampled_from(KNOWN.split(", ")) | st.text(max_size=5), anything)
+
+
+def checked(values):
+    """Return the request, or the error that its fields raise."""
+    try:
+        asked = request_of(values)
+        asked.check(NOW)
+    except InvalidEvent as error:
+        return error
+    return asked
+
+
+@given(fields)
+def test_whatever_comes_is_a_request_or_an_invalid_event(values):
+    """Never a `TypeError`, nor what a parser or a clock raises."""
+    asked = checked(values)
+
+    assert asked.problems if isinstance(asked, InvalidEvent) else asked.user_id == values["user_id"]
+
+
+shapes = st.sampled_from(
+    [
+        HOSTILE,
+        f"{HOSTILE} x",
+        f"{HOSTILE}@x",
+        HOSTILE * 20,
+        [HOSTILE, 1],
+        [HOSTILE * 20],
+        {HOSTILE: HOSTILE},
+        HOSTILE.encode(),
+    ]
+)
+
+
+@given(st.dictionaries(st.sampled_from([*KNOWN.split(", "), f"{HOSTILE}@"]), shapes, min_size=1))
+def test_no_value_is_ever_in_the_text(values):
+    """An error is logged, and logs outlive erasures."""
+    found = checked(values)
+
+    assert not isinstance(found, InvalidEvent) or HOSTILE not in str(found) + repr(found)
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        datetime.min.replace(tzinfo=timezone(timedelta(hours=23))),
+        "0001-01-01T00:00:00+14:00",
+    ],
+)
+def test_a_time_before_all_time_is_refused_like_any_other(moment):
+    """In UTC it would be in the year 0, which Python does not have."""
+    assert [field for field, _ in problems(received_at=moment)] == ["received_at"]

@@ -1,0 +1,135 @@
+"""After the end no id of a subject is in any file of the audit store."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sqlalchemy import text
+
+from mm_tasks.erasure.audit.database import _SQLITE_PRAGMAS, Database
+from tests.erasure.stores import NOW, PASSES_S, USER, VISITOR, Store, after
+
+
+def holding(folder, needle):
+    """Names of files that hold the text, as it is or as JSON escapes it."""
+    # In another process: to close a file of SQLite's here would drop this process's locks.
+    command = ["grep", "--recursive", "--files-with-matches", "--text", "-F", "-e", needle, "."]
+    found = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    return [Path(name).name for name in found.stdout.splitlines()]
+
+
+def test_ids_are_there_until_the_end_and_nowhere_after_it(sqlite_url, tmp_path):
+    store = Store(sqlite_url, tmp_path)
+    claim = store.quiesced(anonymous_ids=(VISITOR,))
+    assert holding(tmp_path, USER)
+    for offset_s in PASSES_S:
+        store.call(claim, now=after(seconds=offset_s))
+
+    erasure = store.ledger.complete(claim, NOW)
+
+    assert erasure.ids is None
+    assert holding(tmp_path, USER) == holding(tmp_path, VISITOR) == []
+
+
+@pytest.mark.parametrize("end", ["cancel", "complete"])
+def test_ids_leave_the_write_ahead_log_while_others_are_connected(sqlite_url, tmp_path, end):
+    """The last connection's end would empty it; workers are always connected."""
+    other = Database(sqlite_url)
+    with other.read() as connection:
+        pass
+    with other._engine.connect() as connection:  # noqa: SLF001 - a connection between two uses
+        connection.execute(text("SELECT 1"))
+        connection.rollback()
+        store = Store(sqlite_url, tmp_path)
+        claim = store.quiesced()
+        assert "audit.sqlite-wal" in holding(tmp_path, USER)
+        if end == "cancel":
+            store.register.cancel(claim.id, "dpo", NOW)
+        else:
+            for offset_s in PASSES_S:
+                store.call(claim, now=after(seconds=offset_s))
+            store.ledger.complete(claim, NOW)
+
+        assert holding(tmp_path, USER) == []
+        assert (tmp_path / "audit.sqlite-wal").stat().st_size == 0
+
+
+def test_a_reader_that_holds_the_write_ahead_log_back_is_said_so(
+    sqlite_url, tmp_path, caplog, monkeypatch
+):
+    impatient = ("busy_timeout=50", *_SQLITE_PRAGMAS[1:])
+    monkeypatch.setattr("mm_tasks.erasure.audit.database._SQLITE_PRAGMAS", impatient)
+    store = Store(sqlite_url, tmp_path)
+    claim = store.ask().claim
+    with store.database.read() as connection:
+        connection.execute(text("SELECT count(*) FROM mm_erasures")).scalar()
+        store.register.cancel(claim.id, "dpo", NOW)
+        assert "wal_not_truncated" in caplog.text
+        assert not store.work.truncate_wal()
+
+    assert store.work.truncate_wal()
+    assert holding(tmp_path, USER) == []
+
+
+@settings(max_examples=4)
+@given(st.integers(0, 1 << 32))
+def test_no_remains_are_left_in_pages_that_were_split_or_merged(tmp_path_factory, seed):
+    """Rows of all sizes, wiped in any order, between others that stay."""
+    rng, folder = random.Random(seed), tmp_path_factory.mktemp("wipe")
+    store = Store(f"sqlite:///{folder}/a.sqlite", folder)
+    claims = []
+    for n in range(25):
+        visitors = tuple(
+            f"v-wiped-{n}-{'y' * rng.randint(1, 100)}" for _ in range(rng.randint(0, 60))
+        )
+        claims.append(
+            store.ask(f"u-wiped-{n}-{'x' * rng.randint(0, 240)}", anonymous_ids=visitors).claim
+        )
+        if rng.random() < 0.3:
+            store.ask(f"kept-{n}")
+        if rng.random() < 0.3:
+            store.register.cancel(claims.pop(rng.randrange(len(claims))).id, "dpo", NOW)
+    rng.shuffle(claims)
+    for claim in claims:
+        store.register.cancel(claim.id, "dpo", NOW)
+
+    assert holding(folder, "-wiped-") == []
+
+
+def test_no_column_but_one_ever_holds_an_id(store):
+    """Looked for in every column of every table, before the end."""
+    store.quiesced(anonymous_ids=(VISITOR,), ticket="T-1")
+    found = set()
+    with store.database.read() as connection:
+        for table in (
+            "mm_erasure_audit",
+            "mm_checkpoints",
+            "mm_erasures",
+            "mm_erasure_passes",
+            "mm_suppressions",
+            "mm_store",
+        ):
+            for row in connection.execute(text(f"SELECT * FROM {table}")).mappings():
+                found |= {
+                    (table, name)
+                    for name, value in row.items()
+                    if USER in str(value) or VISITOR in str(value)
+                }
+
+    assert found == {("mm_erasures", "ids")}
+
+
+@pytest.mark.parametrize("end", ["cancel", "complete"])
+def test_after_the_end_no_column_holds_an_id(store, end):
+    if end == "cancel":
+        store.register.cancel(store.ask(anonymous_ids=(VISITOR,)).id, "dpo", NOW)
+    else:
+        store.completed(anonymous_ids=(VISITOR,))
+
+    with store.database.read() as connection:
+        assert connection.execute(text("SELECT ids FROM mm_erasures")).scalars().all() == [None]

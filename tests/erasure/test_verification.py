@@ -1,0 +1,289 @@
+"""Verification, against an owner of the database who dropped the guards first."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from sqlalchemy import text
+
+from mm_tasks.erasure.audit.checkpoints import Checkpoint
+from mm_tasks.erasure.audit.log import canonical, hash_of
+from mm_tasks.erasure.audit.verification import verify, verify_lines
+from mm_tasks.erasure.rows import move
+from mm_tasks.errors import AuditChainBroken
+from tests.erasure.stores import NOW, Store
+from tests.erasure.test_audit_log import rewritten
+
+
+def edit(connection, seq, old, new):
+    query = text("UPDATE mm_erasure_audit SET line = replace(line, :old, :new) WHERE seq = :seq")
+    connection.execute(query, {"old": old, "new": new, "seq": seq})
+
+
+def run(connection, sql):
+    connection.execute(text(sql))
+
+
+def replace_all(connection, change):
+    """Write the log anew from a changed list of entries, chained as it should be."""
+    query = text("SELECT line FROM mm_erasure_audit ORDER BY seq")
+    entries = [json.loads(line) for line in connection.execute(query).scalars()]
+    change(entries)
+    run(connection, "DELETE FROM mm_erasure_audit")
+    run(connection, "DELETE FROM mm_checkpoints")
+    for seq, line in enumerate(rewritten(entries)[:-1], 1):
+        query = text("INSERT INTO mm_erasure_audit VALUES (:seq, :line)")
+        connection.execute(query, {"seq": seq, "line": line.rstrip("\n")})
+
+
+def without(entry, nth=0):
+    def change(entries):
+        found = [n for n, one in enumerate(entries) if one["entry"] == entry]
+        del entries[found[nth]]
+
+    return change
+
+
+def cut(connection):
+    run(connection, "DELETE FROM mm_erasure_audit WHERE seq > 10")
+
+
+def cut_with_checkpoints(connection):
+    cut(connection)
+    run(connection, "DELETE FROM mm_checkpoints WHERE size > 10")
+
+
+TAMPERED = {
+    "an edit": (
+        lambda c: edit(c, 3, '"track:waiting":2', '"track:waiting":1'),
+        r"entry 3: .*checkpoint",
+    ),
+    "an edit, checkpoints gone": (
+        lambda c: (
+            edit(c, 3, '"track:waiting":2', '"track:waiting":1'),
+            run(c, "DELETE FROM mm_checkpoints"),
+        ),
+        r"entry 3: .*checkpoint",
+    ),
+    "an edit of the first": (lambda c: edit(c, 1, '"dpo"', '"dpx"'), r"entry 1: .*checkpoint"),
+    "an edit of the last": (lambda c: edit(c, 14, "wiped", "wipex"), r"entry 14: .*checkpoint"),
+    "an edit of a link": (lambda c: edit(c, 5, '"prev":"', '"prev":"0'), r"entry 5: .*follow"),
+    "a deletion in the middle": (
+        lambda c: run(c, "DELETE FROM mm_erasure_audit WHERE seq = 7"),
+        r"entry 7 is missing",
+    ),
+    "a deletion at the start": (
+        lambda c: run(c, "DELETE FROM mm_erasure_audit WHERE seq = 1"),
+        r"entry 1 is missing",
+    ),
+    "a deletion, renumbered": (
+        lambda c: (
+            run(c, "DELETE FROM mm_erasure_audit WHERE seq = 14"),
+            run(c, "UPDATE mm_erasure_audit SET seq = 14 WHERE seq = 13"),
+            run(c, "UPDATE mm_erasure_audit SET seq = 13 WHERE seq = 12"),
+            run(c, "DELETE FROM mm_erasure_audit WHERE seq = 12"),
+        ),
+        r"entry 12 is missing",
+    ),
+    "an exchange": (
+        lambda c: run(
+            c,
+            "UPDATE mm_erasure_audit SET line = (SELECT line FROM mm_erasure_audit WHERE seq = 5)"
+            " WHERE seq = 8",
+        ),
+        r"entry 8: it is stored under another number",
+    ),
+    "a cut tail": (cut, r"entry 11 is missing: a checkpoint saw 14 entries, and 10 are here"),
+    "a cut tail, stored checkpoints too": (cut_with_checkpoints, r"entry 11 is missing: .* 14"),
+    "all gone": (
+        lambda c: (run(c, "DELETE FROM mm_erasure_audit"), run(c, "DELETE FROM mm_checkpoints")),
+        r"entry 1 is missing",
+    ),
+    "written anew": (
+        lambda c: replace_all(c, lambda entries: entries[0]["details"].update(ticket="other")),
+        r"entry 1: .*checkpoint",
+    ),
+    "a checkpoint changed": (
+        lambda c: run(c, f"UPDATE mm_checkpoints SET head = '{'0' * 64}' WHERE size = 3"),
+        r"entry 3: two checkpoints",
+    ),
+    "no JSON": (
+        lambda c: run(c, "UPDATE mm_erasure_audit SET line = 'x' WHERE seq = 2"),
+        "entry 2",
+    ),
+    "deep JSON": (
+        lambda c: edit(c, 2, '"details":{}', f'"details":{"[" * 9999}{"]" * 9999}'),
+        "entry 2",
+    ),
+    "spaces": (lambda c: edit(c, 2, '":"', '": "'), "entry 2: it is not written the way"),
+    "a field more": (lambda c: edit(c, 2, '"details"', '"a":1,"details"'), "entry 2: .*fields"),
+    "another type": (lambda c: edit(c, 2, '"epoch":1', '"epoch":true'), "entry 2: .*fields"),
+    "a work row gone": (
+        lambda c: (
+            run(c, "DELETE FROM mm_suppressions"),
+            run(c, "DELETE FROM mm_erasure_passes"),
+            run(c, "DELETE FROM mm_erasures"),
+        ),
+        "its work row is gone",
+    ),
+    "a work row set back": (
+        lambda c: run(c, "UPDATE mm_erasures SET state = 'cancelled'"),
+        "its work row says cancelled, the log says completed",
+    ),
+    "a work row of another": (
+        lambda c: run(c, f"UPDATE mm_erasures SET pseudonym = '{'0' * 64}'"),
+        "another subject",
+    ),
+    "a work row without entries": (
+        lambda c: (
+            run(c, "CREATE TEMPORARY TABLE other AS SELECT * FROM mm_erasures"),
+            run(c, "UPDATE other SET id = 'made up'"),
+            run(c, "INSERT INTO mm_erasures SELECT * FROM other"),
+        ),
+        "no entry in the log",
+    ),
+}
+
+
+# Those that the other database could answer differently.
+ON_BOTH = ["an edit", "a deletion in the middle", "a cut tail", "all gone", "a work row gone"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [*(("sqlite", name) for name in TAMPERED), *(("postgresql", name) for name in ON_BOTH)],
+)
+def test_what_was_tampered_with_is_found_and_named(request, tmp_path, kind, name):
+    """Must hold 5: with the guards dropped, the chain and the checkpoints still tell."""
+    store = Store(request.getfixturevalue(f"{kind}_url"), tmp_path)
+    tamper, rule = TAMPERED[name]
+    store.completed()
+    assert verify(store.log).size == 14
+    with store.tampering() as connection:
+        tamper(connection)
+
+    with pytest.raises(AuditChainBroken, match=rule) as broken:
+        verify(store.log)
+    assert store.work.pseudonyms.of("x") not in str(broken.value)
+
+
+ILLEGAL = {
+    "a result without its intent": (without("intent", 1), "a result must have its intent"),
+    "a pass without its result": (without("result", 1), "the last call was not acknowledged"),
+    "a step left out": (without("purged"), "quiesced may not follow the state fenced"),
+    "the start left out": (without("received"), "fenced comes before received"),
+    "completed too early": (
+        lambda entries: entries.__delitem__(slice(6, 12)),
+        "not every pass was acknowledged",
+    ),
+    "free text": (
+        lambda entries: entries[0]["details"].update(ticket="ask Jane Doe"),
+        "its ticket is not of the allowed form",
+    ),
+    "another subject": (
+        lambda entries: entries[3].update(subject="0" * 64),
+        "another subject than its erasure",
+    ),
+    "no time": (lambda entries: entries[3].update(at="yesterday"), "its time is not a time"),
+}
+
+
+@pytest.mark.parametrize("name", ILLEGAL)
+def test_a_log_whose_hashes_are_right_must_also_tell_a_possible_story(sqlite_store, name):
+    """Whoever wrote it anew and has every checkpoint in hand must not get away with gaps."""
+    change, rule = ILLEGAL[name]
+    sqlite_store.completed()
+    with sqlite_store.tampering() as connection:
+        replace_all(connection, change)
+    (sqlite_store.folder / "checkpoints").unlink()
+
+    with pytest.raises(AuditChainBroken, match=rule):
+        verify(sqlite_store.log)
+
+
+def test_an_edit_is_found_by_the_next_link_alone(store):
+    """Also where every checkpoint was lost."""
+    store.completed()
+    with store.tampering() as connection:
+        edit(connection, 3, '"track:waiting":2', '"track:waiting":1')
+        run(connection, "DELETE FROM mm_checkpoints")
+    (store.folder / "checkpoints").unlink()
+
+    with pytest.raises(AuditChainBroken, match="entry 4: it does not follow entry 3"):
+        verify(store.log)
+
+
+def test_guards_that_are_gone_are_reported_and_do_not_break_a_whole_log(store, caplog):
+    store.completed()
+    assert verify(store.log).guards_missing == ()
+    with store.tampering():
+        pass
+
+    missing = verify(store.log).guards_missing
+
+    assert {name.rsplit("_", 1)[0] for name in missing} >= {"mm_erasure_audit_no"}
+    assert "audit_guards_missing" in caplog.text
+
+
+def test_a_guard_that_is_switched_off_is_reported(postgresql_url, tmp_path):
+    store = Store(postgresql_url, tmp_path)
+    store.ask()
+    with store.database.write() as connection:
+        run(connection, "ALTER TABLE mm_erasure_audit DISABLE TRIGGER mm_erasure_audit_no_update")
+
+    assert verify(store.log).guards_missing == ("mm_erasure_audit_no_update",)
+
+
+def test_a_checkpoint_kept_by_someone_else_is_enough(sqlite_url, tmp_path):
+    """The log output, or the officer's mailbox."""
+    store = Store(sqlite_url, tmp_path)
+    store.completed()
+    lines = list(store.log.export(NOW))
+    short = [*lines[:5], canonical({"at": "t", "head": hash_of(lines[4]), "size": 5})]
+
+    assert verify_lines(lines, [store.log.checkpoint(NOW)]).size == 14
+    assert verify_lines(short).size == 5
+    with pytest.raises(AuditChainBroken, match="entry 6 is missing"):
+        verify_lines(short, [store.log.checkpoint(NOW)])
+    with pytest.raises(AuditChainBroken, match="checkpoint at the end"):
+        verify_lines(lines[:5])
+    with pytest.raises(AuditChainBroken):
+        verify_lines(lines, [Checkpoint(3, "0" * 64, "t")])
+
+
+def test_a_verification_during_appends_sees_one_moment(store):
+    """The checkpoint of a later commit is no proof of a cut tail."""
+    store.ask()
+
+    class Busy:
+        """As `Outside`, with an append between the reading of the file and of the log."""
+
+        def read(self):
+            found = store.log.outside.read()
+            store.ask("another")
+            return found
+
+        publish = store.log.outside.publish
+
+    log = type(store.log)(store.database, Busy())
+
+    assert verify(log).size == 2
+
+
+def test_a_log_of_thousands_is_verified_in_pages(sqlite_url, tmp_path):
+    store = Store(sqlite_url, tmp_path)
+    claim = store.ask().claim
+    with store.log.transaction() as connection:
+        row = store.work.find(connection, claim.id)
+        details = {
+            "requested_by": "dpo",
+            "ticket": None,
+            "reason": "ccpa",
+            "received_at": row["received_at"],
+            "mode": "suppress",
+            "via": "call",
+        }
+        store.work.advance(connection, row, [move("ticket_added", details)] * 2000, NOW)
+
+    assert verify(store.log).size == 2001

@@ -1,0 +1,778 @@
+"""Erasures by hand, on a clock that the test turns: from the request to the last answer.
+
+Every test ends with the log verifying and the counts adding up; the fixtures see to it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from functools import partial
+
+import pytest
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from mm_tasks.buffer.attempt import Admitted
+from mm_tasks.buffer.fence import Fence
+from mm_tasks.buffer.producer import Entry
+from mm_tasks.buffer.purge import Purge
+from mm_tasks.buffer.records import tag
+from mm_tasks.client.access import vendor_access
+from mm_tasks.client.api import Client
+from mm_tasks.erasure.audit.protocol import Illegal
+from mm_tasks.erasure.audit.verification import verify
+from mm_tasks.erasure.fence_sync import Fencing
+from mm_tasks.erasure.request import ErasureRequest
+from mm_tasks.erasure.service import Intake
+from mm_tasks.erasure.workflow import ErasurePolicy, ErasureWorkflow
+from mm_tasks.errors import AuditUnavailable, ConfigurationError
+from tests.delivery.conftest import KEYS, SECRET, flush
+from tests.erasure.stores import NOW, PASSES_S, USER, VISITOR, Store
+
+OTHER = "other-1b7e"
+USER_TAG, VISITOR_TAG = tag("p", "user", USER), tag("p", "anonymous", VISITOR)
+LEASE_S = 10
+PROBE_S = 60
+both = pytest.mark.parametrize("url", ["sqlite", "postgresql"], indirect=True)
+
+
+class Erasures:
+    """The door and a worker over one audit store and one Redis, at a time of its own."""
+
+    def __init__(self, flow, store):
+        self.flow = flow
+        self.store = store
+        self.now = NOW
+        self.opened = []
+        self.fencing = self.fencing_on(flow.redis, store)
+        self.intake = Intake(store.ledger, store.register, self.fencing, self.clock)
+        self.workflow = self.worker()
+        # Delivery looks at the same fences.
+        flow.load = self.fencing.try_load
+
+    def clock(self):
+        return self.now
+
+    @staticmethod
+    def fencing_on(redis, store):
+        return Fencing(Fence(redis, "p"), store.register)
+
+    def client(self, url=None, kind=Client):
+        return kind(vendor_access(url or self.flow.url, SECRET), request_timeout_s=0.5)
+
+    def worker(self, *, client=None, store=None, redis=None):
+        """Return the workflow of another process."""
+        store, redis = store or self.store, redis or Redis.from_url(self.flow.redis_url)
+        client = client or self.client()
+        self.opened += [redis, client]
+        return ErasureWorkflow(
+            store.ledger,
+            store.register,
+            self.fencing_on(redis, store),
+            Purge(redis, "p"),
+            client,
+            ErasurePolicy(PASSES_S, LEASE_S, PROBE_S),
+            self.clock,
+        )
+
+    def forget(self, user_id=USER, **how):
+        return self.intake.request(ErasureRequest(user_id, "dpo", **how)).id
+
+    def time_passes(self, **duration):
+        self.now += timedelta(**duration)
+
+    def time_comes(self, erasure):
+        """Go on to when its next step is due; return how far off that was."""
+        due_at = self.store.register.show(erasure)["next_at"]
+        waited_s = (self.moment(due_at) - self.now).total_seconds()
+        # A stamp has milliseconds, and cuts off what is below.
+        self.time_passes(seconds=max(0, waited_s) + 0.001)
+        return waited_s
+
+    @staticmethod
+    def moment(text):
+        return type(NOW).fromisoformat(text)
+
+    def complete(self, erasure, steps=30):
+        """Run whenever something is due, until the erasure ended."""
+        for _ in range(steps):
+            self.workflow.run(erasure)
+            if self.shown(erasure)["next_at"] is None:
+                break
+            self.time_comes(erasure)
+        assert self.state(erasure) == "completed"
+
+    def shown(self, erasure):
+        return self.store.register.show(erasure)
+
+    def state(self, erasure):
+        return self.shown(erasure)["state"]
+
+    def kinds(self, erasure):
+        lines = map(json.loads, self.store.entries())
+        return [line["entry"] for line in lines if line["erasure"] == erasure]
+
+    def is_accepted(self, user_id=USER):
+        """Report an event of a person, and say whether it was stored."""
+        before = self.flow.counts().get("suppressed", 0)
+        self.flow.append(1, user_id)
+        return self.flow.counts().get("suppressed", 0) == before
+
+
+@pytest.fixture
+def url(request):
+    """SQLite, unless a test asks for both."""
+    return request.getfixturevalue(f"{getattr(request, 'param', 'sqlite')}_url")
+
+
+@pytest.fixture
+def store(url, tmp_path):
+    return Store(url, tmp_path)
+
+
+@pytest.fixture
+def erasures(flow, store):
+    erasures = Erasures(flow, store)
+    yield erasures
+    for opened in erasures.opened:
+        opened.close()
+    verify(store.log)
+
+
+def calls(sandbox):
+    return [row for row in sandbox.get("requests") if row["route"] == "/v1/forget"]
+
+
+def fault(sandbox, **how):
+    sandbox.fault(how.pop("kind", "status"), route="/v1/forget", **how)
+
+
+# From the request to the end.
+
+
+@both
+def test_an_erasure_is_fenced_purged_called_three_times_and_completed(make_flow, erasures, sandbox):
+    """Also on PostgreSQL: the steps are the same, and the log verifies."""
+    flow, identifies, backfill = erasures.flow, make_flow("identify"), make_flow("backfill")
+    backfill.load = flow.load
+    backfill.append(4, USER)
+    assert len(flush(backfill.delivery())) == 1
+    # In a dead letter, in a batch that waits for its slot, and waiting in all lanes.
+    flow.append(1, USER)
+    sandbox.fault("close_after_store")
+    parking = flow.delivery(park_ambiguous=True)
+    parking.send(*flush(parking))
+    flow.append(1, OTHER)
+    flow.append(1, USER)
+    assert len(flush(parking)) == 1
+    flow.append(3, USER)
+    flow.append(2, OTHER)
+    identifies.append(2, USER)
+    backfill.append(2, USER)
+    backfill.append(1, OTHER)
+    erasure = erasures.forget(ticket="GDPR-1093")
+    assert erasures.state(erasure) == "fenced"
+    assert flow.redis.smembers(KEYS.fence) == {USER_TAG}
+    erasures.complete(erasure)
+    shown = erasures.shown(erasure)
+
+    assert shown["removed"] == {
+        "track:waiting": 3,
+        "track:batches": 1,
+        "track:dead": 1,
+        "identify:waiting": 2,
+        "identify:batches": 0,
+        "identify:dead": 0,
+        "backfill:waiting": 2,
+        "backfill:batches": 4,
+        "backfill:dead": 0,
+        "fence": 0,
+    }
+    assert flow.counts()["erased"] == 5
+    assert identifies.counts()["erased"] == 2
+    assert backfill.counts()["erased"] == 6
+    sent = [erasures.moment(one["sent_at"]) - NOW for one in shown["passes"]]
+    assert [round(at.total_seconds()) for at in sent] == list(PASSES_S)
+    assert [(one["status"], one["outcome"]) for one in shown["passes"]] == [
+        (200, "acknowledged")
+    ] * 3
+    assert [one["user_id"] for one in sandbox.get("forgets")] == [USER] * 3
+    assert shown["is_wiped"]
+    assert erasures.kinds(erasure) == [
+        *("received", "fenced", "purged", "quiesced"),
+        *("intent", "result", "settling") * 2,
+        *("intent", "result", "aof_rewritten", "completed", "wiped"),
+    ]
+    assert not erasures.is_accepted()
+    assert erasures.is_accepted(OTHER)
+
+
+def test_nothing_is_done_before_it_is_due(erasures, sandbox):
+    erasure = erasures.forget()
+    erasures.workflow.run(erasure)
+    for seconds in (0, 450, 449):
+        erasures.time_passes(seconds=seconds)
+        erasures.workflow.run(erasure)
+        erasures.workflow.sweep()
+    assert len(calls(sandbox)) == 1
+    erasures.time_passes(seconds=2)
+    erasures.workflow.sweep()
+
+    assert len(calls(sandbox)) == 2
+
+
+@both
+def test_a_sweep_alone_completes_every_erasure(erasures, sandbox):
+    """All messages may be lost: nothing was ever told to `run`."""
+    ids = [erasures.forget(f"person-{n}") for n in range(5)]
+    for offset_s in PASSES_S:
+        erasures.now = NOW + timedelta(seconds=offset_s + 1)
+        # One sweep takes at most a few seconds of work; what is left over is the next one's.
+        for _ in ids:
+            erasures.workflow.sweep()
+
+    assert {erasures.state(one) for one in ids} == {"completed"}
+    assert len(calls(sandbox)) == 15
+
+
+@both
+def test_two_workers_at_the_same_erasure_make_each_call_once(erasures, sandbox):
+    """One has the claim; the other finds it taken."""
+    erasure = erasures.forget()
+    others = [Store(erasures.store.url, erasures.store.folder) for _ in range(3)]
+    workers = [erasures.worker(store=other) for other in others]
+    with ThreadPoolExecutor() as pool:
+        for offset_s in PASSES_S:
+            erasures.now = NOW + timedelta(seconds=offset_s + 1)
+            list(pool.map(lambda worker: worker.run(erasure), workers))
+
+    assert erasures.state(erasure) == "completed"
+    assert len(calls(sandbox)) == 3
+
+
+# Quiesce: what was being sent.
+
+
+def admitted(flow, delivery):
+    """Return a batch that is being sent, and its attempt."""
+    (batch_id,) = flush(delivery)
+    attempt = flow.buffer.begin(batch_id, slot="none", slot_valid_ms=2000, lease_ms=60_000)
+    assert isinstance(attempt, Admitted)
+    return batch_id, attempt
+
+
+def test_a_request_on_its_way_is_waited_for_and_the_vendor_told_after_it(erasures, sandbox):
+    """Told before, it would store the events behind the deletion."""
+    flow = erasures.flow
+    flow.append(1, OTHER)
+    flow.append(1, USER)
+    batch_id, attempt = admitted(flow, flow.delivery())
+    erasure = erasures.forget()
+    for _ in range(5):
+        erasures.workflow.run(erasure)
+        assert erasures.time_comes(erasure) == pytest.approx(0.25, abs=0.01)
+    assert (erasures.state(erasure), calls(sandbox)) == ("purged", [])
+    flow.buffer.ack(batch_id, attempt.cut, token=attempt.token)
+    erasures.complete(erasure)
+
+    assert flow.counts()["delivered"] == 2
+    assert len(calls(sandbox)) == 3
+
+
+def test_an_attempt_that_never_ended_is_waited_for_until_its_lease_runs_out(erasures):
+    flow = erasures.flow
+    flow.append(1, OTHER)
+    flow.append(1, USER)
+    admitted(flow, flow.delivery())
+    erasure = erasures.forget()
+    erasures.workflow.run(erasure)
+    assert erasures.state(erasure) == "purged"
+    flow.time_passes()
+    erasures.complete(erasure)
+
+    assert erasures.shown(erasure)["removed"]["track:batches"] == 1
+    assert flow.counts()["leased"] == 1
+
+
+def test_a_request_without_the_persons_events_is_not_waited_for(erasures):
+    flow = erasures.flow
+    flow.append(2, OTHER)
+    admitted(flow, flow.delivery())
+    erasure = erasures.forget()
+    erasures.workflow.run(erasure)
+
+    assert erasures.state(erasure) == "settling"
+
+
+def test_what_comes_back_from_an_attempt_is_taken_out_and_counted(erasures, sandbox):
+    """It was being sent at the fence, and failed: the next look finds it."""
+    flow = erasures.flow
+    flow.append(1, OTHER)
+    flow.append(1, USER)
+    delivery = flow.delivery()
+    (batch_id,) = flush(delivery)
+    sandbox.fault("status", status=503, latency_s=0.5)
+    with ThreadPoolExecutor() as pool:
+        sending = pool.submit(delivery.send, batch_id)
+        while not sandbox.get("requests"):
+            pass
+        erasure = erasures.forget()
+        assert sending.result() > 0
+    flow.settle(delivery)
+    erasures.complete(erasure)
+
+    assert erasures.shown(erasure)["removed"]["fence"] == 1
+    assert flow.counts()["delivered"] == 1
+
+
+# The vendor's answers. In each case the fence stays up.
+
+
+def meets(erasures, sandbox, **how):
+    """Ask for an erasure whose first call meets a fault; return it."""
+    fault(sandbox, **how)
+    erasure = erasures.forget()
+    erasures.workflow.run(erasure)
+    assert not erasures.is_accepted()
+    return erasure
+
+
+def outcome(erasures, erasure):
+    (last,) = erasures.shown(erasure)["passes"]
+    return last["status"], last["outcome"]
+
+
+KEY_REFUSED = {
+    "a revoked key": (401, "invalid_api_key"),
+    "a key of the wrong kind": (403, "forget_requires_secret_key"),
+}
+
+
+@pytest.mark.parametrize(("status", "code"), KEY_REFUSED.values(), ids=KEY_REFUSED)
+def test_a_refused_key_is_waited_for_and_tried_again_by_itself(erasures, sandbox, status, code):
+    erasure = meets(erasures, sandbox, status=status, body=json.dumps({"error": code}), times=2)
+    assert erasures.state(erasure) == "waiting_key"
+    assert outcome(erasures, erasure) == (status, f"unauthorized:{code}")
+    for _ in range(2):
+        assert erasures.state(erasure) == "waiting_key"
+        assert erasures.time_comes(erasure) == pytest.approx(PROBE_S, abs=0.01)
+        erasures.workflow.sweep()
+    assert erasures.state(erasure) == "settling"
+    erasures.complete(erasure)
+
+    assert erasures.shown(erasure)["attempts"] == 5
+
+
+PASSING = {
+    "500": ({"status": 500, "body": '{"error":"forget_failed"}'}, (500, "ambiguous:forget_failed")),
+    "502": (
+        {"status": 502, "body": '{"error":"upstream_failed"}'},
+        (502, "ambiguous:upstream_failed"),
+    ),
+    "a proxy's page": ({"status": 522, "body": "<html>"}, (522, "ambiguous:522")),
+    "408": ({"status": 408, "body": "{}"}, (408, "ambiguous:408")),
+    "no answer in time": ({"kind": "hang", "for_s": 2}, (None, "ambiguous:timeout")),
+    "a connection that ends": ({"kind": "close_before_read"}, (None, "ambiguous:cut")),
+    "an answer that ends": ({"kind": "cut_body"}, None),
+    "an answer that ends in its headers": ({"kind": "cut_headers"}, None),
+}
+
+
+@pytest.mark.parametrize(("how", "said"), PASSING.values(), ids=PASSING)
+def test_what_may_pass_is_retried_until_the_vendor_acknowledges(erasures, sandbox, how, said):
+    erasure = meets(erasures, sandbox, times=3, **how)
+    assert said is None or outcome(erasures, erasure) == said
+    waits_s = []
+    while erasures.state(erasure) == "retrying":
+        waits_s.append(erasures.time_comes(erasure))
+        erasures.workflow.sweep()
+    erasures.complete(erasure)
+
+    assert len(waits_s) == 3
+    assert all(1 <= wait_s <= most for wait_s, most in zip(waits_s, (2, 4, 8), strict=True))
+    assert [one["attempts"] for one in erasures.shown(erasure)["passes"]] == [4, 1, 1]
+
+
+def test_a_vendor_that_refuses_connections_is_tried_again(erasures):
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{sock.getsockname()[1]}"
+        nobody = erasures.worker(client=erasures.client(url))
+        erasure = erasures.forget()
+        nobody.run(erasure)
+    assert erasures.state(erasure) == "retrying"
+    assert outcome(erasures, erasure) == (None, "unavailable:refused")
+    erasures.time_comes(erasure)
+    erasures.complete(erasure)
+
+
+def test_a_429_is_obeyed(erasures, sandbox):
+    erasure = meets(erasures, sandbox, status=429, headers={"Retry-After": "120"})
+    assert erasures.state(erasure) == "retrying"
+
+    assert 120 <= erasures.time_comes(erasure) <= 240
+
+
+UNEXPECTED = {
+    "200 that queued nothing": ({"status": 200, "body": '{"ok":true}'}, "unusable"),
+    "200 that says not queued": ({"status": 200, "body": '{"ok":true,"queued":false}'}, "unusable"),
+    "200 that is not ok": ({"status": 200, "body": '{"ok":false,"queued":true}'}, "unusable"),
+    "202": ({"status": 202, "body": '{"ok":true,"queued":true}'}, "unusable"),
+    "404": ({"status": 404, "body": "{}"}, "misdirected:-"),
+    "a redirect": (
+        {"status": 308, "body": "{}", "headers": {"Location": "http://127.0.0.1:1/"}},
+        "misdirected:-",
+    ),
+    "400": ({"status": 400, "body": '{"error":"invalid_payload"}'}, "rejected:invalid_payload"),
+}
+
+
+@pytest.mark.parametrize(("how", "said"), UNEXPECTED.values(), ids=UNEXPECTED)
+def test_what_nobody_expected_waits_for_a_person_who_may_let_it_go_on(erasures, sandbox, how, said):
+    erasure = meets(erasures, sandbox, **how)
+    assert erasures.state(erasure) == "attention"
+    assert outcome(erasures, erasure) == (how["status"], said)
+    erasures.time_passes(minutes=30)
+    erasures.workflow.sweep()
+    assert erasures.state(erasure) == "attention"
+    erasures.intake.retry(erasure, "ops")
+    erasures.complete(erasure)
+
+    assert erasures.kinds(erasure).count("retried") == 1
+
+
+def test_what_waits_for_a_person_is_also_tried_each_hour(erasures, sandbox):
+    erasure = meets(erasures, sandbox, status=404, body="{}", times=2)
+    erasures.time_passes(minutes=61)
+    erasures.workflow.sweep()
+    assert erasures.state(erasure) == "attention"
+    erasures.time_passes(minutes=61)
+    erasures.workflow.sweep()
+
+    assert erasures.state(erasure) == "settling"
+
+
+def test_a_later_pass_that_fails_is_repeated_and_the_others_are_not(erasures, sandbox):
+    erasure = erasures.forget()
+    erasures.workflow.run(erasure)
+    fault(sandbox, status=500)
+    erasures.complete(erasure)
+
+    assert [one["attempts"] for one in erasures.shown(erasure)["passes"]] == [1, 2, 1]
+
+
+@both
+def test_a_call_that_nobody_recorded_has_no_result_and_is_made_again(erasures, sandbox):
+    """The worker was killed after the intent; nobody knows how that attempt ended."""
+    erasure = erasures.forget()
+    erasures.time_passes(seconds=1)
+    dying = erasures.worker(client=erasures.client(kind=Dying))
+    with pytest.raises(KeyboardInterrupt):
+        dying.run(erasure)
+    assert erasures.store.ledger.due(erasures.now) == []
+    erasures.time_passes(seconds=LEASE_S + 1)
+    erasures.complete(erasure)
+
+    assert erasures.shown(erasure)["passes"][0]["attempts"] == 2
+    assert erasures.kinds(erasure).count("intent") == 4
+    assert erasures.kinds(erasure).count("result") == 3
+    assert len(calls(sandbox)) == 3
+
+
+class Dying(Client):
+    """Whose process ends at the instant of the call."""
+
+    def forget(self, user_id):  # noqa: ARG002 - as its base
+        raise KeyboardInterrupt
+
+
+class Unlucky(Client):
+    """While whose call is answered the audit database goes away for a second."""
+
+    def forget(self, user_id):
+        answer = super().forget(user_id)
+        aside = self.path.with_name("aside")
+        self.path.rename(aside)
+        self.path.mkdir()
+        threading.Timer(1, lambda: (self.path.rmdir(), aside.rename(self.path))).start()
+        return answer
+
+
+def test_an_answer_is_noted_although_the_database_was_away_for_a_while(erasures, sandbox, store):
+    """Real time: an intent without a result is a call of which nobody can tell how it ended."""
+    erasure = erasures.forget()
+    client = erasures.client(kind=Unlucky)
+    client.path = store.folder / "audit.sqlite"
+    erasures.worker(client=client).run(erasure)
+
+    assert erasures.state(erasure) == "settling"
+    assert len(calls(sandbox)) == 1
+
+
+# What people may do.
+
+
+def test_a_suppressed_person_is_let_in_again_when_that_is_lifted(erasures):
+    erasure = erasures.forget(anonymous_ids=(VISITOR,))
+    with pytest.raises(Illegal):
+        erasures.intake.lift(erasure, "dpo")
+    erasures.complete(erasure)
+    assert not erasures.is_accepted()
+    erasures.intake.lift(erasure, "dpo")
+
+    assert erasures.is_accepted()
+    assert erasures.flow.redis.scard(KEYS.fence) == 0
+    assert erasures.state(erasure) == "lifted"
+
+
+def test_in_mode_once_a_person_is_let_in_as_soon_as_it_is_completed(erasures):
+    erasure = erasures.forget(mode="once")
+    erasures.workflow.run(erasure)
+    assert not erasures.is_accepted()
+    for _ in PASSES_S[1:]:
+        erasures.time_comes(erasure)
+        assert not erasures.is_accepted()
+        erasures.workflow.run(erasure)
+
+    assert erasures.state(erasure) == "lifted"
+    assert erasures.is_accepted()
+
+
+ENDS = {
+    "cancelled": lambda intake, erasure, _: intake.cancel(erasure, "dpo"),
+    "rejected": lambda intake, erasure, _: intake.reject(erasure, "dpo", "not_verified"),
+    "duplicate_of": lambda intake, erasure, of: intake.mark_duplicate(erasure, of, "dpo"),
+}
+
+
+@pytest.mark.parametrize(("state", "end"), ENDS.items(), ids=ENDS)
+def test_one_that_ends_before_the_vendor_was_called_lowers_the_fence(erasures, sandbox, state, end):
+    original = erasures.forget("another")
+    erasure = erasures.forget()
+    assert not erasures.is_accepted()
+    end(erasures.intake, erasure, original)
+    erasures.workflow.run(erasure)
+
+    assert erasures.state(erasure) == state
+    assert erasures.shown(erasure)["is_wiped"]
+    assert erasures.is_accepted()
+    assert not erasures.is_accepted("another")
+    assert calls(sandbox) == []
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+def test_after_the_first_call_none_can_be_called_off(erasures, sandbox, end):
+    """The vendor may be deleting already; the fence must stay for the passes to come."""
+    original = erasures.forget("another")
+    erasure = meets(erasures, sandbox, status=500)
+    with pytest.raises(Illegal):
+        end(erasures.intake, erasure, original)
+
+    assert not erasures.is_accepted()
+    erasures.time_comes(erasure)
+    erasures.complete(erasure)
+
+
+@both
+def test_asked_twice_while_open_it_is_one_erasure_with_both_tickets(erasures, sandbox):
+    first = erasures.intake.request(ErasureRequest(USER, "dpo", ticket="T-1"))
+    second = erasures.intake.request(ErasureRequest(USER, "support", ticket="T-2"))
+    erasures.complete(first.id)
+    third = erasures.intake.request(ErasureRequest(USER, "dpo", ticket="T-3"))
+
+    assert (second.id, second.is_new, second.is_fenced) == (first.id, False, True)
+    assert erasures.shown(first.id)["tickets"] == ["T-1", "T-2"]
+    assert third.is_new
+    assert third.id != first.id
+    assert len(calls(sandbox)) == 3
+
+
+def test_new_anonymous_ids_are_fenced_purged_and_followed_by_all_passes_again(erasures, sandbox):
+    """Their events may have reached the vendor under the user's id as well."""
+    erasure = erasures.forget()
+    erasures.workflow.run(erasure)
+    assert erasures.state(erasure) == "settling"
+    flow = erasures.flow
+    flow.buffer.append([Entry(flow.body(n), None, VISITOR) for n in range(3)])
+    again = erasures.intake.request(ErasureRequest(USER, "dpo", anonymous_ids=(VISITOR,)))
+    assert (again.id, again.is_fenced) == (erasure, True)
+    assert flow.redis.smembers(KEYS.fence) == {USER_TAG, VISITOR_TAG}
+    erasures.complete(erasure)
+    passes = erasures.shown(erasure)["passes"]
+
+    assert erasures.shown(erasure)["removed"]["track:waiting"] == 3
+    assert [(one["round"], one["n"]) for one in passes] == [(1, 1), (2, 1), (2, 2), (2, 3)]
+    assert len(calls(sandbox)) == 4
+
+
+@pytest.mark.parametrize(("percent", "days"), [(50, 15), (80, 23), (100, 29)])
+def test_who_is_late_is_warned_of_once_for_each_mark(erasures, sandbox, caplog, percent, days):
+    """February has 28 days: an erasure of 31 January is due on the 28th."""
+    erasure = meets(erasures, sandbox, status=404, body="{}", times=9)
+    erasures.time_passes(days=days)
+    with caplog.at_level(logging.WARNING):
+        erasures.workflow.sweep()
+        erasures.workflow.sweep()
+    found = [one for one in caplog.records if one.getMessage().startswith("erasure_deadline")]
+
+    assert [(one.erasure, one.percent) for one in found] == [(erasure, percent)]
+    assert USER not in caplog.text
+
+
+# Redis and SQL, each without the other.
+
+
+@pytest.fixture
+def away():
+    """A client of a server that is not there."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        client = Redis(port=sock.getsockname()[1], retry=None)
+        yield client
+        client.close()
+
+
+def test_without_redis_a_request_is_accepted_and_the_next_sweep_raises_the_fence(erasures, away):
+    store = erasures.store
+    door = Intake(store.ledger, store.register, erasures.fencing_on(away, store), erasures.clock)
+    accepted = door.request(ErasureRequest(USER, "dpo"))
+    assert (accepted.is_new, accepted.is_fenced) == (True, False)
+    assert erasures.flow.redis.scard(KEYS.fence) == 0
+    erasures.workflow.sweep()
+
+    assert not erasures.is_accepted()
+    assert erasures.state(accepted.id) == "settling"
+
+
+def test_a_worker_without_redis_gives_the_erasure_back_for_a_second_later(erasures, away, sandbox):
+    erasure = erasures.forget()
+    lost = erasures.worker(redis=away)
+    with pytest.raises(RedisConnectionError):
+        lost.run(erasure)
+    assert erasures.time_comes(erasure) == pytest.approx(1, abs=0.01)
+    lost.sweep()
+    assert calls(sandbox) == []
+    erasures.time_passes(seconds=2)
+    erasures.workflow.sweep()
+
+    assert erasures.state(erasure) == "settling"
+
+
+def test_a_fence_that_could_not_be_lowered_is_lowered_by_the_next_sweep(erasures, away):
+    erasure = erasures.forget()
+    store = erasures.store
+    door = Intake(store.ledger, store.register, erasures.fencing_on(away, store), erasures.clock)
+    door.cancel(erasure, "dpo")
+    assert not erasures.is_accepted()
+    erasures.workflow.sweep()
+
+    assert erasures.is_accepted()
+
+
+def test_what_a_dead_load_had_read_is_gone_after_a_sweep(erasures):
+    """Tags of persons, who may be let in again by then; the fence itself is whole."""
+    erasure = erasures.forget()
+    erasures.complete(erasure)
+    redis, fence = erasures.flow.redis, erasures.flow.redis.smembers(KEYS.fence)
+    erasures.workflow.sweep()
+    redis.sadd(KEYS.fence_draft, *fence)
+    redis.hset(KEYS.fences, mapping={"loading": "of the dead", "loading_ms": 1})
+    erasures.workflow.sweep()
+
+    assert not redis.exists(KEYS.fence_draft)
+    assert redis.smembers(KEYS.fence) == fence
+
+
+def test_fences_that_differ_are_found_by_a_sweep_that_found_none_before(erasures):
+    erasure = erasures.forget()
+    erasures.complete(erasure)
+    redis, fence = erasures.flow.redis, erasures.flow.redis.smembers(KEYS.fence)
+    for change in (lambda: redis.delete(KEYS.fence), lambda: redis.sadd(KEYS.fence, "x" * 16)):
+        erasures.workflow.sweep()
+        change()
+        erasures.workflow.sweep()
+
+        assert redis.smembers(KEYS.fence) == fence
+
+
+def test_an_emptied_redis_sends_nothing_before_the_fences_are_back(erasures, sandbox):
+    flow = erasures.flow
+    erasure = erasures.forget()
+    erasures.complete(erasure)
+    flow.redis.flushdb()
+    assert erasures.is_accepted()
+    flow.append(2, OTHER)
+    delivery = flow.delivery()
+    flow.settle(delivery)
+
+    assert len(sandbox.get("ids")) == flow.counts()["delivered"] == 2
+    assert flow.counts()["erased"] == 1
+
+
+def test_a_flush_waits_for_the_load_of_another_and_not_for_long(erasures):
+    """A person asks for a flush once; where it finds nothing loaded, nothing is sent."""
+    flow = erasures.flow
+    flow.redis.flushdb()
+    flow.append(2, OTHER)
+    reading, read_on = threading.Event(), threading.Event()
+
+    def read():
+        reading.set()
+        read_on.wait(30)
+        return ()
+
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(Fence(flow.redis, "p").load, erasures.store.work.store_id, read)
+        assert reading.wait(30)
+        flow.load = partial(erasures.fencing.try_load, 0.2)
+        assert flush(flow.delivery()) == []
+        flow.load = partial(erasures.fencing.try_load, 30)
+        threading.Timer(0.2, read_on.set).start()
+
+        assert len(flush(flow.delivery())) == 1
+        assert other.result()
+
+
+def test_without_sql_nothing_is_sent_and_the_reason_is_noted(erasures, sandbox, tmp_path):
+    flow, store = erasures.flow, erasures.store
+    (tmp_path / "file").touch()
+    broken = Store(f"sqlite:///{tmp_path}/file/audit.sqlite", tmp_path)
+    flow.load = erasures.fencing_on(flow.redis, broken).try_load
+    flow.append(2, OTHER)
+    flow.settle(flow.delivery())
+    assert flow.redis.hget(KEYS.fences, "why") == b"audit_unavailable"
+    assert sandbox.get("requests") == []
+    with pytest.raises(AuditUnavailable):
+        Intake(broken.ledger, broken.register, erasures.fencing, erasures.clock).request(
+            ErasureRequest(USER, "dpo")
+        )
+    flow.load = erasures.fencing_on(flow.redis, store).try_load
+    flow.settle(flow.delivery())
+
+    assert flow.redis.hget(KEYS.fences, "why") is None
+    assert len(sandbox.get("ids")) == 2
+
+
+def test_another_audit_store_is_refused_and_has_no_say(erasures, sandbox, tmp_path):
+    """Two hosts with a file each would each forget the other's fences."""
+    erasures.forget()
+    (tmp_path / "b").mkdir()
+    other = Store(f"sqlite:///{tmp_path}/b/audit.sqlite", tmp_path / "b")
+    fencing = erasures.fencing_on(erasures.flow.redis, other)
+    door = Intake(other.ledger, other.register, fencing, erasures.clock)
+    with pytest.raises(ConfigurationError):
+        door.request(ErasureRequest("another", "dpo"))
+    assert other.register.listed() == []
+    assert not fencing.try_load()
+    erasures.flow.load = fencing.try_load
+    erasures.flow.append(1, OTHER)
+    erasures.flow.settle(erasures.flow.delivery())
+
+    assert erasures.flow.redis.hget(KEYS.fences, "why") == b"audit_refused"
+    assert sandbox.get("ids") == []
+    assert erasures.flow.redis.smembers(KEYS.fence) == {USER_TAG}

@@ -1,0 +1,96 @@
+"""The JSON Schema says no more than the models, and as much as it can."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from mm_tasks.errors import InvalidEvent
+from mm_tasks.events import limits
+from mm_tasks.events.encode import encode_identify, encode_track
+from mm_tasks.events.json_schema import DRAFT, schemas
+from mm_tasks.events.models import IdentifyEvent, TrackEvent
+from mm_tasks.events.rules import _CHARACTERS_MAX
+
+
+@pytest.mark.parametrize(("kind", "model"), [("track", TrackEvent), ("identify", IdentifyEvent)])
+def test_each_field_of_the_model_is_there_with_its_limit(kind, model):
+    found = schemas()["$defs"][kind]
+    texts = {n: field for n, field in found["properties"].items() if "string" in field["type"]}
+
+    assert list(found["properties"]) == list(model.model_fields)
+    assert found["required"] == [n for n, f in model.model_fields.items() if f.is_required()]
+    assert found["additionalProperties"] is False
+    assert all(field["description"] for field in found["properties"].values())
+    assert {name: field["maxLength"] for name, field in texts.items()} == {
+        name: _CHARACTERS_MAX[name] for name in texts
+    }
+
+
+def test_what_a_length_cannot_say_is_said_in_words():
+    free = schemas()["$defs"]["track"]["properties"]["properties"]
+
+    assert "object" in free["type"]
+    assert str(limits.PROPERTIES_BYTES_MAX) in free["description"]
+
+
+def test_it_is_json_of_the_draft_it_names():
+    found = json.loads(json.dumps(schemas()))
+
+    assert found["$schema"] == DRAFT
+    assert all(f"#/$defs/{kind}" in json.dumps(found["oneOf"]) for kind in found["$defs"])
+
+
+ACCEPTED = [
+    *("https://a.b/c?d=e", "app+x://y", "https://bücher.example/{x}|^", "https://a.b/\ufeff"),
+    *("2026-01-14T09:00Z", "20260114T090000+01", "2026-W03-3T09:00:00,5-01:30:15.25"),
+]
+REFUSED = ["/a", "a b://c", "https://a b", "https://a\n", "https://a\u3000", "https://a\x85"]
+REFUSED += ["2026-01-14", "2026-01-14T09:00", "2026-01-14 09:00Z"]
+
+
+def pattern_and_event(text):
+    name = "timestamp" if text[0] == "2" else "url"
+    pattern = schemas()["$defs"]["track"]["properties"][name]["pattern"]
+    return pattern.replace("$", r"\Z"), {"event": "e", name: text}
+
+
+@pytest.mark.parametrize("text", ACCEPTED)
+def test_a_pattern_takes_what_a_call_takes(text):
+    """An event that a call accepts must be valid, however unusual."""
+    pattern, event = pattern_and_event(text)
+
+    assert re.search(pattern, text)
+    assert encode_track(event)
+
+
+@pytest.mark.parametrize("text", REFUSED)
+def test_a_pattern_refuses_only_what_a_call_refuses(text):
+    pattern, event = pattern_and_event(text)
+
+    assert not re.search(pattern, text)
+    with pytest.raises(InvalidEvent):
+        encode_track(event)
+
+
+def test_nothing_has_a_format():
+    """A validator that checks `date-time` or `uri` refuses times and URLs that are accepted."""
+    assert '"format"' not in json.dumps(schemas())
+
+
+@pytest.mark.parametrize(
+    ("kind", "encode", "least"),
+    [
+        ("track", encode_track, {"event": "e"}),
+        ("identify", encode_identify, {"anonymous_id": "a", "user_id": "u"}),
+    ],
+)
+def test_null_is_valid_where_a_call_takes_it(kind, encode, least):
+    """Files for `mm-tasks import` come from languages that write their absent fields."""
+    fields = schemas()["$defs"][kind]["properties"]
+    nullable = {name for name, field in fields.items() if "null" in field["type"]}
+
+    assert nullable == fields.keys() - least.keys()
+    assert encode({**dict.fromkeys(fields), **least})

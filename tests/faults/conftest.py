@@ -1,9 +1,0 @@
-"""The scripts are programs, no package: their folder is put where imports look."""
-
-from __future__ import annotations
-
-import sys
-from pathlib import Path
-
-SCRIPTS = Path(__file__).parents[2] / "scripts"
-sys.path.insert(0, str(SCRIPTS))

@@ -1,0 +1,354 @@
+"""Signs of life on a real Redis, and what `mm-tasks health` says of them."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from redis import Redis
+from redis.exceptions import OutOfMemoryError, ReadOnlyError
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from mm_tasks.buffer import heartbeats
+from mm_tasks.buffer.heartbeats import Sign
+from mm_tasks.buffer.keys import ProjectKeys
+from mm_tasks.cli import app
+from mm_tasks.events.lanes import QUEUE_NAMES
+from mm_tasks.monitoring import health
+from mm_tasks.tasks import heartbeat_writer
+from mm_tasks.tasks.celery_app import queues
+from tests.conftest import embedded, held
+
+KEYS = ProjectKeys("p")
+QUEUES = list(QUEUE_NAMES)
+NAMES = (f"celery@{socket.gethostname()}", "other@host")
+
+
+def age(redis, who, by_s):
+    """Let a sign be older, as if its owner had gone silent then."""
+    left_ms, _, queues = redis.hget(KEYS.signs, who).decode().partition(" ")
+    redis.hset(KEYS.signs, who, f"{int(left_ms) - round(by_s * 1000)} {queues}")
+
+
+@pytest.fixture
+def ask(redis, redis_url, fresh, tmp_path):  # noqa: ARG001 - `redis` empties the server
+    fresh(
+        MM_TASKS_REDIS_URL=redis_url,
+        MM_TASKS_PROJECT="p",
+        MM_TASKS_STATE_DIR=str(tmp_path / "state"),
+    )
+
+    def ask(*options):
+        done = CliRunner().invoke(app, ["health", *options])
+        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+        return done.exit_code, done.stdout
+
+    return ask
+
+
+@pytest.fixture
+def alive(redis):
+    heartbeats.leave(redis, "p", "worker", NAMES[0], QUEUES[1:])
+    heartbeats.leave(redis, "p", "worker", NAMES[1], QUEUES[:1])
+    heartbeats.leave(redis, "p", "beat", "host")
+    return redis
+
+
+def test_a_sign_says_who_served_what_and_how_long_ago(alive):
+    age(alive, "worker:other@host", 12)
+
+    found = heartbeats.read(alive, "p")
+    assert set(found) == {f"worker:{NAMES[0]}", "worker:other@host", "beat:host"}
+    assert found["worker:other@host"][:2] == ("worker", "other@host")
+    assert found["worker:other@host"].queues == ("mm.forget",)
+    assert found["worker:other@host"].age_s >= 12
+    assert found["beat:host"].queues == ()
+
+
+def test_a_sign_of_more_than_a_day_ago_is_forgotten_by_the_next_one(alive):
+    """Each container has another name: the hash would grow with every deployment."""
+    age(alive, "worker:other@host", 86_401)
+    age(alive, "beat:host", 86_000)
+
+    heartbeats.leave(alive, "p", "worker", NAMES[0], QUEUES)
+    assert set(heartbeats.read(alive, "p")) == {f"worker:{NAMES[0]}", "beat:host"}
+
+
+def test_a_sign_that_is_withdrawn_is_gone(alive):
+    heartbeats.withdraw(alive, "p", "beat", "host")
+
+    assert "beat:host" not in heartbeats.read(alive, "p")
+
+
+def test_a_server_that_is_full_still_takes_signs(alive):
+    """Otherwise all workers would look dead at the moment when they have to drain it."""
+    age(alive, "beat:host", 50)
+    alive.config_set("maxmemory", 1)
+    try:
+        heartbeats.leave(alive, "p", "beat", "host")
+        with pytest.raises(OutOfMemoryError):
+            heartbeats.refuse_if_unwritable(alive, "p")
+    finally:
+        alive.config_set("maxmemory", 0)
+
+    assert heartbeats.read(alive, "p")["beat:host"].age_s < 50
+
+
+def test_looking_leaves_redis_and_the_state_directory_as_they_were(alive, ask, tmp_path):
+    before = held(alive)
+
+    ask()
+    assert held(alive) == before
+    assert not (tmp_path / "state").exists()
+
+
+def test_the_queues_are_those_that_workers_serve():
+    assert [queue.name for queue in queues()] == QUEUES
+
+
+@pytest.mark.usefixtures("alive")
+def test_all_is_well_where_each_queue_is_served_and_beat_ticks(ask):
+    code, said = ask("--json")
+
+    checks = json.loads(said)["checks"]
+    assert (code, json.loads(said)["healthy"]) == (0, True)
+    assert [one["what"] for one in checks] == [*QUEUES, "beat", "Redis"]
+    assert all(one["ok"] for one in checks)
+
+
+@pytest.mark.parametrize(
+    ("who", "line"),
+    [
+        ("worker:other@host", "problem  mm.forget: nobody serves it: other@host is silent for"),
+        ("beat:host", "problem  beat: is silent: seen"),
+    ],
+)
+def test_whoever_is_silent_for_too_long_is_named(alive, ask, who, line):
+    age(alive, who, 31)
+
+    code, said = ask()
+    assert code == 1
+    assert line in said
+    assert said.count("problem") == 1
+    assert ask("--max-age", "60")[0] == 0
+
+
+def test_a_queue_that_nobody_serves_is_named(alive, ask):
+    """A worker that was started with `-Q mm.deliver` alone leaves erasures undone."""
+    heartbeats.withdraw(alive, "p", "worker", "other@host")
+
+    code, said = ask()
+    assert code == 1
+    assert "problem  mm.forget: nobody serves it\n" in said
+
+
+def test_a_queue_with_one_live_worker_is_served_whoever_else_is_silent(alive, ask):
+    """An old sign is of a container that was killed; another one does its work."""
+    heartbeats.leave(alive, "p", "worker", "dead@host", QUEUES)
+    age(alive, "worker:dead@host", 600)
+
+    assert ask()[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "silent", "code"),
+    [
+        (["--worker", "other@host"], "beat:host", 0),
+        (["--worker", "other@host"], "worker:other@host", 1),
+        (["--worker", "unknown@host"], "beat:host", 1),
+        (["--this-host"], "worker:other@host", 0),
+        (["--this-host"], f"worker:{NAMES[0]}", 1),
+        (["--beat"], "worker:other@host", 0),
+        (["--beat"], "beat:host", 1),
+        (["--this-host", "--beat"], "worker:other@host", 0),
+        (["--this-host", "--beat"], "beat:host", 1),
+    ],
+)
+def test_a_probe_of_one_part_fails_for_that_part_alone(alive, ask, options, silent, code):
+    """A container that is restarted for another's trouble makes two troubles of one."""
+    age(alive, silent, 31)
+
+    assert ask(*options)[0] == code
+
+
+def test_nothing_left_a_sign_yet(ask):
+    code, said = ask()
+
+    assert code == 1
+    assert "problem  beat: left no sign of life" in said
+
+
+def test_a_replica_is_no_redis_to_write_to(alive, ask):
+    """After a failover an old primary still answers, and refuses every event."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        alive.replicaof("127.0.0.1", sock.getsockname()[1])
+    try:
+        with pytest.raises(ReadOnlyError):
+            heartbeats.refuse_if_unwritable(alive, "p")
+        code, said = ask()
+    finally:
+        alive.replicaof("NO", "ONE")
+
+    assert code == 1
+    assert "problem  Redis: does not answer, or takes no writes (ReadOnlyError)" in said
+
+
+def test_a_redis_that_is_away_is_named_and_the_database_still_looked_at(fresh, tmp_path):
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    fresh(
+        MM_TASKS_REDIS_URL=f"redis://127.0.0.1:{port}/0",
+        MM_TASKS_AUDIT_URL=f"sqlite:///{tmp_path}/none/audit.sqlite",
+    )
+
+    done = CliRunner().invoke(app, ["health"])
+    assert done.exit_code == 1
+    assert done.stdout.splitlines() == [
+        "problem  Redis: does not answer, or takes no writes (ConnectionError)",
+        "ok       audit database: is not made yet",
+    ]
+
+
+def test_a_server_that_loads_is_not_healthy(tmp_path, fresh):
+    """It answers at once, and takes no event until it is done, which may be minutes."""
+    server = embedded(
+        data_dir=tmp_path,
+        persist=True,
+        config={
+            "appendonly": "yes",
+            "enable-debug-command": "yes",
+            # Otherwise it answers nobody before it has loaded all that there is.
+            "loading-process-events-interval-bytes": "1024",
+        },
+    )
+    server.start()
+    try:
+        fresh(MM_TASKS_REDIS_URL=f"redis://127.0.0.1:{server.port}/0")
+        done = _while_loading(server)
+    finally:
+        server.stop()
+
+    assert done.exit_code == 1
+    assert "(BusyLoadingError)" in done.stdout
+
+
+def _while_loading(server):
+    with Redis(port=server.port) as redis:
+        redis.execute_command("DEBUG", "POPULATE", "2000", "key", "100")
+        redis.config_set("key-load-delay", "2000")
+        with Redis(port=server.port) as other:
+            other.connection_pool.get_connection().send_command("DEBUG", "RELOAD")
+            ends_at = time.monotonic() + 20
+            while not redis.info("persistence")["loading"]:
+                assert time.monotonic() < ends_at
+            done = CliRunner().invoke(app, ["health"])
+            redis.config_set("key-load-delay", "0")
+    return done
+
+
+@pytest.mark.usefixtures("alive")
+@pytest.mark.parametrize(
+    ("url", "line"),
+    [
+        ("sqlite:///{}/none/audit.sqlite", "ok       audit database: is not made yet"),
+        ("postgresql://u:hunter2@127.0.0.1:1/d", "problem  audit database: the audit database"),
+        ("mysql://u:hunter2@h/d", "problem  audit database: MM_TASKS_AUDIT_URL: must begin"),
+    ],
+)
+def test_the_audit_database_is_reached_or_named_without_its_url(ask, fresh, tmp_path, url, line):
+    fresh(MM_TASKS_AUDIT_URL=url.format(tmp_path))
+
+    code, said = ask()
+    assert line in said
+    assert "hunter2" not in said
+    assert code == ("problem" in line)
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.usefixtures("alive")
+def test_a_database_that_answers_is_well_without_any_table(ask, fresh, tmp_path):
+    """A probe makes none: whose they are is decided where a worker starts."""
+    file = tmp_path / "audit.sqlite"
+    with sqlite3.connect(file) as made:
+        made.execute("CREATE TABLE other (n)")
+    made.close()
+    fresh(MM_TASKS_AUDIT_URL=f"sqlite:///{file}")
+
+    assert "ok       audit database: answers" in ask()[1]
+    with sqlite3.connect(file) as made:
+        tables = made.execute("SELECT name FROM sqlite_master").fetchall()
+    made.close()
+    assert tables == [("other",)]
+
+
+def test_a_probe_needs_no_celery():
+    """Each import is paid at each probe, in each container, for as long as it runs."""
+    code = "import sys, mm_tasks.cli; print([m for m in ('celery', 'kombu') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_newest_of_several_beats_counts():
+    """Two are harmless, and one is enough."""
+    found = {
+        "beat:a": Sign("beat", "a", 500.0, ()),
+        "beat:b": Sign("beat", "b", 1.0, ()),
+    }
+
+    assert health.beat(found, 30).is_well
+
+
+def test_a_sign_that_cannot_be_left_is_said_once_and_ends_nothing(fresh, caplog):
+    """It is tried every few seconds, for as long as the outage is."""
+    server = embedded()
+    server.start()
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        away = f"redis://127.0.0.1:{sock.getsockname()[1]}/0"
+    one = heartbeat_writer.Pulse("worker", "w@h")
+    try:
+        for url, said in (
+            (away, 1),
+            (away, 1),
+            (f"redis://127.0.0.1:{server.port}/0", 1),
+            (away, 2),
+        ):
+            fresh(MM_TASKS_REDIS_URL=url)
+            one.leave(["mm.forget"])
+            assert caplog.text.count("sign_not_left") == said
+        with Redis(port=server.port) as redis:
+            assert "worker:w@h" in heartbeats.read(redis, "default")
+    finally:
+        server.stop()
+
+
+def test_a_beat_that_is_a_thread_leaves_signs_of_its_own_flushes_alone(redis, redis_url, fresh):
+    """With `worker -B` the worker's own nudges are published from the same process."""
+    fresh(MM_TASKS_REDIS_URL=redis_url, MM_TASKS_PROJECT="p")
+    beat = heartbeat_writer._BeatPulse()  # noqa: SLF001
+    thread = threading.Thread(target=beat.published)
+    thread.start()
+    thread.join()
+    assert heartbeats.read(redis, "p") == {}
+
+    beat.published()
+    assert [sign.kind for sign in heartbeats.read(redis, "p").values()] == ["beat"]
+
+
+def test_the_docs_name_every_option():
+    docs = (Path(__file__).parents[2] / "docs" / "health.md").read_text()
+    options = [name for one in get_command(app).commands["health"].params for name in one.opts]
+
+    assert len(options) >= 5
+    assert not [name for name in options if f"`{name}" not in docs and name != "--help"]

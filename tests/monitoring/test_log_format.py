@@ -1,0 +1,232 @@
+"""What a line of a log holds, and what never gets into one."""
+
+from __future__ import annotations
+
+import ast
+import json
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+from billiard.einfo import ExceptionInfo
+from hypothesis import given
+from hypothesis import strategies as st
+from redis.exceptions import ResponseError
+
+import mm_tasks
+from mm_tasks.errors import ConfigurationError
+from mm_tasks.monitoring import log_format
+
+PACKAGE = Path(mm_tasks.__file__).parent
+SECRET = "hunter2"
+DOCS = (PACKAGE.parent / "docs" / "logs.md").read_text()
+
+
+def record(message, *args, name="mm_tasks.delivery", level=logging.WARNING, **rest):
+    args = args[0] if len(args) == 1 and isinstance(args[0], dict) else args
+    made = logging.makeLogRecord(
+        {"name": name, "msg": message, "args": args, "levelno": level, "created": 1.25, **rest}
+    )
+    made.levelname = logging.getLevelName(level)
+    return made
+
+
+def line(*args, **rest):
+    return json.loads(log_format.formatter("json").format(record(*args, **rest)))
+
+
+def text(*args, **rest):
+    return log_format.formatter("text", "%(message)s").format(record(*args, **rest))
+
+
+def test_an_event_is_one_object_with_its_fields():
+    assert line("batch_settled", batch_id="b1", attempt=2) == {
+        "time": "1970-01-01T00:00:01.250Z",
+        "level": "warning",
+        "logger": "mm_tasks.delivery",
+        "event": "batch_settled",
+        "batch_id": "b1",
+        "attempt": 2,
+    }
+
+
+def test_the_text_is_the_event_followed_by_its_fields():
+    said = text("project_paused", reason='a "b"\nc', wait_s=1.5)
+
+    assert said == r'project_paused reason="a \"b\"\nc" wait_s=1.5'
+
+
+def test_a_field_that_the_message_tells_is_not_told_twice():
+    """Some do, for hosts whose formatter shows no `extra`."""
+    told = ("erasure_failed erasure=%s error=%s", "e1", "KeyError")
+
+    assert text(*told, erasure="e1", error="KeyError") == told[0] % told[1:]
+    assert "message" not in line(*told, erasure="e1", error="KeyError")
+
+
+def test_a_sentence_is_kept_beside_its_event():
+    found = line("mm_tasks_in_trouble: %s", "use 2")
+
+    assert (found["event"], found["message"]) == (
+        "mm_tasks_in_trouble",
+        "mm_tasks_in_trouble: use 2",
+    )
+
+
+@given(st.dictionaries(st.from_regex(r"[a-z_]{1,12}", fullmatch=True), st.text()), st.booleans())
+def test_no_field_is_written_that_is_not_named(extra, is_json):
+    """A colleague who logs a property by mistake leaks none."""
+    hidden = {f"x_{name}": f"hidden{value}" for name, value in extra.items()}
+    made = record("event", **hidden)
+
+    assert "hidden" not in log_format.formatter("json" if is_json else "text").format(made)
+
+
+def test_of_a_value_that_is_no_text_and_no_number_its_type_is_written():
+    assert line("event", why={"user_id": "u"}, kind=ValueError("u"))["why"] == "dict"
+
+
+@given(st.text())
+def test_a_record_is_one_line_whatever_it_holds(value):
+    made = record("event", why=value)
+
+    for form in ("json", "text"):
+        assert len(log_format.formatter(form).format(made).splitlines()) == 1
+
+
+def failing(error):
+    def inner():
+        raise error(SECRET) from ValueError(SECRET)
+
+    try:
+        inner()
+    except Exception:  # noqa: BLE001
+        return sys.exc_info()
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_of_an_exception_the_type_and_the_places_are_written_and_no_text(form):
+    """Redis quotes the arguments of a script that fails: these are records."""
+    said = log_format.formatter(form).format(record("store_away", exc_info=failing(ResponseError)))
+
+    assert "ResponseError" in said
+    assert "ValueError" in said
+    assert "in inner" in said
+    assert SECRET not in said
+
+
+def test_of_an_error_of_ours_the_text_is_written_too():
+    """It names the setting and the rule, and never a value."""
+    assert (
+        "ConfigurationError: hunter2"
+        in line("x", exc_info=failing(ConfigurationError))["traceback"]
+    )
+
+
+def test_a_text_that_another_formatter_made_of_an_exception_is_not_used():
+    """`logging` keeps the first one's for all."""
+    made = record("store_away", exc_info=failing(ResponseError))
+    logging.Formatter().format(made)
+
+    assert SECRET not in log_format.formatter("text").format(made)
+    assert SECRET in made.exc_text
+
+
+def test_the_exception_of_a_pool_process_has_its_places_too():
+    """Celery logs those with billiard's own tracebacks."""
+    kind, error, places = failing(KeyError)
+    info = ExceptionInfo((kind, error, places)).exc_info
+
+    assert "in inner" in line("x", exc_info=info, name="celery.app.trace")["traceback"]
+
+
+@pytest.mark.parametrize(
+    ("message", "args", "level", "said"),
+    [
+        (
+            "Task %(name)s[%(id)s] %(description)s: %(exc)s",
+            {"name": "t", "id": "1", "description": "raised unexpected", "exc": "E('hunter2')"},
+            logging.ERROR,
+            "Task t[1] raised unexpected: E",
+        ),
+        (
+            "Task %(name)s[%(id)s] retry: %(exc)s",
+            {"name": "t", "id": "1", "exc": "Retry in 2s: KeyError('hunter2')"},
+            logging.INFO,
+            "Task t[1] retry: Retry in 2s",
+        ),
+        (
+            "Task %(name)s[%(id)s] succeeded in %(runtime)ss: %(return_value)s",
+            {"name": "t", "id": "1", "runtime": 0.5, "return_value": "'hunter2'"},
+            logging.INFO,
+            "Task t[1] succeeded in 0.5s: ",
+        ),
+        (
+            "Received unregistered task of type %s.\n\nThe full contents of the body was:\n%s",
+            (KeyError("hunter2"), "hunter2"),
+            logging.ERROR,
+            "Received unregistered task of type KeyError.",
+        ),
+        (
+            "TaskPool: Apply %s (args:%r kwargs:%r)",
+            ("f", "hunter2", {}),
+            logging.DEBUG,
+            "TaskPool: Apply %s (args:%r kwargs:%r)",
+        ),
+        ("Connected to %s", ("redis://h:1//",), logging.INFO, "Connected to redis://h:1//"),
+        ("broken %d", ("hunter2",), logging.INFO, "broken %d"),
+    ],
+    ids=["failed", "retried", "succeeded", "unregistered", "debug", "harmless", "broken"],
+)
+def test_what_celery_logs_names_no_argument(message, args, level, said):
+    rest = (args,) if isinstance(args, dict) else args
+
+    found = line(message, *rest, name="celery.app.trace", level=level, why="hunter2")
+    assert found["message"] == said.strip()
+    assert "hunter2" not in str(found)
+
+
+def extras():
+    """Yield every `extra=` of the package: where it is, and the names of its fields."""
+    for path in PACKAGE.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        named = {
+            node.targets[0].id: node.value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+        }
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            of = getattr(call.func, "attr", "")
+            given = [k.value for k in call.keywords if k.arg == "extra"]
+            if given and of in {
+                "debug",
+                "info",
+                "warning",
+                "error",
+                "exception",
+                "critical",
+                "log",
+            }:
+                value = named.get(given[0].id) if isinstance(given[0], ast.Name) else given[0]
+                yield f"{path.name}:{call.lineno}", names(value)
+
+
+def names(value):
+    assert isinstance(value, ast.Dict), "an `extra` is a dict that stands where it is read"
+    return {key.value if isinstance(key, ast.Constant) else "**" for key in value.keys}
+
+
+def test_every_field_that_the_package_logs_is_named():
+    found = list(extras())
+
+    assert len(found) > 20
+    assert not [(where, more) for where, fields in found if (more := fields - log_format.FIELDS)]
+
+
+def test_every_field_that_is_named_is_logged_and_in_the_docs():
+    """A name that nobody needs is a hole for the next one who uses it."""
+    used = set().union(*(fields for _, fields in extras()))
+
+    assert used == log_format.FIELDS
+    assert not [name for name in log_format.FIELDS if f"`{name}`" not in DOCS]

@@ -1,0 +1,153 @@
+"""What an exporter shows, against what was done: real Redis, real requests to the sandbox."""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from mm_tasks.erasure.request import ErasureRequest
+from mm_tasks.monitoring.metrics import collector
+from mm_tasks.runtime import Runtime
+from mm_tasks.settings import Settings
+from tests.delivery.conftest import flush
+
+PERSON = "person-of-the-metrics"
+
+
+class Scrape:
+    """The samples of an exporter that was just asked."""
+
+    def __init__(self, runtime):
+        self.registry = CollectorRegistry()
+        self.registry.register(collector(runtime))
+
+    def __call__(self, name, **labels):
+        return self.registry.get_sample_value(f"mm_tasks_{name}", labels)
+
+
+@pytest.fixture
+def current(redis_url, tmp_path):
+    return Runtime(Settings(redis_url=redis_url, state_dir=tmp_path, project="p"))
+
+
+@pytest.fixture
+def scrape(current):
+    return Scrape(current)
+
+
+def test_events_requests_and_histograms_add_up(flow, sandbox, scrape):
+    """Ten events in batches of four: three deliveries and what each of them was."""
+    delivery = flow.delivery()
+    flow.append(10)
+    for batch_id in flush(delivery):
+        delivery.send(batch_id)
+
+    assert scrape("events_accepted_total", lane="track") == 10
+    assert scrape("events_delivered_total", lane="track") == 10
+    assert scrape("events_waiting", lane="track") == scrape("events_leased", lane="track") == 0
+    assert scrape("requests_total", lane="track", outcome="delivered") == 3
+    assert scrape("batch_events_count", lane="track") == 3
+    assert scrape("batch_events_sum", lane="track") == 10
+    assert scrape("batch_events_bucket", lane="track", le="10.0") == 3
+    assert scrape("batch_fill_ratio_sum", lane="track") == 1 + 1 + 0.5
+    assert scrape("request_seconds_count", lane="track") == 3
+    assert 0 < scrape("request_seconds_sum", lane="track") < 15
+    assert scrape("delivery_age_seconds_count", lane="track") == 10
+    assert scrape("delivery_age_seconds_bucket", lane="track", le="+Inf") == 10
+    assert sandbox.get("summary")["batches"] == 3
+
+
+def test_what_waits_is_aged_and_held(flow, scrape):
+    flow.append(3)
+
+    assert scrape("events_waiting", lane="track") == 3
+    assert scrape("oldest_waiting_seconds", lane="track") >= 0
+    assert scrape("oldest_waiting_seconds", lane="identify") == 0
+    assert scrape("buffer_bytes") > 3 * 46
+    assert scrape("buffer_max_bytes") == 1 << 30
+
+
+def test_a_request_is_timed_whatever_came_of_it(flow, sandbox, scrape):
+    """Refused, throttled, ambiguous: each took its time, and none was a delivery."""
+    delivery = flow.delivery()
+    flow.append(1)
+    for status in (429, 400, 500):
+        sandbox.fault("status", status=status)
+        for batch_id in flush(delivery):
+            delivery.send(batch_id)
+        flow.time_passes()
+
+    assert scrape("request_seconds_count", lane="track") >= 2
+    assert scrape("batch_events_count", lane="track") == 0
+    assert scrape("requests_total", lane="track", outcome="throttled") == 1
+
+
+def test_a_pause_and_its_kind_are_shown(flow, sandbox, scrape):
+    delivery = flow.delivery()
+    sandbox.fault("status", status=401)
+    flow.append(4)
+    for batch_id in flush(delivery):
+        delivery.send(batch_id)
+
+    assert scrape("paused", kind="unauthorized") == 1
+    assert scrape("paused", kind="throttled") == 0
+    assert scrape("paused_seconds") >= 0
+    assert scrape("events_leased", lane="track") == 4
+
+
+def test_erasures_are_shown_by_state_without_a_name(current, scrape):
+    assert scrape("erasures_open", state="received") == 0
+    current.register.open_request(ErasureRequest(PERSON, "dpo"), _now())
+
+    assert scrape("audit_up") == 1
+    assert scrape("erasures_open", state="received") == 1
+    assert scrape("erasures_overdue") == 0
+    assert 0 <= scrape("erasures_time_used_ratio") < 0.01
+    assert PERSON not in str(list(scrape.registry.collect()))
+
+
+def test_scrapes_at_once_count_each_step_once(current, scrape):
+    """Two Prometheus servers are usual; what one of them has read, the other has too."""
+    for n in range(40):
+        claim = current.register.open_request(ErasureRequest(f"{PERSON}-{n}", "dpo"), _now()).claim
+        current._archive.ledger.mark_fenced(claim, _now())  # noqa: SLF001 - as a worker does
+    every_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # threads take turns in the middle of a read
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(lambda _: list(scrape.registry.collect()), range(8)))
+    finally:
+        sys.setswitchinterval(every_s)
+
+    assert scrape("erasure_step_seconds_count", step="fenced") == 40
+
+
+def test_an_audit_database_that_is_away_shows_nothing_of_erasures(redis_url, tmp_path):
+    """A stale figure would say that all is well."""
+    away = "postgresql://nobody@127.0.0.1:1/nothing"
+    settings = Settings(
+        redis_url=redis_url, audit_url=away, pseudonym_key="k" * 40, state_dir=tmp_path
+    )
+    scrape = Scrape(Runtime(settings))
+
+    assert scrape("audit_up") == 0
+    assert scrape("erasures_overdue") is None
+    assert scrape("redis_up") == 1
+
+
+def test_a_redis_that_is_away_shows_nothing_of_events(tmp_path):
+    settings = Settings(redis_url="redis://127.0.0.1:1/0", state_dir=tmp_path)
+    scrape = Scrape(Runtime(settings))
+
+    assert scrape("redis_up") == 0
+    assert scrape("events_waiting", lane="track") is None
+    assert scrape("audit_up") == 1
+
+
+def _now():
+    from datetime import UTC, datetime  # noqa: PLC0415 - one test asks for it
+
+    return datetime.now(UTC)

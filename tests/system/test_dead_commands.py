@@ -1,0 +1,266 @@
+"""`mm-tasks dead …` as a person types it: what it prints, how it ends, what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+import time
+
+import pytest
+
+from mm_tasks.buffer.keys import ProjectKeys
+from mm_tasks.buffer.producer import Entry
+from mm_tasks.buffer.records import HEADER_BYTES, tag
+from tests.buffer.test_dead_letters import opened
+from tests.system.test_commands import run
+from tests.system.test_main_job import counts
+
+KEYS = ProjectKeys("default")
+REJECTED = {"reason": "rejected", "status": 400, "code": "invalid_payload", "attempts": 3}
+PARKED = {"reason": "ambiguous", "status": 0, "code": "-", "attempts": 1, "kind": "timeout"}
+EVENT = {
+    "event": "signed_up",
+    "event_id": "e-1",
+    "timestamp": "2026-01-14T12:00:00.000Z",
+    "user_id": "anna@example.com",
+    "url": "https://example.com/?email=anna",
+    "properties": {"plan": "anna's", "big": 12345678901234567},
+}
+PERSONAL = ("anna", "plan")
+
+
+def bury(redis, why, *events):
+    """Make dead letters of these events, fields or bytes, and return their ids, in order."""
+    before = set(redis.hkeys(KEYS.dead))
+    with opened(redis, project="default") as buffer:
+        buffer.append([Entry(body(event), user_of(event), None) for event in events])
+        batch_id = buffer.claim(slot_us=None, found_again_ms=5000)
+        admitted = buffer.begin(batch_id, slot="none", slot_valid_ms=2000, lease_ms=60_000)
+        buffer.bury(batch_id, admitted.token, why=json.dumps(why), outcome=why["reason"])
+    return sorted(id_.decode() for id_ in set(redis.hkeys(KEYS.dead)) - before)
+
+
+def user_of(event):
+    return event["user_id"] if isinstance(event, dict) else None
+
+
+def body(event):
+    if isinstance(event, bytes):
+        return event
+    return json.dumps(event, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+@pytest.fixture
+def dead(stack):
+    """Run one of the `dead` commands."""
+    return lambda *command: run(stack.env, "dead", *command)
+
+
+def waiting(redis):
+    return redis.lrange(KEYS.lane("track").waiting, 0, -1)
+
+
+def test_list_shows_each_letter_and_counts_by_reason_but_nobody(redis, dead):
+    (rejected,) = bury(redis, REJECTED, EVENT)
+    parked = bury(redis, PARKED, {**EVENT, "event": "bought"}, {**EVENT, "event": "[red]\x1b[2J"})
+    done = dead("list")
+
+    assert done.returncode == 0
+    assert all(id_ in done.stdout for id_ in (rejected, *parked))
+    assert re.search(r"track +│ ambiguous +│ 0 +│ - +│ 2 ", done.stdout)
+    assert "3 shown of 3 that match" in done.stdout
+    assert "[red]" in done.stdout
+    assert "\x1b" not in done.stdout
+    assert not any(word in done.stdout + done.stderr for word in PERSONAL)
+
+
+def test_list_for_programs_is_json_alone(redis, dead):
+    bury(redis, REJECTED, EVENT)
+    parked = bury(redis, PARKED, {**EVENT, "event": "bought"}, EVENT)
+    done = dead("list", "--json", "--reason", "ambiguous", "--since", "1h", "--limit", "1")
+    found = json.loads(done.stdout)
+
+    assert [letter["id"] for letter in found["letters"]] == [parked[1]]
+    assert found["letters"][0]["code"] == "-"
+    assert found["matching"] == 2
+    assert found["counts"] == [
+        {"lane": "track", "reason": "ambiguous", "status": 0, "code": "-", "events": 2}
+    ]
+    assert not any(word in done.stdout for word in PERSONAL)
+
+
+def test_show_hides_what_may_be_personal_until_asked_for(redis, dead):
+    (id_,) = bury(redis, REJECTED, EVENT)
+    shown, whole = dead("show", id_), dead("show", id_, "--properties")
+
+    assert "invalid_payload" in shown.stdout
+    assert "e-1" in shown.stdout
+    assert f"…({len(body(EVENT['properties']))} bytes)" in shown.stdout
+    assert not any(word in shown.stdout + shown.stderr for word in PERSONAL)
+    assert "anna@example.com" in whole.stdout
+    assert "12345678901234567" in whole.stdout
+
+
+def test_show_for_programs_names_what_it_hides(redis, dead):
+    (id_,) = bury(redis, REJECTED, EVENT)
+    found = json.loads(dead("show", id_, "--json").stdout)
+
+    assert found["id"] == id_
+    assert set(found["fields"]) == {"event", "event_id", "timestamp"}
+    assert set(found["hidden"]) == {"user_id", "url", "properties"}
+
+
+def test_show_of_an_unknown_id_says_so(dead):
+    done = dead("show", "track:anna@example.com:1")
+
+    assert done.returncode == 1
+    assert done.stderr.startswith("mm-tasks: no dead letter has this id")
+    assert "anna" not in done.stderr
+
+
+def test_revive_tells_what_became_of_each_and_can_be_repeated(redis, dead):
+    ids = bury(redis, REJECTED, EVENT, {**EVENT, "user_id": "bea"})
+    record = redis.hget(KEYS.dead, ids[1]).partition(b"\n")[2]
+    redis.sadd(KEYS.fence, tag("default", "user", "anna@example.com"))
+    first = dead("revive", *ids, "track:none:1")
+    again = dead("revive", *ids)
+
+    assert first.returncode == again.returncode == 0
+    assert first.stdout == "1 revived, 1 erased because their person is, 1 unknown\n"
+    assert again.stdout == "0 revived, 0 erased because their person is, 2 unknown\n"
+    assert waiting(redis) == [record]
+
+
+def test_revive_by_a_filter_leaves_the_others(redis, dead):
+    (kept,) = bury(redis, REJECTED, EVENT)
+    bury(redis, PARKED, EVENT, EVENT)
+    done = dead("revive", "--status", "0", "--until", "2100-01-01", "--limit", "5")
+
+    assert done.stdout.startswith("2 revived")
+    assert redis.hkeys(KEYS.dead) == [kept.encode()]
+
+
+def test_discard_removes_nothing_without_yes(redis, dead):
+    bury(redis, REJECTED, EVENT, EVENT)
+    asked = dead("discard", "--all")
+
+    assert asked.returncode == 1
+    assert asked.stdout == ""
+    assert "2 would be removed for good; nothing was" in asked.stderr
+    assert redis.hlen(KEYS.dead) == 2
+    done = dead("discard", "--all", "--yes")
+    assert (done.returncode, done.stdout) == (0, "2 discarded, 0 unknown\n")
+    assert redis.hlen(KEYS.dead) == 0
+    assert counts(redis)["track:discarded"] == 2
+    assert counts(redis)["held_bytes"] == 0
+
+
+def test_discard_of_ids_leaves_the_others(redis, dead):
+    first, second = bury(redis, REJECTED, EVENT, EVENT)
+    done = dead("discard", first, "track:none:1", "--yes")
+
+    assert done.stdout == "1 discarded, 1 unknown\n"
+    assert redis.hkeys(KEYS.dead) == [second.encode()]
+
+
+def test_an_export_holds_every_event_verbatim_and_is_readable_by_nobody_else(redis, dead, tmp_path):
+    """Lua and JavaScript would round 12345678901234567; nothing here reads it as a number."""
+    bury(redis, REJECTED, EVENT)
+    bury(redis, PARKED, EVENT)
+    file = tmp_path / "letters.jsonl"
+    done = dead("export", str(file))
+    lines = file.read_bytes().splitlines()
+
+    assert done.returncode == 0
+    assert "personal data" in done.stderr
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert [json.loads(line)["reason"] for line in lines] == ["rejected", "ambiguous"]
+    assert all(line.endswith(b'"record": ' + body(EVENT) + b"}") for line in lines)
+    assert set(json.loads(lines[0])) >= {"id", "lane", "buried_at", "status", "code", "attempts"}
+    assert redis.hlen(KEYS.dead) == 2
+
+
+def test_an_export_replaces_a_file_only_when_told_and_then_keeps_it_private(redis, dead, tmp_path):
+    bury(redis, REJECTED, EVENT)
+    file = tmp_path / "letters.jsonl"
+    file.write_text("mine")
+    file.chmod(0o644)
+    refused = dead("export", str(file))
+
+    assert refused.returncode == 2
+    assert "FILE" in refused.stderr
+    assert file.read_text() == "mine"
+    assert dead("export", str(file), "--force").returncode == 0
+    assert len(file.read_text().splitlines()) == 1
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_an_export_to_stdout_is_lines_of_json_whatever_the_records_hold(redis, dead):
+    bury(redis, REJECTED, EVENT, b"\xff{", b'{\n"event": "x"}', b'{"event":"y"}')
+    bury(redis, PARKED, EVENT)
+    done = dead("export", "-", "--reason", "rejected")
+    records = [json.loads(line)["record"] for line in done.stdout.splitlines()]
+
+    assert records == [EVENT, "\\xff{", '{\n"event": "x"}', {"event": "y"}]
+
+
+REFUSED = {
+    "a lane there is not": (["list", "--lane", "anna"], "--lane"),
+    "a status there is not": (["list", "--status", "4000"], "--status"),
+    "no time": (["list", "--since", "yesterday"], "--since"),
+    "a time without end": (["discard", "--until", "99999999d"], "--until"),
+    "an end before its start": (["revive", "--since", "1h", "--until", "2h"], "--until"),
+    "a limit of none": (["list", "--limit", "0"], "--limit"),
+    "nothing named": (["revive"], "ID"),
+    "nothing named, for good": (["discard", "--yes"], "ID"),
+    "a limit alone": (["discard", "--limit", "3", "--yes"], "ID"),
+    "ids and a filter": (["discard", "track:a:1", "--lane", "track", "--yes"], "ID"),
+    "ids and all": (["revive", "track:a:1", "--all"], "ID"),
+    "ids and a limit": (["revive", "track:a:1", "--limit", "1"], "--limit"),
+    "a file in no directory": (["export", "/nowhere/letters"], "FILE"),
+}
+
+
+@pytest.mark.parametrize(("command", "named"), REFUSED.values(), ids=REFUSED.keys())
+def test_a_bad_option_is_refused_by_name_and_changes_nothing(redis, dead, command, named):
+    bury(redis, REJECTED, EVENT)
+    done = dead(*command)
+
+    assert done.returncode == 2
+    assert named in done.stderr
+    assert "Traceback" not in done.stderr
+    assert redis.hlen(KEYS.dead) == 1
+    assert waiting(redis) == []
+
+
+def test_a_poison_event_is_seen_revived_in_vain_and_discarded(stack, redis, dead):
+    """From the vendor's refusal to a count that a person answers for."""
+    stack.sandbox()
+    stack.produce(
+        "from mm_tasks import track\n"
+        "track.delay_many({'event': 'signed_up', 'user_id': f'u{i}'} for i in range(9))"
+    )
+    poison = b"1%d" % (time.time() * 1000) + bytes(32) + b'{"event":7,"user_id":"anna"}'
+    redis.rpush(KEYS.lane("track").waiting, poison)
+    redis.hincrby(KEYS.counts, "track:accepted", 1)
+    redis.hincrby(KEYS.counts, "held_bytes", len(poison))
+    redis.hincrby(KEYS.counts, "track:waiting_bytes", len(poison) - HEADER_BYTES + 1)
+    stack.worker()
+    stack.beat()
+    stack.wait(lambda: redis.hlen(KEYS.dead) == 1)
+    listed = dead("list")
+    found = json.loads(dead("list", "--json").stdout)["letters"][0]
+
+    assert found["id"] in listed.stdout
+    assert (found["lane"], found["reason"], found["status"]) == ("track", "rejected", 400)
+    assert found["attempts"] >= 1
+    assert "anna" not in listed.stdout
+    dead("revive", found["id"])
+    stack.wait(lambda: redis.hlen(KEYS.dead) == 1 and not redis.hexists(KEYS.dead, found["id"]))
+    assert dead("discard", "--reason", "rejected", "--yes").stdout == "1 discarded, 0 unknown\n"
+    stack.wait(lambda: counts(redis)["track:delivered"] == 9)
+    status = json.loads(run(stack.env, "status", "--json").stdout)
+    expected = {"accepted": 10, "waiting": 0, "leased": 0, "delivered": 9, "dead": 0}
+    assert status["counts"].items() >= {**expected, "erased": 0, "discarded": 1}.items()
+    assert counts(redis)["held_bytes"] == 0

@@ -1,0 +1,245 @@
+"""A host's own Celery app with real worker and beat: its settings, its prefix, its results.
+
+Nothing of ours runs beside them. The host's Redis database for broker and results is another
+than the buffer's.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from mm_tasks.buffer import heartbeats
+from tests.system.books import wait_until_all_is_sent
+
+HOST = """
+import os
+
+from celery import Celery, chain
+
+import mm_tasks
+
+app = Celery("hostapp")
+app.config_from_object("hostconfig")
+if os.environ.get("INSTALL_LATE"):
+    app.conf.task_routes
+mm_tasks.install(app)
+app.autodiscover_tasks(["mm_tasks"])
+
+
+@app.task
+def work(n):
+    return n * 2
+
+
+@app.task
+def checkout(n):
+    mm_tasks.track.delay("in_a_task", user_id=f"u{n}")
+    return n
+"""
+
+CONFIG = """
+import os
+
+from kombu import Queue
+
+broker_url = os.environ["HOST_REDIS"]
+result_backend = os.environ["HOST_REDIS"]
+broker_transport_options = {"global_keyprefix": "shop:", "visibility_timeout": 1800}
+result_backend_transport_options = {"global_keyprefix": "shop-results:"}
+task_serializer = "json"
+accept_content = ["json"]
+task_default_queue = "shop"
+task_routes = {"hostapp.work": {"queue": "heavy"}, "*": {"queue": "shop"}}
+task_time_limit = 300
+if "TASK_QUEUES" in os.environ:
+    task_queues = [Queue("shop"), Queue("heavy")]
+    task_create_missing_queues = False
+beat_schedule = {
+    "reports": {
+        "task": "mm_tasks.track",
+        "schedule": 1.0,
+        "kwargs": {"event": "beat_entry", "user_id": "robot"},
+    },
+}
+worker_prefetch_multiplier = 4
+"""
+
+CALLS = """
+from celery import chain, chord, group
+
+from hostapp import app, checkout, work
+from mm_tasks import forget, identify, track
+
+track.delay("plain", user_id="u1")
+track.apply_async(("countdown",), {"user_id": "u1"}, countdown=2)
+chain(work.s(21), track.s("chained", user_id="u1")).apply_async()
+group(track.s("grouped", user_id="u1", properties={"n": n}) for n in range(3)).apply_async()
+chord([work.s(1), work.s(2)], track.s("after_a_chord", user_id="u1")).apply_async()
+(
+    group(work.s(1), work.s(2))
+    | group(track.s("after_a_group", user_id="u1"), track.si("after_a_group", user_id="u1"))
+).apply_async()
+chord([track.s("in_a_chord", user_id="u1"), work.s(1)], work.si(1)).apply_async()
+work.apply_async((1,), link=track.si("linked", user_id="u1"))
+app.send_task("mm_tasks.track", ("by_name",), {"user_id": "u1"})
+track.delay_many({"event": "many", "user_id": "u1"} for _ in range(1_200))
+identify.delay("visitor", "u1")
+identify.apply_async(kwargs={"anonymous_id": "visitor", "user_id": "u2"}, countdown=1)
+assert work.delay(21).get(timeout=30) == 42
+assert checkout.delay(7).get(timeout=30) == 7
+erasure = forget.delay(user_id="gone", requested_by="dpo", ticket="GDPR-1")
+forget.s(user_id="gone2", requested_by="dpo", ticket="GDPR-2").apply_async(countdown=1)
+print(erasure.id)
+"""
+# Without beat nobody asks for what came after its last flush.
+LAST_FLUSHES = """
+import time
+
+import hostapp
+from mm_tasks.tasks.worker import flush
+
+for _ in range(4):
+    flush.delay(linger=False)
+    time.sleep(0.5)
+"""
+# Of each event, how many; those of beat come besides.
+EXPECTED = {
+    "plain": 1,
+    "countdown": 1,
+    "chained": 1,
+    "grouped": 3,
+    "after_a_chord": 1,
+    "after_a_group": 2,
+    "in_a_chord": 1,
+    "linked": 1,
+    "by_name": 1,
+    "many": 1_200,
+    "in_a_task": 1,
+}
+
+
+@pytest.fixture
+def host(stack, redis_url):
+    """The host's modules, its Redis, and what starts its processes."""
+    (stack.log_dir / "hostapp.py").write_text(HOST)
+    (stack.log_dir / "hostconfig.py").write_text(CONFIG)
+    url = redis_url.rsplit("/", 1)[0] + "/5"
+    stack.env |= {"HOST_REDIS": url, "PYTHONPATH": str(stack.log_dir)}
+    stack.env["MM_TASKS_ERASURE_PASSES_S"] = "0,1,2"
+    with Redis.from_url(url) as stack.broker:
+        stack.broker.flushdb()
+        yield stack
+
+
+def celery(stack, *args):
+    return stack.start(args[0], "celery", "-A", "hostapp", *args, "-l", "info")
+
+
+def events(stack):
+    """How many of each event the vendor has."""
+    found = {}
+    for _, body in stack.get("bodies"):
+        for event in json.loads(body).get("events", ()):
+            found[event["event"]] = found.get(event["event"], 0) + 1
+    return found
+
+
+def forgotten(stack):
+    """How often the vendor was told to forget each person."""
+    people = [forget["user_id"] for forget in stack.get("forgets")]
+    return {one: people.count(one) for one in people}
+
+
+@pytest.mark.parametrize(
+    ("env", "queues"),
+    [
+        ("TASK_QUEUES", ()),
+        ("INSTALL_LATE", ("-Q", "shop,heavy,mm.forget,mm.deliver,mm.identify")),
+    ],
+    ids=["queues of its own, all served", "installed late, queues told"],
+)
+def test_a_host_delivers_everything_with_its_own_worker_and_beat(host, redis, env, queues):
+    host.env[env] = "1"
+    host.sandbox("--no-limits")
+    worker = celery(host, "worker", "-c", "2", *queues)
+    beat = celery(host, "beat")
+    host.produce(CALLS)
+    host.wait(lambda: events(host).items() >= EXPECTED.items() and "beat_entry" in events(host), 60)
+    host.wait(lambda: forgotten(host) == {"gone": 3, "gone2": 3}, 60)
+    # In the buffer's Redis, where `mm-tasks health` looks, whatever the host's broker is.
+    alive = {sign.kind: set(sign.queues) for sign in heartbeats.read(redis, "default").values()}
+    assert alive == {"worker": {"mm.forget", "mm.deliver", "mm.identify"}, "beat": set()}
+    host.stop([beat])
+    host.produce(LAST_FLUSHES)
+    wait_until_all_is_sent(host, redis)
+
+    found = events(host)
+    assert {name: found[name] for name in EXPECTED} == EXPECTED
+    said = host.read(worker)
+    assert "Traceback" not in said
+    assert "mm_tasks_in_trouble: worker_prefetch_multiplier" in said
+    assert host.get("summary")["identifies"] == 2
+    assert not redis.keys("mm.*")
+    # What Celery holds for us is under the host's prefix; of results there are only the host's.
+    assert {key.split(b":")[0] for key in host.broker.scan_iter()} <= {b"shop", b"shop-results"}
+    results = map(host.broker.get, host.broker.keys("shop-results:celery-task-meta-*"))
+    assert sorted(json.loads(one)["result"] for one in results) == [2] * 5 + [4, 4, 7, 42, 42]
+
+
+SAME = """
+import copy
+import inspect
+
+from celery import Celery
+
+import mm_tasks
+
+
+def settings(app):
+    # Without what else is in the module that they are read from.
+    found = {
+        name: value
+        for name, value in dict(app.conf).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    found = copy.deepcopy(found)
+    found["beat_schedule"] = {
+        name: entry
+        for name, entry in found["beat_schedule"].items()
+        if not name.startswith("mm_tasks-")
+    }
+    return found
+
+
+def host():
+    app = Celery("hostapp", set_as_current=False)
+    app.config_from_object("hostconfig")
+    return app
+
+
+before = settings(host())
+app = host()
+mm_tasks.install(app)
+assert settings(app) == before
+assert len(app.conf.beat_schedule) == 4
+app.finalize()
+assert settings(app) == before
+"""
+
+
+def test_the_hosts_settings_are_the_same_with_and_without_us(host):
+    host.produce(SAME)
+
+
+def test_every_example_of_the_docs_runs(host, redis_url):
+    page = (Path(__file__).parents[2] / "docs" / "celery.md").read_text(encoding="utf-8")
+    examples = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    program = "\n".join(examples).replace("redis://127.0.0.1:6379/1", redis_url)
+    host.produce(program + '\nimport asyncio\n\nasyncio.run(signup("visitor", "user_42"))\n')
+
+    assert len(examples) == 4

@@ -1,0 +1,273 @@
+"""`mm-tasks import` as a person types it, and killed as it comes: each row arrives once."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import pty
+import random
+import re
+import shlex
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from mm_tasks.buffer.keys import ProjectKeys
+from mm_tasks.buffer.records import tag
+from mm_tasks.cli import app
+from tests.system.terminal import to_its_end
+from tests.system.test_commands import run
+
+KEYS = ProjectKeys("default")
+DOCS = Path(__file__).parents[2] / "docs" / "import.md"
+ROWS = 20_000
+
+
+def rows(*numbers, **fields):
+    events = ({"event": "e", "user_id": f"u{n}", "properties": {"n": n}, **fields} for n in numbers)
+    return b"".join(json.dumps(event).encode() + b"\n" for event in events)
+
+
+def waiting(redis, lane="track"):
+    return redis.llen(KEYS.lane(lane).waiting)
+
+
+def lines_done(redis, name):
+    stored = redis.hget(KEYS.imports, name)
+    return int(stored.split()[0]) if stored else 0
+
+
+def started(stack, *command, stdin=None, **env):
+    return subprocess.Popen(
+        [sys.executable, "-m", "mm_tasks.cli", "import", *command],
+        env={**stack.env, **env},
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.timeout(180)
+def test_an_import_killed_at_random_moments_delivers_each_row_once(stack, redis, tmp_path):
+    """At the script that stores, before and after, and anywhere between as the clock has it."""
+    file = tmp_path / "events.jsonl.gz"
+    file.write_bytes(gzip.compress(rows(*range(ROWS)), 1))
+    stack.env["MM_TASKS_BATCH_RATE_PER_S"] = "50"
+    stack.sandbox("--no-limits")
+    stack.worker()
+    stack.beat()
+    kills = []
+    for chances in ("append.before=0.3", "append.after=0.3", "") * 2:
+        process = started(stack, str(file), "--json", MM_TASKS_FAILPOINTS=chances)
+        began = lines_done(redis, file.name)
+        if not chances:
+            # Not `stack.wait`: between two of its looks all would be done.
+            while lines_done(redis, file.name) == began and process.poll() is None:
+                time.sleep(0.002)
+            time.sleep(random.uniform(0, 0.1))
+            process.kill()
+        process.communicate(timeout=60)
+        kills.append(process.returncode)
+    done = run(stack.env, "import", str(file), "--json")
+    stack.wait_for_events(ROWS, 90)
+
+    (told,) = json.loads(done.stdout)["files"]
+    assert kills.count(-signal.SIGKILL) >= 2
+    assert (done.returncode, told["lines"], told["end"]) == (0, ROWS, "finished")
+    stack.wait(lambda: waiting(redis) == 0)
+    summary = stack.get("summary")
+    assert summary["events"] == summary["distinct"] == ROWS
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_it_with_the_part_in_hand_and_says_how_far(stack, redis, number, code):
+    """Through a pipe that stays open, so that it is in the middle for sure."""
+    process = started(stack, "-", "--name", "p", "--format", "jsonl", stdin=subprocess.PIPE)
+    process.stdin.write(rows(*range(1500)).decode())
+    process.stdin.flush()
+    stack.wait(lambda: lines_done(redis, "p") == 1000)
+    process.send_signal(number)
+    process.stdin.write(rows(1500).decode())
+    out, err = process.communicate(timeout=60)
+
+    assert process.returncode == code
+    done = lines_done(redis, "p")
+    assert (
+        out
+        == f"p: {done} rows stored. Stopped after line {done}; run it again to go on\n".replace(
+            "stored.", f"stored, {done} had no timestamp and have the moment of import."
+        )
+    )
+    assert waiting(redis) == done
+    assert "Traceback" not in err
+
+
+def test_a_bad_row_ends_it_with_exit_1_and_no_value_said(stack, redis, tmp_path):
+    file = tmp_path / "events.jsonl"
+    stamp = {"timestamp": "2026-01-14T12:00:00.000Z"}
+    file.write_bytes(rows(1, **stamp) + b'{"event": "e", "user_id": ["anna"]}\n' + rows(2, **stamp))
+    bad = run(stack.env, "import", str(file))
+    file.write_bytes(rows(1, 2, 3, **stamp))
+    good = run(stack.env, "import", str(file))
+    again = run(stack.env, "import", str(file))
+
+    assert bad.returncode == 1
+    assert bad.stderr == "line 2: user_id: must be a string\n"
+    assert bad.stdout.startswith("events.jsonl: 1 rows stored, 1 bad. Nothing is stored behind")
+    assert "anna" not in bad.stdout + bad.stderr
+    assert good.stdout == (
+        "events.jsonl: 2 rows stored, from line 2 on, where an earlier run ended\n"
+    )
+    assert again.stdout == "events.jsonl: nothing new: its 3 lines were imported before\n"
+    assert (good.returncode, again.returncode, waiting(redis)) == (0, 0, 3)
+
+
+def test_skipped_rows_go_verbatim_into_a_private_file_under_their_header(stack, redis, tmp_path):
+    one, two, rejects = (tmp_path / name for name in ("a.csv", "b.csv", "bad.csv"))
+    one.write_text("event;properties.n\ne;1\ne;x\ne;3;4\n")
+    two.write_text("event;properties.n\n;2\nf;5")
+    redis.sadd(KEYS.fence, tag("default", "user", "u"))
+    command = ("import", str(one), str(two), "--delimiter", ";", "--skip-bad")
+    options = ("--map", "properties.n:int=properties.n", "--set", "user_id=v", "--json")
+    done = run(stack.env, *command, *options, "--rejects", str(rejects))
+    refused = run(stack.env, *command, *options, "--rejects", str(rejects))
+
+    found = json.loads(done.stdout)["files"]
+    assert done.returncode == 0
+    assert [(one["name"], one["stored"], one["bad"]) for one in found] == [
+        ("a.csv", 1, 2),
+        ("b.csv", 1, 1),
+    ]
+    assert done.stderr.splitlines() == [
+        "a.csv: line 3: properties: must be a whole number (column 2)",
+        "a.csv: line 4: row: has 3 cells; the header has 2",
+        "b.csv: line 2: event: is required",
+    ]
+    assert rejects.read_text() == "event;properties.n\ne;x\ne;3;4\n;2\n"
+    assert stat.S_IMODE(rejects.stat().st_mode) == 0o600
+    assert refused.returncode == 2
+
+
+def test_a_dry_run_names_every_bad_row_and_needs_no_redis(stack, tmp_path):
+    file = tmp_path / "events.ndjson"
+    file.write_bytes((rows(*range(1200)) + b"{}\n") * 2)
+    stack.env["MM_TASKS_REDIS_URL"] = "redis://127.0.0.1:1/0"
+    checked = run(stack.env, "import", "--dry-run", str(file))
+
+    assert checked.returncode == 1
+    assert checked.stderr.splitlines() == [
+        "line 1201: event: is required",
+        "line 2402: event: is required",
+    ]
+    assert checked.stdout.startswith("events.ndjson: 2400 rows would be stored, 2 bad")
+
+
+def test_another_file_of_that_name_is_refused_in_one_sentence(stack, redis, tmp_path):
+    file = tmp_path / "events.jsonl"
+    file.write_bytes(rows(1, 2))
+    run(stack.env, "import", str(file))
+    file.write_bytes(rows(3, 4))
+    refused = run(stack.env, "import", str(file))
+    named = run(stack.env, "import", str(file), "--name", "second")
+
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("mm-tasks: the first 2 lines are not those")
+    assert (named.returncode, waiting(redis)) == (0, 4)
+
+
+REFUSED = {
+    "stdin without a name": (["-"], "--name"),
+    "an unknown ending": (["x.txt"], "--format"),
+    "two of one name": (["x.jsonl", "below/x.jsonl"], "same name"),
+    "a name for two": (["x.jsonl", "y.csv", "--name", "n"], "--name"),
+    "a mapping of JSON": (["x.jsonl", "--set", "event=e"], "CSV alone"),
+    "a delimiter of two": (["y.csv", "--delimiter", "ab"], "--delimiter"),
+    "rejects without skipping": (["x.jsonl", "--rejects", "r"], "--skip-bad"),
+    "a file that is not there": (["z.jsonl"], "z.jsonl: is no file"),
+    "no field": (["y.csv", "--map", "anna=b"], "is not a field"),
+}
+
+
+@pytest.mark.parametrize(("command", "said"), REFUSED.values(), ids=REFUSED.keys())
+def test_a_command_that_cannot_be_meant_is_refused_before_anything_is_read(
+    tmp_path, monkeypatch, command, said
+):
+    monkeypatch.chdir(tmp_path)
+    Path("below").mkdir()
+    for name in ("x.jsonl", "x.txt", "y.csv", "below/x.jsonl"):
+        Path(name).touch()
+    done = CliRunner().invoke(app, ["import", *command])
+
+    assert done.exit_code != 0
+    assert said in done.output + str(done.exception or "")
+
+
+def test_a_terminal_sees_a_bar_and_bad_rows_above_it(stack, tmp_path):
+    """A log sees neither: the tests above compare stderr as it is."""
+    file = tmp_path / "events.jsonl"
+    file.write_bytes(rows(*range(1500)) + b"{}\n")
+    near, far = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mm_tasks.cli", "import", str(file), "--skip-bad"],
+        env={**stack.env, "TERM": "xterm", "COLUMNS": "120"},
+        stdout=subprocess.PIPE,
+        stderr=far,
+    )
+    os.close(far)
+    shown = to_its_end(near).decode()
+    os.close(near)
+    out, _ = process.communicate(timeout=60)
+
+    assert "line 1501: event: is required" in shown
+    assert "1,501 rows" in shown
+    assert "100%" in shown
+    assert out.startswith(b"events.jsonl: 1500 rows stored, 1 bad")
+
+
+def test_the_docs_examples_are_what_they_say(tmp_path, monkeypatch):
+    blocks = dict(re.findall(r"```(json|csv)\n(.*?)```", DOCS.read_text(), re.DOTALL))
+    monkeypatch.chdir(tmp_path)
+    Path("a.jsonl").write_text(blocks["json"])
+    Path("a.csv").write_text(blocks["csv"])
+    Path("orders.csv").write_text("Customer,Created,Amount\nuser_42,1768392000,1999\n")
+    command = re.search(r"mm-tasks (import orders.csv .*?)\n```", DOCS.read_text(), re.DOTALL)
+    words = shlex.split(command[1].replace("\\\n", ""))
+    for one in (["import", "a.jsonl", "a.csv"], words):
+        done = CliRunner().invoke(app, [*one, "--dry-run", "--json"])
+
+        assert done.exit_code == 0, done.output
+        assert all(file["stored"] == 1 for file in json.loads(done.stdout)["files"])
+        assert all(file["undated"] == 0 for file in json.loads(done.stdout)["files"])
+
+
+def test_rows_of_low_priority_wait_in_the_lane_of_backfills(stack, redis, tmp_path):
+    """Behind everything else: see docs/import.md."""
+
+    file = tmp_path / "events.jsonl"
+    file.write_bytes(rows(1, 2))
+    done = run(stack.env, "import", str(file), "--priority", "low")
+
+    assert done.returncode == 0
+    assert (waiting(redis), waiting(redis, "backfill")) == (0, 2)
+
+
+def test_the_docs_name_every_option():
+    text = DOCS.read_text()
+    options = [
+        name
+        for parameter in get_command(app).commands["import"].params
+        for name in (*parameter.opts, *parameter.secondary_opts)
+        if name.startswith("--")
+    ]
+
+    assert [name for name in options if not re.search(rf"`{name}\b", text)] == []
+    assert len(options) >= 12

@@ -1,0 +1,139 @@
+"""From `track.delay` to the vendor, with nothing in this process but the assertions."""
+
+from __future__ import annotations
+
+import json
+
+from mm_tasks.buffer.keys import ProjectKeys
+from tests.system.conftest import KEY
+
+MANY = """
+from mm_tasks import track
+track.delay_many({{"event": "signed_up", "user_id": f"u{{i}}", "properties": {{"n": i}}}}
+                 for i in range({n}))
+"""
+
+
+def counts(redis):
+    raw = redis.hgetall(ProjectKeys("default").counts)
+    return {key.decode(): int(value) for key, value in raw.items()}
+
+
+def test_a_backlog_arrives_once_in_full_batches_and_draws_no_429(stack, redis):
+    stack.sandbox()
+    stack.produce(MANY.format(n=10_000))
+    workers = [stack.worker(), stack.worker()]
+    stack.beat()
+    stack.wait_for_events(10_000)
+    summary = stack.get("summary")
+
+    assert summary["events"] == summary["distinct"] == 10_000
+    assert summary["requests"] == {"/v1/batch 202": 20}
+    assert summary["violations"] == {}
+    assert summary["over_rate"] == 0
+    assert summary["body_bytes_max"] <= 256_000
+    stack.wait(lambda: counts(redis)["track:delivered"] == 10_000, 10)
+    assert counts(redis)["held_bytes"] == 0
+    assert all(KEY not in stack.read(process) for process in workers)
+    # One may go away in between, such as a nudge.
+    assert not any(KEY.encode() in (redis.dump(key) or b"") for key in redis.scan_iter())
+
+
+def test_a_killed_worker_loses_nothing(stack):
+    stack.sandbox()
+    stack.env["MM_TASKS_LEASE_S"] = "15"
+    stack.produce(MANY.format(n=5_000))
+    stack.beat()
+    first = stack.worker()
+    stack.wait(lambda: stack.get("summary")["batches"] >= 2)
+    first.kill()
+    stack.worker()
+    stack.wait_for_events(5_000, 90)
+
+
+def test_a_part_full_batch_goes_after_its_linger(stack):
+    stack.sandbox()
+    stack.worker()
+    stack.beat()
+    stack.produce("from mm_tasks import track; track.delay('signed_up', user_id='u')")
+    stack.wait_for_events(1, 30)
+
+
+def test_identifies_arrive_once_each(stack):
+    stack.sandbox()
+    stack.produce(
+        "from mm_tasks import identify\n"
+        "for i in range(300): identify.delay(anonymous_id=f'a{i}', user_id=f'u{i}')"
+    )
+    stack.worker()
+    stack.beat()
+    stack.wait(lambda: stack.get("summary")["identifies"] >= 300)
+
+    assert stack.get("summary")["requests"] == {"/v1/identify 200": 300}
+
+
+def test_a_worker_with_a_key_for_browsers_does_not_start(stack):
+    stack.env["MILLIMETRIC_HOST"] = "http://127.0.0.1:1"
+    worker = stack.worker(MILLIMETRIC_KEY="pk_test_abc_secretpart")
+    stack.wait(lambda: worker.poll() is not None, 30)
+
+    assert worker.returncode != 0
+    assert "MILLIMETRIC_KEY" in stack.read(worker)
+    assert "secretpart" not in stack.read(worker)
+
+
+HOSTILE = r"""
+import sys
+from mm_tasks import track
+track.delay("noted", event_id="hostile", timestamp="2026-01-31T12:00:00+01:00",
+            user_id="\u00fc\U0001f600",
+            properties={"text": "\u2028\"\\\U0001f600", "max": 2**53 - 1, "min": 1 - 2**53,
+                        "small": -1.5e-7, "list": [], "object": {}, "none": None, "true": True})
+"""
+BODY = (
+    '{"events":[{"event":"noted","event_id":"hostile","timestamp":"2026-01-31T11:00:00.000Z",'
+    '"user_id":"\u00fc\U0001f600","properties":{"text":"\u2028\\"\\\\\U0001f600",'
+    '"max":9007199254740991,"min":-9007199254740991,"small":-1.5e-7,"list":[],"object":{},'
+    '"none":null,"true":true}}]}'
+)
+
+
+def test_what_is_legal_but_hostile_arrives_byte_for_byte(stack):
+    """No script decodes JSON: Lua would make 9.007199254741e+15 of it, and {} of []."""
+    stack.sandbox()
+    stack.worker()
+    stack.beat()
+    stack.produce(HOSTILE)
+    stack.wait_for_events(1)
+
+    assert stack.get("bodies") == [["/v1/batch", BODY]]
+
+
+THROUGH_THE_BROKER = """
+from celery import chain, group
+from mm_tasks import app, identify, track
+app.send_task("mm_tasks.track", ("by_name",), {"user_id": "u"})
+track.apply_async(("in_a_second",), {"user_id": "u"}, countdown=1)
+chain(track.si("first", user_id="u"), track.si("second", user_id="u")).apply_async()
+group(track.s("together", user_id="u"), track.s("too", user_id="u")).apply_async()
+app.send_task("mm_tasks.identify", kwargs={"anonymous_id": "a", "user_id": "u"})
+"""
+
+
+def test_calls_that_need_the_broker_are_stored_by_a_worker(stack, redis):
+    """With options of Celery's the event travels in the message; by name it always does."""
+    stack.sandbox()
+    worker = stack.worker()
+    stack.beat()
+    stack.produce(THROUGH_THE_BROKER)
+    stack.wait_for_events(6)
+    stack.wait(lambda: stack.get("summary")["identifies"] == 1)
+    names = {event["event"] for _, body in stack.get("bodies") for event in events_of(body)}
+
+    assert names == {"by_name", "in_a_second", "first", "second", "together", "too"}
+    assert counts(redis)["track:accepted"] == 6
+    assert "'u'" not in stack.read(worker)
+
+
+def events_of(body):
+    return json.loads(body).get("events", [])

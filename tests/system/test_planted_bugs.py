@@ -1,0 +1,115 @@
+"""A bug planted in a copy of the package must turn the shortest run red, each in its own words.
+
+Without this nobody knows whether the checker looks at what it claims to look at.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import mm_tasks
+from tests.system.conftest import SCRIPTS
+
+PACKAGE = Path(mm_tasks.__file__).parent
+RELEASED_ONCE = """(buffer.ack(batch_id, attempt.cut) if attempt.attempt > 1
+    else buffer.release(batch_id, token, wait_ms=0, grace_ms=0))"""
+# What it is, where, what stands there, what is put there, how many events, code and words.
+BUGS = {
+    "an ambiguous failure is taken for a success": (
+        "delivery/retry.py",
+        'return Retry(backoff_s(attempt.in_a_row, random_s), "ambiguous", kind)',
+        "return Ack(None)",
+        (120, 1, "BROKEN lost: "),
+    ),
+    "a delivered batch is sent once more": (
+        "delivery/flush.py",
+        """buffer.ack(
+                    batch_id, attempt.cut, token=token, count_differs=differs, exchange=exchange
+                )""",
+        RELEASED_ONCE,
+        (90, 1, "BROKEN sent again without a cause: "),
+    ),
+    "a slot is always free now": (
+        "buffer/lua/rate_reserve.lua",
+        "local slot = math.max(now, tat - tolerance)",
+        "local slot = now",
+        (300, 1, "BROKEN over the rate: "),
+    ),
+    "what was delivered is not counted": (
+        "buffer/lua/batch_ack.lua",
+        "count(KEYS[5], lane .. ':delivered', #taken)",
+        "",
+        (60, 1, "BROKEN counts: "),
+    ),
+    "a batch holds an event that nobody reported": (
+        "client/api.py",
+        'b",".join(bodies)',
+        'b",".join([*bodies, b\'{"event":"stray","event_id":"stray"}\'])',
+        (60, 1, "BROKEN unexpected: "),
+    ),
+    "what a refusal shows to be good is buried too": (
+        "buffer/lua/batch_bisect.lua",
+        "if sent > 1 then",
+        "if sent > 3 then",
+        (60, 1, "BROKEN dead letters that the vendor would take: "),
+    ),
+    "only the poison is ever refused": (
+        "sandbox/faults.py",
+        "return next((fault for fault in faults if fault.take(route, at, body)), None)",
+        "return next((f for f in faults if f.poison and f.take(route, at, body)), None)",
+        (60, 2, "INVALID vendor: "),
+    ),
+}
+
+
+def plant(name, folder):
+    """Put a copy of the package with this bug into the folder."""
+    file_name, old, new, _ = BUGS[name]
+    shutil.copytree(PACKAGE, folder / "mm_tasks")
+    file = folder / "mm_tasks" / file_name
+    text = file.read_text()
+    assert text.count(old) == 1, f"{file_name} no longer holds: {old}"
+    file.write_text(text.replace(old, new))
+
+
+def run(name, folder):
+    plant(name, folder)
+    events = BUGS[name][-1][0]
+    return subprocess.run(
+        [
+            *(sys.executable, str(SCRIPTS / "faults_run.py")),
+            *("--seed", "1", "--scenario", "plain", "--events", str(events)),
+        ],
+        env={**os.environ, "PYTHONPATH": str(folder), "TMPDIR": str(folder)},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """All of them, some at once: they wait for their slots most of the time."""
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        yield {
+            name: pool.submit(run, name, tmp_path_factory.mktemp(f"bug{number}"))
+            for number, name in enumerate(BUGS)
+        }
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_a_planted_bug_is_reported(runs, name):
+    *_, (_, code, words) = BUGS[name]
+    done = runs[name].result()
+
+    assert words in done.stdout, done.stdout + done.stderr
+    assert done.returncode == code

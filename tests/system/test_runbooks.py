@@ -1,0 +1,235 @@
+"""The recoveries of docs/erasure.md, done step by step as they stand there."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from mm_tasks.buffer.keys import ProjectKeys
+from mm_tasks.cli.stack import END_S
+from tests.cli.test_erasure import in_this_process
+from tests.conftest import embedded
+from tests.erasure.conftest import postgresql, postgresql_url  # noqa: F401 - fixtures
+from tests.system.test_dead_commands import EVENT, REJECTED, bury
+from tests.system.test_erasure import FAST, Erasing
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs" / "erasure.md"
+BEFORE, OPEN, LATER, ONCE, NEVER = (
+    f"{word}-4f1c" for word in ("before", "open", "later", "once", "never")
+)
+KEYS = ProjectKeys("default")
+MODES = {LATER: "suppress", ONCE: "once"}
+TRACK = """
+import json
+from mm_tasks import track
+print(json.dumps([track.delay("seen", user_id=one).accepted for one in {!r}]))
+"""
+
+
+class Desk:
+    """Whoever follows the steps: commands, and workers that can be stopped."""
+
+    def __init__(self, stack):
+        self.stack, self.erasing = stack, Erasing(stack)
+        self.running = []
+        stack.sandbox()
+
+    def run(self, *words, stdin="", code=0):
+        """Run one of our commands, and return what it printed."""
+        done = in_this_process(self.stack.env, words, stdin)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def request(self, person, *words):
+        words = ("erasure", "request", "--requested-by", "dpo", "--json", *words)
+        return json.loads(self.run(*words, stdin=f"{person}\n"))["id"]
+
+    def erased(self):
+        return json.loads(self.run("erasure", "list", "--limit", "1000", "--json"))["erasures"]
+
+    def start(self):
+        self.running = [self.stack.worker(*FAST), self.stack.beat()]
+
+    def stop(self):
+        for process in self.running:
+            process.terminate()
+        assert [process.wait(END_S) for process in self.running] == [0, 0]
+        self.running = []
+
+    def wait_until_completed(self, *ids):
+        ended = {"completed", "lifted"}  # in mode `once` the second follows the first
+        self.stack.wait(lambda: {self.erasing.state(one) for one in ids} <= ended)
+
+    def are_accepted(self, *persons):
+        return json.loads(self.stack.produce(TRACK.format(persons)))
+
+    def arrived_of(self, person):
+        return [row for row in self.erasing.lines("rows") if row["user_id"] == person]
+
+
+@pytest.fixture
+def desk(stack):
+    return Desk(stack)
+
+
+def copied(source, target):
+    """Back up a database of SQLite that is in use."""
+    with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(target)) as new:
+        old.backup(new)
+
+
+def test_the_audit_database_was_restored_from_a_backup(desk, redis, tmp_path):
+    log, checkpoints = tmp_path / "audit.sqlite", tmp_path / "checkpoints"
+    desk.start()
+    desk.wait_until_completed(desk.request(BEFORE))
+    copied(log, tmp_path / "backup")
+    received_at = datetime.now(UTC).isoformat()
+    desk.wait_until_completed(desk.request(LATER))
+    desk.stop()
+    gone = desk.request(OPEN)  # nobody has called the vendor for it
+
+    for name in ("audit.sqlite", "audit.sqlite-wal", "audit.sqlite-shm"):
+        (tmp_path / name).unlink(missing_ok=True)
+    shutil.copy(tmp_path / "backup", log)
+
+    # Before anybody does anything: nobody's fence is down, and it is seen.
+    assert "checkpoint" in desk.run("audit", "verify", code=1)
+    assert desk.are_accepted(BEFORE, LATER, OPEN, NEVER) == [False, False, False, True]
+    redis.hdel(KEYS.fences, "run_id")  # as after a restart of Redis
+    desk.start()
+    worker = desk.running[0]
+    desk.stack.wait(lambda: "why=audit_log_cut" in desk.stack.read(worker))
+    # 1.
+    desk.stop()
+    assert not desk.arrived_of(NEVER)
+    # 2.
+    desk.run("audit", "export", str(tmp_path / "restored.jsonl"))
+    size = json.loads((tmp_path / "restored.jsonl").read_text().splitlines()[-1])["size"]
+    lines = [line for line in checkpoints.read_text().splitlines() if int(line.split()[0]) <= size]
+    (tmp_path / "until").write_text("\n".join(lines) + "\n")
+    verify = [sys.executable, ROOT / "scripts" / "verify_audit.py", tmp_path / "restored.jsonl"]
+    assert subprocess.run([*verify, tmp_path / "until"], check=False).returncode == 0
+    assert subprocess.run([*verify, checkpoints], check=False).returncode == 1
+    # 3.
+    checkpoints.rename(tmp_path / "checkpoints.2026-01-14")
+    desk.run("audit", "checkpoint")
+    # 4.
+    again = [desk.request(one, "--received-at", received_at) for one in (LATER, OPEN)]
+    assert gone not in again
+    # 5.
+    assert json.loads(desk.run("status", "--json"))["fence"]["tags"] == 3
+    with closing(sqlite3.connect(log)) as database:
+        query = re.search(r"```sql\n(\s+SELECT count.*?)```", DOCS.read_text(), re.DOTALL)[1]
+        assert database.execute(query).fetchone() == (3,)
+    # 6.
+    redis.hdel(KEYS.fences, "log_size")
+    desk.start()
+    desk.wait_until_completed(*again)
+
+    desk.run("audit", "verify")
+    desk.stack.wait(lambda: desk.arrived_of(NEVER))
+    assert not [one for person in (BEFORE, LATER, OPEN) for one in desk.arrived_of(person)]
+
+
+@pytest.fixture
+def redis_of(stack, tmp_path):
+    """Start a Redis with this RDB, or an empty one, and let all find it."""
+    started = []
+
+    def start(name, backup=None):
+        folder = tmp_path / name
+        folder.mkdir()
+        if backup is not None:
+            shutil.copy(backup, folder / "dump.rdb")
+        server = embedded(data_dir=folder, config={"maxmemory-policy": "noeviction"})
+        server.start()
+        started.append(server)
+        stack.env["MM_TASKS_REDIS_URL"] = f"redis://127.0.0.1:{server.port}/0"
+        return Redis(port=server.port)
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+def test_redis_was_restored_from_a_backup(desk, redis_of, tmp_path):
+    with redis_of("first") as redis:
+        dead = bury(redis, REJECTED, {**EVENT, "user_id": LATER})
+        redis.delete(KEYS.fences)  # by that, of a store of its own
+        desk.start()
+        desk.wait_until_completed(desk.request(BEFORE))
+        desk.stop()
+        assert all(desk.are_accepted(LATER, ONCE, NEVER))
+        redis.save()
+        backup_at = datetime.now(UTC)
+        asked = {desk.request(one, "--mode", mode): one for one, mode in MODES.items()}
+        desk.start()
+        desk.wait_until_completed(*asked)
+        desk.stack.wait(lambda: desk.arrived_of(NEVER))
+        desk.stop()
+        assert not redis.hlen(KEYS.dead)
+
+    with redis_of("second", tmp_path / "first" / "dump.rdb") as redis:
+        assert [one.decode() for one in redis.hkeys(KEYS.dead)] == dead
+        # 2.
+        found = [
+            one
+            for one in desk.erased()
+            if one["state"] in ("completed", "lifted")
+            and datetime.fromisoformat(one["quiesced_at"]) > backup_at
+        ]
+        assert {one["id"] for one in found} == set(asked)
+        again = [desk.request(asked[one["id"]], "--mode", one["mode"]) for one in found]
+        # 3.
+        desk.start()
+        desk.wait_until_completed(*again)
+        desk.stack.wait(lambda: len(desk.arrived_of(NEVER)) == 2)  # which the docs say
+
+        assert not redis.hlen(KEYS.dead)
+        assert not [one for person in MODES for one in desk.arrived_of(person)]
+        assert desk.are_accepted(BEFORE, LATER, ONCE) == [False, False, True]
+        desk.run("audit", "verify")
+
+
+def test_from_sqlite_to_postgresql(desk, postgresql_url, tmp_path):  # noqa: F811
+    old, new = f"sqlite:///{tmp_path}/audit.sqlite", postgresql_url
+    desk.start()
+    desk.wait_until_completed(desk.request(BEFORE))
+    desk.request(BEFORE, "--mode", "once")
+    # 1.
+    desk.stop()
+    gone = desk.request(OPEN)
+    desk.run("audit", "verify")
+    # 2.
+    code = re.search(
+        r"```python\n(   from sqlalchemy import create_engine.*?)```", DOCS.read_text(), re.DOTALL
+    )[1]
+    named = {
+        "sqlite:////path/to/audit.sqlite": old,
+        "postgresql+psycopg://owner:…@db/audit": new.replace("postgresql:", "postgresql+psycopg:"),
+    }
+    for there, here in named.items():
+        assert there in code
+        code = code.replace(there, here)
+    desk.stack.produce(textwrap.dedent(code))
+    # 3.
+    desk.stack.env["MM_TASKS_AUDIT_URL"] = new
+    # 4.
+    desk.run("audit", "verify")
+    desk.start()
+    desk.wait_until_completed(gone)
+
+    desk.run("audit", "verify")
+    assert desk.are_accepted(BEFORE) == [False]

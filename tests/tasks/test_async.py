@@ -1,0 +1,356 @@
+"""`adelay` and its like: the same answers and errors as `delay`, on any event loop.
+
+Warnings are errors here, so a connection that nobody closed fails its test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import random
+import socket
+import threading
+import time
+
+import pytest
+
+import mm_tasks
+from mm_tasks import identify, runtime, track
+from mm_tasks.buffer.keys import ProjectKeys
+from mm_tasks.buffer.records import HEADER_BYTES, tag
+from mm_tasks.errors import BufferFull, BufferUnavailable, InvalidEvent
+
+KEYS = ProjectKeys("default")
+WAITING = KEYS.lane("track").waiting
+
+
+@pytest.fixture
+def stored(redis, redis_url, fresh):
+    fresh(MM_TASKS_REDIS_URL=redis_url)
+    yield lambda lane="track": [
+        json.loads(record[HEADER_BYTES:]) for record in redis.lrange(KEYS.lane(lane).waiting, 0, -1)
+    ]
+    # Whatever a loop left behind says so now, within its test.
+    gc.collect()
+
+
+def connections(redis):
+    """The ids of the server's clients."""
+    return {client["id"] for client in redis.client_list()}
+
+
+def assert_none_since(redis, before):
+    """All newer ones are gone; the server hears of a closed socket a little later."""
+    ends_at = time.monotonic() + 10
+    while connections(redis) - before and time.monotonic() < ends_at:
+        time.sleep(0.01)
+
+    assert connections(redis) <= before
+
+
+async def until_one_is_stored(redis):
+    while not redis.llen(WAITING):  # noqa: ASYNC110 - it is Redis that says so
+        await asyncio.sleep(0)
+
+
+def test_what_is_awaited_is_in_redis(stored):
+    async def main():
+        return (
+            await track.adelay("a", user_id="u"),
+            await track.adelay(event="b"),
+            await identify.adelay(anonymous_id="a", user_id="u"),
+            *await track.adelay_many({"event": "c"} for _ in range(2_500)),
+        )
+
+    a, b, link, *many = asyncio.run(main())
+    ids = [event["event_id"] for event in stored()]
+
+    assert ids == [a.id, b.id, *(receipt.id for receipt in many)]
+    assert link.accepted
+    assert stored("identify") == [{"anonymous_id": "a", "user_id": "u"}]
+
+
+def test_a_suppressed_person_is_told_to_the_caller(redis, stored):
+    redis.sadd(KEYS.fence, tag("default", "user", "gone"))
+
+    assert not asyncio.run(track.adelay("e", user_id="gone")).accepted
+    assert stored() == []
+
+
+def test_a_wrong_call_is_an_invalid_event(stored):
+    async def main():
+        for call in (
+            track.adelay,
+            lambda: track.adelay("e", usr_id="u"),
+            lambda: identify.adelay(user_id="u"),
+            lambda: track.adelay_many([{"event": 1}]),
+        ):
+            with pytest.raises(InvalidEvent):
+                await call()
+
+    asyncio.run(main())
+    assert stored() == []
+
+
+def test_a_context_holds_for_calls_on_a_loop(stored):
+    async def of(visitor):
+        with mm_tasks.context(anonymous_id=visitor):
+            await asyncio.sleep(0)
+            await track.adelay("e")
+
+    async def main():
+        await asyncio.gather(*(of(f"v{i}") for i in range(20)))
+
+    asyncio.run(main())
+    assert {event["anonymous_id"] for event in stored()} == {f"v{i}" for i in range(20)}
+
+
+def test_a_full_buffer_says_how_many_were_stored(stored, fresh):
+    fresh(MM_TASKS_BUFFER_BYTES_MAX="150000")
+    with pytest.raises(BufferFull) as caught:
+        asyncio.run(track.adelay_many({"event": "e"} for _ in range(3_000)))
+
+    assert caught.value.stored == len(stored())
+
+
+def fail(calls=1):
+    """Call that often at once; return how long the slowest took, and the errors."""
+
+    async def call():
+        began = time.monotonic()
+        with pytest.raises(BufferUnavailable) as caught:
+            await track.adelay("e")
+        return time.monotonic() - began, caught.value
+
+    async def main():
+        return await asyncio.gather(*(call() for _ in range(calls)))
+
+    took_s, errors = zip(*asyncio.run(main()), strict=True)
+    return max(took_s), errors
+
+
+@pytest.mark.parametrize("calls", [1, 150], ids=["one call", "more than there are connections"])
+def test_redis_that_refuses_connections_fails_within_a_second(fresh, calls):
+    fresh(MM_TASKS_REDIS_URL="redis://127.0.0.1:1/0")
+
+    assert fail(calls)[0] < 1.3
+
+
+@pytest.mark.parametrize("calls", [1, 150], ids=["one call", "more than there are connections"])
+def test_redis_that_accepts_and_says_nothing_fails_within_a_second(fresh, calls):
+    with socket.create_server(("127.0.0.1", 0), backlog=200) as silent:
+        fresh(MM_TASKS_REDIS_URL=f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
+
+        assert fail(calls)[0] < 1.3
+
+
+def test_a_frozen_redis_fails_within_a_second_and_is_used_again_once_it_thaws(redis, stored):
+    """The late reply to the call that gave up is not taken for the next one's."""
+
+    async def main():
+        await track.adelay("before")
+        redis.client_pause(1500)
+        began = time.monotonic()
+        with pytest.raises(BufferUnavailable) as caught:
+            await track.adelay("during")
+        took_s = time.monotonic() - began
+        await asyncio.sleep(1.5)
+        return took_s, caught.value.maybe_stored, await track.adelay_many([{"event": "after"}] * 3)
+
+    took_s, maybe_stored, receipts = asyncio.run(main())
+
+    assert took_s < 1.3
+    assert maybe_stored == 1
+    assert [event["event_id"] for event in stored()[-3:]] == [one.id for one in receipts]
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 5], ids="held up after {} steps of it".format)
+def test_a_loop_that_is_held_up_itself_does_not_blame_redis(stored, steps):
+    """The answer has come meanwhile: a host's slow code must not make the caller store it twice."""
+
+    async def main():
+        call = asyncio.create_task(track.adelay("e"))
+        for _ in range(steps):
+            await asyncio.sleep(0.0005)
+        time.sleep(1.5)  # noqa: ASYNC251 - what the host should not do
+        return await call
+
+    receipt = asyncio.run(main())
+
+    assert [event["event_id"] for event in stored()] == [receipt.id]
+
+
+def test_many_that_fail_midway_say_how_many_are_stored_and_how_many_may_be(redis, stored):
+    async def main():
+        call = asyncio.create_task(track.adelay_many([{"event": "e"}] * 8_000))
+        await until_one_is_stored(redis)
+        redis.client_pause(1_500)
+        with pytest.raises(BufferUnavailable) as caught:
+            await call
+        return caught.value
+
+    error = asyncio.run(main())
+
+    assert 1_000 <= error.stored < 8_000
+    assert error.maybe_stored == 1_000
+    # The server answers again only after its pause, and has then taken what it was sent.
+    assert len(stored()) in {error.stored, error.stored + 1_000}
+
+
+def test_a_loop_has_one_pool_and_its_end_closes_it(redis, stored):
+    before = connections(redis)
+
+    async def main():
+        await asyncio.gather(*(track.adelay("e") for _ in range(400)))
+        first = runtime.current().loops.current()
+        assert first is runtime.current().loops.current()
+        assert 1 <= len(connections(redis) - before) <= 10
+
+    asyncio.run(main())
+
+    assert_none_since(redis, before)
+    assert len(stored()) == 400
+
+
+def test_aclose_closes_and_the_next_call_opens_anew(redis, stored):
+    before = connections(redis)
+
+    async def main():
+        await mm_tasks.aclose()
+        await track.adelay("a")
+        await mm_tasks.aclose()
+        assert_none_since(redis, before)
+        await track.adelay("b")
+        await mm_tasks.aclose()
+        await mm_tasks.aclose()
+
+    asyncio.run(main())
+    assert [event["event"] for event in stored()] == ["a", "b"]
+
+
+def test_aclose_lets_the_calls_under_way_and_in_line_end(redis, stored):
+    before = connections(redis)
+
+    async def main():
+        calls = [asyncio.create_task(track.adelay("e")) for _ in range(200)]
+        await until_one_is_stored(redis)
+        await asyncio.gather(mm_tasks.aclose(), mm_tasks.aclose())
+        assert all(call.done() for call in calls)
+        assert_none_since(redis, before)
+        await asyncio.gather(*calls)
+
+    asyncio.run(main())
+    assert len(stored()) == 200
+
+
+def test_an_aclose_that_is_cancelled_closes_all_the_same(redis, stored):
+    before = connections(redis)
+
+    async def main():
+        for steps in range(4):
+            await track.adelay("e")
+            closing = asyncio.create_task(mm_tasks.aclose())
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            closing.cancel()
+            await asyncio.gather(closing, return_exceptions=True)
+        await mm_tasks.aclose()
+        await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+
+    assert_none_since(redis, before)
+    assert len(stored()) == 4
+
+
+def test_loops_one_after_the_other_leave_nothing_behind(redis, stored):
+    before = connections(redis)
+    for _ in range(20):
+        asyncio.run(track.adelay("e"))
+
+    assert len(stored()) == 20
+    assert_none_since(redis, before)
+    assert runtime.current().loops._clients == {}  # noqa: SLF001 - or each loop would stay for ever
+
+
+def test_loops_in_several_threads_do_not_mix(stored):
+    async def of(n):
+        return await asyncio.gather(*(track.adelay("e", user_id=f"t{n}") for _ in range(100)))
+
+    found = {}
+
+    def run(n):
+        found[n] = [receipt.id for receipt in asyncio.run(of(n))]
+
+    threads = [threading.Thread(target=run, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    by_id = {event["event_id"]: event["user_id"] for event in stored()}
+
+    assert len(by_id) == len(stored()) == 400
+    assert all(by_id[event_id] == f"t{n}" for n, ids in found.items() for event_id in ids)
+
+
+def test_a_loop_closed_by_hand_after_aclose_leaves_nothing_behind(stored):
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(track.adelay("e"))
+    loop.run_until_complete(mm_tasks.aclose())
+    loop.close()
+
+    assert len(stored()) == 1
+
+
+def test_calls_that_are_cancelled_at_any_moment_harm_no_other(redis, stored):
+    """Each call that returned is stored once, and its receipt is its own; suppressed ones tell."""
+    redis.sadd(KEYS.fence, tag("default", "user", "gone"))
+    chance = random.Random(7)
+    returned, cancelled = [], 0
+
+    async def call(n):
+        is_gone = n % 3 == 0
+        receipt = await track.adelay("e", event_id=f"e{n}", user_id="gone" if is_gone else "u")
+        # A reply that belongs to another call would say otherwise.
+        assert receipt.accepted is not is_gone
+        if not is_gone:
+            returned.append(receipt.id)
+
+    async def main():
+        nonlocal cancelled
+        for start in range(0, 3_000, 150):
+            calls = [asyncio.create_task(call(n)) for n in range(start, start + 150)]
+            for _ in range(40):
+                await asyncio.sleep(chance.uniform(0, 0.0008))
+                for task in chance.sample(calls, 3):
+                    task.cancel()
+            for result in await asyncio.gather(*calls, return_exceptions=True):
+                if isinstance(result, asyncio.CancelledError):
+                    cancelled += 1
+                elif result is not None:
+                    raise result
+        # No connection was lost to the pool: as many calls at once as it has.
+        await asyncio.gather(*(call(n) for n in range(10_000, 10_060)))
+        pool = runtime.current().loops.current().connection_pool
+        assert not pool._in_use_connections  # noqa: SLF001
+
+    asyncio.run(main())
+    ids = [event["event_id"] for event in stored()]
+
+    assert cancelled > 100
+    assert len(ids) == len(set(ids))
+    assert set(returned) <= set(ids)
+    assert len(ids) - len(returned) <= cancelled
+
+
+def test_a_timeout_of_the_caller_is_a_cancelled_call(fresh):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        fresh(MM_TASKS_REDIS_URL=f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
+
+        async def main():
+            async with asyncio.timeout(0.1):
+                await track.adelay("e")
+
+        with pytest.raises(TimeoutError):
+            asyncio.run(main())

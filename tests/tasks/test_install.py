@@ -1,0 +1,454 @@
+"""Our tasks in a host's own Celery app, on a real Redis; what a worker does is run here by hand."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+import logging
+import sys
+from types import ModuleType
+
+import pytest
+from celery import Celery, chain, current_app
+from celery.app.trace import build_tracer
+from celery.beat import Scheduler, Service
+from celery.signals import beat_init, celeryd_after_setup
+from kombu import Queue
+
+from mm_tasks import app, forget, identify, install, track
+from mm_tasks.buffer.keys import ProjectKeys
+from mm_tasks.buffer.records import HEADER_BYTES
+from mm_tasks.errors import ConfigurationError, InvalidEvent
+from mm_tasks.events.properties import now
+from mm_tasks.tasks import install as install_module
+from mm_tasks.tasks import registry, worker
+from mm_tasks.tasks.celery_app import _Home
+
+NAMES = {task.name for task in registry.TASKS}
+ENTRIES = {"mm_tasks-flush-track", "mm_tasks-flush-identify", "mm_tasks-sweep-erasures"}
+OURS = {"mm.forget", "mm.identify", "mm.deliver"}
+WAITING = ProjectKeys("default").lane("track").waiting
+
+
+@pytest.fixture
+def host(redis_url, fresh):
+    """A host with settings of its own in most places where ours go; its broker has a prefix."""
+    fresh(MM_TASKS_REDIS_URL=redis_url, MILLIMETRIC_KEY="sk_test_abc_x")
+    host = Celery("host", set_as_current=False)
+    host.conf.update(
+        broker_url=redis_url,
+        broker_transport_options={"global_keyprefix": "host:", "visibility_timeout": 900},
+        result_backend=redis_url,
+        task_serializer="pickle",
+        accept_content=["pickle", "json"],
+        task_routes={"*": {"queue": "slow"}, "host.quick": {"queue": "quick"}},
+        beat_schedule={"host-entry": {"task": "host.work", "schedule": 5.0}},
+        task_default_rate_limit="1/m",
+    )
+    yield host
+    host.close()
+    for kind in map(type, registry.TASKS):
+        kind._app = app  # noqa: SLF001 - as at import
+    _Home.app = app
+    install_module._added.clear()  # noqa: SLF001
+    if app.finalized:
+        registry.register(app)
+
+
+@pytest.fixture
+def published(redis):
+    """What lies in a queue of the broker: headers, arguments and fields of each message."""
+
+    def read(queue):
+        found = []
+        for raw in redis.lrange(f"host:{queue}", 0, -1):
+            message = json.loads(raw)
+            assert message["content-type"] == "application/json"
+            body = json.loads(base64.b64decode(message["body"]))
+            found.append((message["headers"], body[0], body[1]))
+        return found
+
+    return read
+
+
+@pytest.fixture
+def stored(redis):
+    return lambda: [json.loads(record[HEADER_BYTES:]) for record in redis.lrange(WAITING, 0, -1)]
+
+
+def work(host, result):
+    """Register a task of the host that returns this."""
+
+    def body():
+        return result
+
+    host.task(body, name="host.work", shared=False, ignore_result=True)
+
+
+def run(host, queue, redis):
+    """Run the oldest message of a queue as a worker does; return the state it ends in."""
+    message = json.loads(redis.rpop(f"host:{queue}"))
+    args, kwargs, embed = json.loads(base64.b64decode(message["body"]))
+    request = {**message["headers"], **embed, "args": args, "is_eager": False}
+    name = request["task"]
+    tracer = build_tracer(name, host.tasks[name], app=host)
+    return tracer(request["id"], args, kwargs, request).retval
+
+
+def test_install_does_not_have_the_settings_read(host):
+    install(host)
+    install(host)
+
+    assert not host.configured
+    assert not host.finalized
+
+
+@pytest.mark.parametrize("is_read", [False, True], ids=["before", "after"])
+def test_everything_is_there_whether_the_settings_were_read_before_or_after(host, is_read):
+    if is_read:
+        host.finalize()
+        assert host.amqp.router
+        assert host.amqp.queues
+    install(host)
+    install(host)
+
+    assert set(host.tasks) >= NAMES
+    assert all(host.tasks[task.name] is task and task.app is host for task in registry.TASKS)
+    assert set(host.conf.beat_schedule) == ENTRIES | {"host-entry"}
+    assert set(host.amqp.queues.consume_from) == OURS | {"celery"}
+    for name, queue in {
+        "mm_tasks.track": "mm.deliver",
+        "mm_tasks.identify": "mm.identify",
+        "mm_tasks.forget": "mm.forget",
+        "mm_tasks.sweep_erasures": "mm.forget",
+        "host.quick": "quick",
+        "host.work": "slow",
+    }.items():
+        assert host.amqp.router.route({}, name)["queue"].name == queue
+
+
+def test_no_setting_of_the_host_is_changed_but_the_entries_for_beat(host):
+    settings = copy.deepcopy(dict(host.conf))
+    install(host)
+    after = copy.deepcopy(dict(host.conf))
+    for entry in ENTRIES:
+        del after["beat_schedule"][entry]
+
+    assert after == settings
+
+
+@pytest.mark.usefixtures("host")
+def test_a_module_of_settings_that_others_read_too_stays_as_it_is(monkeypatch):
+    module = ModuleType("hostsettings")
+    module.CELERY_BEAT_SCHEDULE = {"host-entry": {"task": "host.work", "schedule": 5.0}}
+    monkeypatch.setitem(sys.modules, "hostsettings", module)
+    plain = Celery("plain", set_as_current=False)
+    plain.config_from_object("hostsettings", namespace="CELERY")
+    install(plain)
+
+    assert set(plain.conf.beat_schedule) == ENTRIES | {"host-entry"}
+    assert set(module.CELERY_BEAT_SCHEDULE) == {"host-entry"}
+
+
+@pytest.mark.usefixtures("host")
+def test_settings_that_are_read_once_more_have_our_entries_again():
+    plain = Celery("plain", set_as_current=False)
+    assert not plain.conf.beat_schedule
+    install(plain)
+    plain.config_from_object({"beat_schedule": {"other": {"task": "host.work", "schedule": 5.0}}})
+
+    assert set(plain.conf.beat_schedule) == ENTRIES | {"other"}
+
+
+def test_the_current_app_stands_for_the_app_it_is(host):
+    before = current_app._get_current_object()  # noqa: SLF001
+    host.set_current()
+    try:
+        install(current_app)
+        install(host)
+    finally:
+        before.set_current()
+
+    assert set(host.tasks) >= NAMES
+    assert track.app is host
+
+
+def test_settings_that_come_after_install_are_the_hosts_all_the_same(host, redis_url):
+    install(host)
+    host.conf.task_queues = [Queue("first"), Queue("mm.forget", routing_key="theirs")]
+    host.conf.task_routes = ({"host.quick": "first"}, {"mm_tasks.track": {"queue": "first"}})
+    host.conf.broker_url = redis_url
+
+    assert set(host.amqp.queues.consume_from) == OURS | {"first"}
+    assert host.amqp.queues["mm.forget"].routing_key == "theirs"
+    assert host.amqp.router.route({}, "host.quick")["queue"].name == "first"
+    assert host.amqp.router.route({}, "mm_tasks.track")["queue"].name == "first"
+    assert host.amqp.router.route({}, "mm_tasks.identify")["queue"].name == "mm.identify"
+    host.conf.update(task_routes={"mm_tasks.*": "first"})
+    assert host.amqp.router.route({}, "mm_tasks.identify")["queue"].name == "first"
+
+
+def test_a_worker_told_its_queues_serves_no_others(host):
+    install(host)
+    host.select_queues(["celery", "mm.forget"])
+
+    assert set(host.amqp.queues.consume_from) == {"celery", "mm.forget"}
+
+
+def test_queues_that_were_chosen_before_install_stay_chosen(host):
+    host.select_queues(["celery"])
+    install(host)
+
+    assert set(host.amqp.queues.consume_from) == {"celery"}
+    assert "mm.forget" in host.amqp.queues
+
+
+def test_one_app_of_a_process_can_have_the_tasks(host):
+    install(host)
+    other = Celery("other", set_as_current=False)
+
+    with pytest.raises(ConfigurationError):
+        install(other)
+    assert not set(other.tasks) & NAMES
+
+
+def test_without_install_a_host_that_imports_us_or_discovers_our_tasks_gets_none(host):
+    """Celery shares tasks made by its decorator with every app of the process."""
+    host.autodiscover_tasks(["mm_tasks"], force=True)
+    host.finalize()
+
+    assert not set(host.tasks) & NAMES
+    assert track.app is app
+
+
+def test_autodiscovery_beside_install_is_harmless(host):
+    install(host)
+    host.autodiscover_tasks(["mm_tasks"])
+    host.loader.import_default_modules()
+
+    assert host.tasks["mm_tasks.track"] is track
+
+
+def test_our_own_app_does_not_take_the_tasks_back(host):
+    install(host)
+    host.finalize()
+    app.finalize()
+
+    assert track.app is host
+
+
+def test_beat_has_our_entries_though_the_schedule_was_set_after_it_was_read(host, fresh):
+    fresh(MM_TASKS_FLUSH_INTERVAL_S="0.5")
+    install(host)
+    assert host.conf.beat_schedule
+    host.conf.beat_schedule = {"mm_tasks-sweep-erasures": {"task": "theirs", "schedule": 9.0}}
+    service = Service(host, scheduler_cls=Scheduler)
+    beat_init.send(sender=service)
+    schedule = service.scheduler.schedule
+
+    assert set(schedule) >= ENTRIES
+    assert schedule["mm_tasks-flush-track"].schedule.run_every.total_seconds() == 0.5
+    assert schedule["mm_tasks-sweep-erasures"].task == "theirs"
+
+
+def test_a_plain_call_needs_no_broker(host, stored):
+    host.conf.broker_url = "redis://127.0.0.1:1/0"
+    install(host)
+    receipt = track.delay("e", user_id="u")
+
+    assert [event["event_id"] for event in stored()] == [receipt.id]
+
+
+def test_a_countdown_goes_through_the_hosts_broker_as_json_and_redacted(host, published):
+    install(host)
+    identify.apply_async(kwargs={"anonymous_id": "a", "user_id": "s3cret"}, countdown=60)
+    ((headers, _, fields),) = published("mm.identify")
+
+    assert fields["user_id"] == "s3cret"
+    assert "s3cret" not in json.dumps(headers)
+    assert headers["ignore_result"]
+
+
+def test_a_task_sent_by_name_is_redacted_too(host, published):
+    install(host)
+    host.send_task("mm_tasks.track", ("e",), {"user_id": "s3cret"})
+    ((headers, _, _),) = published("mm.deliver")
+
+    assert "s3cret" not in json.dumps(headers)
+
+
+def test_a_wrong_call_is_refused_in_the_caller_with_a_countdown_too(host, published):
+    install(host)
+    with pytest.raises(InvalidEvent):
+        track.apply_async(("e",), {"usr_id": "u"}, countdown=60)
+    with pytest.raises(InvalidEvent):
+        forget.apply_async(("u",), countdown=60)
+    assert published("mm.deliver") == published("mm.forget") == []
+
+
+def test_a_full_batch_is_told_to_the_hosts_workers(host, published, fresh):
+    install(host)
+    fresh(MM_TASKS_BATCH_EVENTS_MAX="1")
+    track.delay("e")
+
+    assert [headers["task"] for headers, *_ in published("mm.deliver")] == ["mm_tasks.flush"]
+
+
+@pytest.mark.parametrize("result", ["a result", None, {"a": 1}])
+@pytest.mark.parametrize(
+    "signature",
+    [
+        lambda: track.s("done", user_id="u"),
+        lambda: track.s(event="done", user_id="u"),
+        lambda: track.si("done", user_id="u"),
+    ],
+    ids=["by position", "by name", "immutable"],
+)
+def test_the_last_task_of_a_chain_stores_its_event(host, redis, stored, signature, result):
+    install(host)
+    work(host, result)
+    chain(host.signature("host.work"), signature()).apply_async(queue="slow", serializer="json")
+    run(host, "slow", redis)
+    run(host, "mm.deliver", redis)
+
+    assert [(one["event"], one["user_id"]) for one in stored()] == [("done", "u")]
+
+
+def test_a_chain_may_give_the_event(host, redis, stored):
+    install(host)
+    work(host, "done")
+    chain(host.signature("host.work"), track.s(user_id="u")).apply_async(
+        queue="slow", serializer="json"
+    )
+    run(host, "slow", redis)
+    run(host, "mm.deliver", redis)
+
+    assert [one["event"] for one in stored()] == ["done"]
+
+
+def test_the_results_of_a_group_are_left_out_as_the_result_of_one_task_is(host, redis, stored):
+    """What Celery calls at the end of a chord, which says nothing of tasks before it."""
+    install(host)
+    track.s("done", user_id="u").set(group_id="g", queue="mm.deliver").delay([1, 2])
+    run(host, "mm.deliver", redis)
+
+    assert [(one["event"], one["user_id"]) for one in stored()] == [("done", "u")]
+    with pytest.raises(InvalidEvent):
+        track.s("done", user_id="u").set(group_id="g", queue="mm.deliver").delay("u")
+
+
+def test_an_invalid_event_at_the_end_of_a_chain_does_not_make_the_work_before_fail(host, redis):
+    install(host)
+    work(host, "done")
+    chain(host.signature("host.work"), track.s("e", usr_id="u")).apply_async(
+        queue="slow", serializer="json"
+    )
+
+    assert run(host, "slow", redis) == "done"
+    assert isinstance(run(host, "mm.deliver", redis).exception, InvalidEvent)
+
+
+def test_a_message_that_is_delivered_twice_is_the_same_event_twice(host, redis, stored):
+    install(host)
+    sent = track.apply_async(("e",), {"user_id": "u"}, queue="mm.deliver")
+    message = redis.lindex("host:mm.deliver", 0)
+    run(host, "mm.deliver", redis)
+    redis.lpush("host:mm.deliver", message)
+    run(host, "mm.deliver", redis)
+
+    assert [event["event_id"] for event in stored()] == [sent.id, sent.id]
+
+
+def test_a_message_waits_in_the_broker_while_the_buffer_is_away(host, redis, fresh, published):
+    install(host)
+    track.apply_async(("e",), queue="mm.deliver")
+    fresh(MM_TASKS_REDIS_URL="redis://127.0.0.1:1/0")
+    run(host, "mm.deliver", redis)
+
+    ((headers, args, _),) = published("mm.deliver")
+    assert (headers["retries"], args) == (1, ["e"])
+
+
+def test_the_month_of_a_forget_through_the_broker_runs_from_the_call(host, published):
+    before = now()
+    install(host)
+    forget.s(user_id="u", requested_by="dpo").apply_async(countdown=60)
+    ((headers, _, fields),) = published("mm.forget")
+
+    assert before <= fields["received_at"] <= now()
+    assert headers["kwargsrepr"] == "{...}"
+
+
+def test_eager_calls_store_here_and_ask_no_worker(host, stored, fresh):
+    fresh(MM_TASKS_BATCH_EVENTS_MAX="1")
+    host.conf.task_always_eager = True
+    host.conf.broker_url = "redis://127.0.0.1:1/0"
+    install(host)
+    track.delay("a")
+    track.apply_async(("b",), countdown=60)
+    work(host, "x")
+    chain(host.signature("host.work"), track.s("c")).apply_async()
+
+    assert [event["event"] for event in stored()] == ["a", "b", "c"]
+
+
+def test_our_tasks_are_not_slowed_by_a_hosts_rate_limit(host):
+    install(host)
+    host.finalize()
+
+    assert not any(task.rate_limit for task in registry.TASKS)
+
+
+def test_what_a_host_annotates_for_all_tasks_is_not_meant_for_ours(host, published, monkeypatch):
+    monkeypatch.setattr(type(worker.flush), "expires", None)  # so that it is None afterwards
+    host.conf.task_annotations = {
+        "*": {"serializer": "pickle", "max_retries": 3, "acks_late": False, "rate_limit": "1/m"},
+        "mm_tasks.flush": {"expires": 7},
+    }
+    install(host)
+    for task in registry.TASKS:
+        task.annotate()  # as where a process uses them first
+    track.apply_async(("e",), countdown=60)
+
+    assert published("mm.deliver")
+    assert (track.max_retries, track.acks_late, track.rate_limit) == (None, True, 0)
+    assert worker.flush.expires == 7
+
+
+def test_a_worker_of_the_host_says_what_is_unfavourable(host, caplog):
+    host.conf.accept_content = ["pickle"]
+    host.conf.broker_transport_options = {"visibility_timeout": 60}
+    host.conf.task_time_limit = 5
+    install(host)
+
+    class Worker:
+        app = host
+
+    with caplog.at_level(logging.WARNING):
+        celeryd_after_setup.send(sender="w", instance=Worker, conf=host.conf)
+
+    for word in ("accept_content", "visibility_timeout", "task_time_limit", "prefetch"):
+        assert word in caplog.text
+
+
+def test_a_worker_that_serves_none_of_our_queues_says_nothing(host, caplog):
+    install(host)
+    host.select_queues(["celery"])
+
+    class Worker:
+        app = host
+
+    with caplog.at_level(logging.WARNING):
+        celeryd_after_setup.send(sender="w", instance=Worker, conf=host.conf)
+
+    assert "mm_tasks" not in caplog.text
+
+
+def test_without_the_broker_a_full_batch_costs_less_than_a_second(host, stored, fresh):
+    fresh(MM_TASKS_BATCH_EVENTS_MAX="1")
+    host.conf.broker_url = "redis://127.0.0.1:1/0"
+    install(host)
+    track.delay("e")
+
+    assert len(stored()) == 1

@@ -1,0 +1,145 @@
+"""The public calls, on a real Redis, without a worker."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from kombu import Connection
+
+from mm_tasks import Receipt, app, identify, track
+from mm_tasks.buffer.keys import ProjectKeys
+from mm_tasks.buffer.records import HEADER_BYTES, tag
+from mm_tasks.errors import BufferFull, BufferUnavailable, InvalidEvent
+
+WAITING = ProjectKeys("default").lane("track").waiting
+
+
+@pytest.fixture
+def stored(redis, redis_url, fresh):
+    fresh(MM_TASKS_REDIS_URL=redis_url)
+    return lambda: [json.loads(record[HEADER_BYTES:]) for record in redis.lrange(WAITING, 0, -1)]
+
+
+def test_once_delay_returns_the_event_is_in_redis(stored):
+    receipt = track.delay("signup", user_id="u")
+
+    assert isinstance(receipt, Receipt)
+    assert receipt.accepted
+    assert stored()[0]["event_id"] == receipt.id
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: track.delay(event="e", event_id="i"),
+        lambda: track.apply_async(("e",), {"event_id": "i"}),
+        lambda: track.s("e", event_id="i").delay(),
+        lambda: track.s("e", event_id="i").apply_async(),
+        lambda: track.run("e", event_id="i"),
+    ],
+    ids=["delay", "apply_async", "signature delay", "signature apply_async", "run in a worker"],
+)
+def test_every_plain_call_stores_the_same_event(stored, call):
+    call()
+
+    assert [(event["event"], event["event_id"]) for event in stored()] == [("e", "i")]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        track.delay,
+        lambda: track.delay("e", "f"),
+        lambda: track.delay("e", event="f"),
+        lambda: track.delay("e", self="x"),
+        lambda: track.delay("e", args=1, kwargs=2),
+        identify.delay,
+        lambda: identify.delay("a", "u", {}, 1),
+    ],
+)
+def test_a_wrong_call_is_an_invalid_event_and_no_type_error(stored, call):
+    with pytest.raises(InvalidEvent):
+        call()
+    assert stored() == []
+
+
+def test_delay_many_stores_nothing_when_one_is_bad(stored):
+    with pytest.raises(InvalidEvent) as caught:
+        track.delay_many([{"event": "a"}, {"event": 1}, {"event": "b"}, "c"])
+
+    assert [problem.index for problem in caught.value.problems] == [1, 3]
+    assert stored() == []
+
+
+def test_delay_many_can_skip_the_bad_ones(stored):
+    receipts = track.delay_many([{"event": "a"}, {"event": 1}, {"event": "b"}], on_error="skip")
+
+    assert [receipt.accepted for receipt in receipts] == [True, False, True]
+    assert receipts[1].error.problems[0].index == 1
+    assert [event["event"] for event in stored()] == ["a", "b"]
+
+
+def test_delay_many_keeps_order_over_several_scripts(stored):
+    track.delay_many({"event": "e", "properties": {"n": n}} for n in range(2_500))
+
+    assert [event["properties"]["n"] for event in stored()] == list(range(2_500))
+
+
+def test_a_suppressed_person_is_told_to_the_caller(redis, stored):
+    redis.sadd(ProjectKeys("default").fence, tag("default", "user", "gone"))
+
+    assert not track.delay("e", user_id="gone").accepted
+    assert stored() == []
+
+
+def test_a_full_buffer_says_how_many_were_stored(stored, fresh):
+    fresh(MM_TASKS_BUFFER_BYTES_MAX="150000")
+    with pytest.raises(BufferFull) as caught:
+        track.delay_many({"event": "e"} for _ in range(3_000))
+
+    assert caught.value.stored == len(stored()) == 1_000 * (len(stored()) // 1_000)
+
+
+def test_without_redis_the_call_fails_and_says_so(fresh):
+    fresh(MM_TASKS_REDIS_URL="redis://127.0.0.1:1/0")
+    with pytest.raises(BufferUnavailable):
+        track.delay("e")
+
+
+def test_without_a_broker_the_event_is_stored_all_the_same(stored, fresh):
+    fresh(MM_TASKS_BROKER_URL="redis://127.0.0.1:1/0", MM_TASKS_BATCH_EVENTS_MAX="1")
+    track.delay("e")
+
+    assert len(stored()) == 1
+
+
+def test_with_a_countdown_the_message_is_redacted(redis, redis_url, stored):
+    with Connection(redis_url) as broker:
+        track.apply_async(("e",), {"user_id": "s3cret"}, countdown=60, connection=broker)
+    (message,) = redis.lrange("mm.deliver", 0, -1)
+    headers = json.loads(message)["headers"]
+
+    assert "s3cret" not in headers["argsrepr"] + headers["kwargsrepr"]
+    assert stored() == []
+
+
+def test_our_tasks_belong_to_our_app():
+    assert track.app is app
+    assert {"mm_tasks.track", "mm_tasks.identify", "mm_tasks.flush"} <= app.tasks.keys()
+
+
+@pytest.mark.parametrize("module", ["mm_tasks", "mm_tasks.tasks.celery_app"])
+def test_a_worker_that_starts_from_either_module_knows_all_tasks(module):
+    """What `-A` names; the package imports its parts only when they are asked for."""
+    program = (
+        "from celery.app.utils import find_app\n"
+        f"app = find_app('{module}')\n"
+        "app.loader.import_default_modules()\n"
+        "print(len([name for name in app.tasks if name.startswith('mm_tasks.')]))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+
+    assert int(done.stdout) == 7
