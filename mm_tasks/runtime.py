@@ -22,10 +22,10 @@ from mm_tasks.buffer.rate_limiter import Limiter
 from mm_tasks.client.access import vendor_access
 from mm_tasks.client.api import Client
 from mm_tasks.connections import redis_client
-from mm_tasks.connections.async_client import LoopClients
+from mm_tasks.connections.async_client import AsyncClients
 from mm_tasks.delivery.flush import Delivery, Policy
-from mm_tasks.erasure.fence_sync import PATIENCE_S, Fencing
-from mm_tasks.erasure.service import Intake
+from mm_tasks.erasure.fence_sync import PATIENCE_S, FenceSync
+from mm_tasks.erasure.service import ErasureService
 from mm_tasks.erasure.workflow import ErasurePolicy, ErasureWorkflow
 from mm_tasks.errors import ConfigurationError
 from mm_tasks.events.lanes import BACKFILL, IDENTIFY, TRACK
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from mm_tasks.erasure.audit.checkpoints import Checkpoint
     from mm_tasks.erasure.audit.log import AuditLog
     from mm_tasks.erasure.commands import Register
-    from mm_tasks.erasure.models import Deadline
-    from mm_tasks.erasure.store import Archive
+    from mm_tasks.erasure.models import ErasureDeadline
+    from mm_tasks.erasure.store import AuditStore
 
 # A web request waits at most this long for Redis: connect, then one answer. No blind
 # repeats, because a write that timed out may have been applied.
@@ -66,7 +66,7 @@ class Runtime:
         # middle of the first call would leave it held in the child for ever.
         self.producer_redis = self._redis(PRODUCER_CONNECT_S, PRODUCER_ANSWER_S)
         self.producers = self._buffers(self.producer_redis)
-        self.loops = LoopClients(
+        self.async_clients = AsyncClients(
             settings.redis_address,
             sentinels_s=PRODUCER_CONNECT_S,
             wait_s=PRODUCER_CONNECT_S + PRODUCER_ANSWER_S,
@@ -106,7 +106,7 @@ class Runtime:
             settings.batch_burst,
         )
         buffers = self._buffers(redis)
-        beside = {
+        sibling = {
             TRACK: buffers[BACKFILL],
             BACKFILL: buffers[TRACK],
         }
@@ -117,20 +117,20 @@ class Runtime:
                 Pauses(redis, settings.project, lane),
                 self.client,
                 policy,
-                partial(self.fencing.try_load, PATIENCE_S),
-                beside=beside.get(lane),
-                yields=lane == BACKFILL,
+                partial(self.fence_sync.try_load, PATIENCE_S),
+                sibling=sibling.get(lane),
+                low_priority=lane == BACKFILL,
             )
             for lane, buffer in buffers.items()
         }
 
     @cached_property
-    def _archive(self) -> Archive:
-        from mm_tasks.erasure.store import Archive  # noqa: PLC0415 - slow; most processes only track
+    def _audit_store(self) -> AuditStore:
+        from mm_tasks.erasure.store import AuditStore  # noqa: PLC0415 - slow; most processes only track
 
         settings = self.settings
         key = settings.pseudonym_key
-        return Archive(
+        return AuditStore(
             _audit_url(settings),
             settings.project,
             settings.state_dir,
@@ -138,25 +138,25 @@ class Runtime:
             hook=_checkpoint_hook(settings.checkpoint_hook),
         )
 
-    def look_at_erasures(self, now: datetime) -> tuple[dict[str, Any], list[Deadline]]:
-        """Return their numbers and all open ones, and make nothing: see `Archive.look`."""
-        return self._archive.look(now)
+    def look_at_erasures(self, now: datetime) -> tuple[dict[str, Any], list[ErasureDeadline]]:
+        """Return their numbers and all open ones, and make nothing: see `AuditStore.look`."""
+        return self._audit_store.look(now)
 
     @property
     def audit_log(self) -> AuditLog:
         """Return the audit log; raises `ConfigurationError` where a setting is of no use."""
-        return self._archive.log
+        return self._audit_store.log
 
     @cached_property
     def register(self) -> Register:
         """Return what is known of erasures; raises as `audit_log`."""
-        return self._archive.register
+        return self._audit_store.register
 
     @cached_property
-    def intake(self) -> Intake:
+    def erasure_service(self) -> ErasureService:
         """Return the door for erasure requests, on the client that fails fast."""
-        fencing = Fencing(Fence(self.producer_redis, self.settings.project), self.register)
-        return Intake(self._archive.ledger, self.register, fencing)
+        fence_sync = FenceSync(Fence(self.producer_redis, self.settings.project), self.register)
+        return ErasureService(self._audit_store.steps, self.register, fence_sync)
 
     @cached_property
     def fence(self) -> Fence:
@@ -164,18 +164,18 @@ class Runtime:
         return Fence(self.worker_redis, self.settings.project)
 
     @cached_property
-    def fencing(self) -> Fencing:
+    def fence_sync(self) -> FenceSync:
         """Return what keeps the fences in Redis as they are in SQL."""
-        return Fencing(self.fence, self.register)
+        return FenceSync(self.fence, self.register)
 
     @cached_property
     def erasures(self) -> ErasureWorkflow:
         """Return the erasure workflow."""
         settings = self.settings
         return ErasureWorkflow(
-            self._archive.ledger,
+            self._audit_store.steps,
             self.register,
-            self.fencing,
+            self.fence_sync,
             Purge(self.worker_redis, settings.project),
             self.client,
             ErasurePolicy(settings.erasure_passes_s, settings.lease_s, settings.probe_interval_s),
@@ -262,16 +262,16 @@ class _Process:
         self.abandoned: list[Runtime] = []
         self.replacements: tuple[Runtime, ...] = ()
 
-    def forking(self) -> None:
+    def before_fork(self) -> None:
         # Not in the middle of another thread's first call: what pydantic makes once, when it
         # is first used, would stay half made in the child, which would wait for it for ever.
         self.lock.acquire()
 
-    def went_on(self) -> None:
+    def after_in_parent(self) -> None:
         # By the process, not by its lock at import: a child that forks has another one.
         self.lock.release()
 
-    def forked(self) -> None:
+    def after_in_child(self) -> None:
         # Kept, not dropped: closing what the parent still uses is its own trouble.
         if self.runtime is not None:
             self.abandoned.append(self.runtime)
@@ -281,13 +281,13 @@ class _Process:
 
 _process = _Process()
 os.register_at_fork(
-    before=_process.forking,
-    after_in_parent=_process.went_on,
-    after_in_child=_process.forked,
+    before=_process.before_fork,
+    after_in_parent=_process.after_in_parent,
+    after_in_child=_process.after_in_child,
 )
 
 
-def configure(**values: Any) -> None:  # noqa: ANN401 - checked by `Settings`
+def configure(**values: Any) -> None:
     """Let these settings, by field, win over the environment, from the first use on.
 
     They are read then, and not here. Raises `ConfigurationError` when the first use was already.

@@ -75,7 +75,7 @@ def import_many(fields: list[dict[str, object]]) -> None:
 
 def main(path: str, name: str, count: int, every_ms: int, poison_every: int) -> None:
     """Report `count` events, one call each `every_ms`."""
-    ledger, chance = Ledger(path), random.Random(name)  # noqa: S311 - no secret
+    steps, chance = Ledger(path), random.Random(name)  # noqa: S311 - no secret
     number, next_at = 0, time.monotonic()
     while number < count:
         lot = chance.randrange(100)
@@ -84,14 +84,14 @@ def main(path: str, name: str, count: int, every_ms: int, poison_every: int) -> 
         ids = [str(each["event_id"]) for each in fields]
         number += size
         if size > 1 and lot % 2:
-            ledger.call(ids, lambda fields=fields: import_many(fields))
+            steps.call(ids, lambda fields=fields: import_many(fields))
         elif size > 1:
-            ledger.call(ids, lambda fields=fields: track.delay_many(fields))
+            steps.call(ids, lambda fields=fields: track.delay_many(fields))
         elif lot >= 100 - IDENTIFY_PERCENT:
             who = {"anonymous_id": f"visitor-{ids[0]}", "user_id": "shopper"}
-            ledger.call([f"{who['anonymous_id']}|shopper"], lambda who=who: identify.delay(**who))
+            steps.call([f"{who['anonymous_id']}|shopper"], lambda who=who: identify.delay(**who))
         else:
-            ledger.call(ids, lambda fields=fields: track.delay(**fields[0]))
+            steps.call(ids, lambda fields=fields: track.delay(**fields[0]))
         next_at += every_ms / 1000
         time.sleep(max(0.0, next_at - time.monotonic()))
 

@@ -132,5 +132,5 @@ def slow() -> dict[str, Rule]:
     return {"slow": {"kind": "slow", "latency_s": 0.3, "every": 1}}
 
 
-def _status(status: int, body: str = '{"error":"internal_error"}', **more: Any) -> Rule:  # noqa: ANN401 - JSON
+def _status(status: int, body: str = '{"error":"internal_error"}', **more: Any) -> Rule:
     return {"kind": "status", "status": status, "body": body, **more}

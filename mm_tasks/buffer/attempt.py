@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 
-class Exchange(NamedTuple):
+class RequestStats(NamedTuple):
     """One request as its sender saw it: how long it took, and what its body held."""
 
     took_s: float
@@ -25,18 +25,18 @@ class Admitted:
     token: str
     attempt: int
     in_a_row: int  # attempts since the last answer that left no doubt, this one included
-    cut: int
+    generation: int
     bodies: list[bytes]
     sent: int
     left: int = 0  # records of the batch that are not sent this time
     paused: str = ""  # the kind of the pause that this is the probe of
     is_alone: bool = False  # others passed where this batch was refused
     asked_at_s: float = 0  # by the process's own clock, just before it was admitted
-    exchange: Exchange | None = None  # None before its request, and where none was made
+    exchange: RequestStats | None = None  # None before its request, and where none was made
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class Rejection:
     """An attempt may not be sent; see `batch_begin.lua` for the reasons."""
 
     reason: Literal["gone", "unloaded", "held", "paused", "wait", "slot", "empty"]

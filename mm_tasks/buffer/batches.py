@@ -20,11 +20,11 @@ from redis.exceptions import OutOfMemoryError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from mm_tasks.buffer import histograms
-from mm_tasks.buffer.attempt import Admitted, Refused
+from mm_tasks.buffer.attempt import Admitted, Rejection
 from mm_tasks.buffer.keys import ProjectKeys
-from mm_tasks.buffer.producer import APPEND_RECORDS_MAX, Appended, Entry, Line
+from mm_tasks.buffer.producer import APPEND_RECORDS_MAX, Appended, PackedConnection, Record
 from mm_tasks.buffer.records import HEADER_BYTES, record
-from mm_tasks.buffer.scripts import Script, word
+from mm_tasks.buffer.scripts import Script, resp_bulk_string
 from mm_tasks.errors import BufferFull, BufferUnavailable
 from mm_tasks.events.limits import BATCH_BRACKETS_BYTES
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from redis import Redis
     from redis.asyncio import Redis as AsyncRedis
 
-    from mm_tasks.buffer.attempt import Exchange
+    from mm_tasks.buffer.attempt import RequestStats
 
 _NOBODY: frozenset[int] = frozenset()
 
@@ -67,12 +67,12 @@ class Buffer:
         self._project = ProjectKeys(project)
         self._limits = limits
         self._held_bytes_max = held_bytes_max
-        self._line = Line(redis)
+        self._line = PackedConnection(redis)
         self._nudge_ms = nudge_ms
         self.lane = lane
         self._append_head = self.append_head()
 
-    def append(self, entries: Sequence[Entry]) -> Appended:
+    def append(self, entries: Sequence[Record]) -> Appended:
         """Store all entries whose subject is not fenced, in order, or none.
 
         Raises `BufferFull` above the cap in bytes, and `BufferUnavailable`,
@@ -81,7 +81,9 @@ class Buffer:
         """
         return self.appended(self.call_append(self._line, self._append_head, entries))
 
-    def call_append(self, line: Line, head: tuple[int, bytes], entries: Sequence[Entry]) -> Any:  # noqa: ANN401 - see `append.lua`
+    def call_append(
+        self, line: PackedConnection, head: tuple[int, bytes], entries: Sequence[Record]
+    ) -> Any:
         """Run `append.lua` on a line, its words before the records packed, and return the reply.
 
         Raises `BufferUnavailable`, or `BufferFull` at Redis's own limit.
@@ -89,7 +91,7 @@ class Buffer:
         assert len(entries) <= APPEND_RECORDS_MAX
         words, packed = head
         name = self._project.project
-        records = [word(record(name, *entry)) for entry in entries]
+        records = [resp_bulk_string(record(name, *entry)) for entry in entries]
         command = b"*%d\r\n%b%b" % (words + len(records), packed, b"".join(records))
         try:
             return line.call(_APPEND, command)
@@ -98,7 +100,7 @@ class Buffer:
         # Raised outside of the handler: the original may quote a record.
         raise failed
 
-    async def aappend(self, redis: AsyncRedis, entries: Sequence[Entry]) -> Appended:
+    async def aappend(self, redis: AsyncRedis, entries: Sequence[Record]) -> Appended:
         """As `append`, on a client of the running event loop."""
         assert len(entries) <= APPEND_RECORDS_MAX
         records = [record(self._project.project, *entry) for entry in entries]
@@ -111,7 +113,7 @@ class Buffer:
             return self.appended(reply)
         raise failed
 
-    def appended(self, reply: Any) -> Appended:  # noqa: ANN401 - see `append.lua`
+    def appended(self, reply: Any) -> Appended:
         """Return what a reply of `append.lua` says; raise `BufferFull` where it says that."""
         if type(reply) is int:
             return Appended(_NOBODY, reply == 1)
@@ -142,7 +144,7 @@ class Buffer:
         )
         return (keys.waiting, project.counts, project.fence, keys.nudge), args
 
-    def count_left_out(self, n: int) -> None:
+    def count_dropped_fields(self, n: int) -> None:
         """Count fields that events went without, as the vendor would refuse them."""
         _LEFT_OUT(self._redis, (self._project.counts,), (self.lane, n))
 
@@ -211,7 +213,7 @@ class Buffer:
 
     def begin(
         self, batch_id: str, *, slot: str, slot_valid_ms: int, lease_ms: int
-    ) -> Admitted | Refused:
+    ) -> Admitted | Rejection:
         """Admit one attempt, or say why not. `slot` is as in `batch_begin.lua`."""
         token, asked_at_s = new_id(), time.monotonic()
         keys, project = self._keys, self._project
@@ -229,13 +231,13 @@ class Buffer:
             (self.lane, batch_id, token, slot, slot_valid_ms * 1000, lease_ms),
         )
         if verdict == b"admitted":
-            attempt, in_a_row, cut, left, paused, is_alone, *records = rest
+            attempt, in_a_row, generation, left, paused, is_alone, *records = rest
             bodies = [record[HEADER_BYTES:] for record in records]
             return Admitted(
                 token,
                 attempt,
                 in_a_row,
-                int(cut),
+                int(generation),
                 bodies,
                 len(bodies),
                 left,
@@ -244,7 +246,7 @@ class Buffer:
                 asked_at_s=asked_at_s,
             )
         reason: Any = str(verdict, "ascii")
-        return Refused(reason, rest[0] / 1e6 if rest else 0)
+        return Rejection(reason, rest[0] / 1e6 if rest else 0)
 
     def lapse(self, batch_id: str, *, lease_ms: int) -> Admitted | None:
         """Take over a batch whose lease ran out while it was sent; None if it did not."""
@@ -254,26 +256,41 @@ class Buffer:
         )
         if not found:
             return None
-        attempt, in_a_row, cut, sent = map(int, found)
-        return Admitted(token, attempt, in_a_row, cut, [], sent)
+        attempt, in_a_row, generation, sent = map(int, found)
+        return Admitted(token, attempt, in_a_row, generation, [], sent)
 
     def ack(
         self,
         batch_id: str,
-        cut: int,
+        generation: int,
         *,
         token: str = "",
         count_differs: bool = False,
-        exchange: Exchange | None = None,
+        exchange: RequestStats | None = None,
     ) -> int:
         """Forget what was delivered, whoever holds the batch; return how many events that were.
 
-        `cut` and `token` are the attempt's. 0 when the batch, or that part of it, was gone.
+        `generation` and `token` are the attempt's. 0 when the batch, or that part of it, was gone.
         """
         keys, limits = self._keys, self._limits
-        also = (keys.failures, keys.refusals, keys.stray, self._project.tallies)
-        tallies = histograms.of_delivery(self.lane, exchange, limits.events_max, limits.bytes_max)
-        args = (self.lane, batch_id, cut, int(count_differs), token, histograms.AGES, *tallies)
+        also = (
+            keys.failures,
+            keys.refusals,
+            keys.orphaned_request,
+            self._project.histogram_counters,
+        )
+        histogram_counters = histograms.of_delivery(
+            self.lane, exchange, limits.events_max, limits.bytes_max
+        )
+        args = (
+            self.lane,
+            batch_id,
+            generation,
+            int(count_differs),
+            token,
+            histograms.AGES,
+            *histogram_counters,
+        )
         return int(_ACK(self._redis, (*self._places(batch_id), *also), args))
 
     def release(  # noqa: PLR0913 - one for each thing the script records
@@ -285,16 +302,16 @@ class Buffer:
         grace_ms: int,
         outcome: str = "",
         ambiguous: str = "",
-        exchange: Exchange | None = None,
+        exchange: RequestStats | None = None,
     ) -> bool:
         """Give a batch back until `wait_ms` from now; False when the token is old.
 
         An empty token gives back a batch that was never begun.
         """
-        keys = (*self._places(batch_id)[1:], self._project.tallies)
+        keys = (*self._places(batch_id)[1:], self._project.histogram_counters)
         args = (self.lane, batch_id, token, wait_ms, grace_ms, outcome, ambiguous)
-        tallies = histograms.of_request(self.lane, exchange)
-        return bool(_RELEASE(self._redis, keys, (*args, *tallies)))
+        histogram_counters = histograms.of_request(self.lane, exchange)
+        return bool(_RELEASE(self._redis, keys, (*args, *histogram_counters)))
 
     def narrow(
         self,
@@ -302,16 +319,24 @@ class Buffer:
         token: str,
         *,
         why: str,
-        singles_max: int,
-        exchange: Exchange | None = None,
+        isolation_max: int,
+        exchange: RequestStats | None = None,
     ) -> Literal["old", "narrowed", "buried", "systematic"]:
         """Send less of a refused batch next, or bury the one event: see `batch_bisect.lua`."""
         assert "\n" not in why
         keys, project = self._keys, self._project
-        also = (keys.failures, project.dead, project.dead_at, keys.refusals, project.tallies)
-        args = (self.lane, batch_id, token, why, singles_max)
-        tallies = histograms.of_request(self.lane, exchange)
-        reply: Any = _NARROW(self._redis, (*self._places(batch_id), *also), (*args, *tallies))
+        also = (
+            keys.failures,
+            project.dead,
+            project.dead_at,
+            keys.refusals,
+            project.histogram_counters,
+        )
+        args = (self.lane, batch_id, token, why, isolation_max)
+        histogram_counters = histograms.of_request(self.lane, exchange)
+        reply: Any = _NARROW(
+            self._redis, (*self._places(batch_id), *also), (*args, *histogram_counters)
+        )
         return str(reply, "ascii")  # type: ignore[return-value] # one of the script's words
 
     def single_out(self, batch_id: str) -> bool:
@@ -326,14 +351,16 @@ class Buffer:
         why: str,
         outcome: str,
         ambiguous: str = "",
-        exchange: Exchange | None = None,
+        exchange: RequestStats | None = None,
     ) -> int:
         """Make dead letters of what was sent of a batch; `why` is one line of JSON."""
         assert "\n" not in why
-        also = (self._project.dead, self._project.dead_at, self._project.tallies)
+        also = (self._project.dead, self._project.dead_at, self._project.histogram_counters)
         args = (self.lane, batch_id, token, outcome, ambiguous, why)
-        tallies = histograms.of_request(self.lane, exchange)
-        return int(_BURY(self._redis, (*self._places(batch_id), *also), (*args, *tallies)))
+        histogram_counters = histograms.of_request(self.lane, exchange)
+        return int(
+            _BURY(self._redis, (*self._places(batch_id), *also), (*args, *histogram_counters))
+        )
 
     def _places(self, batch_id: str) -> tuple[str, str, str, str, str]:
         keys = self._keys

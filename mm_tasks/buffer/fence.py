@@ -83,7 +83,7 @@ class Fence:
         if self.state().store_id not in {None, store_id}:
             raise _another_store()
 
-    def raise_(self, tags: Collection[bytes], store_id: str, log_size: int = 0) -> None:
+    def add(self, tags: Collection[bytes], store_id: str, log_size: int = 0) -> None:
         """Put up the fence for these tags; once this returns it holds. Safe to repeat.
 
         `log_size` is how many entries the audit log has, by now: see `load`.
@@ -112,7 +112,7 @@ class Fence:
 
         False where it was left to another. Fences that are raised meanwhile are in it, and what
         `read` returned a moment ago never replaces what is newer. `log_size` says how many
-        entries the audit log has. Raises `ConfigurationError` as `raise_`, and
+        entries the audit log has. Raises `ConfigurationError` as `add`, and
         `AuditChainBroken` when that log was longer before: what it forgot stays fenced.
         """
         keys, token = self._keys, str(uuid_utils.uuid7())

@@ -23,7 +23,7 @@ KEPT_MS = 86_400_000
 _SIGN, _SIGNS = Script("heartbeat_write"), Script("heartbeat_read")
 
 
-class Sign(NamedTuple):
+class Heartbeat(NamedTuple):
     """What one of them left: a worker is known by its node name, a beat by its host."""
 
     kind: Kind
@@ -34,17 +34,17 @@ class Sign(NamedTuple):
 
 def leave(redis: Redis, project: str, kind: Kind, name: str, queues: Iterable[str] = ()) -> None:
     """Say that it is alive now; forget the signs of more than a day ago."""
-    _SIGN(redis, [ProjectKeys(project).signs], [f"{kind}:{name}", ",".join(queues), KEPT_MS])
+    _SIGN(redis, [ProjectKeys(project).heartbeats], [f"{kind}:{name}", ",".join(queues), KEPT_MS])
 
 
 def withdraw(redis: Redis, project: str, kind: Kind, name: str) -> None:
     """Forget its sign: it ends because it was told to."""
-    redis.hdel(ProjectKeys(project).signs, f"{kind}:{name}")
+    redis.hdel(ProjectKeys(project).heartbeats, f"{kind}:{name}")
 
 
-def read(redis: Redis, project: str) -> dict[str, Sign]:
+def read(redis: Redis, project: str) -> dict[str, Heartbeat]:
     """Return all signs by `<kind>:<name>`, from one look that changes nothing."""
-    now_us, flat = _SIGNS(redis, [ProjectKeys(project).signs], [])
+    now_us, flat = _SIGNS(redis, [ProjectKeys(project).heartbeats], [])
     pairs = zip(flat[::2], flat[1::2], strict=True)
     return {who.decode(): _sign(who.decode(), text.decode(), int(now_us)) for who, text in pairs}
 
@@ -57,9 +57,9 @@ def refuse_if_unwritable(redis: Redis, project: str) -> None:
     redis.set(ProjectKeys(project).void, "", xx=True)
 
 
-def _sign(who: str, text: str, now_us: int) -> Sign:
+def _sign(who: str, text: str, now_us: int) -> Heartbeat:
     kind, _, name = who.partition(":")
     left_ms, _, queues = text.partition(" ")
     age_s = max(0.0, (now_us / 1000 - int(left_ms)) / 1000)
     known: Any = kind  # only `leave` writes it
-    return Sign(known, name, age_s, tuple(queues.split(",")) if queues else ())
+    return Heartbeat(known, name, age_s, tuple(queues.split(",")) if queues else ())

@@ -1,6 +1,6 @@
 """Histograms that the scripts keep in Redis, so that one exporter shows the whole fleet.
 
-They are fields of the hash `tallies`, whole numbers that only grow:
+They are fields of the hash `histogram_counters`, whole numbers that only grow:
 
     <lane>:<histogram>:<bound>  how many values were at most that, and above the bound before;
                                 `inf` for those above the last one
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mm_tasks.buffer.attempt import Exchange
+    from mm_tasks.buffer.attempt import RequestStats
 
 EVENTS, FILL, SECONDS, AGE = "batch_events", "batch_fill", "request_s", "age_s"
 # Of erasures; not in Redis: see `progress`.
@@ -49,12 +49,12 @@ def bucket(name: str, value: float) -> str:
     return repr(bounds[position]) if position < len(bounds) else "inf"
 
 
-def of_request(lane: str, exchange: Exchange | None) -> Tally:
+def of_request(lane: str, exchange: RequestStats | None) -> Tally:
     """Return what a request adds: none where there was no exchange."""
     return () if exchange is None else _tally(lane, SECONDS, exchange.took_s)
 
 
-def of_delivery(lane: str, exchange: Exchange | None, events_max: int, bytes_max: int) -> Tally:
+def of_delivery(lane: str, exchange: RequestStats | None, events_max: int, bytes_max: int) -> Tally:
     """Return what a request adds whose batch was delivered; the rest is what it might hold.
 
     A batch is as full as the nearer of the two limits says.
@@ -75,15 +75,17 @@ def of_step(step: str, seconds: float) -> One:
     return _tally(step, STEP, max(0.0, seconds))
 
 
-def read(tallies: Mapping[str, int], lane: str, name: str) -> tuple[list[tuple[str, int]], float]:
+def read(
+    histogram_counters: Mapping[str, int], lane: str, name: str
+) -> tuple[list[tuple[str, int]], float]:
     """Return cumulative buckets, as Prometheus has them, up to `+Inf`; and the sum."""
     found, so_far = [], 0
     for bound in BOUNDS[name]:
-        so_far += tallies.get(f"{lane}:{name}:{bound!r}", 0)
+        so_far += histogram_counters.get(f"{lane}:{name}:{bound!r}", 0)
         found.append((str(float(bound)), so_far))
-    so_far += tallies.get(f"{lane}:{name}:inf", 0)
+    so_far += histogram_counters.get(f"{lane}:{name}:inf", 0)
     found.append(("+Inf", so_far))
-    return found, tallies.get(f"{lane}:{name}:sum", 0) / _MILLION
+    return found, histogram_counters.get(f"{lane}:{name}:sum", 0) / _MILLION
 
 
 def _tally(lane: str, name: str, value: float) -> One:

@@ -79,7 +79,7 @@ class ProjectKeys(NamedTuple):
         return self._key("pause")
 
     @property
-    def signs(self) -> str:
+    def heartbeats(self) -> str:
         """Hash of `worker:<name>` and `beat:<host>` to when it was last seen (ms), and its queues.
 
         The queues are ours that the worker serves: `<ms> mm.forget,mm.deliver`.
@@ -102,7 +102,7 @@ class ProjectKeys(NamedTuple):
         return self._key("dead_at")
 
     @property
-    def tallies(self) -> str:
+    def histogram_counters(self) -> str:
         """Hash of whole numbers that only grow: see `histograms`."""
         return self._key("tallies")
 
@@ -164,7 +164,7 @@ class LaneKeys(NamedTuple):
         return self._shared_key("refusals")
 
     @property
-    def stray(self) -> str:
+    def orphaned_request(self) -> str:
         """String with an expiry: an attempt may be on its way whose batch is gone already."""
         return self._key("stray")
 

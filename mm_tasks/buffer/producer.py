@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mm_tasks.buffer.scripts import Script
 
 
-class Line:
+class PackedConnection:
     """Sends commands that were packed before, for a producer that web requests wait for.
 
     redis-py packs a call, counts it and borrows a connection in about the time that
@@ -30,7 +30,7 @@ class Line:
         self._pool = redis.connection_pool
         self._idle: list[Any] = []
 
-    def call(self, script: Script, command: bytes) -> Any:  # noqa: ANN401 - replies differ by script
+    def call(self, script: Script, command: bytes) -> Any:
         """Run a script by its packed command and return the reply; raises what redis-py raises.
 
         A connection on which anything went wrong is closed, so that no late reply is
@@ -60,7 +60,7 @@ class Line:
         return reply
 
 
-def _bring_up(connection: Any) -> None:  # noqa: ANN401 - redis-py has no one type of connection
+def _bring_up(connection: Any) -> None:
     """Connect, unless it is connected and the server did not close it meanwhile."""
     connection.connect()
     try:
@@ -76,7 +76,7 @@ def _bring_up(connection: Any) -> None:  # noqa: ANN401 - redis-py has no one ty
 APPEND_RECORDS_MAX = 1000
 
 
-class Entry(NamedTuple):
+class Record(NamedTuple):
     """What `append` takes: the bytes to send and the ids the fence looks at."""
 
     body: bytes

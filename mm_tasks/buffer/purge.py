@@ -49,8 +49,10 @@ class Purge:
         self._redis: Any = redis
         self._keys = ProjectKeys(project)
 
-    def scan(self, tags: Collection[bytes], went_on: Callable[[], object] = lambda: None) -> Scan:
-        """Remove and count the subject's records by place; `went_on` is called at each step.
+    def scan(
+        self, tags: Collection[bytes], keep_alive: Callable[[], object] = lambda: None
+    ) -> Scan:
+        """Remove and count the subject's records by place; `keep_alive` is called at each step.
 
         Places: `<lane>:waiting`, `<lane>:batches`, `<lane>:dead`, and `fence` for what append
         had stored and the fence took out on its way since. Safe to repeat.
@@ -58,12 +60,12 @@ class Purge:
         removed: Counter[str] = Counter()
         sending_ms = 0
         for lane in LANES:
-            removed[f"{lane}:waiting"] = self._waiting(lane, tags, went_on)
+            removed[f"{lane}:waiting"] = self._waiting(lane, tags, keep_alive)
         for lane in LANES:
-            removed[f"{lane}:batches"], left_ms = self._batches(lane, tags, went_on)
+            removed[f"{lane}:batches"], left_ms = self._batches(lane, tags, keep_alive)
             sending_ms = max(sending_ms, left_ms)
         # Last, since a batch may have ended here meanwhile.
-        removed.update(self._dead(tags, went_on))
+        removed.update(self._dead(tags, keep_alive))
         removed["fence"] = int(_CAUGHT(self._redis, (self._keys.caught,), tuple(tags)))
         return Scan(removed, sending_ms)
 
@@ -92,29 +94,29 @@ class Purge:
                 return "running"
             time.sleep(0.05)
 
-    def _waiting(self, lane: str, tags: Collection[bytes], went_on: Callable[[], object]) -> int:
+    def _waiting(self, lane: str, tags: Collection[bytes], keep_alive: Callable[[], object]) -> int:
         places = (self._keys.lane(lane).waiting, self._keys.counts)
         found, last = 0, ""
         while last != "-1":
             removed, following = _WAITING(self._redis, places, (lane, last, STEP, *tags))
             found, last = found + removed, str(following)
-            went_on()
+            keep_alive()
         return found
 
     def _batches(
-        self, lane: str, tags: Collection[bytes], went_on: Callable[[], object]
+        self, lane: str, tags: Collection[bytes], keep_alive: Callable[[], object]
     ) -> tuple[int, int]:
         keys = self._keys.lane(lane)
-        found, sending_ms = 0, max(0, self._redis.pttl(keys.stray))
+        found, sending_ms = 0, max(0, self._redis.pttl(keys.orphaned_request))
         for batch_id in map(bytes.decode, _DUE(self._redis, (keys.leases,), (-1, 1))):
             places = (keys.records(batch_id), keys.batch(batch_id), keys.claimed, keys.leases)
             args = (lane, batch_id, *tags)
             removed, left_ms = _BATCH(self._redis, (*places, self._keys.counts), args)
             found, sending_ms = found + removed, max(sending_ms, left_ms)
-            went_on()
+            keep_alive()
         return found, sending_ms
 
-    def _dead(self, tags: Collection[bytes], went_on: Callable[[], object]) -> Counter[str]:
+    def _dead(self, tags: Collection[bytes], keep_alive: Callable[[], object]) -> Counter[str]:
         places = (self._keys.dead, self._keys.dead_at, self._keys.counts)
         found, last = Counter({f"{lane}:dead": 0 for lane in LANES}), ""
         while last != "-1":
@@ -122,5 +124,5 @@ class Purge:
             for lane, number in zip(LANES, removed, strict=True):
                 found[f"{lane}:dead"] += number
             last = str(following)
-            went_on()
+            keep_alive()
         return found

@@ -66,7 +66,7 @@ class Limiter:
         )
         return None if wait_us < 0 else Slot(wait_us / 1e6, start_us)
 
-    def left_over_ahead_s(self, every_s: float) -> float:
+    def spare_lookahead_s(self, every_s: float) -> float:
         """Return how far ahead to reserve to use what is left over, coming every `every_s`.
 
         0 while the burst holds what accrues meanwhile, with half as much for jitter: then

@@ -32,7 +32,7 @@ class Script:
         self.text = _text("common") + _text(name)
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
-    def __call__(self, redis: Redis, keys: Sequence[str], args: Sequence[Any]) -> Any:  # noqa: ANN401 - replies differ by script
+    def __call__(self, redis: Redis, keys: Sequence[str], args: Sequence[Any]) -> Any:
         """Run it atomically and return its reply; raises what redis-py raises."""
         failpoints.reach(self.name, "before")
         try:
@@ -47,7 +47,7 @@ class Script:
         failpoints.reach(self.name, "after")
         return reply
 
-    async def acall(self, redis: AsyncRedis, keys: Sequence[str], args: Sequence[Any]) -> Any:  # noqa: ANN401 - replies differ by script
+    async def acall(self, redis: AsyncRedis, keys: Sequence[str], args: Sequence[Any]) -> Any:
         """As a call, on a client of the running event loop."""
         failpoints.reach(self.name, "before")
         try:
@@ -64,10 +64,10 @@ class Script:
     def command(self, keys: Sequence[str], args: Sequence[object]) -> tuple[int, bytes]:
         """Return how many words a call with these keys and first arguments has, and their RESP."""
         words = ("EVALSHA", self.sha, len(keys), *keys, *args)
-        return len(words), b"".join(word(str(text).encode()) for text in words)
+        return len(words), b"".join(resp_bulk_string(str(text).encode()) for text in words)
 
 
-def word(text: bytes) -> bytes:
+def resp_bulk_string(text: bytes) -> bytes:
     """Return one bulk string of RESP, the protocol of Redis."""
     return b"$%d\r\n%b\r\n" % (len(text), text)
 

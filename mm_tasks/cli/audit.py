@@ -20,7 +20,7 @@ from mm_tasks.erasure.audit import verification
 from mm_tasks.timestamps import STAMP, moment, stamp
 
 if TYPE_CHECKING:
-    from mm_tasks.erasure.audit.checkpoints import Checkpoint, Outside
+    from mm_tasks.erasure.audit.checkpoints import Checkpoint, CheckpointSinks
     from mm_tasks.erasure.audit.verification import Report
 
 app = typer.Typer(
@@ -139,7 +139,7 @@ def _of_its_time(checkpoints: list[Checkpoint], last: str) -> list[Checkpoint]:
     return [one for one in checkpoints if one.size <= end["size"] or one.at <= until]
 
 
-def _kept(outside: Outside) -> list[Checkpoint]:
+def _kept(outside: CheckpointSinks) -> list[Checkpoint]:
     try:
         return outside.read()
     except OSError:

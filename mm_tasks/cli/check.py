@@ -50,7 +50,7 @@ def run(out: Console, *, send: bool) -> int:
     return 0 if isinstance(outcome, Delivered) else 1
 
 
-def masked(name: str, value: Any) -> str:  # noqa: ANN401 - any setting
+def masked(name: str, value: Any) -> str:
     """Return a setting for people: a URL without its password, of a key what is public."""
     if not isinstance(value, SecretStr):
         return "" if value is None else str(value)

@@ -32,7 +32,7 @@ def filtered(command: Callable[..., None]) -> Callable[..., None]:
     own = [one for name, one in signature.parameters.items() if name != "chosen"]
 
     @wraps(command)
-    def with_filter(**given: Any) -> None:  # noqa: ANN401 - each option has its own type
+    def with_filter(**given: Any) -> None:
         chosen = _filter(**{name: given.pop(name) for name in options})
         command(chosen=chosen, **given)
 

@@ -118,7 +118,7 @@ def _given(folder: Path) -> Iterator[_Stores]:
     yield _Stores({}, current.worker_redis, current.settings.project)
 
 
-def _run(out: Console, start: Any, env: dict[str, str], stores: _Stores, bulk: int) -> int:  # noqa: ANN401
+def _run(out: Console, start: Any, env: dict[str, str], stores: _Stores, bulk: int) -> int:
     box = start("mm_tasks.sandbox", "--port", "0", stdout=subprocess.PIPE)
     env["MILLIMETRIC_HOST"] = host = box.stdout.readline().split()[-1]
     start(*stack.WORKER, "-c", "4")
@@ -138,7 +138,7 @@ def _run(out: Console, start: Any, env: dict[str, str], stores: _Stores, bulk: i
     return _report(out, found, summary, erasure, expected, took_s=took_s, failed=failed)
 
 
-def _erase(out: Console, start: Any, host: str) -> tuple[bool, int, int]:  # noqa: ANN401
+def _erase(out: Console, start: Any, host: str) -> tuple[bool, int, int]:
     """Erase a shopper; return whether they were fenced, acknowledgements, and rows left."""
     out.print("and now the erasure of one shopper, whom the vendor is told of three times")
     officer = start("mm_tasks.cli.snippet", _PRIVACY_OFFICER, stdout=subprocess.PIPE)

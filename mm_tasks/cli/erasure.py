@@ -163,7 +163,7 @@ def cancel(id_: _Id, *, requested_by: _By) -> None:
 
     Example: mm-tasks erasure cancel 0197c2a4-… --requested-by dpo
     """
-    runtime.current().intake.cancel(id_, _reference("requested_by", requested_by))
+    runtime.current().erasure_service.cancel(id_, _reference("requested_by", requested_by))
     typer.echo("cancelled: the vendor was not called")
 
 
@@ -175,7 +175,7 @@ def lift(id_: _Id, *, requested_by: _By) -> None:
 
     Example: mm-tasks erasure lift 0197c2a4-… --requested-by dpo
     """
-    runtime.current().intake.lift(id_, _reference("requested_by", requested_by))
+    runtime.current().erasure_service.lift(id_, _reference("requested_by", requested_by))
     typer.echo("lifted: events of this person are accepted again, unless another erasure is open")
 
 
@@ -187,7 +187,7 @@ def retry(id_: _Id, *, requested_by: _By) -> None:
 
     Example: mm-tasks erasure retry 0197c2a4-… --requested-by dpo
     """
-    runtime.current().intake.retry(id_, _reference("requested_by", requested_by))
+    runtime.current().erasure_service.retry(id_, _reference("requested_by", requested_by))
     typer.echo("the next sweep of a worker calls the vendor again")
 
 
@@ -205,7 +205,7 @@ def reject(
     by = _reference("requested_by", requested_by)
     if not protocol.is_word(outcome):
         raise InvalidEvent([Problem("outcome", _WORD)])
-    runtime.current().intake.reject(id_, by, outcome)
+    runtime.current().erasure_service.reject(id_, by, outcome)
     typer.echo("rejected: the vendor was not called")
 
 
@@ -221,7 +221,7 @@ def duplicate(
     Example: mm-tasks erasure duplicate 0197c2a4-… --of 0197c2a1-… --requested-by dpo
     """
     by = _reference("requested_by", requested_by)
-    runtime.current().intake.mark_duplicate(id_, _reference("of", original), by)
+    runtime.current().erasure_service.mark_duplicate(id_, _reference("of", original), by)
     typer.echo("noted as a duplicate: the vendor was not called for it")
 
 

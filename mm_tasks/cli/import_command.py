@@ -18,9 +18,9 @@ from mm_tasks import runtime
 from mm_tasks.cli import import_options as options
 from mm_tasks.cli.import_progress import Rejects, Shown, watching
 from mm_tasks.cli.output import fail, plain
-from mm_tasks.imports.chunks import Encoding, Reading, Stop
+from mm_tasks.imports.chunks import ChunkReader, RowEncoder, Stop
 from mm_tasks.imports.columns import mapping, source
-from mm_tasks.imports.importer import Import, Tally, check
+from mm_tasks.imports.importer import Import, ImportResult, check
 from mm_tasks.imports.position import Positions
 from mm_tasks.imports.reader import CsvRows, Lines, json_rows, opened
 
@@ -64,7 +64,7 @@ def import_command(  # noqa: PLR0913 - its options
         fail("--rejects needs --skip-bad or --dry-run: otherwise the import stops at a bad row")
     lane, is_one_of_many = options.LANES[priority], len(given) > 1
     about = options.Options(columns, lane, skip_bad, again, dry_run, is_one_of_many)
-    tallies: list[Tally] = []
+    tallies: list[ImportResult] = []
     with _stopping() as stop, ExitStack() as stack:
         refused = Rejects(rejects)
         stack.callback(refused.close)
@@ -77,17 +77,19 @@ def import_command(  # noqa: PLR0913 - its options
 
 
 def _import(
-    given: Given, about: Options, rejects: Rejects, stop: Stop, tallies: list[Tally]
+    given: Given, about: Options, rejects: Rejects, stop: Stop, tallies: list[ImportResult]
 ) -> None:
     """Import one file, or check it; its tally is the last one, also where this raises."""
-    tallies.append(Tally(given.name))
+    tallies.append(ImportResult(given.name))
     current = runtime.current()
     with _stream(given) as (stream, shown):
         lines = Lines(opened(stream))
         rows, to_fields = _rows(lines, given, about.columns, rejects)
-        encode = Encoding(current.settings.project, given.name, current.event_bytes_max, to_fields)
+        encode = RowEncoder(
+            current.settings.project, given.name, current.event_bytes_max, to_fields
+        )
         skip_bad = about.skip_bad or about.dry_run
-        reading = Reading(lines, rows, encode, skip_bad=skip_bad, stop=stop)
+        reading = ChunkReader(lines, rows, encode, skip_bad=skip_bad, stop=stop)
         with watching(shown, rejects, is_one_of_many=about.is_one_of_many) as watch:
             if about.dry_run:
                 check(reading, tallies[-1], watch)
@@ -158,14 +160,14 @@ def _stopping() -> Iterator[Stop]:
         back()
 
 
-def _code(tallies: list[Tally], stop: Stop, *, dry_run: bool) -> int:
+def _code(tallies: list[ImportResult], stop: Stop, *, dry_run: bool) -> int:
     last = tallies[-1]
     if last.end == "stopped":
         return 128 + stop.signal
     return int(last.end != "finished" or (dry_run and any(one.bad for one in tallies)))
 
 
-def _show(tallies: list[Tally], *, dry_run: bool, as_json: bool) -> None:
+def _show(tallies: list[ImportResult], *, dry_run: bool, as_json: bool) -> None:
     """Print what was done, and nothing else, on stdout."""
     if as_json:
         typer.echo(json.dumps({"dry_run": dry_run, "files": [asdict(one) for one in tallies]}))
@@ -174,7 +176,7 @@ def _show(tallies: list[Tally], *, dry_run: bool, as_json: bool) -> None:
         typer.echo(f"{plain(one.name)}: {_summary(one, dry_run=dry_run)}")
 
 
-def _summary(tally: Tally, *, dry_run: bool) -> str:
+def _summary(tally: ImportResult, *, dry_run: bool) -> str:
     if tally.end == "finished" and tally.lines_before and tally.lines == tally.lines_before:
         return f"nothing new: its {tally.lines} lines were imported before"
     said = [f"{tally.stored} rows {'would be stored' if dry_run else 'stored'}"]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from mm_tasks.imports.chunks import BadRow
-    from mm_tasks.imports.importer import Tally
+    from mm_tasks.imports.importer import ImportResult
 
 _LINE_EVERY_S = 10.0
 
@@ -73,7 +73,7 @@ class Rejects:
             self._file.close()
 
 
-class Lines:
+class ProgressLines:
     """A `Watch` for a log: a line now and then."""
 
     def __init__(self, shown: Shown, rejects: Rejects, *, is_one_of_many: bool) -> None:
@@ -91,7 +91,7 @@ class Lines:
             for problem in row.problems:
                 self.say(f"{self._prefix}line {row.line}: {problem}")
 
-    def progress(self, tally: Tally) -> None:
+    def progress(self, tally: ImportResult) -> None:
         """Say how far it is, every ten seconds."""
         if self._is_time("progress"):
             size = self._shown.size
@@ -107,7 +107,7 @@ class Lines:
         """Print one line."""
         typer.echo(line, err=True)
 
-    def rate(self, tally: Tally) -> str:
+    def rate(self, tally: ImportResult) -> str:
         """Return how fast this run was so far."""
         took_s = max(time.monotonic() - self._began_s, 0.001)
         return f"{_rows(tally) / took_s:,.0f}/s"
@@ -120,7 +120,7 @@ class Lines:
         return is_time
 
 
-class Bar(Lines):
+class Bar(ProgressLines):
     """A `Watch` for a terminal: a bar with rows, rate and time left; lines go above it."""
 
     def __init__(
@@ -131,7 +131,7 @@ class Bar(Lines):
         self._bar = bar
         self._task = bar.add_task(str(plain(shown.name)), total=shown.size, rows=0, rate="", why="")
 
-    def progress(self, tally: Tally) -> None:
+    def progress(self, tally: ImportResult) -> None:
         """Move the bar."""
         self._bar.update(
             self._task,
@@ -151,11 +151,11 @@ class Bar(Lines):
 
 
 @contextmanager
-def watching(shown: Shown, rejects: Rejects, *, is_one_of_many: bool) -> Iterator[Lines]:
+def watching(shown: Shown, rejects: Rejects, *, is_one_of_many: bool) -> Iterator[ProgressLines]:
     """Show one file's import until the end."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield Lines(shown, rejects, is_one_of_many=is_one_of_many)
+        yield ProgressLines(shown, rejects, is_one_of_many=is_one_of_many)
         return
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -169,7 +169,7 @@ def watching(shown: Shown, rejects: Rejects, *, is_one_of_many: bool) -> Iterato
         yield Bar(shown, rejects, bar, is_one_of_many=is_one_of_many)
 
 
-def _rows(tally: Tally) -> int:
+def _rows(tally: ImportResult) -> int:
     return tally.stored + tally.suppressed + tally.bad
 
 

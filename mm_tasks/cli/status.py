@@ -20,14 +20,14 @@ from mm_tasks.monitoring import checks, status
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mm_tasks.erasure.models import Deadline
+    from mm_tasks.erasure.models import ErasureDeadline
 
 
 def run(out: Console, *, as_json: bool) -> None:
     """Print the status of the project, for programs as JSON alone."""
     current = runtime.current()
     found = status.read(current.worker_redis, current.settings.project)
-    late: list[Deadline] = []
+    late: list[ErasureDeadline] = []
     why = ""
     try:
         found["erasures"], known = current.look_at_erasures(datetime.now(UTC))
@@ -60,7 +60,7 @@ def _summary(found: dict[str, Any] | None, why: str) -> str:
     return f"erasures: {checks.in_words(found)}"
 
 
-def _deadline(late: Deadline) -> str:
+def _deadline(late: ErasureDeadline) -> str:
     return (
         f"  {late.id} ({late.state}): {late.mark} % of its time is used up, "
         f"due {late.due_at:%Y-%m-%d %H:%M} UTC"

@@ -23,12 +23,12 @@ from mm_tasks import runtime
 from mm_tasks.buffer import snapshot
 from mm_tasks.errors import AuditUnavailable, ConfigurationError
 from mm_tasks.monitoring import checks
-from mm_tasks.monitoring.rates import WINDOW_S, Window
+from mm_tasks.monitoring.rates import WINDOW_S, RateWindow
 
 if TYPE_CHECKING:
     from mm_tasks.buffer.snapshot import Snapshot
-    from mm_tasks.erasure.models import Deadline
-    from mm_tasks.monitoring.rates import Lately
+    from mm_tasks.erasure.models import ErasureDeadline
+    from mm_tasks.monitoring.rates import RecentRates
     from mm_tasks.runtime import Runtime
     from mm_tasks.settings import Settings
 
@@ -40,7 +40,7 @@ _DAY_S = 86_400
 
 def run(*, interval_s: float, once: bool) -> None:
     """Show the view until Ctrl-C or SIGTERM; once, where nobody watches or it is asked for."""
-    watch = Watch(runtime.current())
+    watch = RefreshingView(runtime.current())
     if once or not sys.stdout.isatty():
         # Rates are the difference of two looks.
         watch.view()
@@ -58,14 +58,14 @@ def run(*, interval_s: float, once: bool) -> None:
 
 
 @dataclass
-class Watch:
+class RefreshingView:
     """What was seen so far."""
 
     current: Runtime
-    window: Window = field(default_factory=Window)
+    window: RateWindow = field(default_factory=RateWindow)
     reasons: dict[str, int] = field(default_factory=dict)
     erasures: str = ""
-    deadlines: list[Deadline] = field(default_factory=list)
+    deadlines: list[ErasureDeadline] = field(default_factory=list)
     slow_at_s: float = -SLOW_S
     look: Snapshot | None = None
     away_since_s: float | None = None
@@ -136,7 +136,7 @@ def _places(look: Snapshot) -> Table:
     return table
 
 
-def _lines(look: Snapshot, lately: Lately, settings: Settings) -> list[Text]:
+def _lines(look: Snapshot, lately: RecentRates, settings: Settings) -> list[Text]:
     allowed = settings.batch_rate_per_s
     rate = (
         f"{lately.requests_per_s:.2f} of {allowed:g} requests a second "
@@ -164,7 +164,7 @@ def _stop(look: Snapshot) -> Text:
     return _line("paused", "no", "green")
 
 
-def _outcomes(lately: Lately) -> Text:
+def _outcomes(lately: RecentRates) -> Text:
     found = dict(lately.outcomes)
     if lately.ambiguous:
         found["maybe stored"] = lately.ambiguous
@@ -177,7 +177,7 @@ def _named(name: str, numbers: dict[str, int], nothing: str) -> Text:
     return _line(name, ", ".join(f"{what} {number:,}" for what, number in in_order) or nothing)
 
 
-def _deadline(one: Deadline) -> Text:
+def _deadline(one: ErasureDeadline) -> Text:
     left_s = (one.due_at - datetime.now(UTC)).total_seconds()
     left = f"{_span(left_s)} left" if left_s > 0 else f"overdue for {_span(-left_s)}"
     colour = "red" if one.mark >= 100 else "yellow" if one.mark else ""  # noqa: PLR2004 - percent

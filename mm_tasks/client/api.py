@@ -18,7 +18,7 @@ from mm_tasks import failpoints
 from mm_tasks.client import egress
 from mm_tasks.client.outcome import Ambiguous, Outcome, Unavailable
 from mm_tasks.client.responses import classify, classify_forget
-from mm_tasks.client.transport import CONNECT_TIMEOUT_S, EXCHANGE, DeadlineAdapter
+from mm_tasks.client.transport import CONNECT_TIMEOUT_S, DEADLINE, DeadlineAdapter
 from mm_tasks.events.lanes import IDENTIFY
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Client:
 
     def _exchange(self, path: str, body: bytes, *, is_forget: bool) -> Outcome:
         egress.admit(self._host)
-        EXCHANGE.start(self._timeout_s)
+        DEADLINE.start(self._timeout_s)
         kind = "connect"
         try:
             with self._session.post(
@@ -121,7 +121,7 @@ class Client:
         except (requests.RequestException, HTTPError, OSError) as error:
             kind = _kind(error)
         # The exception ends here: it holds the request, and that holds the key.
-        if not EXCHANGE.is_connected:
+        if not DEADLINE.is_connected:
             return Unavailable(kind)
         return Ambiguous("timeout" if kind == "timeout" else "cut")
 

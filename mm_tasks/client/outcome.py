@@ -12,7 +12,7 @@ from typing import get_args
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Response:
     """What an answer said of itself: HTTP status and the vendor's error code, or "-"."""
 
     status: int
@@ -30,7 +30,7 @@ class Delivered:
 class Throttled:
     """429. `retry_after_s` is what the vendor asked for, unclamped; None if unusable."""
 
-    answer: Answer
+    answer: Response
     retry_after_s: float | None = None
 
 
@@ -38,21 +38,21 @@ class Throttled:
 class Rejected:
     """400, 413 or 422: something in this request is refused; nothing was stored."""
 
-    answer: Answer
+    answer: Response
 
 
 @dataclass(frozen=True, slots=True)
 class Unauthorized:
     """401 or 403: the key is refused; nothing was stored."""
 
-    answer: Answer
+    answer: Response
 
 
 @dataclass(frozen=True, slots=True)
 class Misdirected:
     """3xx, 404, 405 or another 4xx: the host is wrong, not the data; nothing was stored."""
 
-    answer: Answer
+    answer: Response
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from mm_tasks.client.outcome import (
     Ambiguous,
-    Answer,
     Delivered,
     Misdirected,
     Outcome,
     Rejected,
+    Response,
     Throttled,
     Unauthorized,
 )
@@ -30,7 +30,7 @@ def classify(status: int, headers: Mapping[str, str], body: bytes | None) -> Out
     """Return what an answer means; `body` is None when it could not be read to its end."""
     said = _json_object(body)
     code = said.get("error")
-    answer = Answer(status, code if isinstance(code, str) and _CODE.fullmatch(code) else "-")
+    answer = Response(status, code if isinstance(code, str) and _CODE.fullmatch(code) else "-")
     if status in {200, 202}:
         return _success(status, said, body)
     if status == HTTPStatus.TOO_MANY_REQUESTS:

@@ -27,7 +27,7 @@ IDLE_MAX_S = 15.0
 CONNECT_TIMEOUT_S = 2.0
 
 
-class Exchange(threading.local):
+class Deadline(threading.local):
     """The request under way in this thread: when it must end, and whether it began."""
 
     ends_at: float = 0
@@ -46,7 +46,7 @@ class Exchange(threading.local):
         return left
 
 
-EXCHANGE = Exchange()
+DEADLINE = Deadline()
 
 
 class _DeadlineReader(io.RawIOBase):
@@ -59,8 +59,8 @@ class _DeadlineReader(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Any) -> int | None:  # noqa: ANN401 - any buffer
-        self._sock.settimeout(EXCHANGE.left_s())
+    def readinto(self, buffer: Any) -> int | None:
+        self._sock.settimeout(DEADLINE.left_s())
         return self._stream.readinto(buffer)
 
     def close(self) -> None:
@@ -69,7 +69,7 @@ class _DeadlineReader(io.RawIOBase):
 
 
 class _Response(http.client.HTTPResponse):
-    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
         self.fp.close()
         self.fp = io.BufferedReader(_DeadlineReader(sock))
@@ -82,14 +82,14 @@ class _Deadlines:
     sock: Any
     _used_at: float = 0
 
-    def request(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+    def request(self, *args: Any, **kwargs: Any) -> None:
         if self.sock is None:
             self.connect()  # type: ignore[attr-defined]
-        EXCHANGE.is_connected = True
-        self.sock.settimeout(EXCHANGE.left_s())
+        DEADLINE.is_connected = True
+        self.sock.settimeout(DEADLINE.left_s())
         super().request(*args, **kwargs)  # type: ignore[misc]
 
-    def getresponse(self) -> Any:  # noqa: ANN401
+    def getresponse(self) -> Any:
         response = super().getresponse()  # type: ignore[misc]
         self._used_at = time.monotonic()
         return response
@@ -117,14 +117,14 @@ class _HTTPSPool(HTTPSConnectionPool):
 
 
 class DeadlineAdapter(HTTPAdapter):
-    """A `requests` adapter whose connections obey `EXCHANGE`. It never repeats a request."""
+    """A `requests` adapter whose connections obey `DEADLINE`. It never repeats a request."""
 
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         """Use our pools."""
         super().init_poolmanager(*args, **kwargs)
         self.poolmanager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
 
-    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
         """Use our pools behind a proxy too."""
         manager = super().proxy_manager_for(*args, **kwargs)
         manager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}

@@ -51,7 +51,7 @@ class _Client(Redis):
     turns: asyncio.Semaphore
     answered_at: float
 
-    async def execute_command(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - redis-py's
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
         """As redis-py's; raises a plain `RedisError` where nothing was sent."""
         clock = asyncio.get_running_loop().time
         began = clock()
@@ -96,7 +96,7 @@ class _Client(Redis):
         return max(began, self.answered_at) + self.wait_s
 
 
-class LoopClients:
+class AsyncClients:
     """Clients that ask once and wait no longer than told."""
 
     def __init__(self, address: Address, *, sentinels_s: float, wait_s: float) -> None:

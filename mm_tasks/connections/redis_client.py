@@ -110,7 +110,7 @@ def _sentinel_transport(address: Address) -> dict[str, Any]:
     return {"master_name": address.master_name, "sentinel_kwargs": asked}
 
 
-def _kind(address: Address, of: Any) -> Any:  # noqa: ANN401 - redis or redis.asyncio
+def _kind(address: Address, of: Any) -> Any:
     """Return the class of its connections."""
     if address.path:
         return of.UnixDomainSocketConnection

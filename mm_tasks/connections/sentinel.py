@@ -31,7 +31,7 @@ _SKIPPED = (RedisConnectionError, RedisTimeoutError, ResponseError)
 _NOBODY = "no sentinel knows where the primary is"
 
 
-class _Ring:
+class _SentinelPool:
     def __init__(
         self, hosts: tuple[tuple[str, int], ...], options: Mapping[str, Any], *, whole_s: float
     ) -> None:
@@ -60,7 +60,7 @@ class _Ring:
             self._next = at + 1
 
 
-class Sentinels(_Ring):
+class Sentinels(_SentinelPool):
     """The sentinels of one address."""
 
     def discover_master(self, name: str) -> tuple[str, int]:
@@ -77,7 +77,7 @@ class Sentinels(_Ring):
         raise sentinel.MasterNotFoundError(_NOBODY)
 
 
-class LoopSentinels(_Ring):
+class LoopSentinels(_SentinelPool):
     """The sentinels of one address, for one event loop: asked once for all who wait for it."""
 
     def __init__(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
 from mm_tasks.contrib.request_context import Visit, VisitOptions, origin_form, quoted
-from mm_tasks.events.context import Carried
+from mm_tasks.events.context import RequestScope
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
@@ -44,7 +44,7 @@ class VisitMiddleware:
             if visit.issued is not None:
                 send = _issuing(visit, send)
         # Servers call an application for one request from within the one before it.
-        with Carried(read):
+        with RequestScope(read):
             await self._app(scope, receive, send)
 
 

@@ -19,6 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["VisitMiddleware", "add_visits"]
 
 
-def add_visits(app: Any, **options: Unpack[VisitKeywords]) -> None:  # noqa: ANN401 - a Starlette
+def add_visits(app: Any, **options: Unpack[VisitKeywords]) -> None:
     """Add the middleware to an application; keyword arguments are those of `VisitOptions`."""
     app.add_middleware(VisitMiddleware, **options)

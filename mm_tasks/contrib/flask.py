@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 class MMTasks:
     """The extension; keyword arguments are those of `VisitOptions`."""
 
-    def __init__(self, app: Any = None, **options: Unpack[VisitKeywords]) -> None:  # noqa: ANN401
+    def __init__(self, app: Any = None, **options: Unpack[VisitKeywords]) -> None:
         """Take the options, and the application if there is one yet."""
         self._options = options
         if app is not None:
             self.init_app(app)
 
-    def init_app(self, app: Any) -> None:  # noqa: ANN401 - a Flask, which is not imported here
+    def init_app(self, app: Any) -> None:
         """Wrap an application; once is enough."""
         if "mm_tasks" not in app.extensions:
             app.wsgi_app = VisitMiddleware(app.wsgi_app, **self._options)

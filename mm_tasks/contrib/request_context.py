@@ -136,12 +136,12 @@ class Visit:
         """Return what events have in common; only what the vendor takes, and never raise."""
         if self._fields is None:
             try:
-                self._fields, left_out = self._read()
+                self._fields, dropped_fields = self._read()
             except Exception as error:  # noqa: BLE001 - a request must not fail for its url
-                self._fields, left_out = {}, 1
+                self._fields, dropped_fields = {}, 1
                 log.warning("visit_unreadable", extra={"error": type(error).__name__})
-            if left_out:
-                _count(left_out)
+            if dropped_fields:
+                _count(dropped_fields)
         return self._fields
 
     def added(self, headers: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -168,7 +168,7 @@ class Visit:
         return scheme.lower() == "https"
 
     def _read(self) -> tuple[dict[str, str], int]:
-        anonymous_id, left_out = self._anonymous_id()
+        anonymous_id, dropped_fields = self._anonymous_id()
         path, query = self._request.target()
         path, query = _as_sent(path) or "/", _as_sent(query)
         referrer = _text(self._request.header("referer") or "")
@@ -182,10 +182,10 @@ class Visit:
         if host and _IS_HOST.fullmatch(host) and path.startswith("/"):
             found["url"] = self._trimmed(f"{scheme}://{host}{path}", query)
         elif host:
-            left_out += 1
+            dropped_fields += 1
         given = {name: value for name, value in found.items() if value}
         kept = usable(given)
-        return kept, left_out + len(given) - len(kept)
+        return kept, dropped_fields + len(given) - len(kept)
 
     def _anonymous_id(self) -> tuple[str | None, int]:
         """Return the id that came with the request, and how many were of no use."""
@@ -326,6 +326,6 @@ def _store_count(n: int) -> None:
     try:
         current = runtime.current()
         if current.has_broker:
-            current.producers[TRACK].count_left_out(n)
+            current.producers[TRACK].count_dropped_fields(n)
     except (MMTasksError, RedisError) as error:
         log.warning("left_out_not_counted", extra={"error": type(error).__name__})

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
 from mm_tasks.contrib.request_context import Visit, VisitOptions, origin_form, quoted
-from mm_tasks.events.context import Carried
+from mm_tasks.events.context import RequestScope
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -39,7 +39,7 @@ class VisitMiddleware:
         visit = Visit(self._options, EnvironRequest(environ))
         if visit.issued is not None:
             start_response = _issuing(visit, start_response)
-        carried = Carried(visit.fields)
+        carried = RequestScope(visit.fields)
         with carried:
             body = self._app(environ, start_response)
         if type(body) is list or type(body) is tuple or _is_file(body, environ):
@@ -52,7 +52,7 @@ class Body:
 
     __slots__ = ("_body", "_carried", "_steps")
 
-    def __init__(self, body: Iterable[bytes], carried: Carried) -> None:
+    def __init__(self, body: Iterable[bytes], carried: RequestScope) -> None:
         """Do nothing yet."""
         self._body, self._carried = body, carried
         self._steps: Iterator[bytes] | None = None
@@ -77,7 +77,7 @@ class Body:
 
 
 def _issuing(visit: Visit, start_response: StartResponse) -> StartResponse:
-    def issue(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:  # noqa: ANN401
+    def issue(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
         return start_response(status, [*headers, *visit.added(headers)], *rest)
 
     return issue

@@ -21,7 +21,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ReadOnlyError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from mm_tasks.buffer.attempt import Admitted, Exchange
+from mm_tasks.buffer.attempt import Admitted, RequestStats
 from mm_tasks.buffer.rate_limiter import SLOT_VALID_MS, Limiter
 from mm_tasks.client.outcome import NAMES, Ambiguous, Delivered, Unavailable
 from mm_tasks.delivery import retry
@@ -75,8 +75,8 @@ class Policy:
 class Delivery:
     """One lane. `limiter` is None for a lane that the vendor does not limit.
 
-    `beside` is the other lane of the same endpoint, if there is one: one probe is for both.
-    A lane that `yields` to it takes no slot that `beside` has a batch for, and none ahead of
+    `sibling` is the other lane of the same endpoint, if there is one: one probe is for both.
+    A lane that `low_priority` to it takes no slot that `sibling` has a batch for, and none ahead of
     time that it can do without.
     """
 
@@ -89,8 +89,8 @@ class Delivery:
         policy: Policy,
         load_fences: Callable[[], bool],
         *,
-        beside: Buffer | None = None,
-        yields: bool = False,
+        sibling: Buffer | None = None,
+        low_priority: bool = False,
     ) -> None:
         """Take the parts. A flush needs no client.
 
@@ -103,8 +103,8 @@ class Delivery:
         self._policy = policy
         self._load_fences = load_fences
         self._lease_ms = round(policy.lease_s * 1000)
-        self._beside = beside
-        self._yields_to = beside if yields else None
+        self._sibling = sibling
+        self._sibling_first = sibling if low_priority else None
 
     def flush(self, *, linger: bool = True) -> Iterator[Dispatch]:
         """Yield what is to be sent: forgotten and due batches first, then new ones.
@@ -128,23 +128,23 @@ class Delivery:
 
     def send(self, batch_id: str) -> float | None:
         """Make one attempt to send a batch; return in how many seconds to call again, or None."""
-        admitted = self._admitted(batch_id)
+        admitted = self._acquire_slot(batch_id)
         if not isinstance(admitted, Admitted):
             return admitted
         outcome: Outcome = Unavailable("late")
         # A process that was frozen since would send what the fence may have stopped by now.
         if time.monotonic() - admitted.asked_at_s < self._policy.lease_s / 2:
-            outcome, exchange = self._exchanged(admitted.bodies)
+            outcome, exchange = self._request(admitted.bodies)
             admitted = replace(admitted, exchange=exchange)
-        return self._recorded(lambda: self._settle(batch_id, admitted, outcome))
+        return self._record_with_retry(lambda: self._settle(batch_id, admitted, outcome))
 
-    def _exchanged(self, bodies: list[bytes]) -> tuple[Outcome, Exchange]:
+    def _request(self, bodies: list[bytes]) -> tuple[Outcome, RequestStats]:
         assert self._client is not None
         began_s = time.monotonic()
         outcome = self._client.send(self._buffer.lane, bodies)
         took_s = time.monotonic() - began_s
         body_bytes = sum(map(len, bodies)) + len(bodies) - 1 + BATCH_BRACKETS_BYTES
-        return outcome, Exchange(took_s, len(bodies), body_bytes)
+        return outcome, RequestStats(took_s, len(bodies), body_bytes)
 
     def _look(self, *, linger: bool) -> str:
         return self._buffer.look(late_ms=LATE_MS, claimed_max=CLAIMED_MAX, linger=linger)
@@ -205,16 +205,16 @@ class Delivery:
         yield from last
 
     def _endpoint(self) -> tuple[Buffer, ...]:
-        return (self._buffer,) if self._beside is None else (self._buffer, self._beside)
+        return (self._buffer,) if self._sibling is None else (self._buffer, self._sibling)
 
     def _slot(self) -> _Slot | None:
         if self._limiter is None:
             return _Slot(0, None)
         every_s, ahead_max_s = self._policy.flush_interval_s, None
-        if self._yields_to is not None:
-            if _wants_slot(self._yields_to):
+        if self._sibling_first is not None:
+            if _wants_slot(self._sibling_first):
                 return None
-            ahead_max_s = self._limiter.left_over_ahead_s(every_s)
+            ahead_max_s = self._limiter.spare_lookahead_s(every_s)
         slot = self._limiter.reserve(every_s, ahead_max_s=ahead_max_s)
         return None if slot is None else _Slot(slot.wait_s, slot.start_us)
 
@@ -227,7 +227,7 @@ class Delivery:
         while page := list(islice(ids, IDENTIFIES_A_MESSAGE)):
             yield Dispatch(self._buffer.lane, page, 0)
 
-    def _admitted(self, batch_id: str) -> Admitted | float | None:
+    def _acquire_slot(self, batch_id: str) -> Admitted | float | None:
         """Wait for the slot, or take one, and begin; otherwise when to call again, or None."""
         slot = "none" if self._limiter is None else ""
         ends_at = time.monotonic() + 2 * SLEEP_MAX_S
@@ -258,7 +258,7 @@ class Delivery:
     def _give_back(self, batch_id: str, wait_s: float) -> None:
         self._buffer.release(batch_id, "", wait_ms=round(wait_s * 1000), grace_ms=0)
 
-    def _recorded(self, settle: Callable[[], float | None]) -> float | None:
+    def _record_with_retry(self, settle: Callable[[], float | None]) -> float | None:
         """Settle, and while Redis is away try again: an outcome forgotten is a repeat (P3).
 
         Gives up after a lease: by then the batch counts as lapsed. What was applied
@@ -295,7 +295,11 @@ class Delivery:
                 if differs:
                     log.warning("batch_count_differs", extra={"batch_id": batch_id})
                 buffer.ack(
-                    batch_id, attempt.cut, token=token, count_differs=differs, exchange=exchange
+                    batch_id,
+                    attempt.generation,
+                    token=token,
+                    count_differs=differs,
+                    exchange=exchange,
                 )
                 return 0 if attempt.left else None
             case retry.Narrow():
@@ -333,7 +337,7 @@ class Delivery:
             batch_id,
             attempt.token,
             why=found.why,
-            singles_max=found.singles_max,
+            isolation_max=found.isolation_max,
             exchange=attempt.exchange,
         )
         if state == "buried":
@@ -367,7 +371,7 @@ class Delivery:
     def _pause(self, batch_id: str, pause: retry.Pause) -> None:
         probe_ms = round(self._policy.probe_interval_s * 1000)
         # The other lane's batches tell soon whether the refused events are but a bad import's.
-        is_import = self._yields_to is not None and pause.kind == retry.REJECTED
+        is_import = self._sibling_first is not None and pause.kind == retry.REJECTED
         is_paused = self._pauses.pause(
             batch_id,
             pause.kind,

@@ -15,11 +15,11 @@ from mm_tasks.client.backoff import backoff_s, throttle_s
 from mm_tasks.client.outcome import (
     NAMES,
     Ambiguous,
-    Answer,
     Delivered,
     Misdirected,
     Outcome,
     Rejected,
+    Response,
     Throttled,
     Unauthorized,
     Unavailable,
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 # "at least 20 single events refused and none accepted": the vendor changed its rules.
-SINGLES_MAX = 20
+ISOLATION_MAX = 20
 REJECTED, UNAVAILABLE = "rejected", "unavailable"
 # This many requests in a row without an answer make the project probe instead.
 FAILURES_MAX = 5
 
 
-class Attempt(Protocol):
+class AttemptState(Protocol):
     """What the decisions need to know of an attempt; see `buffer.Admitted`."""
 
     @property
@@ -69,9 +69,9 @@ class Narrow:
     """Something in it is refused: find out what. `why` becomes that of a dead letter."""
 
     kind: str
-    answer: Answer
+    answer: Response
     why: str
-    singles_max: int
+    isolation_max: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class Pause:
     """Sending is of no use for anybody; `failures_max` 0 pauses at once."""
 
     kind: str
-    answer: Answer
+    answer: Response
     failures_max: int = 0
 
 
@@ -104,7 +104,7 @@ Signal = Pause | Throttle | None
 
 
 def decide(  # noqa: PLR0911 - a row of the table each
-    outcome: Outcome, attempt: Attempt, *, park: bool, random_s: Callable[[float], float]
+    outcome: Outcome, attempt: AttemptState, *, park: bool, random_s: Callable[[float], float]
 ) -> Decision:
     """Say what happens to a batch after an attempt."""
     match outcome:
@@ -113,12 +113,12 @@ def decide(  # noqa: PLR0911 - a row of the table each
         case Rejected() if attempt.paused == REJECTED:
             return Retry(0, REJECTED)  # the vendor still refuses: bury nothing
         case Rejected(answer=answer):
-            return _narrow(outcome, answer, attempt, 0 if attempt.is_alone else SINGLES_MAX)
+            return _narrow(outcome, answer, attempt, 0 if attempt.is_alone else ISOLATION_MAX)
         case Unauthorized(answer=answer) | Misdirected(answer=answer) if _is_its_own(attempt):
-            return _narrow(outcome, answer, attempt, SINGLES_MAX)
+            return _narrow(outcome, answer, attempt, ISOLATION_MAX)
         case Ambiguous(kind=kind, status=status, code=code):
             if park:
-                why = _why("ambiguous", Answer(status or 0, code), attempt.attempt, kind)
+                why = _why("ambiguous", Response(status or 0, code), attempt.attempt, kind)
                 return Bury(why, "ambiguous", kind)
             return Retry(backoff_s(attempt.in_a_row, random_s), "ambiguous", kind)
         case Unavailable():
@@ -131,7 +131,7 @@ def decide(  # noqa: PLR0911 - a row of the table each
 
 
 def signal(  # noqa: PLR0911 - a row of the table each
-    outcome: Outcome, attempt: Attempt, random_s: Callable[[float], float]
+    outcome: Outcome, attempt: AttemptState, random_s: Callable[[float], float]
 ) -> Signal:
     """Say what the whole project should know of this outcome."""
     match outcome:
@@ -146,10 +146,10 @@ def signal(  # noqa: PLR0911 - a row of the table each
         case Unauthorized(answer=answer) | Misdirected(answer=answer):
             return Pause(NAMES[type(outcome)], answer)
         case Unavailable(kind=kind):
-            return Pause(UNAVAILABLE, Answer(0, kind), FAILURES_MAX)
+            return Pause(UNAVAILABLE, Response(0, kind), FAILURES_MAX)
         case Ambiguous(kind=kind, status=status, code=code):
             return Pause(
-                UNAVAILABLE, Answer(status or 0, code if code != "-" else kind), FAILURES_MAX
+                UNAVAILABLE, Response(status or 0, code if code != "-" else kind), FAILURES_MAX
             )
         case _:
             assert_never(outcome)
@@ -175,16 +175,18 @@ def lifts(paused: str, outcome: Outcome) -> bool:
             assert_never(outcome)
 
 
-def _is_its_own(attempt: Attempt) -> bool:
+def _is_its_own(attempt: AttemptState) -> bool:
     """Say whether a refusal is this batch's own fault: others pass, and nothing is paused."""
     return attempt.is_alone and not attempt.paused
 
 
-def _narrow(outcome: Outcome, answer: Answer, attempt: Attempt, singles_max: int) -> Narrow:
+def _narrow(
+    outcome: Outcome, answer: Response, attempt: AttemptState, isolation_max: int
+) -> Narrow:
     name = NAMES[type(outcome)]
-    return Narrow(name, answer, _why(name, answer, attempt.attempt), singles_max)
+    return Narrow(name, answer, _why(name, answer, attempt.attempt), isolation_max)
 
 
-def _why(reason: str, answer: Answer, attempt: int, kind: str = "") -> str:
+def _why(reason: str, answer: Response, attempt: int, kind: str = "") -> str:
     why = {"reason": reason, "status": answer.status, "code": answer.code, "attempts": attempt}
     return json.dumps(why | ({"kind": kind} if kind else {}), separators=(",", ":"))

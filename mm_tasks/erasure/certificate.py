@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from mm_tasks.erasure.audit.log import Head
-    from mm_tasks.erasure.audit.protocol import Progress
+    from mm_tasks.erasure.audit.protocol import ErasureState
 
     Entries = Sequence[dict[str, Any]]
 
@@ -74,12 +74,12 @@ def text(entries: Entries, end: Head, *, is_sqlite: bool, is_wal_empty: bool) ->
     return "\n\n".join(parts)
 
 
-def _replayed(entries: Entries) -> Progress:
-    progress: Progress | None = None
+def _replayed(entries: Entries) -> ErasureState:
+    progress: ErasureState | None = None
     try:
         for one in entries:
             progress = protocol.step(progress, one["entry"], one["details"], one["erasure"])
-    except protocol.Illegal:
+    except protocol.IllegalTransition:
         progress = None
     if progress is None:
         msg = "the entries of this erasure do not follow the protocol; see mm-tasks audit verify"
@@ -87,7 +87,7 @@ def _replayed(entries: Entries) -> Progress:
     return progress
 
 
-def _about(entries: Entries, progress: Progress) -> Iterable[str]:
+def _about(entries: Entries, progress: ErasureState) -> Iterable[str]:
     first = entries[0]
     yield f"Receipt of erasure {first['erasure']}"
     yield f"project {first['details']['project']}, state {progress.state}"
@@ -131,7 +131,7 @@ def _removed(entries: Entries) -> Iterable[str]:
         yield f"    {number:>7} {place}: {_PLACES.get(place.rpartition(':')[2], 'events')}"
 
 
-def _vendor(entries: Entries, progress: Progress) -> Iterable[str]:
+def _vendor(entries: Entries, progress: ErasureState) -> Iterable[str]:
     results = _all(entries, "result")
     good = [one for one in results if one["details"]["outcome"] == ACKNOWLEDGED]
     if not good:
@@ -162,7 +162,7 @@ def _ids(entries: Entries) -> Iterable[str]:
         yield "  Not wiped yet: one row of the audit database holds them until the erasure ended."
 
 
-def _not_done(entries: Entries, fresh: Entries, progress: Progress) -> Iterable[str]:
+def _not_done(entries: Entries, fresh: Entries, progress: ErasureState) -> Iterable[str]:
     state = progress.state
     if state in _UNCALLED:
         ended = _all(entries, state)[-1]

@@ -1,7 +1,7 @@
 """The register: what people ask of erasures, and what they are told.
 
 Requests, cancelling and lifting are one transaction each, with their entries. An answer
-holds the pseudonym, never an id of the subject. See `ledger` for the workflow's steps.
+holds the pseudonym, never an id of the subject. See `steps` for the workflow's steps.
 """
 
 from __future__ import annotations
@@ -16,11 +16,18 @@ from sqlalchemy import func, insert, select
 from mm_tasks.buffer import records
 from mm_tasks.erasure.audit import log as audit_log
 from mm_tasks.erasure.audit import tables
-from mm_tasks.erasure.audit.protocol import BLOCKED, OPEN, Illegal
+from mm_tasks.erasure.audit.protocol import BLOCKED, OPEN, IllegalTransition
 from mm_tasks.erasure.deadlines import mark, one_month_after
-from mm_tasks.erasure.models import Deadline, Opened, erasure_of, packed, passes_of, summary_of
+from mm_tasks.erasure.models import (
+    ErasureDeadline,
+    Opened,
+    erasure_of,
+    packed,
+    passes_of,
+    summary_of,
+)
 from mm_tasks.erasure.request import NAMES_SUBJECT, SUPPRESS, ErasureRequest, reference_rule
-from mm_tasks.erasure.rows import Move, Work, is_held, move, unfence
+from mm_tasks.erasure.rows import ErasureRows, Transition, is_held, transition, unfence
 from mm_tasks.errors import InvalidEvent, Problem
 from mm_tasks.timestamps import moment, stamp
 
@@ -41,7 +48,7 @@ _LISTED_MAX = 1000
 class Register:
     """What is known of the erasures of one project."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: ErasureRows) -> None:
         """Take the work rows; nothing is opened here."""
         self._work = work
 
@@ -70,14 +77,14 @@ class Register:
 
     def cancel(self, erasure: str, requested_by: str, now: datetime) -> frozenset[bytes]:
         """End an erasure before the vendor was called; return the tags no longer fenced."""
-        return self._end(erasure, move("cancelled", {"requested_by": requested_by}), now)
+        return self._end(erasure, transition("cancelled", {"requested_by": requested_by}), now)
 
     def reject(
         self, erasure: str, requested_by: str, outcome: str, now: datetime
     ) -> frozenset[bytes]:
         """As `cancel`, for a reason in a fixed word, such as `not_verified`."""
         details = {"requested_by": requested_by, "outcome": outcome}
-        return self._end(erasure, move("rejected", details), now)
+        return self._end(erasure, transition("rejected", details), now)
 
     def mark_duplicate(
         self, erasure: str, original: str, requested_by: str, now: datetime
@@ -87,15 +94,15 @@ class Register:
         with self._work.read() as connection:
             if self._work.find(connection, original) is None:
                 msg = "there is no such original"
-                raise Illegal(msg)
-        return self._end(erasure, move("duplicate_of", details, duplicate_of=original), now)
+                raise IllegalTransition(msg)
+        return self._end(erasure, transition("duplicate_of", details, duplicate_of=original), now)
 
     def lift(self, erasure: str, requested_by: str, now: datetime) -> frozenset[bytes]:
         """Let events of a completed erasure's subject in again; return the tags freed."""
         with self._work.transaction() as connection:
             row = self._found(connection, erasure)
             self._check_reference(row, requested_by)
-            lifted = move("lifted", {"requested_by": requested_by})
+            lifted = transition("lifted", {"requested_by": requested_by})
             self._work.advance(connection, row, [lifted], now)
             return unfence(connection, erasure, now)
 
@@ -104,7 +111,7 @@ class Register:
         with self._work.transaction() as connection:
             row = self._found(connection, erasure)
             self._check_reference(row, requested_by)
-            again = move("retried", {"requested_by": requested_by}, next_at=stamp(now))
+            again = transition("retried", {"requested_by": requested_by}, next_at=stamp(now))
             self._work.advance(connection, row, [again], now)
 
     def fences(self) -> Iterator[bytes]:
@@ -176,16 +183,16 @@ class Register:
         """Return how many erasures are open, overdue and blocked, and in which states these are."""
         return summed(self.deadlines(now), now)
 
-    def deadlines(self, now: datetime) -> list[Deadline]:
+    def deadlines(self, now: datetime) -> list[ErasureDeadline]:
         """Return all open erasures, by deadline; `mark` is 0 where less than 50 % is used up."""
         with self._work.read() as connection:
             return [deadline for deadline, _ in self._deadlines(connection, now)]
 
-    def overdue(self, now: datetime) -> list[Deadline]:
+    def overdue(self, now: datetime) -> list[ErasureDeadline]:
         """Return open erasures that used up 50, 80 or 100 % of their time, by deadline."""
         return [deadline for deadline in self.deadlines(now) if deadline.mark]
 
-    def newly_overdue(self, now: datetime) -> list[Deadline]:
+    def newly_overdue(self, now: datetime) -> list[ErasureDeadline]:
         """As `overdue`, but each mark of an erasure only once, to whoever asks first."""
         if not self.overdue(now):
             return []
@@ -250,7 +257,7 @@ class Register:
         connection: Connection,
         row: Row,
         request: ErasureRequest,
-        added: Move,
+        added: Transition,
         lease: tuple[datetime, float],
     ) -> Opened:
         """Note that an open erasure was asked for again, and what is new in that."""
@@ -285,7 +292,7 @@ class Register:
         row = self._work.find(connection, erasure)
         if row is None:
             msg = "there is no such erasure"
-            raise Illegal(msg)
+            raise IllegalTransition(msg)
         return row
 
     def _check_reference(self, row: Row, requested_by: str) -> None:
@@ -300,18 +307,20 @@ class Register:
         if rule:
             raise InvalidEvent([Problem("requested_by", rule)])
 
-    def _end(self, erasure: str, end: Move, now: datetime) -> frozenset[bytes]:
+    def _end(self, erasure: str, end: Transition, now: datetime) -> frozenset[bytes]:
         with self._work.transaction() as connection:
             row = self._found(connection, erasure)
             self._check_reference(row, str(end.details["requested_by"]))
             ended = {"ended_at": stamp(now), "next_at": None, "token": None, "lease_until": None}
             end = end._replace(changes={**end.changes, **ended})
-            self._work.advance(connection, row, [end, move("wiped", ids=None)], now)
+            self._work.advance(connection, row, [end, transition("wiped", ids=None)], now)
             freed = unfence(connection, erasure, now)
         self._work.truncate_wal()
         return freed
 
-    def _deadlines(self, connection: Connection, now: datetime) -> list[tuple[Deadline, int]]:
+    def _deadlines(
+        self, connection: Connection, now: datetime
+    ) -> list[tuple[ErasureDeadline, int]]:
         column = tables.erasures.c
         query = select(
             column.id, column.state, column.received_at, column.due_at, column.warned
@@ -320,11 +329,13 @@ class Register:
         for row in connection.execute(query.order_by(column.due_at, column.id)):
             received_at, due_at = moment(row.received_at), moment(row.due_at)
             reached = mark(received_at, due_at, now)
-            found.append((Deadline(row.id, row.state, received_at, due_at, reached), row.warned))
+            found.append(
+                (ErasureDeadline(row.id, row.state, received_at, due_at, reached), row.warned)
+            )
         return found
 
 
-def summed(known: Collection[Deadline], now: datetime) -> dict[str, Any]:
+def summed(known: Collection[ErasureDeadline], now: datetime) -> dict[str, Any]:
     """Return what `Register.summary` does, of all open erasures."""
     blocked = Counter(one.state for one in known if one.state in BLOCKED)
     return {
@@ -348,7 +359,7 @@ _NOT_STARTED: dict[str, Any] = {
 }
 
 
-def _ticket_added(row: Row, request: ErasureRequest, via: str, now: datetime) -> Move:
+def _ticket_added(row: Row, request: ErasureRequest, via: str, now: datetime) -> Transition:
     """Return what a repeated request changes.
 
     The earlier deadline holds, and so does the mode that keeps more events out.
@@ -367,14 +378,18 @@ def _ticket_added(row: Row, request: ErasureRequest, via: str, now: datetime) ->
         "via": via,
     }
     due_at = min(row["due_at"], stamp(one_month_after(received_at)))
-    return move("ticket_added", details, tickets=json.dumps(tickets), mode=mode, due_at=due_at)
+    return transition(
+        "ticket_added", details, tickets=json.dumps(tickets), mode=mode, due_at=due_at
+    )
 
 
-def _anonymous_added(user_id: str, anonymous: tuple[str, ...], added: int, now: datetime) -> Move:
+def _anonymous_added(
+    user_id: str, anonymous: tuple[str, ...], added: int, now: datetime
+) -> Transition:
     changes: dict[str, object] = {
         "ids": packed(user_id, anonymous),
         "anonymous": len(anonymous),
         "fenced_at": None,
         "next_at": stamp(now),
     }
-    return Move("anonymous_added", {"anonymous": added}, changes)
+    return Transition("anonymous_added", {"anonymous": added}, changes)

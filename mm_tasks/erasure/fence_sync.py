@@ -24,7 +24,7 @@ _LOOK_S = 0.05
 _log = getLogger(__name__)
 
 
-class Fencing:
+class FenceSync:
     """The fences of one project in both places."""
 
     def __init__(self, fence: Fence, register: Register) -> None:
@@ -37,10 +37,10 @@ class Fencing:
         """Raise `ConfigurationError` when Redis has the fences of another audit store."""
         self._fence.check_store(self._register.store_id)
 
-    def raise_(self, claim: Claim) -> None:
+    def add(self, claim: Claim) -> None:
         """Put up the fence for the subject of an erasure; raises what Redis raises."""
         register = self._register
-        self._fence.raise_(claim.erasure.tags, register.store_id, register.log_size())
+        self._fence.add(claim.erasure.tags, register.store_id, register.log_size())
 
     def load(self, when: When = "always") -> bool:
         """Make Redis's fences what SQL's are, and let this server count as loaded.
@@ -83,7 +83,7 @@ class Fencing:
             time.sleep(_LOOK_S)
         return False
 
-    def mend(self) -> None:
+    def reconcile(self) -> None:
         """Load again where Redis has another number of fences than SQL, or a load died.
 
         So was one that could not be raised, or lowered, because Redis was away; and what a

@@ -1,6 +1,6 @@
 """Erasures as values: what was asked, how far one is, and what a worker holds of it.
 
-Ids of a subject are in two of these, and in no `repr`. See `ledger` for the steps of
+Ids of a subject are in two of these, and in no `repr`. See `steps` for the steps of
 the workflow and `register` for what people ask.
 """
 
@@ -97,7 +97,7 @@ class Opened(NamedTuple):
     claim: Claim | None
 
 
-class Attempt(NamedTuple):
+class StepAttempt(NamedTuple):
     """One call to the vendor that is about to be made: of pass `n`."""
 
     erasure: str
@@ -105,7 +105,7 @@ class Attempt(NamedTuple):
     attempt: int
 
 
-class Answer(NamedTuple):
+class VendorAck(NamedTuple):
     """How a call ended.
 
     `status` is HTTP's, None when there was no answer. `outcome` is a fixed word;
@@ -119,7 +119,7 @@ class Answer(NamedTuple):
     next_at: datetime | None = None
 
 
-class Deadline(NamedTuple):
+class ErasureDeadline(NamedTuple):
     """An open erasure that has used up `mark` percent of its time, or more."""
 
     id: str

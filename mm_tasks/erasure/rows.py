@@ -1,6 +1,6 @@
 """Work rows: read one, move one on. Each move is a change of the row and its entry, or neither.
 
-`ledger` and `register` say which move; what may follow is `protocol`'s to say. Here is also
+`steps` and `register` say which move; what may follow is `protocol`'s to say. Here is also
 the one row that says which store this is, and whether ours is its pseudonym key.
 """
 
@@ -18,7 +18,7 @@ from sqlalchemy import insert, select, update
 
 from mm_tasks.erasure.audit import log as audit_log
 from mm_tasks.erasure.audit import protocol, tables
-from mm_tasks.erasure.audit.protocol import Progress
+from mm_tasks.erasure.audit.protocol import ErasureState
 from mm_tasks.erasure.audit.pseudonyms import SETTING
 from mm_tasks.erasure.models import Claim, erasure_of
 from mm_tasks.errors import AuditUnavailable, ConfigurationError
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _log = getLogger(__name__)
 
 
-class Move(NamedTuple):
+class Transition(NamedTuple):
     """An entry to be made, and what changes in the row besides what the entry implies."""
 
     kind: str
@@ -46,12 +46,14 @@ class Move(NamedTuple):
     changes: Mapping[str, object]
 
 
-def move(kind: str, details: Mapping[str, object] | None = None, **changes: object) -> Move:
+def transition(
+    kind: str, details: Mapping[str, object] | None = None, **changes: object
+) -> Transition:
     """Return a move: its kind, what the entry says, and the columns that change."""
-    return Move(kind, details or {}, changes)
+    return Transition(kind, details or {}, changes)
 
 
-class Work:
+class ErasureRows:
     """The erasures of one project in one audit store."""
 
     def __init__(self, log: AuditLog, pseudonyms: Pseudonyms, project: str) -> None:
@@ -97,7 +99,9 @@ class Work:
         row = connection.execute(query).mappings().one_or_none()
         return None if row is None else dict(row)
 
-    def advance(self, connection: Connection, row: Row, moves: list[Move], now: datetime) -> Row:
+    def advance(
+        self, connection: Connection, row: Row, moves: list[Transition], now: datetime
+    ) -> Row:
         """Make the moves in order, each with its entry; return the row as it is then.
 
         Raises `Illegal`, and the transaction changes nothing, where one may not follow.
@@ -121,7 +125,7 @@ class Work:
 
     def open(self, connection: Connection, values: dict[str, Any], details: Row) -> None:
         """Insert a new row and its first entry."""
-        first = move("received", details)
+        first = transition("received", details)
         values["state"] = protocol.step(None, first.kind, first.details).state
         connection.execute(insert(tables.erasures).values(values))
         audit_log.append(connection, _entry(values, first, values["accepted_at"]))
@@ -198,23 +202,25 @@ def unfence(connection: Connection, erasure: str, now: datetime) -> frozenset[by
     return frozenset(bytes.fromhex(row.tag) for row in rows if row.tag not in still)
 
 
-def numbers(row: Row, column: str) -> Any:  # noqa: ANN401 - JSON
+def numbers(row: Row, column: str) -> Any:
     """Return what a column holds as JSON."""
     return json.loads(row[column])
 
 
-def _entry(row: Row, one: Move, now: datetime | str) -> audit_log.Entry:
+def _entry(row: Row, one: Transition, now: datetime | str) -> audit_log.StoredEntry:
     at = now if isinstance(now, str) else stamp(now)
-    return audit_log.Entry(row["id"], row["pseudonym"], row["epoch"], one.kind, one.details, at)
+    return audit_log.StoredEntry(
+        row["id"], row["pseudonym"], row["epoch"], one.kind, one.details, at
+    )
 
 
-def _progress(connection: Connection, row: Row) -> Progress:
+def _progress(connection: Connection, row: Row) -> ErasureState:
     """Return how far the rows say an erasure is: what a replay of its entries gives."""
     column = tables.passes.c
     query = select(column.attempt, column.n, column.round, column.outcome)
     rows = connection.execute(query.where(column.erasure == row["id"])).all()
     newest = next((one for one in rows if one.attempt == row["attempts"]), None)
-    return Progress(
+    return ErasureState(
         state=row["state"],
         passes=len(json.loads(row["passes_s"])),
         acknowledged=row["acknowledged"],

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mm_tasks.erasure.commands import Register
-    from mm_tasks.erasure.fence_sync import Fencing
+    from mm_tasks.erasure.fence_sync import FenceSync
     from mm_tasks.erasure.models import Claim
     from mm_tasks.erasure.request import ErasureRequest
-    from mm_tasks.erasure.steps import Ledger
+    from mm_tasks.erasure.steps import ErasureSteps
 
 _log = getLogger(__name__)
 
@@ -38,20 +38,20 @@ class Accepted(NamedTuple):
     is_new: bool
 
 
-class Intake:
+class ErasureService:
     """The door for people; `erasure` does the work."""
 
     def __init__(
         self,
-        ledger: Ledger,
+        steps: ErasureSteps,
         register: Register,
-        fencing: Fencing,
+        fence_sync: FenceSync,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """Take everything as arguments; nothing is read here."""
-        self._ledger = ledger
+        self._steps = steps
         self._register = register
-        self._fencing = fencing
+        self._fence_sync = fence_sync
         self._clock = clock
 
     def request(self, asked: ErasureRequest, *, via: str = "call") -> Accepted:
@@ -62,7 +62,7 @@ class Intake:
         """
         # Where Redis is away nobody can tell, and the fence itself is refused later.
         with suppress(RedisError):
-            self._fencing.check_store()
+            self._fence_sync.check_store()
         opened = self._register.open_request(asked, self._clock(), via=via)
         is_fenced = opened.is_fenced
         if opened.claim is not None:
@@ -98,12 +98,12 @@ class Intake:
         is_up = False
         try:
             try:
-                self._fencing.raise_(claim)
+                self._fence_sync.add(claim)
                 is_up = True
-                self._ledger.mark_fenced(claim, self._clock())
+                self._steps.mark_fenced(claim, self._clock())
             except RedisError as error:
                 _log.warning("fence_not_raised", extra={"error": type(error).__name__})
-            self._ledger.release(claim)
+            self._steps.release(claim)
         except AuditUnavailable:
             # The request is committed. A sweep takes over once the short lease has run out.
             _log.warning("fence_not_noted", extra={"erasure": claim.id})
@@ -112,6 +112,6 @@ class Intake:
     def _lower(self) -> None:
         """Take what SQL fences no more out of Redis; a sweep does it where that is away."""
         try:
-            self._fencing.load()
+            self._fence_sync.load()
         except (RedisError, AuditUnavailable) as error:
             _log.warning("fence_not_lowered", extra={"error": type(error).__name__})

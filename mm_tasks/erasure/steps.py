@@ -21,9 +21,9 @@ from sqlalchemy import insert, or_, select, update
 
 from mm_tasks.erasure.audit import protocol, tables
 from mm_tasks.erasure.audit.protocol import ACKNOWLEDGED, OPEN
-from mm_tasks.erasure.models import Answer, Attempt, Claim, Erasure, erasure_of
+from mm_tasks.erasure.models import Claim, Erasure, StepAttempt, VendorAck, erasure_of
 from mm_tasks.erasure.request import ONCE
-from mm_tasks.erasure.rows import Move, Work, is_held, move, numbers, unfence
+from mm_tasks.erasure.rows import ErasureRows, Transition, is_held, numbers, transition, unfence
 from mm_tasks.timestamps import moment, stamp
 
 if TYPE_CHECKING:
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 _DUE_MAX = 100
 
 
-class Ledger:
+class ErasureSteps:
     """The steps of the erasures of one project."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: ErasureRows) -> None:
         """Take the work rows; nothing is opened here."""
         self._work = work
 
@@ -91,7 +91,7 @@ class Ledger:
 
     def mark_fenced(self, claim: Claim, now: datetime) -> Claim | None:
         """Note that the fence is up: no attempt with the subject's events is admitted."""
-        return self._noted(claim, now, move("fenced", fenced_at=stamp(now)))
+        return self._noted(claim, now, transition("fenced", fenced_at=stamp(now)))
 
     def mark_purged(self, claim: Claim, removed: Mapping[str, int], now: datetime) -> Claim | None:
         """Note that our own copies are gone, and how many there were in which place."""
@@ -101,7 +101,7 @@ class Ledger:
             place: before.get(place, 0) + removed.get(place, 0) for place in {**before, **removed}
         }
         return self._noted(
-            claim, now, move("purged", {"removed": dict(removed)}, removed=json.dumps(total))
+            claim, now, transition("purged", {"removed": dict(removed)}, removed=json.dumps(total))
         )
 
     def mark_quiesced(self, claim: Claim, passes_s: Sequence[float], now: datetime) -> Claim | None:
@@ -119,10 +119,10 @@ class Ledger:
                 "passes_s": json.dumps(list(passes_s)),
                 "next_at": stamp(now + timedelta(seconds=passes_s[0])),
             }
-            noted = Move("quiesced", {"passes": len(passes_s)}, changes)
+            noted = Transition("quiesced", {"passes": len(passes_s)}, changes)
             return _claim(claim, self._work.advance(connection, row, [noted], now))
 
-    def intent(self, claim: Claim, now: datetime) -> Attempt | None:
+    def intent(self, claim: Claim, now: datetime) -> StepAttempt | None:
         """Note that the vendor is about to be called; call only with what this returns.
 
         None where the claim is lost, or no pass is due any more.
@@ -133,7 +133,7 @@ class Ledger:
             if row is None or row["next_at"] is None or row["next_at"] > stamp(now):
                 return None
             n, attempt = row["acknowledged"] + 1, row["attempts"] + 1
-            noted = move("intent", {"pass": n, "attempt": attempt})
+            noted = transition("intent", {"pass": n, "attempt": attempt})
             self._work.advance(connection, row, [noted], now)
             values = {
                 "erasure": claim.id,
@@ -144,9 +144,9 @@ class Ledger:
                 "sent_at": stamp(now),
             }
             connection.execute(insert(tables.passes).values(values))
-            return Attempt(claim.id, n, attempt)
+            return StepAttempt(claim.id, n, attempt)
 
-    def result(self, attempt: Attempt, answer: Answer, now: datetime) -> Erasure:
+    def result(self, attempt: StepAttempt, answer: VendorAck, now: datetime) -> Erasure:
         """Note how a call ended, and what follows if the erasure still waits for it.
 
         Safe to repeat: the first answer to an attempt stays.
@@ -155,7 +155,7 @@ class Ledger:
             row = self._work.find(connection, attempt.erasure)
             if row is None:
                 msg = "there is no such erasure"
-                raise protocol.Illegal(msg)
+                raise protocol.IllegalTransition(msg)
             if _is_answered(connection, attempt):
                 return erasure_of(row)
             moves = [_result(attempt, answer), *_following(row, attempt, answer)]
@@ -184,13 +184,13 @@ class Ledger:
             if row is None:
                 return None
             ended = {"ended_at": stamp(now), "next_at": None, "token": None, "lease_until": None}
-            moves = [move("aof_rewritten", {"outcome": aof})] if aof else []
+            moves = [transition("aof_rewritten", {"outcome": aof})] if aof else []
             moves += [
-                Move("completed", {"acknowledged": row["acknowledged"]}, ended),
-                move("wiped", ids=None),
+                Transition("completed", {"acknowledged": row["acknowledged"]}, ended),
+                transition("wiped", ids=None),
             ]
             if row["mode"] == ONCE:
-                moves.append(move("lifted", {"requested_by": None}))
+                moves.append(transition("lifted", {"requested_by": None}))
                 unfence(connection, claim.id, now)
             row = self._work.advance(connection, row, moves, now)
         self._work.truncate_wal()
@@ -201,7 +201,7 @@ class Ledger:
         row = self._work.find(connection, claim.id)
         return row if row is not None and row["token"] == claim.token else None
 
-    def _noted(self, claim: Claim, now: datetime, noted: Move) -> Claim | None:
+    def _noted(self, claim: Claim, now: datetime, noted: Transition) -> Claim | None:
         with self._work.transaction() as connection:
             row = self._held(connection, claim)
             if row is None:
@@ -213,7 +213,7 @@ def _claim(claim: Claim, row: Row) -> Claim:
     return Claim(claim.id, claim.token, erasure_of(row))
 
 
-def _is_answered(connection: Connection, attempt: Attempt) -> bool:
+def _is_answered(connection: Connection, attempt: StepAttempt) -> bool:
     column = tables.passes.c
     query = select(column.outcome).where(
         column.erasure == attempt.erasure, column.attempt == attempt.attempt
@@ -221,28 +221,28 @@ def _is_answered(connection: Connection, attempt: Attempt) -> bool:
     return connection.execute(query).scalar() is not None
 
 
-def _result(attempt: Attempt, answer: Answer) -> Move:
+def _result(attempt: StepAttempt, answer: VendorAck) -> Transition:
     details = {
         "pass": attempt.n,
         "attempt": attempt.attempt,
         "status": answer.status,
         "outcome": answer.outcome,
     }
-    return move("result", details)
+    return transition("result", details)
 
 
-def _following(row: Row, attempt: Attempt, answer: Answer) -> list[Move]:
+def _following(row: Row, attempt: StepAttempt, answer: VendorAck) -> list[Transition]:
     """Return what follows an answer; nothing where another attempt is waited for."""
     if row["state"] != "submitted" or row["attempts"] != attempt.attempt:
         return []
     if answer.outcome != ACKNOWLEDGED:
         next_at = None if answer.next_at is None else stamp(answer.next_at)
-        return [move(answer.then, {"next_at": next_at}, next_at=next_at)]
+        return [transition(answer.then, {"next_at": next_at}, next_at=next_at)]
     if attempt.n == len(numbers(row, "passes_s")):
         # Stays submitted and due, with nothing left to call: `complete` is its next step.
         return []
     next_at = stamp(_due_at(row, attempt.n + 1))
-    return [move("settling", {"next_at": next_at}, next_at=next_at)]
+    return [transition("settling", {"next_at": next_at}, next_at=next_at)]
 
 
 def _due_at(row: Row, n: int) -> datetime:

@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mm_tasks.erasure.audit import pseudonyms
-from mm_tasks.erasure.audit.checkpoints import Checkpoint, Outside
+from mm_tasks.erasure.audit.checkpoints import Checkpoint, CheckpointSinks
 from mm_tasks.erasure.audit.database import Database
 from mm_tasks.erasure.audit.log import AuditLog
 from mm_tasks.erasure.audit.pseudonyms import Pseudonyms
 from mm_tasks.erasure.commands import Register, summed
-from mm_tasks.erasure.rows import Work
-from mm_tasks.erasure.steps import Ledger
+from mm_tasks.erasure.rows import ErasureRows
+from mm_tasks.erasure.steps import ErasureSteps
 from mm_tasks.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-    from mm_tasks.erasure.models import Deadline
+    from mm_tasks.erasure.models import ErasureDeadline
 
 CHECKPOINTS = "checkpoints"
 
 
-class Archive:
+class AuditStore:
     """What is kept of erasures. Opens nothing until it is asked."""
 
     def __init__(
@@ -48,20 +48,20 @@ class Archive:
         self._project = project
         self._state_dir = state_dir
         self._pseudonym_key = pseudonym_key
-        self.log = AuditLog(Database(url), Outside(state_dir / CHECKPOINTS, hook))
-        self._work: Work | None = None
+        self.log = AuditLog(Database(url), CheckpointSinks(state_dir / CHECKPOINTS, hook))
+        self._work: ErasureRows | None = None
 
     @property
-    def ledger(self) -> Ledger:
+    def steps(self) -> ErasureSteps:
         """Return the steps of erasures; raises `ConfigurationError` without a usable key."""
-        return Ledger(self._opened())
+        return ErasureSteps(self._opened())
 
     @property
     def register(self) -> Register:
         """Return what is known of erasures; raises `ConfigurationError` without a usable key."""
         return Register(self._opened())
 
-    def look(self, now: datetime) -> tuple[dict[str, Any], list[Deadline]]:
+    def look(self, now: datetime) -> tuple[dict[str, Any], list[ErasureDeadline]]:
         """Return the numbers of erasures, as `Register.summary`, and all open ones.
 
         Nothing is made by looking: no database, no key. Raises `AuditUnavailable` or
@@ -76,8 +76,8 @@ class Archive:
         known = self.register.deadlines(now)
         return summed(known, now), known
 
-    def _opened(self) -> Work:
+    def _opened(self) -> ErasureRows:
         if self._work is None:
             mine = Pseudonyms.load(self._pseudonym_key, self._state_dir)
-            self._work = Work(self.log, mine, self._project)
+            self._work = ErasureRows(self.log, mine, self._project)
         return self._work

@@ -33,7 +33,7 @@ from mm_tasks.client.outcome import (
     Unavailable,
 )
 from mm_tasks.erasure.audit.protocol import ACKNOWLEDGED, WORD_CHARACTERS_MAX
-from mm_tasks.erasure.models import Answer
+from mm_tasks.erasure.models import VendorAck
 from mm_tasks.erasure.request import ONCE
 from mm_tasks.errors import AuditChainBroken, AuditUnavailable, ConfigurationError
 
@@ -43,9 +43,9 @@ if TYPE_CHECKING:
     from mm_tasks.buffer.purge import Purge
     from mm_tasks.client.api import Client
     from mm_tasks.erasure.commands import Register
-    from mm_tasks.erasure.fence_sync import Fencing
-    from mm_tasks.erasure.models import Attempt, Claim, Erasure
-    from mm_tasks.erasure.steps import Ledger
+    from mm_tasks.erasure.fence_sync import FenceSync
+    from mm_tasks.erasure.models import Claim, Erasure, StepAttempt
+    from mm_tasks.erasure.steps import ErasureSteps
 
 _log = getLogger(__name__)
 
@@ -76,18 +76,18 @@ class ErasureWorkflow:
 
     def __init__(  # noqa: PLR0913, PLR0917 - the stages that it knows
         self,
-        ledger: Ledger,
+        steps: ErasureSteps,
         register: Register,
-        fencing: Fencing,
+        fence_sync: FenceSync,
         purge: Purge,
         client: Client,
         policy: ErasurePolicy,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """Take the parts; nothing is read here."""
-        self._ledger = ledger
+        self._steps = steps
         self._register = register
-        self._fencing = fencing
+        self._fence_sync = fence_sync
         self._purge = purge
         self._client = client
         self._policy = policy
@@ -98,27 +98,27 @@ class ErasureWorkflow:
 
         Raises what Redis raises, and `AuditUnavailable`; the erasure is then found again.
         """
-        claim = self._ledger.claim(erasure_id, self._clock(), self._policy.lease_s)
+        claim = self._steps.claim(erasure_id, self._clock(), self._policy.lease_s)
         try:
             while claim is not None and self._is_due(claim.erasure):
                 at_step = claim
                 claim = self._step(claim)
         except RedisError:
-            self._ledger.release(at_step, self._in(_REDIS_AWAY_S))
+            self._steps.release(at_step, self._in(_REDIS_AWAY_S))
             raise
         if claim is not None:
-            self._ledger.release(claim)
+            self._steps.release(claim)
 
     def sweep(self) -> None:
         """Do whatever is due, although all messages were lost; warn of deadlines."""
         ends_at = time.monotonic() + _SWEEP_S
         try:
-            self._fencing.mend()
+            self._fence_sync.reconcile()
         except (RedisError, AuditChainBroken, ConfigurationError) as error:
             # The fence stays as it is, and what does not need it goes on.
             kind = type(error).__name__
             _log.error("fences_not_mended error=%s", kind, extra={"error": kind})
-        for erasure_id in self._ledger.due(self._clock()):
+        for erasure_id in self._steps.due(self._clock()):
             if time.monotonic() > ends_at:
                 break
             try:
@@ -143,11 +143,11 @@ class ErasureWorkflow:
         """Take the next step; return None when the erasure ended, or is not ours any more."""
         match claim.erasure.step:
             case "fence":
-                self._fencing.raise_(claim)
-                return self._ledger.mark_fenced(claim, self._clock())
+                self._fence_sync.add(claim)
+                return self._steps.mark_fenced(claim, self._clock())
             case "purge":
                 scan = self._purge.scan(claim.erasure.tags, self._keeping(claim))
-                return self._ledger.mark_purged(claim, scan.removed, self._clock())
+                return self._steps.mark_purged(claim, scan.removed, self._clock())
             case "quiesce":
                 return self._quiesce(claim)
             case "call":
@@ -162,22 +162,22 @@ class ErasureWorkflow:
         scan = self._purge.scan(claim.erasure.tags, self._keeping(claim))
         now = self._clock()
         if scan.removed.total():
-            return self._ledger.mark_purged(claim, scan.removed, now)
+            return self._steps.mark_purged(claim, scan.removed, now)
         if not scan.sending_ms:
-            return self._ledger.mark_quiesced(claim, self._policy.passes_s, now)
-        self._ledger.release(claim, self._in(min(_QUIESCE_S, scan.sending_ms / 1000)))
+            return self._steps.mark_quiesced(claim, self._policy.passes_s, now)
+        self._steps.release(claim, self._in(min(_QUIESCE_S, scan.sending_ms / 1000)))
         return None
 
     def _call(self, claim: Claim) -> Claim | None:
-        attempt = self._ledger.intent(claim, self._clock())
+        attempt = self._steps.intent(claim, self._clock())
         if attempt is None:
-            self._ledger.release(claim)
+            self._steps.release(claim)
             return None
         outcome = self._client.forget(claim.erasure.user_id)
-        erasure = self._recorded(attempt, self._answer(claim.erasure, outcome))
+        erasure = self._record_with_retry(attempt, self._answer(claim.erasure, outcome))
         return replace(claim, erasure=erasure)
 
-    def _answer(self, erasure: Erasure, outcome: Outcome) -> Answer:
+    def _answer(self, erasure: Erasure, outcome: Outcome) -> VendorAck:
         word, status, then, wait_s = _read(outcome)
         if then == "retrying":
             wait_s = _backoff_s(erasure.attempts - erasure.acknowledged)
@@ -186,16 +186,16 @@ class ErasureWorkflow:
         elif then == "waiting_key":
             wait_s = self._policy.probe_interval_s
         next_at = self._in(wait_s) if then else None
-        return Answer(status, word, then, next_at)
+        return VendorAck(status, word, then, next_at)
 
-    def _recorded(self, attempt: Attempt, answer: Answer) -> Erasure:
+    def _record_with_retry(self, attempt: StepAttempt, answer: VendorAck) -> Erasure:
         """Note the answer, also where SQL is away for a while: an intent without a result is
         a call of which nobody can say how it ended.
         """
         ends_at = time.monotonic() + self._policy.lease_s / 2
         while True:
             try:
-                return self._ledger.result(attempt, answer, self._clock())
+                return self._steps.result(attempt, answer, self._clock())
             except AuditUnavailable:
                 if time.monotonic() > ends_at:
                     raise
@@ -204,9 +204,9 @@ class ErasureWorkflow:
     def _complete(self, claim: Claim) -> Claim | None:
         wait_s = min(_AOF_WAIT_S, self._policy.lease_s / 2)
         word = self._purge.rewrite_aof(wait_s)
-        ended = self._ledger.complete(claim, self._clock(), word)
+        ended = self._steps.complete(claim, self._clock(), word)
         if ended is not None and ended.mode == ONCE:
-            self._fencing.load()
+            self._fence_sync.load()
         return None
 
     def _keeping(self, claim: Claim) -> Callable[[], object]:
@@ -214,13 +214,13 @@ class ErasureWorkflow:
         lease_s = self._policy.lease_s
         extend_at = time.monotonic() + lease_s / 3
 
-        def went_on() -> None:
+        def keep_alive() -> None:
             nonlocal extend_at
             if time.monotonic() > extend_at:
-                self._ledger.extend(claim, self._clock(), lease_s)
+                self._steps.extend(claim, self._clock(), lease_s)
                 extend_at = time.monotonic() + lease_s / 3
 
-        return went_on
+        return keep_alive
 
     def _in(self, seconds: float) -> datetime:
         return self._clock() + timedelta(seconds=seconds)

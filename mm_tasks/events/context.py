@@ -36,7 +36,7 @@ Reader = Callable[[], Mapping[str, Any]]
 _current: ContextVar[Reader | None] = ContextVar("mm_tasks_ambient", default=None)
 
 
-class Carried:
+class RequestScope:
     """What one request gives its events, in each of its steps and nowhere else.
 
         with carried:  # a step
@@ -91,7 +91,7 @@ def context(**fields: Unpack[SharedFields]) -> Iterator[None]:
             _current.set(around)
 
 
-def added(lane: str, given: dict[str, Any], taken: tuple[str, ...] = ()) -> dict[str, Any]:
+def with_context(lane: str, given: dict[str, Any], taken: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return the fields of a call with what it did not give; `taken` were given by position."""
     around = _current.get()
     if around is None:

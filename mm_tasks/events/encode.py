@@ -21,7 +21,7 @@ from pydantic_core import Url, to_json
 from mm_tasks.errors import EventTooLarge, Problem
 from mm_tasks.events.explain import refusal
 from mm_tasks.events.limits import BATCH_BRACKETS_BYTES, BATCH_BYTES_MAX
-from mm_tasks.events.properties import Refused, check_size, now, plain_object, surely_fits
+from mm_tasks.events.properties import InvalidValue, check_size, now, plain_object, surely_fits
 from mm_tasks.events.rules import (
     IDENTIFY_SHAPE,
     TOO_LONG,
@@ -93,7 +93,7 @@ def _encode(given: dict[str, Any], shape: Shape) -> tuple[dict[str, Any], bytes]
         Url(event["url"])
     body = to_json(event)
     if not body.isascii() and too_long_fields(event, shape):
-        raise Refused(TOO_LONG)
+        raise InvalidValue(TOO_LONG)
     if shape.free in event and not surely_fits(len(body)):
         check_size(event[shape.free])
     return event, body

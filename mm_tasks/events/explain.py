@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic_core import Url, ValidationError
 
 from mm_tasks.errors import EventTooLarge, InvalidEvent, Problem
-from mm_tasks.events.properties import Refused, check_object
+from mm_tasks.events.properties import InvalidValue, check_object
 from mm_tasks.events.rules import TOO_LONG, Shape, present_fields, too_long_fields, vendor_timestamp
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def refusal(fields: object, shape: Shape) -> InvalidEvent:
     """Return the error that says why `fields` were refused, with every rule found broken."""
     try:
         problems, is_size = _explain(fields, shape)
-    except Refused as refused:
+    except InvalidValue as refused:
         problems, is_size = [Problem("event", refused.rules[0])], False
     except Exception:  # noqa: BLE001 - a hostile object raises what it likes
         problems, is_size = [], False
@@ -44,7 +44,7 @@ def refusal(fields: object, shape: Shape) -> InvalidEvent:
     return EventTooLarge(problems) if is_size else InvalidEvent(problems)
 
 
-def _explain(fields: Any, shape: Shape) -> tuple[list[Problem], bool]:  # noqa: ANN401 - anything
+def _explain(fields: Any, shape: Shape) -> tuple[list[Problem], bool]:
     """Return the problems, and whether a limit in bytes is all there is."""
     given = present_fields(fields, shape)
     problems = [_unknown(name, shape) for name in given if name not in shape.names]
@@ -52,22 +52,22 @@ def _explain(fields: Any, shape: Shape) -> tuple[list[Problem], bool]:  # noqa: 
     if "timestamp" in texts:
         refused = _attempt(vendor_timestamp, texts.pop("timestamp"))
         problems += [Problem("timestamp", rule) for rule in refused.rules]
-    free = _attempt(check_object, texts.pop(shape.free)) if shape.free in texts else Refused()
+    free = _attempt(check_object, texts.pop(shape.free)) if shape.free in texts else InvalidValue()
     problems += _text_problems(texts, shape)
     is_size = free.is_size and not problems
     problems += [Problem(shape.free, rule) for rule in free.rules]
     return problems, is_size
 
 
-def _attempt(check: Callable[[Any], object], value: object) -> Refused:
+def _attempt(check: Callable[[Any], object], value: object) -> InvalidValue:
     """Return what `check` refused; without rules if nothing."""
     try:
         check(value)
-    except Refused as refused:
-        return Refused(*refused.rules, is_size=refused.is_size)
+    except InvalidValue as refused:
+        return InvalidValue(*refused.rules, is_size=refused.is_size)
     except Exception:  # noqa: BLE001 - a hostile object raises what it likes
-        return Refused(_UNREADABLE)
-    return Refused()
+        return InvalidValue(_UNREADABLE)
+    return InvalidValue()
 
 
 def _unknown(name: object, shape: Shape) -> Problem:
@@ -98,7 +98,7 @@ def _text_problems(texts: dict[str, Any], shape: Shape) -> list[Problem]:
     return [Problem(name, problems[name]) for name in shape.names if name in problems]
 
 
-def _rule(detail: Any, texts: dict[str, Any], shape: Shape) -> str:  # noqa: ANN401 - pydantic's
+def _rule(detail: Any, texts: dict[str, Any], shape: Shape) -> str:
     name = detail["loc"][0]
     if detail["type"] == "string_too_long":
         return TOO_LONG.format(shape.characters_max[name])

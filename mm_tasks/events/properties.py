@@ -62,7 +62,7 @@ _REFUSED_TYPES: tuple[tuple[tuple[type, ...], str], ...] = (
 )
 
 
-class Refused(Exception):  # noqa: N818 - never leaves `events`
+class InvalidValue(Exception):  # noqa: N818 - never leaves `events`
     """The rules that were broken; `is_size` if a limit in bytes was the only one."""
 
     def __init__(self, *rules: str, is_size: bool = False) -> None:
@@ -86,7 +86,7 @@ def _second(seconds: int) -> str:
 def instant(value: datetime) -> str:
     """Return `YYYY-MM-DDTHH:MM:SS.mmmZ`, truncated to milliseconds (the vendor's form).
 
-    Raise `Refused` for a naive time, and for one that UTC cannot express.
+    Raise `InvalidValue` for a naive time, and for one that UTC cannot express.
     """
     rule = _NAIVE
     try:
@@ -102,11 +102,11 @@ def instant(value: datetime) -> str:
         pass
     except Exception:  # noqa: BLE001 - a tzinfo is the caller's code
         rule = _UNREADABLE
-    raise Refused(rule)
+    raise InvalidValue(rule)
 
 
 def plain_object(value: object) -> dict[str, Any]:
-    """Return `value` as a JSON object that holds JSON's types alone, or raise `Refused`.
+    """Return `value` as a JSON object that holds JSON's types alone, or raise `InvalidValue`.
 
     What is already plain is returned itself, not a copy. Two rules are left to the
     caller, who sees them for nothing while encoding: lone surrogates and the size.
@@ -117,17 +117,17 @@ def plain_object(value: object) -> dict[str, Any]:
 
 
 def check_object(value: object) -> None:
-    """Raise `Refused` with every broken rule found, those left to the caller included."""
+    """Raise `InvalidValue` with every broken rule found, those left to the caller included."""
     check_size(_converted(value))
 
 
 def check_size(plain: dict[str, Any]) -> None:
-    """Raise `Refused` above the limit in bytes, in our text or in JavaScript's."""
+    """Raise `InvalidValue` above the limit in bytes, in our text or in JavaScript's."""
     text = to_json(plain)
     size = max(len(text), len(text) + _js_growth(plain))
     if size > PROPERTIES_BYTES_MAX:
         msg = f"is {size} bytes as JSON; the limit is {PROPERTIES_BYTES_MAX}"
-        raise Refused(msg, is_size=True)
+        raise InvalidValue(msg, is_size=True)
 
 
 def surely_fits(body_bytes: int) -> bool:
@@ -135,7 +135,7 @@ def surely_fits(body_bytes: int) -> bool:
     return body_bytes * _JS_GROWTH_MAX <= PROPERTIES_BYTES_MAX
 
 
-def _entries_left(value: Any, depth: int, left: int) -> int:  # noqa: ANN401 - hot path
+def _entries_left(value: Any, depth: int, left: int) -> int:
     """Return how many of `left` entries a plain `value` leaves; negative if it is not plain."""
     left -= len(value)
     is_dict = type(value) is dict
@@ -193,11 +193,11 @@ def _js_length(value: float) -> int:
 def _converted(value: object) -> dict[str, Any]:
     if not issubclass(type(value), dict):
         msg = "must be an object (a dict)"
-        raise Refused(msg)
+        raise InvalidValue(msg)
     conversion = _Conversion()
     plain: dict[str, Any] = conversion.value(value, (), 0)
     if conversion.rules:
-        raise Refused(*conversion.rules)
+        raise InvalidValue(*conversion.rules)
     return plain
 
 
@@ -208,7 +208,7 @@ class _Conversion:
         self.rules: list[str] = []
         self.entries_left = ENTRIES_MAX
 
-    def value(self, value: Any, path: _Path, depth: int) -> Any:  # noqa: ANN401 - JSON
+    def value(self, value: Any, path: _Path, depth: int) -> Any:
         kind = type(value)
         if value is None or kind is bool:
             return value
@@ -222,10 +222,10 @@ class _Conversion:
             return self._container(value, path, depth + 1)
         return self._extra(value, path)
 
-    def _container(self, value: Any, path: _Path, depth: int) -> Any:  # noqa: ANN401 - JSON
+    def _container(self, value: Any, path: _Path, depth: int) -> Any:
         if depth > PROPERTIES_DEPTH_MAX:
             # Without the path, and at once: a cycle has no end of places.
-            raise Refused(*self.rules, _TOO_DEEP)
+            raise InvalidValue(*self.rules, _TOO_DEEP)
         if issubclass(type(value), dict):
             return self._object(value.items(), path, depth)
         return [
@@ -253,7 +253,7 @@ class _Conversion:
         for item in islice(items, ENTRIES_MAX + 1):
             self.entries_left -= 1
             if self.entries_left < 0:
-                raise Refused(*self.rules, _TOO_LARGE, is_size=not self.rules)
+                raise InvalidValue(*self.rules, _TOO_LARGE, is_size=not self.rules)
             yield item
 
     def _number(self, value: float, path: _Path) -> float | None:
@@ -274,7 +274,7 @@ class _Conversion:
             self._refuse("must not hold lone surrogates", path)
         return text
 
-    def _extra(self, value: Any, path: _Path) -> str | None:  # noqa: ANN401 - any object
+    def _extra(self, value: Any, path: _Path) -> str | None:
         kind = type(value)
         if issubclass(kind, datetime):
             return self._instant(value, path)
@@ -291,7 +291,7 @@ class _Conversion:
     def _instant(self, value: datetime, path: _Path) -> str | None:
         try:
             return instant(value)
-        except Refused as refused:
+        except InvalidValue as refused:
             rule = refused.rules[0]
         self._refuse(rule, path)
         return None
@@ -300,4 +300,4 @@ class _Conversion:
         place = ", then ".join(f"entry {position}" for position in path)
         self.rules.append(f"{rule} ({place})")
         if len(self.rules) >= _RULES_MAX:
-            raise Refused(*self.rules)
+            raise InvalidValue(*self.rules)

@@ -18,7 +18,7 @@ from mm_tasks.events.limits import (
     USER_ID_CHARACTERS_MAX,
 )
 from mm_tasks.events.models import IdentifyEvent, TrackEvent
-from mm_tasks.events.properties import Refused, instant
+from mm_tasks.events.properties import InvalidValue, instant
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -89,7 +89,7 @@ def present_fields(fields: Mapping[str, object], shape: Shape) -> dict[str, Any]
     """Return a copy without the known fields that are None."""
     if type(fields) is not dict:
         if not issubclass(type(fields), Mapping):
-            raise Refused(_NOT_FIELDS)
+            raise InvalidValue(_NOT_FIELDS)
         # No event has so many fields; a hostile mapping may have no end.
         fields = dict(islice(fields.items(), _FIELDS_READ_MAX))
     given = {name: value for name, value in fields.items() if value is not None}
@@ -111,7 +111,7 @@ def too_long_fields(event: dict[str, Any], shape: Shape) -> list[str]:
 
 
 def vendor_timestamp(value: object) -> str:
-    r"""Return a timestamp in the vendor\'s form; raise `Refused` for what is none."""
+    r"""Return a timestamp in the vendor\'s form; raise `InvalidValue` for what is none."""
     kind = type(value)
     if issubclass(kind, datetime):
         return instant(value)  # type: ignore[arg-type] # its type was just looked at
@@ -123,5 +123,5 @@ def vendor_timestamp(value: object) -> str:
         except ValueError:
             parsed = None
     if parsed is None:
-        raise Refused(_NOT_A_TIME)
+        raise InvalidValue(_NOT_A_TIME)
     return text if _NORMAL.fullmatch(text) else instant(parsed)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from uuid import UUID
 
-from mm_tasks.buffer.producer import APPEND_RECORDS_MAX, Entry
+from mm_tasks.buffer.producer import APPEND_RECORDS_MAX, Record
 from mm_tasks.errors import ImportRefused, InvalidEvent, Problem
 from mm_tasks.events.encode import encode_track
 from mm_tasks.imports.position import Position
@@ -37,10 +37,10 @@ class BadRow(NamedTuple):
 
 
 @dataclass(slots=True)
-class Part:
+class Chunk:
     """Rows that are stored together, and the position behind them."""
 
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[Record] = field(default_factory=list)
     bad: list[BadRow] = field(default_factory=list)
     undated: int = 0
     moves: bool = False  # whether any line more is done behind it
@@ -66,7 +66,7 @@ class Stop:
         return bool(self.signal)
 
 
-class Reading:
+class ChunkReader:
     """The parts of one file, validated; `end` says how it ended, once it has.
 
     Without `skip_bad` it ends with the part that has the first bad row. That row and those
@@ -78,7 +78,7 @@ class Reading:
         self,
         lines: Lines,
         rows: Iterable[Row],
-        encode: Callable[[Row], tuple[Entry, bool]],
+        encode: Callable[[Row], tuple[Record, bool]],
         *,
         skip_bad: bool,
         stop: Stop,
@@ -91,10 +91,10 @@ class Reading:
         self._stop = stop
         self.end: End | None = None
 
-    def __iter__(self) -> Iterator[Part]:
+    def __iter__(self) -> Iterator[Chunk]:
         """Yield part after part; raise `ImportRefused` behind the last row that can be read."""
         while self.end is None:
-            part, began, refused = Part(), self._lines.done, None
+            part, began, refused = Chunk(), self._lines.done, None
             try:
                 self._fill(part)
             except ImportRefused as error:
@@ -106,7 +106,7 @@ class Reading:
             if refused is not None:
                 raise refused
 
-    def _fill(self, part: Part) -> None:
+    def _fill(self, part: Chunk) -> None:
         is_held, size, left = False, 0, APPEND_RECORDS_MAX
         for row in self._rows:
             # Looked at first: a last line may have been cut off by what stopped us.
@@ -125,7 +125,7 @@ class Reading:
                 return
         self.end = "bad" if is_held else "finished"
 
-    def _add(self, part: Part, row: Row, is_held: bool) -> None:  # noqa: FBT001 - of each row
+    def _add(self, part: Chunk, row: Row, is_held: bool) -> None:  # noqa: FBT001 - of each row
         try:
             entry, is_dated = self._encode(row)
         except InvalidEvent as error:
@@ -136,7 +136,7 @@ class Reading:
             part.undated += not is_dated
 
 
-class Encoding:
+class RowEncoder:
     """Turns rows into entries of one import."""
 
     def __init__(
@@ -153,7 +153,7 @@ class Encoding:
         self._event_bytes_max = event_bytes_max
         self._mapping = mapping
 
-    def __call__(self, row: Row) -> tuple[Entry, bool]:
+    def __call__(self, row: Row) -> tuple[Record, bool]:
         """Return what is stored of a row, and whether it gave a timestamp.
 
         Raises `InvalidEvent`, as `track.delay` does.
@@ -164,7 +164,7 @@ class Encoding:
         if fields.get("event_id") is None:
             fields["event_id"] = self._id_of(row.line)
         _, body, user_id, anonymous_id = encode_track(fields, bytes_max=self._event_bytes_max)
-        return Entry(body, user_id, anonymous_id), fields.get("timestamp") is not None
+        return Record(body, user_id, anonymous_id), fields.get("timestamp") is not None
 
     def _id_of(self, line: int) -> str:
         """Return the UUIDv5 (RFC 9562) of project, name and line, in a third of `uuid5`'s time."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mm_tasks.errors import ImportRefused, InvalidEvent, Problem
 from mm_tasks.events.models import TrackEvent
-from mm_tasks.imports.reader import Unfit, decode
+from mm_tasks.imports.reader import CellError, decode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -84,7 +84,7 @@ class Mapping:
             if read is not None:
                 try:
                     value = read(text)
-                except Unfit as unfit:
+                except CellError as unfit:
                     problems.append(Problem(field, f"{unfit} (column {place + 1})"))
             if key:
                 properties[key] = value
@@ -213,7 +213,7 @@ def _constants(sets: Sequence[Source]) -> dict[str, Any]:
         read = _READ[one.type]
         try:
             value = one.given if read is None else read(one.given)
-        except Unfit as unfit:
+        except CellError as unfit:
             msg = f"--set {one.field}: {unfit}"
             raise ImportRefused(msg) from None
         if one.key:
@@ -229,14 +229,14 @@ def _constants(sets: Sequence[Source]) -> dict[str, Any]:
 def _integer(text: str) -> int:
     if not _INTEGER.fullmatch(text):
         rule = "must be a whole number"
-        raise Unfit(rule)
+        raise CellError(rule)
     return int(text)
 
 
 def _float(text: str) -> float:
     if not _NUMBER.fullmatch(text):
         rule = "must be a number"
-        raise Unfit(rule)
+        raise CellError(rule)
     return float(text)
 
 
@@ -244,7 +244,7 @@ def _bool(text: str) -> bool:
     value = _BOOLS.get(text.lower())
     if value is None:
         rule = "must be true, false, 1 or 0"
-        raise Unfit(rule)
+        raise CellError(rule)
     return value
 
 
@@ -252,7 +252,7 @@ def _epoch_s(text: str) -> datetime:
     found = _SECONDS.fullmatch(text)
     if not found:
         rule = "must be seconds since 1970"
-        raise Unfit(rule)
+        raise CellError(rule)
     sign, seconds, fraction = found.groups()
     ms = int(seconds) * 1000 + int((fraction or "").ljust(3, "0")[:3])
     return _instant(-ms if sign else ms)
@@ -261,7 +261,7 @@ def _epoch_s(text: str) -> datetime:
 def _epoch_ms(text: str) -> datetime:
     if not _MILLISECONDS.fullmatch(text):
         rule = "must be milliseconds since 1970"
-        raise Unfit(rule)
+        raise CellError(rule)
     return _instant(int(text))
 
 
@@ -270,7 +270,7 @@ def _instant(ms: int) -> datetime:
         return _EPOCH + timedelta(milliseconds=ms)
     except OverflowError:
         rule = "must be between the years 1 and 9999 in UTC"
-    raise Unfit(rule)
+    raise CellError(rule)
 
 
 _READ: dict[str, Callable[[str], object] | None] = {

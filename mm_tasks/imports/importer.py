@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mm_tasks.buffer.batches import Buffer
-    from mm_tasks.imports.chunks import BadRow, End, Part, Reading, Stop
+    from mm_tasks.imports.chunks import BadRow, Chunk, ChunkReader, End, Stop
     from mm_tasks.imports.position import Moved, Positions
     from mm_tasks.imports.reader import Lines
 
@@ -31,7 +31,7 @@ _GIVE_UP_S = 60.0
 
 
 @dataclass(slots=True)
-class Tally:
+class ImportResult:
     """What one run did with one import. Of a part whose answer was lost all counts as stored."""
 
     name: str
@@ -44,13 +44,13 @@ class Tally:
     end: End = "failed"
 
 
-class Watch(Protocol):
+class ProgressListener(Protocol):
     """Whoever shows what happens, called between parts."""
 
     def bad(self, rows: list[BadRow]) -> None:
         """Name these, before the import moves past them."""
 
-    def progress(self, tally: Tally) -> None:
+    def progress(self, tally: ImportResult) -> None:
         """Show how far it is."""
 
     def waiting(self, why: str) -> None:
@@ -64,8 +64,8 @@ class Import:
         self,
         positions: Positions,
         buffer: Buffer,
-        tally: Tally,
-        watch: Watch,
+        tally: ImportResult,
+        watch: ProgressListener,
         stop: Stop,
     ) -> None:
         """Take everything as arguments, a new tally among them; nothing is asked here."""
@@ -92,7 +92,7 @@ class Import:
                 raise ImportRefused(msg)
             self._tally.lines_before = self._tally.lines = stands.lines
 
-    def store(self, reading: Reading, on_full: Callable[[], None]) -> None:
+    def store(self, reading: ChunkReader, on_full: Callable[[], None]) -> None:
         """Store part after part, waiting while there is no room; the tally says how it ended.
 
         `on_full` is called when a full batch waits. Raises `BufferUnavailable` when Redis took
@@ -112,7 +112,7 @@ class Import:
             self._watch.progress(self._tally)
         self._tally.end = reading.end or "finished"
 
-    def _append(self, part: Part) -> Appended | Moved | None:
+    def _append(self, part: Chunk) -> Appended | Moved | None:
         """Store one part, however often it takes; None when it was stopped meanwhile."""
         if not part.moves:
             return Appended(frozenset(), nudge=False)
@@ -136,7 +136,7 @@ class Import:
                 return None
             wait_s = min(2 * wait_s, _WAIT_MOST_S)
 
-    def _count(self, part: Part, done: Appended | Moved) -> None:
+    def _count(self, part: Chunk, done: Appended | Moved) -> None:
         suppressed = len(done.suppressed) if isinstance(done, Appended) else 0
         tally = self._tally
         tally.lines = part.after.lines if part.moves else tally.lines
@@ -146,7 +146,7 @@ class Import:
         tally.undated += part.undated
 
 
-def check(reading: Reading, tally: Tally, watch: Watch) -> None:
+def check(reading: ChunkReader, tally: ImportResult, watch: ProgressListener) -> None:
     """Validate all rows and store none; `stored` of the tally counts those that would be."""
     for part in reading:
         watch.bad(part.bad)

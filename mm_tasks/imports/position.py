@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from mm_tasks.buffer.keys import ProjectKeys
-from mm_tasks.buffer.producer import Line
+from mm_tasks.buffer.producer import PackedConnection
 from mm_tasks.errors import ImportRefused
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from mm_tasks.buffer.batches import Buffer
-    from mm_tasks.buffer.producer import Appended, Entry
+    from mm_tasks.buffer.producer import Appended, Record
 
 _ELSEWHERE = -2
 
@@ -60,7 +60,7 @@ class Positions:
         """Take everything as arguments; nothing is opened here."""
         self._redis = redis
         self._key = ProjectKeys(project).imports
-        self._line = Line(redis)
+        self._line = PackedConnection(redis)
 
     def find(self, name: str) -> Position | None:
         """Return where an import stands, None if there was none; raises what redis-py raises."""
@@ -68,7 +68,7 @@ class Positions:
         return None if stored is None else Position.parse(stored)
 
     def append(
-        self, buffer: Buffer, name: str, step: Step, entries: Sequence[Entry]
+        self, buffer: Buffer, name: str, step: Step, entries: Sequence[Record]
     ) -> Appended | Moved:
         """Store entries as `Buffer.append` does and move the import, both or neither.
 

@@ -43,7 +43,7 @@ _NO_NUMBER = "has NaN or Infinity, which JSON does not know"
 _TWICE = "has a name twice in one object"
 
 
-class Unfit(Exception):  # noqa: N818 - never leaves the import
+class CellError(Exception):
     """A text breaks a rule; the rule, never the text, is its only argument."""
 
 
@@ -139,8 +139,8 @@ def opened(stream: io.BufferedReader) -> io.BufferedIOBase:
     return io.BufferedReader(gzip.GzipFile(fileobj=stream), 1 << 16)
 
 
-def decode(text: str) -> Any:  # noqa: ANN401 - JSON
-    """Return a JSON text's value; raise `Unfit` where the text is not one, and strictly so."""
+def decode(text: str) -> Any:
+    """Return a JSON text's value; raise `CellError` where the text is not one, and strictly so."""
     text = text.strip(_JSON_SPACE)
     try:
         value, end = _SCAN(text, 0)
@@ -148,7 +148,7 @@ def decode(text: str) -> Any:  # noqa: ANN401 - JSON
         end = -1
     if end != len(text):
         rule = "is not JSON"
-        raise Unfit(rule)
+        raise CellError(rule)
     return value
 
 
@@ -157,7 +157,7 @@ def json_rows(lines: Lines) -> Iterator[Row]:
     for raw in lines:
         try:
             yield Row(lines.read, raw, _object(raw))
-        except Unfit as unfit:
+        except CellError as unfit:
             yield Row(lines.read, raw, None, str(unfit))
 
 
@@ -165,31 +165,31 @@ def _object(raw: bytes) -> dict[str, Any] | None:
     try:
         text = _text(raw)
     except UnicodeDecodeError:
-        raise Unfit(_NOT_UTF8) from None
+        raise CellError(_NOT_UTF8) from None
     if not text or text.isspace():
         return None
     value = decode(text)
     if type(value) is not dict:
         rule = "must be a JSON object"
-        raise Unfit(rule)
+        raise CellError(rule)
     return value
 
 
 def _text(raw: bytes) -> str:
     if len(raw) > LINE_BYTES_MAX:
-        raise Unfit(_TOO_LONG)
+        raise CellError(_TOO_LONG)
     return raw.decode()
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        raise Unfit(_TWICE)
+        raise CellError(_TWICE)
     return value
 
 
 def _constant(_: str) -> NoReturn:
-    raise Unfit(_NO_NUMBER)
+    raise CellError(_NO_NUMBER)
 
 
 # What `decode` calls; that looks for spaces with regular expressions, as slow as the rest.

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from mm_tasks.erasure.audit.checkpoints import Checkpoint, Outside
+    from mm_tasks.erasure.audit.checkpoints import Checkpoint, CheckpointSinks
     from mm_tasks.erasure.audit.log import AuditLog
     from mm_tasks.erasure.commands import Register
-    from mm_tasks.erasure.fence_sync import Fencing
+    from mm_tasks.erasure.fence_sync import FenceSync
     from mm_tasks.settings import Settings
 
 REDIS_MIN = (6, 2)
@@ -63,7 +63,7 @@ class Parts(Protocol):
         """What is known of erasures."""
 
     @property
-    def fencing(self) -> Fencing:
+    def fence_sync(self) -> FenceSync:
         """The fences in both places."""
 
 
@@ -151,7 +151,7 @@ def store(parts: Parts) -> Verdict:
     try:
         store_id = parts.register.store_id
         kind = "SQLite" if parts.audit_log.database.is_sqlite else "PostgreSQL"
-        parts.fencing.check_store()
+        parts.fence_sync.check_store()
     except ConfigurationError as error:
         return Verdict("audit store", "problem", str(error))
     except AuditUnavailable as error:
@@ -223,7 +223,7 @@ def _checkpoints(log: AuditLog) -> Verdict:
     return Verdict("checkpoints", "ok", f"the newest is of all {end.size:,} entries")
 
 
-def _newest(outside: Outside) -> Checkpoint | None:
+def _newest(outside: CheckpointSinks) -> Checkpoint | None:
     try:
         return max(outside.read(), default=None)
     except OSError:

@@ -40,7 +40,7 @@ class _Open:
     intents: dict[object, datetime] = field(default_factory=dict)
 
 
-class Progress:
+class ErasureDurations:
     """The steps of one project's erasures, as far as the log was read."""
 
     def __init__(self, project: str) -> None:
@@ -48,7 +48,7 @@ class Progress:
         self._project = project
         self._seq = 0
         self._open: dict[str, _Open] = {}
-        self.tallies: Counter[str] = Counter()
+        self.histogram_counters: Counter[str] = Counter()
 
     def read(self, database: Database) -> None:
         """Read what was added; from the start where the log is shorter than it was (restored).
@@ -57,7 +57,7 @@ class Progress:
         """
         with database.read() as connection:
             if audit_log.head(connection).size < self._seq:
-                self._seq, self._open, self.tallies = 0, {}, Counter()
+                self._seq, self._open, self.histogram_counters = 0, {}, Counter()
             for seq, line in audit_log.lines(connection, after=self._seq, limit=ENTRIES_MAX):
                 fields = json.loads(line)
                 at = moment(fields["at"])
@@ -88,5 +88,5 @@ class Progress:
 
     def _took(self, step: str, since: datetime, at: datetime) -> None:
         name, total, millionths = histograms.of_step(step, (at - since).total_seconds())
-        self.tallies[name] += 1
-        self.tallies[total] += millionths
+        self.histogram_counters[name] += 1
+        self.histogram_counters[total] += millionths

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from mm_tasks.buffer.heartbeats import Sign
+    from mm_tasks.buffer.heartbeats import Heartbeat
 
 AGE_MAX_S = 30.0
 
@@ -31,12 +31,12 @@ class Finding(NamedTuple):
     words: str
 
 
-def worker(found: Mapping[str, Sign], name: str, age_max_s: float) -> Finding:
+def worker(found: Mapping[str, Heartbeat], name: str, age_max_s: float) -> Finding:
     """Return whether this worker is alive."""
     return _one(f"worker {name}", found.get(f"worker:{name}"), age_max_s)
 
 
-def queues(found: Mapping[str, Sign], age_max_s: float) -> Iterator[Finding]:
+def queues(found: Mapping[str, Heartbeat], age_max_s: float) -> Iterator[Finding]:
     """Yield for each of our queues whether a live worker serves it; name those that went silent."""
     for queue in QUEUE_NAMES:
         serving = [sign for sign in found.values() if queue in sign.queues]
@@ -50,7 +50,7 @@ def queues(found: Mapping[str, Sign], age_max_s: float) -> Iterator[Finding]:
             yield Finding(queue, False, "nobody serves it")
 
 
-def beat(found: Mapping[str, Sign], age_max_s: float) -> Finding:
+def beat(found: Mapping[str, Heartbeat], age_max_s: float) -> Finding:
     """Return whether any beat ticked lately; several are harmless, and one is enough."""
     beats = [sign for sign in found.values() if sign.kind == "beat"]
     newest = min(beats, key=lambda sign: sign.age_s, default=None)
@@ -80,7 +80,7 @@ def away(error: RedisError) -> Finding:
     return Finding("Redis", False, f"does not answer, or takes no writes ({type(error).__name__})")
 
 
-def _one(what: str, sign: Sign | None, age_max_s: float) -> Finding:
+def _one(what: str, sign: Heartbeat | None, age_max_s: float) -> Finding:
     if sign is None:
         return Finding(what, False, "left no sign of life")
     is_well = sign.age_s <= age_max_s
@@ -89,5 +89,5 @@ def _one(what: str, sign: Sign | None, age_max_s: float) -> Finding:
     return Finding(what, is_well, seen if is_well else f"is silent: {seen}")
 
 
-def _names(alive: list[Sign]) -> str:
+def _names(alive: list[Heartbeat]) -> str:
     return ", ".join(sorted(sign.name for sign in alive))

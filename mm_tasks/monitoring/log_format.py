@@ -76,7 +76,7 @@ class _Text(logging.Formatter):
         shown.stack_info = None
         return super().format(shown)
 
-    def formatException(self, ei: Any) -> str:  # noqa: ANN401, N802 - logging's
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's
         return _traceback(ei[1], ei[2])
 
 
@@ -155,7 +155,7 @@ def _first_line(text: str) -> str:
     return lines[0].strip() if lines else ""
 
 
-def _traceback(error: BaseException | None, places: Any) -> str:  # noqa: ANN401 - or billiard's
+def _traceback(error: BaseException | None, places: Any) -> str:
     """Return what Python prints of an exception and those before it, but their texts."""
     parts: list[str] = []
     seen: set[int] = set()

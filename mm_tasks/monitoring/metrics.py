@@ -31,7 +31,7 @@ from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.client import outcome
 from mm_tasks.erasure.audit.protocol import BLOCKED, OPEN
 from mm_tasks.errors import AuditUnavailable, ConfigurationError
-from mm_tasks.monitoring.erasure_durations import STEPS, Progress
+from mm_tasks.monitoring.erasure_durations import STEPS, ErasureDurations
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -80,7 +80,7 @@ class Collector:
     def __init__(self, of: Runtime | None) -> None:
         """Take the runtime, or that of the process at the first scrape."""
         self._of = of
-        self._progress: Progress | None = None
+        self._progress: ErasureDurations | None = None
         # Two servers of Prometheus may ask at once, and each entry counts once.
         self._reading = threading.Lock()
 
@@ -106,13 +106,13 @@ class Collector:
         redis, project = current.worker_redis, current.settings.project
         try:
             look = snapshot.read(redis, project)
-            raw = redis.hgetall(ProjectKeys(project).tallies)
+            raw = redis.hgetall(ProjectKeys(project).histogram_counters)
             reasons = snapshot.dead_reasons(redis, project)
             left = heartbeats.read(redis, project)
         except RedisError:
             yield _gauge("redis_up", "Whether Redis answered.", 0)
             return
-        tallies = {name.decode(): int(number) for name, number in raw.items()}  # type: ignore[union-attr]
+        histogram_counters = {name.decode(): int(number) for name, number in raw.items()}  # type: ignore[union-attr]
         yield _gauge("redis_up", "Whether Redis answered.", 1)
         yield from _of_events(look)
         yield from _of_requests(look)
@@ -123,7 +123,7 @@ class Collector:
             name, said = f"{kind}_sign_age_seconds", f"Since the last sign of life of a {kind}."
             yield _by_label(name, said, kind, ages)
         for name, (shown, said) in _HISTOGRAMS.items():
-            yield _histogram(shown, said, "lane", tallies, name, look.lanes)
+            yield _histogram(shown, said, "lane", histogram_counters, name, look.lanes)
 
     def _of_audit(self, current: Runtime) -> Iterator[Metric]:
         said = "Whether the audit database answered."
@@ -155,10 +155,10 @@ class Collector:
     def _steps(self, current: Runtime) -> dict[str, int]:
         database = current.audit_log.database
         with self._reading:
-            progress = self._progress = self._progress or Progress(current.settings.project)
+            progress = self._progress = self._progress or ErasureDurations(current.settings.project)
             if not database.is_missing:
                 progress.read(database)
-            return dict(progress.tallies)
+            return dict(progress.histogram_counters)
 
 
 def _of_settings(current: Runtime) -> Iterator[Metric]:
@@ -250,12 +250,12 @@ def _histogram(  # noqa: PLR0913, PLR0917 - where it is, and what it is called
     shown: str,
     said: str,
     label: str,
-    tallies: Mapping[str, int],
+    histogram_counters: Mapping[str, int],
     name: str,
     of: Iterable[str],
 ) -> Metric:
     family = HistogramMetricFamily(f"mm_tasks_{shown}", said, labels=[label])
     for one in of:
-        buckets, total = histograms.read(tallies, one, name)
+        buckets, total = histograms.read(histogram_counters, one, name)
         family.add_metric([one], buckets, total)
     return family

@@ -22,7 +22,7 @@ _OUTCOME = ":outcome:"
 
 
 @dataclass(frozen=True, slots=True)
-class Lately:
+class RecentRates:
     """The last `span_s` seconds, at most a minute; with one look alone it is 0, and all is."""
 
     span_s: float
@@ -33,7 +33,7 @@ class Lately:
     events_per_batch: float | None  # None where none was delivered
 
 
-class Window:
+class RateWindow:
     """The looks of the last minute, oldest first."""
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Window:
         while look.now_us - self._looks[0].now_us > WINDOW_S * 1_000_000:
             self._looks.popleft()
 
-    def lately(self) -> Lately:
+    def lately(self) -> RecentRates:
         """Return what happened between the oldest look and the newest, of which there is one."""
         first, last = self._looks[0], self._looks[-1]
         span_s = (last.now_us - first.now_us) / 1e6
@@ -66,7 +66,7 @@ class Window:
         batches = sum(grown.get(f"{lane}{_OUTCOME}delivered", 0) for lane in BATCHED)
         in_batches = sum(grown.get(f"{lane}:delivered", 0) for lane in BATCHED)
         delivered = sum(grown.get(f"{lane}:delivered", 0) for lane in last.lanes)
-        return Lately(
+        return RecentRates(
             span_s=span_s,
             outcomes=outcomes,
             ambiguous=sum(grown.get(f"{lane}:ambiguous", 0) for lane in last.lanes),

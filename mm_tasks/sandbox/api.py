@@ -160,7 +160,7 @@ class Api:
         return _accepted(route, parsed)
 
 
-def _accepted(route: str, parsed: Any) -> Answer:  # noqa: ANN401 - JSON
+def _accepted(route: str, parsed: Any) -> Answer:
     match route:
         case "/v1/batch":
             return Answer(202, {"ok": True, "count": rules.check_batch(parsed)})
@@ -174,7 +174,7 @@ def _accepted(route: str, parsed: Any) -> Answer:  # noqa: ANN401 - JSON
     return Answer(200, {"ok": True, "queued": True})
 
 
-def _count(parsed: Any) -> int:  # noqa: ANN401 - JSON
+def _count(parsed: Any) -> int:
     events = parsed.get("events") if isinstance(parsed, dict) else None
     return len(events) if isinstance(events, list) else 1
 

@@ -67,7 +67,7 @@ class Sandbox:
         found: list[dict[str, Any]] = self._get("forgets")
         return found
 
-    def fault(self, kind: str, **rule: Any) -> None:  # noqa: ANN401 - see `mm_tasks.sandbox.faults`
+    def fault(self, kind: str, **rule: Any) -> None:
         """Let this go wrong instead of what did: `fault("status", status=503, times=2)`.
 
         Raises `ValueError` for a rule that is unknown.
@@ -82,7 +82,7 @@ class Sandbox:
         """Be as at the start: nothing arrived, nothing goes wrong."""
         self._post("reset", None)
 
-    def _get(self, name: str) -> Any:  # noqa: ANN401 - JSON
+    def _get(self, name: str) -> Any:
         return json.loads(self._read(name))
 
     def _read(self, name: str, body: bytes | None = None) -> bytes:
@@ -119,7 +119,7 @@ def serve_sandbox() -> Iterator[Sandbox]:
 
 
 @contextmanager
-def _started(errors: Any) -> Iterator[subprocess.Popen[bytes]]:  # noqa: ANN401 - a file
+def _started(errors: Any) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, *_COMMAND]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors) as process:  # noqa: S603 - ours
         try:

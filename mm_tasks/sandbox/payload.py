@@ -12,7 +12,7 @@ import math
 from typing import Any
 
 
-def parse(body: bytes) -> Any:  # noqa: ANN401 - JSON
+def parse(body: bytes) -> Any:
     """Return the value of a body, or raise ValueError."""
     try:
         value = json.loads(
@@ -61,7 +61,7 @@ def rows(route: str, body: bytes) -> list[dict[str, Any]]:
     return [{"event": "$identify", **row, "properties": value.get("traits", {})}]
 
 
-def _lenient(body: bytes) -> Any:  # noqa: ANN401 - JSON
+def _lenient(body: bytes) -> Any:
     try:
         return json.loads(body)
     except (ValueError, RecursionError):

@@ -39,7 +39,7 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _GROWTH_MAX = 5
 
 
-def check_batch(body: Any) -> int:  # noqa: ANN401 - JSON
+def check_batch(body: Any) -> int:
     """Return how many events a batch holds, or refuse it whole, not saying which is bad."""
     events = body.get("events") if isinstance(body, dict) else None
     if not isinstance(events, list) or not 1 <= len(events) <= BATCH_EVENTS_MAX:
@@ -49,26 +49,26 @@ def check_batch(body: Any) -> int:  # noqa: ANN401 - JSON
     return len(events)
 
 
-def check_event(body: Any) -> None:  # noqa: ANN401 - JSON
+def check_event(body: Any) -> None:
     """Refuse a bad event."""
     problem = event_problem(body)
     if problem:
         reject(problem)
 
 
-def check_identify(body: Any) -> None:  # noqa: ANN401 - JSON
+def check_identify(body: Any) -> None:
     """Refuse a bad identify: both ids are required, `traits` is an object or absent."""
     _check_fields(body, {"anonymous_id", "user_id"}, {"traits"})
     if type(body.get("traits", {})) is not dict:
         reject("traits")
 
 
-def check_forget(body: Any) -> None:  # noqa: ANN401 - JSON
+def check_forget(body: Any) -> None:
     """Refuse a bad forget."""
     _check_fields(body, {"user_id"}, set())
 
 
-def event_problem(event: Any) -> str | None:  # noqa: ANN401 - JSON
+def event_problem(event: Any) -> str | None:
     """Return the name of the first bad field of an event, or None."""
     if type(event) is not dict or "event" not in event:
         return "event"
@@ -87,7 +87,7 @@ def event_problem(event: Any) -> str | None:  # noqa: ANN401 - JSON
     return "url" if "url" in event and not _is_url(event["url"]) else None
 
 
-def stringified(value: Any) -> int:  # noqa: ANN401 - JSON
+def stringified(value: Any) -> int:
     """Return how many bytes JSON.stringify of `value` has in UTF-8; at most so many if few."""
     size = len(_ENCODER.encode(value).encode("utf-8", "surrogatepass"))
     if size * _GROWTH_MAX <= PROPERTIES_MAX:
@@ -110,7 +110,7 @@ def printed(number: float) -> int:
     return len(text.replace("e-0", "e-"))
 
 
-def _check_fields(body: Any, required: set[str], optional: set[str]) -> None:  # noqa: ANN401 - JSON
+def _check_fields(body: Any, required: set[str], optional: set[str]) -> None:
     if not isinstance(body, dict):
         reject(*sorted(required), why="Required")
     for name in sorted(body.keys() - required - optional):
@@ -146,7 +146,7 @@ def _is_url(text: str) -> bool:
     return True
 
 
-def _numbers(value: Any) -> list[float]:  # noqa: ANN401 - JSON
+def _numbers(value: Any) -> list[float]:
     found, open_ = [], [value]
     while open_:
         item = open_.pop()

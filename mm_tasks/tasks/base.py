@@ -14,7 +14,7 @@ _Task: Any = Task
 _by_name: Any = firstmethod("annotate")  # type: ignore[arg-type] # it takes the name
 
 
-class OurTask(_Task):  # type: ignore[misc]
+class BaseTask(_Task):  # type: ignore[misc]
     """What all our tasks need, whatever the settings of the app they are in.
 
     That is JSON, no result, no rate limit (the vendor's is kept by `limiter`, over all
@@ -38,7 +38,7 @@ class OurTask(_Task):  # type: ignore[misc]
         for name, value in (_by_name(cls.app.annotations, cls) or {}).items():
             setattr(cls, name, value)
 
-    def apply(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - Celery's
+    def apply(self, *args: Any, **options: Any) -> Any:
         """Run it here and now; Celery looks it up in the registry, which may not be made yet."""
         self.app.finalize(auto=True)
         return super().apply(*args, **options)

@@ -122,18 +122,20 @@ app = Celery(
 app.add_defaults(_configuration)
 
 
-class _Home:
+class _Owner:
     """The one app of this process that our tasks belong to."""
 
     app: Celery = app
 
 
-def home() -> Celery:
+def current_app() -> Celery:
     """Return the app that our tasks belong to and publish through: a host's, or ours."""
-    return _Home.app
+    return _Owner.app
 
 
-def once(signal: Any, call: Callable[..., None], owner: Celery, *, is_past: bool) -> None:  # noqa: ANN401
+def on_signal_or_now(
+    signal: Any, call: Callable[..., None], owner: Celery, *, is_past: bool
+) -> None:
     """Call it with the app when its signal is sent, or now when it was."""
     if is_past:
         call(owner)
@@ -141,9 +143,9 @@ def once(signal: Any, call: Callable[..., None], owner: Celery, *, is_past: bool
         signal.connect(call, sender=owner)
 
 
-def settle(tasks: tuple[Any, ...], host: Celery) -> None:
+def bind_tasks(tasks: tuple[Any, ...], host: Celery) -> None:
     """Let these tasks belong to `host`, whose settings are not read before one is used."""
-    _Home.app = host
+    _Owner.app = host
     for task in tasks:
         kind = type(task)
         kind._app, kind._exec_options = host, None  # noqa: SLF001 - as `Task.bind`
@@ -162,7 +164,7 @@ def problems_at_start() -> list[str]:
 
 
 @celeryd_init.connect
-def _refuse_bad_settings(instance: Any = None, **_: Any) -> None:  # noqa: ANN401
+def _refuse_bad_settings(instance: Any = None, **_: Any) -> None:
     """Refuse to start a worker of our app that has problems; a host's only says so."""
     if getattr(instance, "app", None) is not app:
         return

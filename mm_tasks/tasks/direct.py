@@ -19,7 +19,7 @@ from mm_tasks.errors import BufferFull, BufferUnavailable, InvalidEvent, Problem
 from mm_tasks.events import context
 from mm_tasks.events.encode import encode_identify, encode_track
 from mm_tasks.events.lanes import QUEUES, TRACK
-from mm_tasks.tasks.base import OurTask
+from mm_tasks.tasks.base import BaseTask
 from mm_tasks.tasks.celery_app import FLUSH, REDACTED
 from mm_tasks.tasks.publisher import nudge, publish_options
 from mm_tasks.tasks.receipts import Receipt, entries, receipts_of
@@ -35,28 +35,28 @@ if TYPE_CHECKING:
 _AGAIN_S = 10
 
 
-class DirectTask(OurTask):
+class InProcessTask(BaseTask):
     """A task whose plain call does its work in the caller, without the broker."""
 
     abstract = True
     positional: tuple[str, ...]
 
-    def s(self, /, *args: Any, **fields: Any) -> Signature[Any]:  # noqa: ANN401 - checked when called
+    def s(self, /, *args: Any, **fields: Any) -> Signature[Any]:
         """Return a signature, for a chain, a group or a schedule; validated when it is called."""
         made: Signature[Any] = super().s(*args, **fields)
         return made
 
-    def si(self, /, *args: Any, **fields: Any) -> Signature[Any]:  # noqa: ANN401 - checked when called
+    def si(self, /, *args: Any, **fields: Any) -> Signature[Any]:
         """As `s`, and nothing is added to it later."""
         made: Signature[Any] = super().si(*args, **fields)
         return made
 
     def apply_async(
         self,
-        args: Any = None,  # noqa: ANN401 - a sequence
-        kwargs: Any = None,  # noqa: ANN401 - a mapping
-        **options: Any,  # noqa: ANN401 - Celery's
-    ) -> Any:  # noqa: ANN401 - a receipt, or Celery's result with options
+        args: Any = None,
+        kwargs: Any = None,
+        **options: Any,
+    ) -> Any:
         """As `delay`. With options that are not None, publish it for a worker to do.
 
         Raises `InvalidEvent` either way; but what comes after other tasks was checked by nobody,
@@ -118,7 +118,7 @@ class DirectTask(OurTask):
         raise AssertionError
 
 
-def _comes_after_others(args: Any, options: Mapping[str, Any]) -> bool:  # noqa: ANN401
+def _comes_after_others(args: Any, options: Mapping[str, Any]) -> bool:
     """Tell whether this is called at the end of other tasks, their result put in front.
 
     A chain says so. A chord does not: its body looks like a task of a group, but for the list
@@ -129,13 +129,13 @@ def _comes_after_others(args: Any, options: Mapping[str, Any]) -> bool:  # noqa:
     return options.get("group_id") is not None and bool(args) and isinstance(args[0], list)
 
 
-class EventTask(DirectTask):
+class EventTask(InProcessTask):
     """A task that stores an event."""
 
     abstract = True
     lane: str
 
-    def run(self, *args: Any, **fields: Any) -> None:  # noqa: ANN401 - checked here
+    def run(self, *args: Any, **fields: Any) -> None:
         """Store an event that came in a message; tried again until Redis takes it."""
         named = self._arrived(args, fields) if self.request.id else self._named(args, fields)
         encoded = self._encoded((), self._recognisable(named))
@@ -144,13 +144,13 @@ class EventTask(DirectTask):
         except (BufferFull, BufferUnavailable) as error:
             self._again(error)
 
-    def delay_on_commit(self, /, *args: Any, **fields: Any) -> Planned:  # noqa: ANN401 - checked here
+    def delay_on_commit(self, /, *args: Any, **fields: Any) -> Planned:
         """As `delay`, when Django's transaction commits: see `contrib.django.commit`."""
         from mm_tasks.tasks.on_commit import delay_on_commit  # noqa: PLC0415 - needs Django
 
         return delay_on_commit(self, *args, **fields)
 
-    def apply_async_on_commit(self, args: Any = None, kwargs: Any = None, **options: Any) -> None:  # noqa: ANN401
+    def apply_async_on_commit(self, args: Any = None, kwargs: Any = None, **options: Any) -> None:
         """As `apply_async`, when Django's transaction commits."""
         from mm_tasks.tasks.on_commit import apply_async_on_commit  # noqa: PLC0415
 
@@ -158,7 +158,7 @@ class EventTask(DirectTask):
 
     def _to_send(self, args: tuple[Any, ...], fields: dict[str, Any]) -> dict[str, Any]:
         # In the worker there is no request any more.
-        return context.added(self.lane, fields, self.positional[: len(args)])
+        return context.with_context(self.lane, fields, self.positional[: len(args)])
 
     def _check(self, args: tuple[Any, ...], fields: dict[str, Any]) -> None:
         self._encoded(args, fields)
@@ -169,7 +169,7 @@ class EventTask(DirectTask):
 
     def _encoded(self, args: tuple[Any, ...], fields: dict[str, Any]) -> Encoded:
         named = self._named(args, fields)
-        return self._encode(context.added(self.lane, named))
+        return self._encode(context.with_context(self.lane, named))
 
     def _encode(self, fields: Mapping[str, Any]) -> Encoded:
         if self.lane == TRACK:
@@ -187,5 +187,5 @@ class EventTask(DirectTask):
         # No nudge: that would keep the loop waiting for the broker, and beat flushes anyway.
         current = runtime.current()
         buffer = current.producers[self.lane]
-        appended = await buffer.aappend(current.loops.current(), entries(part))
+        appended = await buffer.aappend(current.async_clients.current(), entries(part))
         return receipts_of(part, appended.suppressed)

@@ -15,7 +15,7 @@ from mm_tasks.errors import AuditUnavailable, ConfigurationError
 from mm_tasks.events.lanes import FORGET_QUEUE
 from mm_tasks.events.properties import now
 from mm_tasks.tasks.celery_app import RUN_ERASURE
-from mm_tasks.tasks.direct import DirectTask
+from mm_tasks.tasks.direct import InProcessTask
 from mm_tasks.tasks.publisher import nudge
 from mm_tasks.tasks.receipts import ErasureReceipt
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mm_tasks.events.fields import ForgetDetails, ForgetFields
 
 
-class ForgetTask(DirectTask):
+class ForgetTask(InProcessTask):
     """`forget.delay(user_id=…, requested_by=…)`: asks for the erasure of a person."""
 
     name = "mm_tasks.forget"
@@ -49,7 +49,7 @@ class ForgetTask(DirectTask):
         """
         return self._asked(self._named(args, fields))
 
-    def run(self, *args: Any, **fields: Any) -> None:  # noqa: ANN401 - checked here
+    def run(self, *args: Any, **fields: Any) -> None:
         """Accept a request that came in a message; tried again until the database takes it."""
         named = self._arrived(args, fields) if self.request.id else self._named(args, fields)
         via = "message" if self.request.id and not self.request.is_eager else "call"
@@ -59,7 +59,7 @@ class ForgetTask(DirectTask):
             self._again(error)
 
     def _asked(self, fields: dict[str, Any], via: str = "call") -> ErasureReceipt:
-        accepted = runtime.current().intake.request(request_of(fields), via=via)
+        accepted = runtime.current().erasure_service.request(request_of(fields), via=via)
         nudge(RUN_ERASURE, (accepted.id,), FORGET_QUEUE, expires_s=60)
         return ErasureReceipt(accepted.id, accepted.is_fenced)
 

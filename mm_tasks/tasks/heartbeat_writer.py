@@ -19,7 +19,7 @@ from celery.worker.consumer.tasks import Tasks
 
 from mm_tasks import runtime
 from mm_tasks.buffer import heartbeats
-from mm_tasks.tasks.celery_app import FLUSH, home, queues
+from mm_tasks.tasks.celery_app import FLUSH, current_app, queues
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +32,7 @@ EVERY_S = 5.0
 _log = getLogger(__name__)
 
 
-class Pulse:
+class HeartbeatWriter:
     """The signs of one process, which fail quietly."""
 
     def __init__(self, kind: heartbeats.Kind, name: str) -> None:
@@ -65,36 +65,36 @@ class Pulse:
             self._is_failing = False
 
 
-class PulseStep(StartStopStep):
+class HeartbeatStep(StartStopStep):
     """The step of a consumer that leaves signs while it consumes from a queue of ours."""
 
     requires = (Tasks,)
 
-    def __init__(self, consumer: Any, **_: Any) -> None:  # noqa: ANN401 - Celery's
+    def __init__(self, consumer: Any, **_: Any) -> None:
         """Take the consumer, which is not connected yet."""
-        self._pulse = Pulse("worker", consumer.hostname)
+        self._pulse = HeartbeatWriter("worker", consumer.hostname)
         self._timer: Any = None
         self._has_left = False
 
-    def start(self, consumer: Any) -> None:  # noqa: ANN401
+    def start(self, consumer: Any) -> None:
         """Leave the first sign, and ask the timer for the others."""
         self.stop(consumer)
         self._timer = consumer.timer.call_repeatedly(EVERY_S, self._leave, (consumer,))
         self._leave(consumer)
 
-    def stop(self, consumer: Any) -> None:  # noqa: ANN401
+    def stop(self, consumer: Any) -> None:
         """Go silent: the connection is lost, or the worker ends."""
         timer, self._timer = self._timer, None
         if timer is not None:
             consumer.timer.cancel(timer)
 
-    def close(self, consumer: Any) -> None:  # noqa: ANN401
+    def close(self, consumer: Any) -> None:
         """Take the sign back: the worker was told to stop."""
         self.stop(consumer)
         if self._has_left:
             self._pulse.withdraw()
 
-    def _leave(self, consumer: Any) -> None:  # noqa: ANN401
+    def _leave(self, consumer: Any) -> None:
         # Asked each time: a queue can be added to a worker that runs, and taken from it.
         served = set(consumer.app.amqp.queues.consume_from)
         ours = [queue.name for queue in queues() if queue.name in served]
@@ -103,16 +103,16 @@ class PulseStep(StartStopStep):
             self._pulse.leave(ours)
 
 
-class _BeatPulse:
+class _BeatHeartbeat:
     """The signs of the beat of this process, at most one each few seconds."""
 
     def __init__(self) -> None:
-        self._pulse = Pulse("beat", socket.gethostname())
+        self._pulse = HeartbeatWriter("beat", socket.gethostname())
         # A worker's threads publish flushes too where beat is one of them.
         self._thread = threading.get_ident()
         self._next_s = 0.0
 
-    def published(self, **_: Any) -> None:  # noqa: ANN401
+    def published(self, **_: Any) -> None:
         if threading.get_ident() == self._thread and time.monotonic() >= self._next_s:
             self._pulse.leave([])
             self._next_s = time.monotonic() + EVERY_S
@@ -120,10 +120,10 @@ class _BeatPulse:
 
 def attach(app: Celery) -> None:
     """Let the workers of `app` leave signs; its beat does once it is home to our tasks."""
-    app.steps["consumer"].add(PulseStep)
+    app.steps["consumer"].add(HeartbeatStep)
 
 
 @beat_init.connect
-def _begin(sender: Any, **_: Any) -> None:  # noqa: ANN401 - celery.beat.Service
-    if sender.app is home():
-        after_task_publish.connect(_BeatPulse().published, sender=FLUSH, weak=False)
+def _begin(sender: Any, **_: Any) -> None:
+    if sender.app is current_app():
+        after_task_publish.connect(_BeatHeartbeat().published, sender=FLUSH, weak=False)

@@ -23,16 +23,16 @@ from mm_tasks import runtime
 from mm_tasks.errors import ConfigurationError
 from mm_tasks.settings import Settings
 from mm_tasks.tasks import heartbeat_writer
-from mm_tasks.tasks.base import OurTask
+from mm_tasks.tasks.base import BaseTask
 from mm_tasks.tasks.celery_app import (
     ROUTES,
     app,
     beat_schedule,
-    home,
-    once,
+    bind_tasks,
+    current_app,
+    on_signal_or_now,
     problems_at_start,
     queues,
-    settle,
 )
 from mm_tasks.tasks.registry import TASKS, register
 
@@ -60,30 +60,30 @@ def install(host: Celery) -> None:
     # What `celery.current_app` stands for now, not later.
     host = getattr(host, "_get_current_object", lambda: host)()
     with _lock:
-        if home() is host:
+        if current_app() is host:
             return
-        if home() is not app:
+        if current_app() is not app:
             msg = "mm_tasks is installed in another Celery app of this process; one can have it"
             raise ConfigurationError(msg)
-        settle(TASKS, host)
+        bind_tasks(TASKS, host)
     _add_queues_and_routes(host)
     heartbeat_writer.attach(host)
-    once(host.on_after_finalize, register, host, is_past=vars(host)["finalized"])
+    on_signal_or_now(host.on_after_finalize, register, host, is_past=vars(host)["finalized"])
     # Whenever they are read, which `config_from_object` may have done once more.
     host.on_after_configure.connect(_add_to_beat, sender=host)
     if vars(host)["configured"]:
         _add_to_beat(host)
 
 
-def unfavourable(host: Celery) -> list[str]:
+def setting_warnings(host: Celery) -> list[str]:
     """Return, one sentence each, which of the host's settings our tasks would do better without.
 
     Reads its settings. A worker of the host that serves our queues logs them when it starts.
     """
-    return list(_unfavourable(host.conf))
+    return list(_setting_warnings(host.conf))
 
 
-def _unfavourable(conf: Any) -> Iterator[str]:  # noqa: ANN401 - Celery's settings
+def _setting_warnings(conf: Any) -> Iterator[str]:
     if not {"json", "application/json"} & set(conf.accept_content or ()):
         yield "accept_content is without json: workers refuse all messages of mm_tasks"
     if conf.task_protocol != 2:  # noqa: PLR2004 - its number
@@ -103,7 +103,7 @@ def _unfavourable(conf: Any) -> Iterator[str]:  # noqa: ANN401 - Celery's settin
             "messages with a countdown are delivered more than once"
         )
     for name in ("acks_late", "max_retries", "rate_limit", "serializer"):
-        if any(getattr(task, name) != getattr(OurTask, name) for task in TASKS):
+        if any(getattr(task, name) != getattr(BaseTask, name) for task in TASKS):
             yield f"task_annotations give our tasks another {name}: leave it as it is"
 
 
@@ -120,11 +120,11 @@ def _add_queues_and_routes(host: Celery) -> None:
         amqp.router = amqp.Router()
 
 
-def _widened(kind: Any) -> Any:  # noqa: ANN401 - the host's class of AMQP
+def _widened(kind: Any) -> Any:
     class Amqp(kind):  # type: ignore[misc]
         """The host's own, and ours beside it."""
 
-        def Queues(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401, N802 - Celery's
+        def Queues(self, *args: Any, **options: Any) -> Any:  # noqa: N802 - Celery's
             return _add_queues(super().Queues(*args, **options))
 
         def flush_routes(self) -> None:
@@ -134,7 +134,7 @@ def _widened(kind: Any) -> Any:  # noqa: ANN401 - the host's class of AMQP
     return Amqp
 
 
-def _add_queues(table: Any) -> Any:  # noqa: ANN401 - celery.app.amqp.Queues
+def _add_queues(table: Any) -> Any:
     for queue in queues():
         if queue.name in table:
             continue
@@ -156,7 +156,7 @@ class _Route:
             pattern for one in maps for pattern in one.patterns if "mm_tasks" in pattern.pattern
         ]
 
-    def __call__(self, name: str, *_: Any, **__: Any) -> dict[str, Any] | None:  # noqa: ANN401
+    def __call__(self, name: str, *_: Any, **__: Any) -> dict[str, Any] | None:
         """Return the options of a publish, None for whatever is not ours."""
         route = ROUTES.get(name)
         if route is None or name in self._named:
@@ -170,7 +170,7 @@ class _Route:
 _added: dict[str, Any] = {}
 
 
-def _add_to_beat(sender: Any, **_: Any) -> None:  # noqa: ANN401
+def _add_to_beat(sender: Any, **_: Any) -> None:
     try:
         every_s = Settings.load().flush_interval_s
     except ConfigurationError:
@@ -184,9 +184,9 @@ def _add_to_beat(sender: Any, **_: Any) -> None:  # noqa: ANN401
 
 
 @beat_init.connect
-def _complete_beat(sender: Any, **_: Any) -> None:  # noqa: ANN401 - celery.beat.Service
+def _complete_beat(sender: Any, **_: Any) -> None:
     """Let beat have our entries, even if the host's schedule was set after it was read."""
-    if sender.app is app or sender.app is not home():
+    if sender.app is app or sender.app is not current_app():
         return
     hosts = {
         name
@@ -198,11 +198,11 @@ def _complete_beat(sender: Any, **_: Any) -> None:  # noqa: ANN401 - celery.beat
 
 
 @celeryd_after_setup.connect
-def _warn(instance: Any, **_: Any) -> None:  # noqa: ANN401 - celery.apps.worker.Worker
+def _warn(instance: Any, **_: Any) -> None:
     """Say why a host's worker that serves our queues does so badly, or not at all."""
     host = instance.app
-    if host is app or host is not home():
+    if host is app or host is not current_app():
         return
     if {queue.name for queue in queues()} & set(host.amqp.queues.consume_from):
-        for sentence in (*problems_at_start(), *unfavourable(host)):
+        for sentence in (*problems_at_start(), *setting_warnings(host)):
             _log.warning("mm_tasks_in_trouble: %s", sentence)

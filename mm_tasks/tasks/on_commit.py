@@ -27,12 +27,12 @@ class Planned:
 
 
 def delay_on_commit(
-    task: Any,  # noqa: ANN401 - `track` or `identify`
+    task: Any,
     /,
-    *args: Any,  # noqa: ANN401 - checked by the task
+    *args: Any,
     using: str | None = None,
     robust: bool = False,
-    **fields: Any,  # noqa: ANN401 - checked by the task
+    **fields: Any,
 ) -> Planned:
     """Validate now and store on commit; `using` names the database, as for Django."""
     encoded = task._encoded(args, fields)  # noqa: SLF001 - half of its `delay`
@@ -45,13 +45,13 @@ def delay_on_commit(
 
 
 def apply_async_on_commit(
-    task: Any,  # noqa: ANN401 - `track` or `identify`
+    task: Any,
     args: Sequence[Any] | None = None,
     kwargs: dict[str, Any] | None = None,
     *,
     using: str | None = None,
     robust: bool = False,
-    **options: Any,  # noqa: ANN401 - Celery's
+    **options: Any,
 ) -> None:
     """As `apply_async` on commit, options such as `countdown` included."""
     args, kwargs = tuple(args or ()), dict(kwargs or {})

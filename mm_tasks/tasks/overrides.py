@@ -46,7 +46,7 @@ class Scheduler(beat.Scheduler):
 
     _is_ticking = False
 
-    def tick(self, *args: Any, **options: Any) -> float:  # noqa: ANN401
+    def tick(self, *args: Any, **options: Any) -> float:
         """Publish what is due, at most one entry; return the seconds until the next tick."""
         self._is_ticking = True
         try:
@@ -66,9 +66,9 @@ _Logging: Any = CeleryLogging  # celery-types knows no handler with another form
 class Logging(_Logging):  # type: ignore[misc]
     """Celery's own, in the form that `MM_TASKS_LOG_FORMAT` names."""
 
-    def setup_handlers(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - Celery's
+    def setup_handlers(self, *args: Any, **options: Any) -> Any:
         """Add a handler to a logger; also that of tasks gets our formatter."""
         return super().setup_handlers(*args, **{**options, "formatter": self._formatter})
 
-    def _formatter(self, *_: Any, **__: Any) -> Any:  # noqa: ANN401
+    def _formatter(self, *_: Any, **__: Any) -> Any:
         return log_format.formatter(runtime.log_form(), self.format)

@@ -10,7 +10,7 @@ from kombu import Connection
 
 from mm_tasks import runtime
 from mm_tasks.events.lanes import BACKFILL
-from mm_tasks.tasks.celery_app import app, broker, home
+from mm_tasks.tasks.celery_app import app, broker, current_app
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -27,7 +27,7 @@ class _Publisher(threading.local):
     owner: tuple[runtime.Runtime, Celery] | None = None
 
     def get(self) -> Connection:
-        owner = (runtime.current(), home())
+        owner = (runtime.current(), current_app())
         if self.connection is None or self.owner != owner:
             self.connection = _connection(owner[1])
             if self.connection.transport.driver_type == "redis":
@@ -77,7 +77,7 @@ def publish_options() -> dict[str, Any]:
     return {"connection": _publisher.get(), "retry": False}
 
 
-def urgency(lane: str) -> dict[str, Any]:
+def priority_options(lane: str) -> dict[str, Any]:
     """Return the options by which a backfill's messages are taken after all others.
 
     On Redis 9 is what is read last. Elsewhere it means something else, and they go in turn.
@@ -94,8 +94,8 @@ def nudge(task: str, args: tuple[str], queue: str, *, expires_s: float = 5) -> N
     if not runtime.current().has_broker:
         return
     try:
-        if not home().conf.task_always_eager:
-            home().send_task(
+        if not current_app().conf.task_always_eager:
+            current_app().send_task(
                 task,
                 args,
                 queue=queue,

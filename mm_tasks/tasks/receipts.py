@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mm_tasks.buffer.producer import APPEND_RECORDS_MAX, Entry
+from mm_tasks.buffer.producer import APPEND_RECORDS_MAX, Record
 from mm_tasks.errors import BufferFull, BufferUnavailable, InvalidEvent, Problem
 
 if TYPE_CHECKING:
@@ -41,9 +41,9 @@ class Receipt:
     error: InvalidEvent | None = None
 
 
-def entries(part: Sequence[Encoded]) -> list[Entry]:
+def entries(part: Sequence[Encoded]) -> list[Record]:
     """Return what is stored of events."""
-    return [Entry(event.body, event.user_id, event.anonymous_id) for event in part]
+    return [Record(event.body, event.user_id, event.anonymous_id) for event in part]
 
 
 def receipts_of(part: Sequence[Encoded], suppressed: frozenset[int]) -> list[Receipt]:

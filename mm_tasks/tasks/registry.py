@@ -10,7 +10,7 @@ from typing import Any
 
 from mm_tasks import runtime
 from mm_tasks.tasks import heartbeat_writer
-from mm_tasks.tasks.celery_app import app, home, once
+from mm_tasks.tasks.celery_app import app, current_app, on_signal_or_now
 from mm_tasks.tasks.forget import ForgetTask
 from mm_tasks.tasks.identify import IdentifyTask
 from mm_tasks.tasks.track import TrackTask
@@ -34,20 +34,20 @@ async def aclose() -> None:
 
     `asyncio.run` and servers do so at their end without being asked.
     """
-    await runtime.current().loops.close()
+    await runtime.current().async_clients.close()
 
 
-def register(sender: Any, **_: Any) -> None:  # noqa: ANN401
+def register(sender: Any, **_: Any) -> None:
     """Put the tasks into the registry of a finalized app; reads its settings."""
     for task in TASKS:
         sender.register_task(task)
 
 
-def _register(sender: Any, **_: Any) -> None:  # noqa: ANN401
+def _register(sender: Any, **_: Any) -> None:
     """Register in our app, not at import but when it is first used; unless a host has them."""
-    if home() is sender:
+    if current_app() is sender:
         register(sender)
 
 
-once(app.on_after_finalize, _register, app, is_past=vars(app)["finalized"])
+on_signal_or_now(app.on_after_finalize, _register, app, is_past=vars(app)["finalized"])
 heartbeat_writer.attach(app)

@@ -67,7 +67,7 @@ class TrackTask(EventTask):
         self,
         args: Sequence[str] | None = ...,
         kwargs: TrackItem | TrackFields | None = ...,
-        **options: Any,  # noqa: ANN401 - Celery's
+        **options: Any,
     ) -> AsyncResult[None]: ...
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """As `delay`; with options such as `countdown`, publish it for a worker to store."""

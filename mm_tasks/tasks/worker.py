@@ -12,9 +12,9 @@ from redis.exceptions import RedisError
 from mm_tasks import runtime
 from mm_tasks.errors import AuditUnavailable
 from mm_tasks.events.lanes import QUEUES, TRACK, sharing
-from mm_tasks.tasks.base import OurTask
+from mm_tasks.tasks.base import BaseTask
 from mm_tasks.tasks.celery_app import FLUSH, RUN_ERASURE, SEND_BATCH, SWEEP_ERASURES
-from mm_tasks.tasks.publisher import publish_failed, publish_options, urgency
+from mm_tasks.tasks.publisher import priority_options, publish_failed, publish_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +39,7 @@ def _found_again(task: str) -> Iterator[None]:
     log.warning("store_away", extra={"task": task, "error": kind})
 
 
-class Flush(OurTask):
+class Flush(BaseTask):
     """Makes batches of what waits and publishes a message for each; see `delivery`.
 
     Of a lane, and of those that share its endpoint: each in its turn, whatever became of
@@ -65,7 +65,7 @@ class Flush(OurTask):
                     (dispatch.lane, dispatch.batch_ids),
                     queue=QUEUES[dispatch.lane],
                     countdown=dispatch.countdown_s,
-                    **urgency(dispatch.lane),
+                    **priority_options(dispatch.lane),
                     **publish_options(),
                 )
         except Exception as error:  # noqa: BLE001 - raised when the others had their turn
@@ -73,7 +73,7 @@ class Flush(OurTask):
         return None
 
 
-class SendBatch(OurTask):
+class SendBatch(BaseTask):
     """Sends batches that a flush claimed, each by itself."""
 
     name = SEND_BATCH
@@ -95,7 +95,7 @@ class SendBatch(OurTask):
                 )
 
 
-class RunErasure(OurTask):
+class RunErasure(BaseTask):
     """Takes the steps of one erasure that are due; see `erasure`."""
 
     name = RUN_ERASURE
@@ -106,7 +106,7 @@ class RunErasure(OurTask):
         runtime.current().erasures.run(erasure_id)
 
 
-class SweepErasures(OurTask):
+class SweepErasures(BaseTask):
     """Takes every step of every erasure that is due, and warns of deadlines."""
 
     name = SWEEP_ERASURES

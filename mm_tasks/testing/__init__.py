@@ -31,7 +31,7 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - any of the names above
+def __getattr__(name: str) -> Any:
     # When first used: pytest loads `plugin` in every run, which must cost nothing.
     if name not in _MODULES:
         msg = f"module {__name__!r} has no attribute {name!r}"

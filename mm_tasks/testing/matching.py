@@ -14,7 +14,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from mm_tasks.events.properties import Refused, instant
+from mm_tasks.events.properties import InvalidValue, instant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -47,7 +47,7 @@ class Difference:
     found: Any
 
 
-def plain(value: Any) -> Any:  # noqa: ANN401 - whatever a property may hold
+def plain(value: Any) -> Any:
     """Return a value as it is in a record: see `properties` for what becomes what.
 
     What no property may hold stays, such as `unittest.mock.ANY`.
@@ -63,12 +63,12 @@ def plain(value: Any) -> Any:  # noqa: ANN401 - whatever a property may hold
             return _plain_text(value)
 
 
-def _plain_text(value: Any) -> Any:  # noqa: ANN401 - whatever a property may hold
+def _plain_text(value: Any) -> Any:
     match value:
         case datetime():
             try:
                 return instant(value)
-            except Refused:
+            except InvalidValue:
                 return value
         case date():
             return value.isoformat()
@@ -89,7 +89,7 @@ def differences(expected: Mapping[str, Any], fields: Mapping[str, Any]) -> list[
     ]
 
 
-def _between(expected: Any, found: Any, path: str) -> Iterator[Difference]:  # noqa: ANN401 - JSON
+def _between(expected: Any, found: Any, path: str) -> Iterator[Difference]:
     if isinstance(expected, dict) and isinstance(found, dict):
         for key, value in expected.items():
             yield from _between(value, found.get(key, _ABSENT), f"{path}.{key}")
@@ -165,7 +165,7 @@ def _line(record: Recorded, expected: Mapping[str, Any]) -> str:
     return _call(record.lane, shown) + way
 
 
-def _compared(found: Any, expected: Any) -> str:  # noqa: ANN401 - JSON
+def _compared(found: Any, expected: Any) -> str:
     """Return what was found, as far as it was compared."""
     if isinstance(found, dict) and isinstance(expected, dict):
         pairs = [

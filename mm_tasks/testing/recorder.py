@@ -11,8 +11,8 @@ from mm_tasks import runtime
 from mm_tasks.erasure.request import ErasureRequest
 from mm_tasks.events.models import IdentifyEvent, TrackEvent
 from mm_tasks.testing import matching
-from mm_tasks.testing.records import Journal
-from mm_tasks.testing.runtime import StandIn
+from mm_tasks.testing.records import Records
+from mm_tasks.testing.runtime import RecordingRuntime
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -35,8 +35,8 @@ def record() -> Iterator[Recorder]:
     Everything is validated as always, and nothing is stored, sent or published. Recordings
     may be nested: the newest takes all. The recorder can be asked afterwards too.
     """
-    journal = Journal()
-    with runtime.replaced(cast("runtime.Runtime", StandIn(journal))):
+    journal = Records()
+    with runtime.replaced(cast("runtime.Runtime", RecordingRuntime(journal))):
         yield Recorder(journal)
 
 
@@ -47,7 +47,7 @@ class Recorder:
     that is absent; `unittest.mock.ANY` is equal to anything.
     """
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Records) -> None:
         """Take what is recorded to; see `record`."""
         self._journal = journal
 
@@ -65,24 +65,24 @@ class Recorder:
         """Return what was not accepted, as its person is suppressed."""
         return list(self._journal.suppressed)
 
-    def tracked(self, event: str | None = None, /, **fields: Any) -> list[Recorded]:  # noqa: ANN401 - any value
+    def tracked(self, event: str | None = None, /, **fields: Any) -> list[Recorded]:
         """Return the tracked events of this name, or of any, with these fields."""
         return self._found("track", _with_name(event, fields))
 
-    def identified(self, **fields: Any) -> list[Recorded]:  # noqa: ANN401 - any value
+    def identified(self, **fields: Any) -> list[Recorded]:
         """Return the calls of `identify` with these fields."""
         return self._found("identify", fields)
 
-    def forgotten(self, **fields: Any) -> list[Recorded]:  # noqa: ANN401 - any value
+    def forgotten(self, **fields: Any) -> list[Recorded]:
         """Return the calls of `forget` with these fields."""
         return self._found("forget", fields)
 
-    def assert_tracked(self, event: str | None = None, /, **fields: Any) -> Recorded:  # noqa: ANN401 - any value
+    def assert_tracked(self, event: str | None = None, /, **fields: Any) -> Recorded:
         """Fail unless such an event was tracked; return the first."""
         __tracebackhide__ = True
         return self._first("track", _with_name(event, fields))
 
-    def assert_tracked_once(self, event: str | None = None, /, **fields: Any) -> Recorded:  # noqa: ANN401 - any value
+    def assert_tracked_once(self, event: str | None = None, /, **fields: Any) -> Recorded:
         """Fail unless exactly one such event was tracked; return it."""
         __tracebackhide__ = True
         expected = _with_name(event, fields)
@@ -92,7 +92,7 @@ class Recorder:
             raise AssertionError("\n".join([head, *matching.lines(found, expected)]))
         return first
 
-    def assert_not_tracked(self, event: str | None = None, /, **fields: Any) -> None:  # noqa: ANN401 - any value
+    def assert_not_tracked(self, event: str | None = None, /, **fields: Any) -> None:
         """Fail if such an event was tracked."""
         __tracebackhide__ = True
         expected = _with_name(event, fields)
@@ -100,12 +100,12 @@ class Recorder:
             head = f"{matching.call('track', expected)} was recorded, and should not have been:"
             raise AssertionError("\n".join([head, *matching.lines(found, expected)]))
 
-    def assert_identified(self, **fields: Any) -> Recorded:  # noqa: ANN401 - any value
+    def assert_identified(self, **fields: Any) -> Recorded:
         """Fail unless there was such a call of `identify`; return the first."""
         __tracebackhide__ = True
         return self._first("identify", fields)
 
-    def assert_forgotten(self, **fields: Any) -> Recorded:  # noqa: ANN401 - any value
+    def assert_forgotten(self, **fields: Any) -> Recorded:
         """Fail unless there was such a call of `forget`; return the first."""
         __tracebackhide__ = True
         return self._first("forget", fields)

@@ -57,7 +57,7 @@ class Recorded:
         return self.options is not None
 
 
-class Journal:
+class Records:
     """The records of one recorder."""
 
     def __init__(self) -> None:

@@ -25,26 +25,26 @@ from mm_tasks.testing.matching import plain
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mm_tasks.buffer.producer import Entry
+    from mm_tasks.buffer.producer import Record
     from mm_tasks.erasure.request import ErasureRequest
     from mm_tasks.settings import Settings
-    from mm_tasks.testing.records import Journal, Lane
+    from mm_tasks.testing.records import Lane, Records
 
 # A backfill's events are recorded as what they are.
 _RECORDED: dict[str, Lane] = {TRACK: TRACK, IDENTIFY: IDENTIFY, BACKFILL: TRACK}
 
 
-class StandIn:
+class RecordingRuntime:
     """Stands where `Runtime` does."""
 
     has_broker = False
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Records) -> None:
         """Take where to record."""
         self._journal = journal
         self.producers = {lane: RecordingBuffer(journal, _RECORDED[lane]) for lane in LANES}
-        self.loops = NoClients()
-        self.intake = RecordingIntake(journal)
+        self.async_clients = NoClients()
+        self.erasure_service = RecordingErasureService(journal)
 
     @cached_property
     def settings(self) -> Settings:
@@ -58,11 +58,11 @@ class StandIn:
 
     def publish(
         self,
-        task: Any,  # noqa: ANN401 - a task of ours
+        task: Any,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         options: Mapping[str, Any],
-    ) -> Any:  # noqa: ANN401 - Celery's result
+    ) -> Any:
         """Do at once what a worker would do later; return what Celery would.
 
         The arguments become JSON and back, as in a message. What a worker would refuse raises
@@ -77,7 +77,7 @@ class StandIn:
             task.apply(args, kwargs, task_id=task_id, throw=True)
         return task.AsyncResult(task_id)
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - always raises
+    def __getattr__(self, name: str) -> Any:
         """Say why there is nothing that would need Redis, SQL or the vendor."""
         msg = f"events are recorded here and not stored, so there is no runtime.{name}"
         raise AttributeError(msg)
@@ -86,22 +86,22 @@ class StandIn:
 class RecordingBuffer:
     """Stands where `Buffer` does, for producers."""
 
-    def __init__(self, journal: Journal, lane: Lane) -> None:
+    def __init__(self, journal: Records, lane: Lane) -> None:
         """Take where to record."""
         self._journal = journal
         self._lane: Lane = lane
 
-    def append(self, entries: Sequence[Entry]) -> Appended:
+    def append(self, entries: Sequence[Record]) -> Appended:
         """Record all entries whose person is not suppressed, in order."""
         self._journal.fail(self._lane)
         positions = [n for n, entry in enumerate(entries) if not self._is_added(entry)]
         return Appended(frozenset(positions), nudge=False)
 
-    async def aappend(self, redis: None, entries: Sequence[Entry]) -> Appended:  # noqa: ARG002 - as `Buffer`
+    async def aappend(self, redis: None, entries: Sequence[Record]) -> Appended:  # noqa: ARG002 - as `Buffer`
         """As `append`."""
         return self.append(entries)
 
-    def _is_added(self, entry: Entry) -> bool:
+    def _is_added(self, entry: Record) -> bool:
         fields = json.loads(entry.body)
         is_suppressed = self._journal.is_suppressed(entry.user_id, entry.anonymous_id)
         add = self._journal.add_suppressed if is_suppressed else self._journal.add
@@ -109,10 +109,10 @@ class RecordingBuffer:
         return not is_suppressed
 
 
-class RecordingIntake:
+class RecordingErasureService:
     """Stands where `Intake` does, for callers."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Records) -> None:
         """Take where to record."""
         self._journal = journal
 

@@ -9,10 +9,10 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from mm_tasks.buffer.attempt import Admitted, Refused
+from mm_tasks.buffer.attempt import Admitted, Rejection
 from mm_tasks.buffer.batches import BatchLimits, Buffer
 from mm_tasks.buffer.keys import ProjectKeys
-from mm_tasks.buffer.producer import Entry
+from mm_tasks.buffer.producer import Record
 from mm_tasks.buffer.records import tag
 from mm_tasks.errors import BufferFull, BufferUnavailable
 from tests.conftest import load_fences
@@ -33,7 +33,7 @@ def buffer(redis):
 
 
 def entries(n, size=10, user_id=None):
-    return [Entry(b"%0*d" % (size, i), user_id, None) for i in range(n)]
+    return [Record(b"%0*d" % (size, i), user_id, None) for i in range(n)]
 
 
 def counts(redis):
@@ -134,7 +134,7 @@ def test_only_one_attempt_holds_a_batch(buffer):
     batch_id = claim(buffer)
 
     assert isinstance(begin(buffer, batch_id), Admitted)
-    assert begin(buffer, batch_id) == Refused("held")
+    assert begin(buffer, batch_id) == Rejection("held")
 
 
 def test_a_late_success_removes_the_batch_whoever_holds_it(redis, buffer):
@@ -156,9 +156,9 @@ def test_a_release_with_an_old_token_changes_nothing(redis, buffer):
     buffer.lapse(batch_id, lease_ms=60_000)
 
     assert not buffer.release(batch_id, first.token, wait_ms=0, grace_ms=0)
-    assert buffer.narrow(batch_id, first.token, why="{}", singles_max=20) == "old"
+    assert buffer.narrow(batch_id, first.token, why="{}", isolation_max=20) == "old"
     assert buffer.bury(batch_id, first.token, why="{}", outcome="rejected") == 0
-    assert begin(buffer, batch_id) == Refused("held")
+    assert begin(buffer, batch_id) == Rejection("held")
     assert_adds_up(redis)
 
 
@@ -199,15 +199,15 @@ def test_a_slot_is_refused_before_and_after_its_time(redis, buffer):
     batch_id = buffer.claim(slot_us=now_us + 60_000_000, found_again_ms=0)
 
     assert begin(buffer, batch_id, slot="").reason == "wait"
-    assert begin(buffer, batch_id, slot=str(now_us - 3_000_000)) == Refused("slot")
+    assert begin(buffer, batch_id, slot=str(now_us - 3_000_000)) == Rejection("slot")
     assert isinstance(begin(buffer, batch_id, slot=str(now_us)), Admitted)
 
 
-def refuse(buffer, batch_id, singles_max=20):
+def refuse(buffer, batch_id, isolation_max=20):
     """Let the vendor refuse the next attempt."""
     attempt = begin(buffer, batch_id)
     return buffer.narrow(
-        batch_id, attempt.token, why='{"reason":"rejected"}', singles_max=singles_max
+        batch_id, attempt.token, why='{"reason":"rejected"}', isolation_max=isolation_max
     )
 
 
@@ -223,9 +223,9 @@ def test_the_one_refused_event_is_found_in_few_requests_and_the_rest_arrives(red
     while isinstance(attempt := begin(buffer, batch_id), Admitted):
         requests += 1
         if bad in attempt.bodies:
-            buffer.narrow(batch_id, attempt.token, why="{}", singles_max=20)
+            buffer.narrow(batch_id, attempt.token, why="{}", isolation_max=20)
         else:
-            buffer.ack(batch_id, attempt.cut)
+            buffer.ack(batch_id, attempt.generation)
         assert_adds_up(redis)
 
     assert counts(redis)["delivered"] == 7
@@ -240,7 +240,7 @@ def test_a_refusal_of_the_whole_alone_buries_nothing(redis, buffer):
     batch_id = claim(buffer)
     refuse(buffer, batch_id)
     while isinstance(attempt := begin(buffer, batch_id), Admitted):
-        buffer.ack(batch_id, attempt.cut)
+        buffer.ack(batch_id, attempt.generation)
 
     assert counts(redis)["delivered"] == 3
     assert not redis.exists(KEYS.dead)
@@ -252,7 +252,7 @@ def test_a_batch_refused_event_by_event_is_a_new_rule_of_the_vendors(redis):
     buffer = make(redis, BatchLimits(events_max=8, bytes_max=2000, linger_ms=60_000))
     buffer.append(entries(8))
     batch_id = claim(buffer)
-    said = [refuse(buffer, batch_id, singles_max=3) for _ in range(6)]
+    said = [refuse(buffer, batch_id, isolation_max=3) for _ in range(6)]
 
     assert said == ["narrowed", "narrowed", "narrowed", "buried", "buried", "systematic"]
     assert redis.hlen(KEYS.dead) == 2
@@ -265,7 +265,7 @@ def test_batches_of_one_that_are_all_refused_are_a_new_rule_too(redis):
     load_fences(redis)
     buffer = make(redis, BatchLimits(events_max=1, bytes_max=2000, linger_ms=0))
     buffer.append(entries(4))
-    said = [refuse(buffer, claim(buffer), singles_max=3) for _ in range(3)]
+    said = [refuse(buffer, claim(buffer), isolation_max=3) for _ in range(3)]
 
     assert said == ["buried", "buried", "systematic"]
 
@@ -274,12 +274,12 @@ def test_an_accepted_event_ends_a_row_of_refused_ones(redis):
     load_fences(redis)
     buffer = make(redis, BatchLimits(events_max=1, bytes_max=2000, linger_ms=0))
     buffer.append(entries(4))
-    refuse(buffer, claim(buffer), singles_max=3)
-    refuse(buffer, claim(buffer), singles_max=3)
+    refuse(buffer, claim(buffer), isolation_max=3)
+    refuse(buffer, claim(buffer), isolation_max=3)
     batch_id = claim(buffer)
-    buffer.ack(batch_id, begin(buffer, batch_id).cut)
+    buffer.ack(batch_id, begin(buffer, batch_id).generation)
 
-    assert refuse(buffer, claim(buffer), singles_max=3) == "buried"
+    assert refuse(buffer, claim(buffer), isolation_max=3) == "buried"
 
 
 def test_a_success_told_late_takes_what_it_carried_and_no_more(redis):
@@ -294,8 +294,8 @@ def test_a_success_told_late_takes_what_it_carried_and_no_more(redis):
     buffer.release(batch_id, second.token, wait_ms=0, grace_ms=0)
     third = begin(buffer, batch_id)
 
-    assert buffer.ack(batch_id, third.cut) == 2
-    assert buffer.ack(batch_id, first.cut) == 0
+    assert buffer.ack(batch_id, third.generation) == 2
+    assert buffer.ack(batch_id, first.generation) == 0
     assert counts(redis)["delivered"] == 2
     assert_adds_up(redis)
 
@@ -323,7 +323,7 @@ def test_a_late_outcome_leaves_the_slot_and_the_wait_of_another_alone(buffer, ho
     buffer.release(batch_id, second.token, wait_ms=60_000, grace_ms=0)
     late = {
         "release": lambda: buffer.release(batch_id, first.token, wait_ms=0, grace_ms=0),
-        "narrow": lambda: buffer.narrow(batch_id, first.token, why="{}", singles_max=0) != "old",
+        "narrow": lambda: buffer.narrow(batch_id, first.token, why="{}", isolation_max=0) != "old",
         "bury": lambda: buffer.bury(batch_id, first.token, why="{}", outcome="rejected"),
     }
 
@@ -359,7 +359,7 @@ def test_a_subject_fenced_later_is_not_sent(redis, buffer, moment):
     assert len(admitted.bodies) == (3 if moment == "waiting" else 2)
     assert counts(redis)["erased"] == 1
     assert_adds_up(redis)
-    buffer.ack(batch_id, admitted.cut)
+    buffer.ack(batch_id, admitted.generation)
     assert_adds_up(redis)
 
 
@@ -378,7 +378,7 @@ def test_a_paused_project_admits_the_probe_alone(redis, buffer):
     probe, other = claim(buffer), claim(buffer)
     redis.hset(ProjectKeys("p").pause, mapping={"kind": "unauthorized", "probe": probe})
 
-    assert begin(buffer, other) == Refused("paused")
+    assert begin(buffer, other) == Rejection("paused")
     assert begin(buffer, probe).paused == "unauthorized"
 
 

@@ -33,7 +33,7 @@ from redis import Redis
 from mm_tasks.buffer.batches import BatchLimits, Buffer
 from mm_tasks.buffer.dead_letters import DeadLetters, Filter, Group, Revived
 from mm_tasks.buffer.keys import ProjectKeys
-from mm_tasks.buffer.producer import Entry
+from mm_tasks.buffer.producer import Record
 from mm_tasks.buffer.records import HEADER_BYTES, tag
 from mm_tasks.errors import BufferFull
 from tests.conftest import embedded, load_fences
@@ -66,7 +66,7 @@ def opened(redis, lane="track", project="p"):
 
 def entry(n, user_id=None, event="signed_up", anonymous_id=None):
     body = json.dumps({"event": event, "properties": {"n": n}}).encode()
-    return Entry(body, user_id, anonymous_id)
+    return Record(body, user_id, anonymous_id)
 
 
 def bury(redis, entries, why=REJECTED, lane="track"):
@@ -140,7 +140,7 @@ def test_the_repr_of_a_letter_holds_nothing_of_the_event(redis, dead):
 
 def test_a_record_that_is_no_event_is_still_a_letter(redis, dead):
     """Whatever is refused must be possible to look at."""
-    bury(redis, [Entry(b'{"event":7}', None, None), Entry(b"[1", None, None)])
+    bury(redis, [Record(b'{"event":7}', None, None), Record(b"[1", None, None)])
 
     assert [letter.event for letter in dead.letters()] == [None, None]
     assert [letter.fields for letter in dead.letters()] == [{"event": 7}, None]
@@ -207,7 +207,7 @@ def test_a_filter_means_what_its_conditions_say(redis, dead, chosen, expected):
         "rejected": bury(redis, [entry(1)]),
         "other": bury(redis, [entry(2, event="bought")], too_large),
         "parked": bury(redis, [entry(3, event="bought")], PARKED),
-        "identify": bury(redis, [Entry(b'{"user_id":"u"}', "u", None)], lane="identify"),
+        "identify": bury(redis, [Record(b'{"user_id":"u"}', "u", None)], lane="identify"),
     }
     for at, ids in enumerate(named.values(), 1):
         buried_at(redis, ids, at * 1000)

@@ -30,12 +30,12 @@ from contextlib import contextmanager
 import pytest
 from redis import Redis
 
-from mm_tasks.buffer.attempt import Admitted, Refused
+from mm_tasks.buffer.attempt import Admitted, Rejection
 from mm_tasks.buffer.batches import BatchLimits, Buffer
 from mm_tasks.buffer.dead_letters import DeadLetters, Revived
 from mm_tasks.buffer.fence import Fence, FenceState
 from mm_tasks.buffer.keys import ProjectKeys
-from mm_tasks.buffer.producer import Entry
+from mm_tasks.buffer.producer import Record
 from mm_tasks.buffer.records import tag
 from mm_tasks.buffer.scripts import Script
 from mm_tasks.errors import AuditChainBroken, AuditUnavailable, BufferFull, ConfigurationError
@@ -92,7 +92,7 @@ def opened(redis, lane="track"):
 
 
 def event(user_id=None, anonymous_id=None):
-    return Entry(b'{"event":"seen"}', user_id, anonymous_id)
+    return Record(b'{"event":"seen"}', user_id, anonymous_id)
 
 
 def begin(buffer, batch_id):
@@ -121,23 +121,23 @@ def about(redis):
 
 
 def test_a_fence_is_up_once_raise_returns(redis, fence):
-    fence.raise_(tags(1, 2), STORE)
+    fence.add(tags(1, 2), STORE)
 
     assert fenced(redis) == tags(1, 2)
     assert fence.state() == FenceState(2, STORE)
 
 
 def test_to_raise_twice_changes_nothing(redis, fence):
-    fence.raise_(tags(1, 2), STORE)
+    fence.add(tags(1, 2), STORE)
     before = about(redis)
-    fence.raise_(tags(2, 1), STORE)
+    fence.add(tags(2, 1), STORE)
 
     assert (fenced(redis), about(redis)) == (tags(1, 2), before)
 
 
 def test_a_raised_fence_is_no_loaded_one(redis, fence):
     """Who raises the first fence after a restart knows nothing of the others."""
-    fence.raise_(tags(1), STORE)
+    fence.add(tags(1), STORE)
 
     assert not is_loaded(redis)
 
@@ -145,7 +145,7 @@ def test_a_raised_fence_is_no_loaded_one(redis, fence):
 def test_a_raise_between_loads_leaves_the_server_loaded(redis, fence):
     """An erasure must not stop the delivery of everybody else."""
     fence.load(STORE, lambda: tags(1))
-    fence.raise_(tags(2), STORE)
+    fence.add(tags(2), STORE)
 
     assert is_loaded(redis)
     assert fenced(redis) == tags(1, 2)
@@ -153,7 +153,7 @@ def test_a_raise_between_loads_leaves_the_server_loaded(redis, fence):
 
 @pytest.mark.parametrize("number", [1000, 1001, 5000])
 def test_more_tags_than_one_script_takes_are_all_raised(redis, fence, number):
-    fence.raise_(tags(*range(number)), STORE)
+    fence.add(tags(*range(number)), STORE)
 
     assert fenced(redis) == tags(*range(number))
 
@@ -179,7 +179,7 @@ def test_a_load_makes_the_fence_what_sql_says(redis, fence, number):
 @pytest.mark.parametrize("left", [0, 1, 3])
 def test_a_load_lowers_what_sql_says_no_more(redis, fence, left):
     """A lifted erasure: its fence must fall, also where it was the last."""
-    fence.raise_(tags(*range(4)), STORE)
+    fence.add(tags(*range(4)), STORE)
     fence.load(STORE, lambda: tags(*range(left)))
 
     assert fenced(redis) == tags(*range(left))
@@ -198,7 +198,7 @@ def test_a_load_that_died_midway_leaves_nothing_to_the_next(redis, fence):
 
 def with_other_store(fence, step):
     if step == "raise":
-        fence.raise_(tags(7777), OTHER_STORE)
+        fence.add(tags(7777), OTHER_STORE)
     elif step == "load":
         fence.load(OTHER_STORE, lambda: tags(7777))
     else:
@@ -249,7 +249,7 @@ def test_a_fence_raised_during_a_load_is_up_after_it(redis, fence, load_while):
 
     def forget():
         sql.tags |= tags(9999)
-        fence.raise_(tags(9999), STORE)
+        fence.add(tags(9999), STORE)
 
     load_while(sql, forget)
 
@@ -265,7 +265,7 @@ def test_a_fence_raised_during_a_load_is_never_down_in_between(redis, fence, loa
     seen = []
 
     def forget():
-        fence.raise_(tags(9999), STORE)
+        fence.add(tags(9999), STORE)
         with opened(redis) as buffer:
             seen.append(buffer.append([event("u9999")]).suppressed)
         sql.tags |= tags(9999)
@@ -340,7 +340,7 @@ def test_all_lost_during_a_load_is_loaded_again(redis, load_while):
 @pytest.mark.parametrize("another", ["raise", "load"])
 def test_the_refusal_of_another_store_does_not_disturb_a_load(redis, fence, load_while, another):
     """A host with a wrong setting must not keep the others from loading."""
-    fence.raise_(tags(1), STORE)
+    fence.add(tags(1), STORE)
     sql = Sql(*range(load_while.number))
 
     def intrude():
@@ -477,7 +477,7 @@ def test_a_load_whose_sql_fails_leaves_the_fence_and_the_server_as_they_were(red
 def owned(request, redis, fence):
     """Fences that belong to a store, one way or the other."""
     if request.param == "raised":
-        fence.raise_(tags(1), STORE)
+        fence.add(tags(1), STORE)
     elif request.param == "being loaded":
         with pytest.raises(KeyboardInterrupt):
             fence.load(STORE, interrupted)
@@ -498,8 +498,8 @@ def test_the_fences_of_another_store_are_refused_and_nothing_changes(owned, fenc
 
 
 def test_the_stores_of_two_projects_do_not_meet(redis, fence):
-    fence.raise_(tags(1), STORE)
-    Fence(redis, "q").raise_(tags(1), OTHER_STORE)
+    fence.add(tags(1), STORE)
+    Fence(redis, "q").add(tags(1), OTHER_STORE)
 
     fence.check_store(STORE)
     Fence(redis, "q").check_store(OTHER_STORE)
@@ -534,7 +534,7 @@ def test_a_failure_is_no_word_where_the_fences_are_loaded(redis, fence):
 
 def test_a_raised_fence_does_not_hide_why_the_others_are_missing(redis, fence):
     fence.note_failed("audit_unavailable")
-    fence.raise_(tags(1), STORE)
+    fence.add(tags(1), STORE)
 
     assert about(redis)["why"] == "audit_unavailable"
 
@@ -557,7 +557,7 @@ def test_a_raised_fence_does_not_hide_why_the_others_are_missing(redis, fence):
 )
 def test_append_refuses_whoever_is_fenced_by_either_id(redis, fence, one, is_refused):
     """The kind is part of the tag: a user called a1 is not the anonymous a1."""
-    fence.raise_([tag("p", "user", "u1"), tag("p", "anonymous", "a1")], STORE)
+    fence.add([tag("p", "user", "u1"), tag("p", "anonymous", "a1")], STORE)
     with opened(redis) as buffer:
         said = buffer.append([event("other"), event(*one), event()])
 
@@ -572,7 +572,7 @@ def test_a_fence_raised_after_the_append_stops_the_claim_and_the_attempt(redis, 
         buffer.append([event("u1"), event("u2")])
         first = claim(buffer)
         buffer.append([event("u1"), event("u3")])
-        fence.raise_(tags(1), STORE)
+        fence.add(tags(1), STORE)
         second = claim(buffer)
 
         assert [begin(buffer, id_).sent for id_ in (first, second)] == [1, 1]
@@ -586,7 +586,7 @@ def test_a_letter_of_one_erased_is_not_revived(redis, fence):
         buffer.append([event("u1"), event("u2")])
         batch_id = claim(buffer)
         buffer.bury(batch_id, begin(buffer, batch_id).token, why="{}", outcome="rejected")
-    fence.raise_(tags(1), STORE)
+    fence.add(tags(1), STORE)
     letters = DeadLetters(redis, "p")
 
     assert letters.revive([one.id for one in letters.letters()]) == Revived(1, 1, 0)
@@ -617,7 +617,7 @@ def test_nothing_is_claimed_or_sent_until_the_fences_were_loaded(redis, fence, h
         before = held(redis)
 
         assert claim(buffer) is None
-        assert begin(buffer, batch_id) == Refused("gone" if how == "flushed" else "unloaded")
+        assert begin(buffer, batch_id) == Rejection("gone" if how == "flushed" else "unloaded")
         assert buffer.look(**EVERYTHING) == "unloaded"
         assert held(redis) == before
 
@@ -681,7 +681,7 @@ def test_a_restart_forgets_that_the_fences_were_loaded_and_nothing_else(servers)
         assert fenced(redis) == tags(1)
         assert buffer.look(**EVERYTHING) == "unloaded"
         assert claim(buffer) is None
-        assert begin(buffer, batch_id) == Refused("unloaded")
+        assert begin(buffer, batch_id) == Rejection("unloaded")
         assert buffer.append([event("u1"), event("u5")]).suppressed == {0}
         fence.load(STORE, lambda: tags(1, 2))
         assert buffer.look(**EVERYTHING) == "ready"
@@ -699,10 +699,10 @@ def test_an_attempt_that_outlives_a_restart_is_not_admitted_twice(servers):
     with opened(redis) as buffer:
         buffer.append([event("u2"), event("u3")])
         batch_id = claim(buffer)
-        cut = begin(buffer, batch_id).cut
+        cut = begin(buffer, batch_id).generation
         server.restart()
 
-        assert begin(buffer, batch_id) == Refused("held")
+        assert begin(buffer, batch_id) == Rejection("held")
         assert buffer.ack(batch_id, cut) == 2
 
 
@@ -732,7 +732,7 @@ def full(servers):
     """A server at its maxmemory, with a fence of two, where append is refused."""
     server = servers()
     fence = Fence(server.client, "p")
-    fence.raise_(tags(1, 2), STORE)
+    fence.add(tags(1, 2), STORE)
     # Scripts too are memory: what is to run must have been loaded, as on any server in use.
     fence.load(STORE, lambda: tags(1, 2))
     fence.note_failed("audit_unavailable")
@@ -747,7 +747,7 @@ def full(servers):
 
 def test_at_maxmemory_a_fence_can_still_be_raised(full):
     """A full Redis must not keep anybody from being forgotten."""
-    Fence(full, "p").raise_(tags(*range(3, 2003)), STORE)
+    Fence(full, "p").add(tags(*range(3, 2003)), STORE)
 
     assert fenced(full) == tags(*range(1, 2003))
 
@@ -768,7 +768,7 @@ def test_at_maxmemory_it_can_be_said_why_they_are_not_loaded(full):
 
 def test_at_maxmemory_nobody_fenced_is_stored_or_sent(full):
     fence = Fence(full, "p")
-    fence.raise_(tags(3), STORE)
+    fence.add(tags(3), STORE)
     fence.load(STORE, lambda: tags(1, 2, 3))
     with opened(full) as buffer:
         assert claim(buffer) is None
@@ -780,8 +780,8 @@ def test_at_maxmemory_nobody_fenced_is_stored_or_sent(full):
 def test_a_log_that_became_shorter_lowers_nothing(redis, fence):
     """A backup of the audit database was put back: what it forgot stays fenced."""
     fence.load(STORE, lambda: tags(1, 2), lambda: 40)
-    fence.raise_(tags(3), STORE, 50)
-    fence.raise_(tags(4), STORE, 45)
+    fence.add(tags(3), STORE, 50)
+    fence.add(tags(4), STORE, 45)
 
     with pytest.raises(AuditChainBroken):
         fence.load(STORE, lambda: tags(1), lambda: 49)
@@ -794,11 +794,11 @@ def test_a_log_that_became_shorter_lowers_nothing(redis, fence):
 def test_a_log_that_grows_during_a_load_is_not_taken_for_a_cut_one(redis, fence):
     """An erasure is accepted and its fence raised, before and while another process loads."""
     sizes = iter([5, 6, 7])
-    fence.raise_(tags(1), STORE, 5)
+    fence.add(tags(1), STORE, 5)
 
     def read():
         if not fenced(redis) >= tags(2):
-            fence.raise_(tags(2), STORE, 6)
+            fence.add(tags(2), STORE, 6)
         return fenced(redis)
 
     assert fence.load(STORE, read, lambda: next(sizes))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mm_tasks.buffer import histograms
-from mm_tasks.buffer.attempt import Exchange
+from mm_tasks.buffer.attempt import RequestStats
 
 NAMES = st.sampled_from(sorted(histograms.BOUNDS))
 VALUES = st.one_of(
@@ -18,9 +18,9 @@ VALUES = st.one_of(
 )
 
 
-def added(*tallies):
+def added(*histogram_counters):
     found = Counter()
-    for words in tallies:
+    for words in histogram_counters:
         for bucket, total, grows in zip(words[::3], words[1::3], words[2::3], strict=True):
             found[bucket] += 1
             found[total] += grows
@@ -30,11 +30,11 @@ def added(*tallies):
 @given(NAMES, st.lists(VALUES, max_size=50))
 def test_each_value_is_counted_below_each_bound_that_it_does_not_exceed(name, values):
     """Prometheus: a bucket is cumulative and its bound inclusive; the last one counts all."""
-    tallies = Counter()
+    histogram_counters = Counter()
     for value in values:
-        tallies[f"track:{name}:{histograms.bucket(name, value)}"] += 1
+        histogram_counters[f"track:{name}:{histograms.bucket(name, value)}"] += 1
 
-    buckets, _ = histograms.read(tallies, "track", name)
+    buckets, _ = histograms.read(histogram_counters, "track", name)
 
     assert buckets == [
         *((str(float(b)), sum(v <= b for v in values)) for b in histograms.BOUNDS[name]),
@@ -49,9 +49,11 @@ def test_bounds_grow(bounds):
 
 def test_a_delivery_adds_a_size_a_fill_and_a_time():
     """As full as the nearer limit: 400 of 500 events, but 90 % of the bytes."""
-    tallies = added(histograms.of_delivery("track", Exchange(0.25, 400, 900), 500, 1000))
+    histogram_counters = added(
+        histograms.of_delivery("track", RequestStats(0.25, 400, 900), 500, 1000)
+    )
 
-    assert tallies == {
+    assert histogram_counters == {
         "track:request_s:0.25": 1,
         "track:request_s:sum": 250_000,
         "track:batch_events:400": 1,
@@ -59,7 +61,7 @@ def test_a_delivery_adds_a_size_a_fill_and_a_time():
         "track:batch_fill:0.9": 1,
         "track:batch_fill:sum": 900_000,
     }
-    assert histograms.read(tallies, "track", histograms.FILL)[1] == 0.9
+    assert histograms.read(histogram_counters, "track", histograms.FILL)[1] == 0.9
 
 
 def test_what_was_never_sent_adds_nothing():

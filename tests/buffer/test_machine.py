@@ -62,12 +62,12 @@ from hypothesis.stateful import (
 )
 
 from mm_tasks.buffer import histograms, purge
-from mm_tasks.buffer.attempt import Admitted, Exchange, Refused
+from mm_tasks.buffer.attempt import Admitted, Rejection, RequestStats
 from mm_tasks.buffer.batches import BatchLimits, Buffer
 from mm_tasks.buffer.fence import Fence
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.pauses import Pauses
-from mm_tasks.buffer.producer import Entry
+from mm_tasks.buffer.producer import Record
 from mm_tasks.buffer.purge import Purge
 from mm_tasks.buffer.records import HEADER_BYTES, STAMP_BYTES, tag
 from mm_tasks.errors import BufferFull
@@ -77,7 +77,7 @@ BYTES_MAX = 300
 HELD_BYTES_MAX = 3000
 HOUR_MS = 3_600_000
 # Of each request whose outcome is told.
-EXCHANGE = Exchange(0.3, 3, 150)
+EXCHANGE = RequestStats(0.3, 3, 150)
 DAY_US = 86_400_000_000
 STORE = "a store"
 KEYS = ProjectKeys("p")
@@ -130,7 +130,7 @@ PARSE = {
 }
 
 
-class Record(NamedTuple):
+class StoredRecord(NamedTuple):
     """A stored record, byte for byte, and whom it is about."""
 
     stored: bytes
@@ -150,14 +150,14 @@ class Record(NamedTuple):
 class Batch:
     """What the model knows of a batch: `slot_us` while it waits for one."""
 
-    records: list[Record]
+    records: list[StoredRecord]
     found_ms: float
     slot_us: float | None = None
     state: str = "claimed"
     token: str | None = None
     attempt: int = 0
     due_ms: float | None = None
-    cut: int = 0
+    generation: int = 0
     sent: int = 0
     suspect: int = 0
     refused: int = 0
@@ -180,9 +180,9 @@ class Pause:
 class Model:
     """Every record in one place; the counts of what happened."""
 
-    waiting: list[Record] = field(default_factory=list)
+    waiting: list[StoredRecord] = field(default_factory=list)
     batches: dict[str, Batch] = field(default_factory=dict)
-    dead: dict[str, Record] = field(default_factory=dict)
+    dead: dict[str, StoredRecord] = field(default_factory=dict)
     fence: set[tuple[str, str]] = field(default_factory=set)
     is_loaded: bool = True
     caught: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -308,7 +308,7 @@ class Lane(RuleBasedStateMachine):
         filler = b'\r\n\x00\xff"}'
         body = b"%08d" % self.serial + (filler * size)[: size - 8]
         ids = dict(subjects)
-        return Entry(body, ids.get("user"), ids.get("anonymous"))
+        return Record(body, ids.get("user"), ids.get("anonymous"))
 
     # Producers and people.
 
@@ -345,7 +345,7 @@ class Lane(RuleBasedStateMachine):
         stored = self.redis.lrange(LANE.waiting, -len(taken), -1) if taken else []
         assert [record[HEADER_BYTES:] for record in stored] == [entry.body for entry in taken]
         whom = [who for i, (_, who) in enumerate(given) if i not in refused]
-        self.model.waiting += map(Record, stored, whom)
+        self.model.waiting += map(StoredRecord, stored, whom)
         self.model.counts.update(accepted=len(taken), suppressed=len(refused))
         wants_nudge = bool(taken) and LANE.nudge not in self.seen and self.is_full_waiting()
         assert appended.nudge == wants_nudge
@@ -364,7 +364,7 @@ class Lane(RuleBasedStateMachine):
         """To lower one is to load all the others."""
         if is_fenced:
             self.model.fence.add(person)
-            self.fences.raise_([tag("p", *person)], STORE)
+            self.fences.add([tag("p", *person)], STORE)
         else:
             self.model.fence.discard(person)
             self.load()
@@ -408,7 +408,7 @@ class Lane(RuleBasedStateMachine):
 
         scan = self.purges.scan([tag("p", *person) for person in people], went_on)
         expected = Counter({"track:waiting": self.purged(model.waiting, people) + sum(early)})
-        sending_ms = max(0, self.redis.pttl(LANE.stray))
+        sending_ms = max(0, self.redis.pttl(LANE.orphaned_request))
         for batch_id in list(model.batches):
             n, left_ms = self.purged_batch(batch_id, people, now_ms)
             expected["track:batches"] += n
@@ -459,7 +459,7 @@ class Lane(RuleBasedStateMachine):
             if left:
                 batch.sent = left
             elif sent:
-                batch.cut += 1
+                batch.generation += 1
                 if batch.state == "sending":
                     self.freed(batch)
         return n, 0
@@ -648,7 +648,7 @@ class Lane(RuleBasedStateMachine):
         begun = self.buffer.begin(batch_id, slot=slot, slot_valid_ms=HOUR_MS, lease_ms=lease_ms)
         obstacles, model = self.obstacles(batch_id, slot), self.model
         if obstacles:
-            assert isinstance(begun, Refused)
+            assert isinstance(begun, Rejection)
             assert begun.reason in obstacles
             assert (begun.wait_s > 0) == (begun.reason == "wait")
             self.assert_unchanged()
@@ -659,18 +659,18 @@ class Lane(RuleBasedStateMachine):
         model.catch(batch.records, kept)
         if len(kept) < len(batch.records):
             batch.suspect = len(model.unfenced(batch.records[: batch.suspect]))
-            batch.cut += 1
+            batch.generation += 1
         if not kept:
-            assert begun == Refused("empty")
+            assert begun == Rejection("empty")
             del model.batches[batch_id]
             return
         assert isinstance(begun, Admitted)
         sent, batch.sent = batch.sent, (batch.suspect + 1) // 2 or len(kept)
         # A success of the attempt before must not count for what only this one carries.
-        batch.cut += 0 < sent < batch.sent
+        batch.generation += 0 < sent < batch.sent
         assert begun.bodies == [record.body for record in kept[: batch.sent]]
         assert (begun.sent, begun.left) == (batch.sent, len(kept) - batch.sent)
-        assert begun.cut == batch.cut
+        assert begun.generation == batch.generation
         assert len(begun.bodies) <= EVENTS_MAX
         assert body_bytes(begun.bodies) <= BYTES_MAX
         assert begun.bodies == sorted(begun.bodies)
@@ -679,8 +679,8 @@ class Lane(RuleBasedStateMachine):
         batch.records, batch.attempt, batch.state = kept, begun.attempt, "sending"
         batch.token, batch.slot_us, batch.found_ms = begun.token, None, self.now_ms() + lease_ms
         self.tokens[batch_id].append(begun.token)
-        self.cuts[batch_id].append(begun.cut)
-        self.carried[batch_id].append((begun.cut, begun.token, set(begun.bodies)))
+        self.cuts[batch_id].append(begun.generation)
+        self.carried[batch_id].append((begun.generation, begun.token, set(begun.bodies)))
 
     @rule(which=WHICH, lease_ms=WAITS_MS)
     def lapse(self, which, lease_ms):
@@ -693,7 +693,11 @@ class Lane(RuleBasedStateMachine):
             return
 
         assert lapsed is not None
-        assert (lapsed.attempt, lapsed.cut, lapsed.sent) == (batch.attempt, batch.cut, batch.sent)
+        assert (lapsed.attempt, lapsed.generation, lapsed.sent) == (
+            batch.attempt,
+            batch.generation,
+            batch.sent,
+        )
         assert lapsed.token != batch.token
         batch.token, batch.found_ms = lapsed.token, now_ms + lease_ms
         self.tokens[batch_id].append(lapsed.token)
@@ -705,7 +709,7 @@ class Lane(RuleBasedStateMachine):
         if not batch.records:
             del self.model.batches[batch_id]
             return head
-        batch.suspect, batch.cut = max(0, batch.suspect - n), batch.cut + 1
+        batch.suspect, batch.generation = max(0, batch.suspect - n), batch.generation + 1
         self.freed(batch)
         return head
 
@@ -718,25 +722,27 @@ class Lane(RuleBasedStateMachine):
         """A success counts whoever holds the batch, only once, and for what it carried."""
         batch_id = self.named(which, "sending")
         batch, cuts = self.model.batches.get(batch_id), self.cuts.get(batch_id) or [0]
-        cut = cuts[0 if is_first else -1]
-        is_there = batch is not None and batch.cut == cut and batch.sent > 0
+        generation = cuts[0 if is_first else -1]
+        is_there = batch is not None and batch.generation == generation and batch.sent > 0
         n = len(batch.records[: batch.sent]) if is_there else 0
 
         token = (self.tokens.get(batch_id) or [""])[0 if is_first else -1]
         is_stray = is_there and batch.state == "sending" and batch.token != token
         assert (
-            self.buffer.ack(batch_id, cut, token=token, count_differs=differs, exchange=EXCHANGE)
+            self.buffer.ack(
+                batch_id, generation, token=token, count_differs=differs, exchange=EXCHANGE
+            )
             == n
         )
         if is_stray and batch.found_ms > self.now_ms():
-            assert self.redis.pttl(LANE.stray) > 0
+            assert self.redis.pttl(LANE.orphaned_request) > 0
         self.model.failures = self.model.refusals = 0
         if not is_there:
             self.assert_unchanged(LANE.failures, LANE.refusals)
             return
         delivered = {record.body for record in self.taken(batch_id, n)}
         # Whichever attempt it was that succeeded.
-        assert all(delivered <= all_ for at, _, all_ in self.carried[batch_id] if at == cut)
+        assert all(delivered <= all_ for at, _, all_ in self.carried[batch_id] if at == generation)
         batch.accepted += n
         self.note("delivered")
         self.model.counts.update({"delivered": n, "count_differs": int(differs)})
@@ -814,13 +820,13 @@ class Lane(RuleBasedStateMachine):
         batch.due_ms = self.now_ms() + wait_ms
         batch.found_ms = batch.due_ms + grace_ms
 
-    @rule(which=WHICH, whose=WHOSE, singles_max=st.sampled_from([0, 0, 2]))
-    def narrow(self, which, whose, singles_max):
+    @rule(which=WHICH, whose=WHOSE, isolation_max=st.sampled_from([0, 0, 2]))
+    def narrow(self, which, whose, isolation_max):
         batch_id = self.named(which, "sending")
         token = self.token(batch_id, whose)
         batch, model = self.holder(batch_id, token), self.model
         said = self.buffer.narrow(
-            batch_id, token, why='{"a":1}', singles_max=singles_max, exchange=EXCHANGE
+            batch_id, token, why='{"a":1}', isolation_max=isolation_max, exchange=EXCHANGE
         )
         if batch is None:
             assert said == "old"
@@ -836,10 +842,10 @@ class Lane(RuleBasedStateMachine):
             return
         model.refusals += 1
         batch.refused += 1
-        is_new_rule = model.refusals >= singles_max or (
-            batch.refused >= singles_max and not batch.accepted
+        is_new_rule = model.refusals >= isolation_max or (
+            batch.refused >= isolation_max and not batch.accepted
         )
-        if singles_max and is_new_rule:
+        if isolation_max and is_new_rule:
             assert said == "systematic"
             model.refusals, batch.refused, batch.suspect = 0, 0, 1
             self.freed(batch)
@@ -1049,7 +1055,9 @@ class Lane(RuleBasedStateMachine):
 
     def assert_histograms_add_up(self, seen):
         """An age for each event delivered, a time for each request that ended, and no more."""
-        tallies = {name.decode(): int(n) for name, n in seen.get(KEYS.tallies, {}).items()}
+        histogram_counters = {
+            name.decode(): int(n) for name, n in seen.get(KEYS.histogram_counters, {}).items()
+        }
         counts = self.model.counts
         ended = sum(n for name, n in counts.items() if name.startswith("outcome:"))
         for name, times in {
@@ -1058,9 +1066,12 @@ class Lane(RuleBasedStateMachine):
             histograms.EVENTS: counts["outcome:delivered"],
             histograms.FILL: counts["outcome:delivered"],
         }.items():
-            assert histograms.read(tallies, "track", name)[0][-1][1] == times, name
-        assert tallies.get("track:request_s:sum", 0) == 300_000 * ended
-        assert tallies.get("track:batch_fill:sum", 0) == 750_000 * counts["outcome:delivered"]
+            assert histograms.read(histogram_counters, "track", name)[0][-1][1] == times, name
+        assert histogram_counters.get("track:request_s:sum", 0) == 300_000 * ended
+        assert (
+            histogram_counters.get("track:batch_fill:sum", 0)
+            == 750_000 * counts["outcome:delivered"]
+        )
 
     def assert_batches_are_whole(self, seen):
         """A batch has a hash, its records and its lease, or nothing of the three."""
@@ -1079,7 +1090,8 @@ class Lane(RuleBasedStateMachine):
             assert stored[b"state"].decode() == batch.state
             assert token == batch.token
             assert int(stored[b"attempt"]) == batch.attempt
-            for name in ("cut", "sent", "suspect", "refused", "accepted", "buried"):
+            assert int(stored.get(b"cut", 0)) == batch.generation
+            for name in ("sent", "suspect", "refused", "accepted", "buried"):
                 assert int(stored.get(name.encode(), 0)) == getattr(batch, name), name
             assert (due_ms > now_ms) == ((batch.due_ms or 0) > now_ms)
             assert (seen[LANE.leases][batch_id] > now_ms) == (batch.found_ms > now_ms)
@@ -1127,9 +1139,9 @@ class Lane(RuleBasedStateMachine):
         assert known <= set(seen)
         assert set(seen) - known <= {
             KEYS.counts,
-            KEYS.tallies,
+            KEYS.histogram_counters,
             LANE.nudge,
-            LANE.stray,
+            LANE.orphaned_request,
             LANE.throttle,
         }
 

@@ -7,7 +7,7 @@ import pytest
 from mm_tasks.buffer.batches import BatchLimits, Buffer
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.pauses import Pauses
-from mm_tasks.buffer.producer import Entry
+from mm_tasks.buffer.producer import Record
 from tests.conftest import load_fences
 
 KEYS = ProjectKeys("p")
@@ -85,7 +85,7 @@ def test_a_delivered_batch_ends_the_row_of_failures(redis, pauses):
     limits = BatchLimits(events_max=1, bytes_max=200, linger_ms=0)
     load_fences(redis)
     buffer = Buffer(redis, "p", "track", limits, held_bytes_max=1 << 20)
-    buffer.append([Entry(b"{}", None, None)])
+    buffer.append([Record(b"{}", None, None)])
     pause(pauses, "a", "unavailable", failures_max=2)
 
     buffer.ack(buffer.claim(slot_us=None, found_again_ms=0), 0)

@@ -1,6 +1,6 @@
 """Purge on a real server: nothing of the person stays, nothing of anybody else goes.
 
-`went_on` is called between two steps of a scan, so that is where workers do what they do.
+`keep_alive` is called between two steps of a scan, so that is where workers do what they do.
 
 Sabotages that turn this file red, each tried on a copy:
 
@@ -33,12 +33,12 @@ from hypothesis import strategies as st
 from redis import Redis
 
 from mm_tasks.buffer import purge as purge_module
-from mm_tasks.buffer.attempt import Admitted, Refused
+from mm_tasks.buffer.attempt import Admitted, Rejection
 from mm_tasks.buffer.batches import BatchLimits, Buffer
 from mm_tasks.buffer.dead_letters import DeadLetters
 from mm_tasks.buffer.fence import Fence
 from mm_tasks.buffer.keys import ProjectKeys
-from mm_tasks.buffer.producer import Entry
+from mm_tasks.buffer.producer import Record
 from mm_tasks.buffer.purge import Purge, Scan
 from mm_tasks.buffer.records import HEADER_BYTES, tag
 from mm_tasks.errors import BufferFull
@@ -84,7 +84,7 @@ class World:
             self.serial += 1
             ids = {"A": ("anna", None), "a": ("bob", "a_anna"), "x": ("anna", "a_anna")}
             user, anonymous = ids.get(who, (f"user_{who}", f"a_{who}" if who.isupper() else None))
-            entries.append(Entry(b"%d %s" % (self.serial, who.encode()), user, anonymous))
+            entries.append(Record(b"%d %s" % (self.serial, who.encode()), user, anonymous))
         for i in range(0, len(entries), 1000):
             self.lanes[lane].append(entries[i : i + 1000])
 
@@ -107,7 +107,7 @@ class World:
         self.lanes[lane].bury(batch_id, token, why='{"reason":"rejected"}', outcome="rejected")
 
     def raise_fence(self):
-        self.fence.raise_(ANNA, STORE)
+        self.fence.add(ANNA, STORE)
 
     def scan(self):
         return self.purge.scan(ANNA, self.assert_adds_up)
@@ -297,9 +297,9 @@ def test_a_batch_of_the_person_alone_is_gone_without_a_trace(world, state):
 
     assert removed(world.scan()) == {"track:batches": 4}
     assert world.lanes["track"].due(9, everything=True) == []
-    assert world.begin(batch_id) == Refused("gone")
+    assert world.begin(batch_id) == Rejection("gone")
     if state == "lapsed":
-        assert world.lanes["track"].ack(batch_id, attempt.cut, token=attempt.token) == 0
+        assert world.lanes["track"].ack(batch_id, attempt.generation, token=attempt.token) == 0
 
 
 @pytest.mark.parametrize("lane", LANES)
@@ -336,7 +336,7 @@ def test_a_subject_known_by_one_id_is_found_by_that_one_alone(world, kind):
     """The ids of others that stand beside it in an event are not theirs."""
     world.append("Aaxb")
     own = tag("p", kind, "anna" if kind == "user" else "a_anna")
-    world.fence.raise_([own], STORE)
+    world.fence.add([own], STORE)
 
     assert world.purge.scan([own]).removed.total() == 2
     assert world.waiting() == ("ab" if kind == "user" else "Ab")
@@ -347,15 +347,15 @@ def test_a_person_of_two_hundred_ids_is_found_by_each(redis, worlds):
     numbers = range(200)
     tags = [tag("p", "anonymous", f"device_{n}") for n in numbers]
     for place in ("dead", "batch", "waiting"):
-        entries = [Entry(b"%d A" % n, None, f"device_{n}") for n in numbers]
-        world.lanes["track"].append([*entries, Entry(b"other b", None, "device_200")])
+        entries = [Record(b"%d A" % n, None, f"device_{n}") for n in numbers]
+        world.lanes["track"].append([*entries, Record(b"other b", None, "device_200")])
         if place == "waiting":
             continue
         batch_id = world.claim()
         if place == "dead":
             token = world.begin(batch_id).token
             world.lanes["track"].bury(batch_id, token, why="{}", outcome="rejected")
-    world.fence.raise_(tags, STORE)
+    world.fence.add(tags, STORE)
 
     said = removed(world.purge.scan(tags, world.assert_adds_up))
 
@@ -365,7 +365,7 @@ def test_a_person_of_two_hundred_ids_is_found_by_each(redis, worlds):
 
 def test_records_without_an_id_belong_to_nobody(world):
     """Their tag is sixteen zeros, which is no tag of anybody."""
-    world.lanes["track"].append([Entry(b"1 n", None, None), Entry(b"2 A", "anna", None)])
+    world.lanes["track"].append([Record(b"1 n", None, None), Record(b"2 A", "anna", None)])
     world.raise_fence()
     world.scan()
 
@@ -388,7 +388,7 @@ def test_what_is_being_sent_is_left_alone_and_its_lease_reported(world, lane):
     assert HOUR_MS - 60_000 < said.sending_ms <= HOUR_MS
     assert world.records(batch_id, lane) == "bAc"
     assert held(world.redis) == before
-    assert world.lanes[lane].ack(batch_id, attempt.cut, token=attempt.token) == 3
+    assert world.lanes[lane].ack(batch_id, attempt.generation, token=attempt.token) == 3
     assert world.scan() == NONE
 
 
@@ -414,7 +414,7 @@ def test_a_person_in_the_part_that_is_not_sent_is_waited_for_too(world):
     world.raise_fence()
 
     assert world.scan().sending_ms > 0
-    assert world.lanes["track"].ack(batch_id, attempt.cut, token=attempt.token) == 2
+    assert world.lanes["track"].ack(batch_id, attempt.generation, token=attempt.token) == 2
     assert removed(world.scan()) == {"track:batches": 1}
     assert world.records(batch_id) == "d"
 
@@ -424,7 +424,7 @@ def narrowed(world, whose, times=1):
     batch_id = world.batch(whose)
     for _ in range(times):
         token = world.begin(batch_id).token
-        world.lanes["track"].narrow(batch_id, token, why="{}", singles_max=0)
+        world.lanes["track"].narrow(batch_id, token, why="{}", isolation_max=0)
     return batch_id
 
 
@@ -451,10 +451,12 @@ def test_a_late_success_counts_for_exactly_the_others_that_were_sent(
     world.raise_fence()
     assert removed(world.scan()) == {"track:batches": records.count("A")}
 
-    assert world.lanes["track"].ack(batch_id, attempt.cut, token=attempt.token) == len(acknowledged)
+    assert world.lanes["track"].ack(batch_id, attempt.generation, token=attempt.token) == len(
+        acknowledged
+    )
     assert world.records(batch_id) == rest
     world.assert_adds_up()
-    assert world.lanes["track"].ack(batch_id, attempt.cut, token=attempt.token) == 0
+    assert world.lanes["track"].ack(batch_id, attempt.generation, token=attempt.token) == 0
 
 
 @pytest.mark.parametrize("state", ["lapsed", "released"])
@@ -467,7 +469,7 @@ def test_a_late_success_of_the_persons_records_counts_for_nobody_elses(world, st
     world.raise_fence()
     assert removed(world.scan()) == {"track:batches": 2}
 
-    assert world.lanes["track"].ack(batch_id, attempt.cut, token=attempt.token) == 0
+    assert world.lanes["track"].ack(batch_id, attempt.generation, token=attempt.token) == 0
     assert world.records(batch_id) == "bc"
     assert world.field(batch_id, "state") == "released"
     assert world.lanes["track"].due(9) == [batch_id]
@@ -482,7 +484,7 @@ def test_a_lapsed_attempt_is_taken_over_after_a_purge_as_before(world):
     world.scan()
     lapsed = world.lanes["track"].lapse(batch_id, lease_ms=HOUR_MS)
 
-    assert (lapsed.attempt, lapsed.cut, lapsed.sent) == (first.attempt, first.cut, 2)
+    assert (lapsed.attempt, lapsed.generation, lapsed.sent) == (first.attempt, first.generation, 2)
     assert world.scan() == NONE
     assert world.lanes["track"].release(batch_id, lapsed.token, wait_ms=0, grace_ms=0)
     assert whose(world.begin(batch_id).bodies) == "bc"
@@ -505,7 +507,7 @@ def test_a_late_refusal_does_not_bury_who_was_not_refused_alone(world):
     world.raise_fence()
     world.scan()
 
-    said = world.lanes["track"].narrow(batch_id, attempt.token, why="{}", singles_max=0)
+    said = world.lanes["track"].narrow(batch_id, attempt.token, why="{}", isolation_max=0)
 
     assert said == "old"
     assert (world.records(batch_id), world.letters()) == ("b", "")
@@ -530,9 +532,9 @@ def test_a_late_success_does_not_count_for_what_only_a_later_attempt_carries(
     later = world.begin(batch_id)
     assert whose(later.bodies) == second
 
-    assert world.lanes["track"].ack(batch_id, first.cut, token=first.token) == 0
+    assert world.lanes["track"].ack(batch_id, first.generation, token=first.token) == 0
     assert set(second) <= set(world.records(batch_id))
-    assert world.lanes["track"].ack(batch_id, later.cut, token=later.token) == len(second)
+    assert world.lanes["track"].ack(batch_id, later.generation, token=later.token) == len(second)
     world.assert_adds_up()
 
 
@@ -546,10 +548,10 @@ def test_the_search_for_a_refused_event_goes_on_without_the_person(world):
     delivered = ""
     while isinstance(begun := world.begin(batch_id), Admitted):
         if "c" in whose(begun.bodies):
-            buffer.narrow(batch_id, begun.token, why="{}", singles_max=0)
+            buffer.narrow(batch_id, begun.token, why="{}", isolation_max=0)
         else:
             delivered += whose(begun.bodies)
-            buffer.ack(batch_id, begun.cut, token=begun.token)
+            buffer.ack(batch_id, begun.generation, token=begun.token)
 
     assert ("".join(sorted(delivered)), world.letters()) == ("bd", "c")
 
@@ -574,7 +576,7 @@ def test_what_claim_begin_and_revive_took_out_is_told_once(world):
 
 def test_what_was_taken_out_of_others_is_not_told_nor_forgotten(world):
     world.append("bA")
-    world.fence.raise_([*ANNA, tag("p", "user", "user_b")], STORE)
+    world.fence.add([*ANNA, tag("p", "user", "user_b")], STORE)
     world.claim()
 
     assert removed(world.scan()) == {"fence": 1}
@@ -585,7 +587,7 @@ def test_one_event_of_two_erased_people_is_told_to_one_of_them(world):
     """The sum of what erasures say must not exceed what there was."""
     world.append("a")
     bob = [tag("p", "user", "bob")]
-    world.fence.raise_([*ANNA, *bob], STORE)
+    world.fence.add([*ANNA, *bob], STORE)
     world.claim()
 
     told = world.purge.scan(bob).removed["fence"], world.scan().removed["fence"]
@@ -649,7 +651,7 @@ class Meanwhile:
         if batch_id is None:
             return
         before = self.world.records(batch_id, lane)
-        done = self.world.lanes[lane].ack(batch_id, attempt.cut, token=attempt.token)
+        done = self.world.lanes[lane].ack(batch_id, attempt.generation, token=attempt.token)
         assert set(before[:done]) <= set(whose(attempt.bodies))
         self.ended.update(before[:done])
 
@@ -670,7 +672,7 @@ class Meanwhile:
         batch_id, attempt = self.ended_attempt(lane, n)
         if batch_id is not None:
             buffer = self.world.lanes[lane]
-            said = buffer.narrow(batch_id, attempt.token, why="{}", singles_max=0)
+            said = buffer.narrow(batch_id, attempt.token, why="{}", isolation_max=0)
             assert said != "buried" or len(attempt.bodies) == 1
             self.free(lane, batch_id)
 
@@ -772,7 +774,7 @@ def prepare(world, meanwhile, lane, batch_id, state):
         return
     begun = world.begin(batch_id, lane, 0 if state == "lapsed" else HOUR_MS)
     if state == "narrowed":
-        buffer.narrow(batch_id, begun.token, why="{}", singles_max=0)
+        buffer.narrow(batch_id, begun.token, why="{}", isolation_max=0)
     elif state == "dead":
         buffer.bury(batch_id, begun.token, why="{}", outcome="rejected")
     else:
@@ -872,8 +874,8 @@ def test_after_the_aof_was_rewritten_nothing_of_the_person_is_on_disk(servers, w
     world = worlds(client)
     buffer = world.lanes["track"]
     for place in ("dead", "claimed", "lapsed", "waiting"):
-        secret = Entry(b'{"email":"anna@example.org"} A', "anna", None)
-        buffer.append([secret, Entry(b'{"email":"bob@example.org"} b', "bob", None)])
+        secret = Record(b'{"email":"anna@example.org"} A', "anna", None)
+        buffer.append([secret, Record(b'{"email":"bob@example.org"} b', "bob", None)])
         if place == "waiting":
             continue
         batch_id = world.claim()
@@ -935,7 +937,7 @@ def test_an_attempt_whose_batch_a_late_success_took_away_is_still_waited_for(red
     """It was admitted before the fence, and nobody can tell what is on its way with it."""
     Fence(redis, "p").load(STORE, set)
     buffer = Buffer(redis, "p", "track", BatchLimits(5, 1000, 0), held_bytes_max=1 << 20)
-    buffer.append([Entry(b"{}", "a person", None)])
+    buffer.append([Record(b"{}", "a person", None)])
     batch_id = buffer.claim(slot_us=None, found_again_ms=5000)
     how = {"slot": "none", "slot_valid_ms": 2000}
     first = buffer.begin(batch_id, lease_ms=0, **how)
@@ -943,5 +945,5 @@ def test_an_attempt_whose_batch_a_late_success_took_away_is_still_waited_for(red
     buffer.release(batch_id, lapsed.token, wait_ms=0, grace_ms=0)
     buffer.begin(batch_id, lease_ms=60_000, **how)
 
-    assert buffer.ack(batch_id, first.cut, token=first.token) == 1
+    assert buffer.ack(batch_id, first.generation, token=first.token) == 1
     assert 59_000 < Purge(redis, "p").scan([tag("p", "user", "a person")]).sending_ms <= 60_000

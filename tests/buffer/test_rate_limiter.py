@@ -155,7 +155,7 @@ def test_what_is_left_over_is_the_whole_rate_where_nobody_else_wants_it(
 ):
     """To 98 % and more, although a flush comes up to four tenths of its period late."""
     limiter = Limiter(redis, "p", "track", rate, burst)
-    assert limiter.left_over_ahead_s(every_s) == pytest.approx(ahead_s)
+    assert limiter.spare_lookahead_s(every_s) == pytest.approx(ahead_s)
     limiter.reserve(every_s, now_us=NOW - 10_000_000)
     periods, taken = 200, 0
     for n in range(periods):

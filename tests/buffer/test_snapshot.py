@@ -9,7 +9,7 @@ from mm_tasks.buffer.batches import BatchLimits, Buffer
 from mm_tasks.buffer.fence import Fence
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.pauses import Pauses
-from mm_tasks.buffer.producer import Entry
+from mm_tasks.buffer.producer import Record
 from mm_tasks.buffer.rate_limiter import Limiter
 from mm_tasks.events.lanes import LANES
 from mm_tasks.monitoring import status
@@ -26,7 +26,7 @@ def buffers(redis):
 
 
 def append(buffer, n):
-    buffer.append([Entry(b'{"event":"e%d"}' % i, None, None) for i in range(n)])
+    buffer.append([Record(b'{"event":"e%d"}' % i, None, None) for i in range(n)])
 
 
 def bury(buffer, reason, n=2):

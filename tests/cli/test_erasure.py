@@ -28,7 +28,7 @@ from mm_tasks.buffer.records import tag
 from mm_tasks.cli.check import masked
 from mm_tasks.erasure import certificate
 from mm_tasks.erasure.audit.log import Head
-from mm_tasks.erasure.models import Answer
+from mm_tasks.erasure.models import VendorAck
 from mm_tasks.erasure.request import ErasureRequest
 from tests.erasure.stores import KEY, USER, VISITOR, Store
 from tests.system.terminal import to_its_end
@@ -38,7 +38,7 @@ KEYS = ProjectKeys("default")
 SCRIPT = Path(__file__).parents[2] / "scripts" / "verify_audit.py"
 NOWHERE = "postgresql://127.0.0.1:1/nowhere"
 NOW = datetime.now(UTC)
-REFUSED = Answer(401, "unauthorized:invalid_api_key", "waiting_key", NOW + timedelta(days=9))
+REFUSED = VendorAck(401, "unauthorized:invalid_api_key", "waiting_key", NOW + timedelta(days=9))
 PERSONAL = (USER, VISITOR)
 
 
@@ -402,7 +402,7 @@ def test_anonymous_ids_added_later_are_open_until_they_are_done(store, command):
     store.quiesced(now=NOW)
     claim = store.ask(now=NOW, anonymous_ids=(VISITOR,)).claim
     before = command("erasure", "show", claim.id, "--receipt").stdout
-    store.ledger.mark_fenced(claim, NOW + timedelta(hours=1))
+    store.steps.mark_fenced(claim, NOW + timedelta(hours=1))
     after = command("erasure", "show", claim.id, "--receipt").stdout
 
     assert "stopping the events is not recorded" in before

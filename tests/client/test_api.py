@@ -13,10 +13,10 @@ from mm_tasks.client.access import vendor_access
 from mm_tasks.client.api import Client
 from mm_tasks.client.outcome import (
     Ambiguous,
-    Answer,
     Delivered,
     Misdirected,
     Rejected,
+    Response,
     Throttled,
     Unauthorized,
     Unavailable,
@@ -109,7 +109,7 @@ TABLE = {
     ),
     "307 with a code": (
         http(307, b'{"error":"moved"}', "Location: http://127.0.0.1:1/"),
-        Misdirected(Answer(307, "moved")),
+        Misdirected(Response(307, "moved")),
     ),
     "408": (http(408), Ambiguous),
     "502": (http(502, b'{"error":"upstream_failed"}'), Ambiguous("502", 502, "upstream_failed")),

@@ -94,5 +94,5 @@ def stored(redis, project="default", lane="track"):
     return [json.loads(record[HEADER_BYTES:]) for record in records]
 
 
-def left_out(redis, project="default"):
+def dropped_fields(redis, project="default"):
     return status.read(redis, project)["left_out"]

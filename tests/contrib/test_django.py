@@ -26,7 +26,7 @@ from mm_tasks import context, identify, track
 from mm_tasks.contrib.django import checks
 from mm_tasks.errors import BufferUnavailable, InvalidEvent
 from mm_tasks.events.models import IdentifyEvent, TrackEvent
-from tests.contrib.conftest import left_out, stored
+from tests.contrib.conftest import dropped_fields, stored
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -264,7 +264,7 @@ def test_a_host_that_is_not_allowed_is_left_out_and_counted(redis):
 
     [event] = stored(redis)
     assert "url" not in event
-    assert left_out(redis) == 1
+    assert dropped_fields(redis) == 1
 
 
 @override_settings(SECURE_PROXY_SSL_HEADER=("HTTP_X_FORWARDED_PROTO", "https"))

@@ -13,7 +13,7 @@ import pytest
 from mm_tasks import context, track
 from mm_tasks.contrib import asgi, wsgi
 from mm_tasks.contrib.flask import MMTasks
-from tests.contrib.conftest import left_out, stored
+from tests.contrib.conftest import dropped_fields, stored
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -187,7 +187,7 @@ def test_flask_counts_what_it_leaves_out_and_answers(redis):
 
     assert answer.text == "answered"
     assert [event.get("path") for event in stored(redis)] == ["/", None]
-    assert left_out(redis) == 2
+    assert dropped_fields(redis) == 2
 
 
 def test_flask_streams_with_its_own_context_where_a_test_keeps_that(redis):
@@ -338,7 +338,7 @@ def test_asgi_counts_what_it_leaves_out_without_holding_up_the_loop(redis):
         note("seen")
 
     asyncio.run(serve(app, scope(cookies=(b"aid=" + b"x" * 129,))))
-    assert left_out(redis) == 1
+    assert dropped_fields(redis) == 1
 
 
 def test_starlettes_own_middleware_streams_and_background_tasks_keep_the_visit(redis):

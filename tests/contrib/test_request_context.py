@@ -15,7 +15,7 @@ from mm_tasks.contrib.request_context import Visit, VisitOptions, cookie, origin
 from mm_tasks.contrib.wsgi import raw_target
 from mm_tasks.errors import ConfigurationError
 from mm_tasks.events.encode import encode_track
-from tests.contrib.conftest import left_out
+from tests.contrib.conftest import dropped_fields
 
 
 class Asked:
@@ -52,7 +52,7 @@ HOST = {"host": "shop.example"}
 @pytest.fixture(autouse=True)
 def counted(here, redis):  # noqa: ARG001 - `here` lets this process count there
     """Return how many fields were left out so far."""
-    return lambda: left_out(redis)
+    return lambda: dropped_fields(redis)
 
 
 def fields(headers=(), scheme="http", target="/a?b=c", **options):

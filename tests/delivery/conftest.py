@@ -18,7 +18,7 @@ from redis import Redis
 from mm_tasks.buffer.batches import BatchLimits, Buffer
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.pauses import Pauses
-from mm_tasks.buffer.producer import Entry
+from mm_tasks.buffer.producer import Record
 from mm_tasks.buffer.rate_limiter import Limiter
 from mm_tasks.client.access import vendor_access
 from mm_tasks.client.api import Client
@@ -74,7 +74,7 @@ class Flow:
         self.opened += [redis, client]
         # So fast that no test waits for a slot; the rate has tests of its own.
         limiter = None if self.lane == "identify" else Limiter(redis, "p", self.lane, 1000, 100)
-        beside = {"track": "backfill", "backfill": "track"}.get(self.lane)
+        sibling = {"track": "backfill", "backfill": "track"}.get(self.lane)
         return Delivery(
             self.buffer_on(redis),
             limiter,
@@ -82,8 +82,8 @@ class Flow:
             client,
             Policy(**policy),
             self.load,
-            beside=self.buffer_on(redis, beside) if beside else None,
-            yields=self.lane == "backfill",
+            sibling=self.buffer_on(redis, sibling) if sibling else None,
+            low_priority=self.lane == "backfill",
         )
 
     def load(self):
@@ -93,7 +93,7 @@ class Flow:
         self.append_bodies([self.body(i) for i in range(n)], user_id)
 
     def append_bodies(self, bodies, user_id=None):
-        self.buffer.append([Entry(body, user_id, None) for body in bodies])
+        self.buffer.append([Record(body, user_id, None) for body in bodies])
 
     def body(self, i):
         if self.lane == "identify":

@@ -14,7 +14,7 @@ import pytest
 
 from mm_tasks.buffer.attempt import Admitted
 from mm_tasks.buffer.records import tag
-from mm_tasks.delivery.retry import FAILURES_MAX, SINGLES_MAX
+from mm_tasks.delivery.retry import FAILURES_MAX, ISOLATION_MAX
 from tests.delivery.conftest import KEYS, flush
 
 
@@ -40,7 +40,7 @@ def assert_all_delivered(flow, sandbox, n, *, repeated=0):
     summary = sandbox.get("summary")
     assert summary["distinct"] == flow.counts()["delivered"] == n
     assert summary["duplicates"] == repeated
-    left = {KEYS.counts, KEYS.tallies, KEYS.rate, KEYS.fences, flow.keys.nudge}
+    left = {KEYS.counts, KEYS.histogram_counters, KEYS.rate, KEYS.fences, flow.keys.nudge}
     assert {key.decode() for key in flow.redis.keys()} <= left  # noqa: SIM118 - Redis is no dict
 
 
@@ -268,7 +268,7 @@ def test_a_vendor_that_refuses_everything_stops_the_project_and_keeps_the_data(
 
     assert flow.redis.hget(flow.keys.outage, "kind") == b"rejected"
     assert requests_meanwhile < 150
-    assert flow.counts()["dead"] < SINGLES_MAX
+    assert flow.counts()["dead"] < ISOLATION_MAX
     sandbox.post("faults")
     flow.settle(delivery, 60)
     assert not flow.redis.exists(KEYS.pause, flow.keys.outage)

@@ -8,17 +8,17 @@ import pytest
 
 from mm_tasks.client.outcome import (
     Ambiguous,
-    Answer,
     Delivered,
     Misdirected,
     Rejected,
+    Response,
     Throttled,
     Unauthorized,
     Unavailable,
 )
 from mm_tasks.delivery.retry import Ack, Bury, Narrow, Pause, Retry, Throttle, decide, lifts, signal
 
-REFUSED = Answer(400, "invalid_payload")
+REFUSED = Response(400, "invalid_payload")
 
 
 class Try(NamedTuple):
@@ -35,14 +35,14 @@ ALONE = Try(is_alone=True)
 TABLE = {
     "a success is acknowledged": (Delivered(3), FIRST, Ack),
     "a refused batch is narrowed": (Rejected(REFUSED), FIRST, Narrow),
-    "a throttled batch is kept": (Throttled(Answer(429), 1.0), FIRST, Retry),
-    "a refused key keeps the data": (Unauthorized(Answer(401)), FIRST, Retry),
-    "a wrong host keeps the data": (Misdirected(Answer(404)), FIRST, Retry),
+    "a throttled batch is kept": (Throttled(Response(429), 1.0), FIRST, Retry),
+    "a refused key keeps the data": (Unauthorized(Response(401)), FIRST, Retry),
+    "a wrong host keeps the data": (Misdirected(Response(404)), FIRST, Retry),
     "an unreachable host keeps the data": (Unavailable("refused"), FIRST, Retry),
     "doubt is repeated": (Ambiguous("timeout"), FIRST, Retry),
-    "a filter's refusal of one batch alone narrows it": (Misdirected(Answer(404)), ALONE, Narrow),
+    "a filter's refusal of one batch alone narrows it": (Misdirected(Response(404)), ALONE, Narrow),
     "while paused it does not": (
-        Unauthorized(Answer(403)),
+        Unauthorized(Response(403)),
         Try(paused="unauthorized", is_alone=True),
         Retry,
     ),
@@ -74,14 +74,14 @@ LIFTS = {
     "a key, by a 5xx": ("unauthorized", Ambiguous("502", 502), True),
     "a key, not by silence": ("unauthorized", Ambiguous("timeout"), False),
     "a key, not by a dead host": ("unauthorized", Unavailable("refused"), False),
-    "a key, not by another refusal": ("unauthorized", Misdirected(Answer(404)), False),
+    "a key, not by another refusal": ("unauthorized", Misdirected(Response(404)), False),
     "a host, by a success": ("misdirected", Delivered(1), True),
     "an outage, by a success": ("unavailable", Delivered(1), True),
-    "an outage, by a 429": ("unavailable", Throttled(Answer(429)), True),
+    "an outage, by a 429": ("unavailable", Throttled(Response(429)), True),
     "an outage, not by a 5xx": ("unavailable", Ambiguous("502", 502), False),
     "a new rule, by a success": ("rejected", Delivered(1), True),
     "a new rule, not by a refusal": ("rejected", Rejected(REFUSED), False),
-    "a new rule, not by a 429": ("rejected", Throttled(Answer(429)), False),
+    "a new rule, not by a 429": ("rejected", Throttled(Response(429)), False),
     "nothing where nothing is paused": ("", Delivered(1), False),
 }
 
@@ -93,14 +93,14 @@ def test_what_lifts_a_pause(paused, outcome, expected):
 
 @pytest.mark.parametrize(("asked", "obeyed"), [(0, 1.0), (3, 3.0), (100_000, 900.0), (None, 4.0)])
 def test_the_wait_of_a_429_is_clamped(asked, obeyed):
-    assert signal(Throttled(Answer(429), asked), Try(9, 3), lambda _: 0) == Throttle(obeyed)
+    assert signal(Throttled(Response(429), asked), Try(9, 3), lambda _: 0) == Throttle(obeyed)
 
 
 def test_a_refused_key_pauses_at_once_and_an_outage_after_several():
-    key = signal(Unauthorized(Answer(401, "invalid_api_key")), FIRST, lambda _: 0)
+    key = signal(Unauthorized(Response(401, "invalid_api_key")), FIRST, lambda _: 0)
     outage = signal(Unavailable("refused"), FIRST, lambda _: 0)
 
-    assert key == Pause("unauthorized", Answer(401, "invalid_api_key"))
+    assert key == Pause("unauthorized", Response(401, "invalid_api_key"))
     assert outage.failures_max > 1
 
 

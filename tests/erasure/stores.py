@@ -7,20 +7,20 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import NullPool, create_engine, text
 
-from mm_tasks.erasure.audit.checkpoints import Outside
+from mm_tasks.erasure.audit.checkpoints import CheckpointSinks
 from mm_tasks.erasure.audit.database import Database
 from mm_tasks.erasure.audit.log import AuditLog
 from mm_tasks.erasure.audit.pseudonyms import Pseudonyms
 from mm_tasks.erasure.commands import Register
-from mm_tasks.erasure.models import Answer
+from mm_tasks.erasure.models import VendorAck
 from mm_tasks.erasure.request import ErasureRequest
-from mm_tasks.erasure.rows import Work
-from mm_tasks.erasure.steps import Ledger
+from mm_tasks.erasure.rows import ErasureRows
+from mm_tasks.erasure.steps import ErasureSteps
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 KEY = "a key for tests, of no use elsewhere"
 PASSES_S = (0, 900, 86_400)
-DONE = Answer(200, "acknowledged")
+DONE = VendorAck(200, "acknowledged")
 USER, VISITOR = "user-4f1c-secret", "visitor-77aa-secret"
 
 
@@ -31,9 +31,9 @@ class Store:
         self.url = url
         self.folder = folder
         self.database = Database(url)
-        self.log = AuditLog(self.database, Outside(folder / "checkpoints", hook))
-        self.work = Work(self.log, Pseudonyms(KEY), project)
-        self.ledger = Ledger(self.work)
+        self.log = AuditLog(self.database, CheckpointSinks(folder / "checkpoints", hook))
+        self.work = ErasureRows(self.log, Pseudonyms(KEY), project)
+        self.steps = ErasureSteps(self.work)
         self.register = Register(self.work)
 
     def ask(self, user_id=USER, now=NOW, **fields):
@@ -43,18 +43,18 @@ class Store:
     def quiesced(self, now=NOW, **fields):
         """An erasure whose first pass is due; its claim."""
         claim = self.ask(now=now, **fields).claim
-        claim = self.ledger.mark_fenced(claim, now)
-        claim = self.ledger.mark_purged(claim, {"track:waiting": 2, "dead": 0}, now)
-        return self.ledger.mark_quiesced(claim, PASSES_S, now)
+        claim = self.steps.mark_fenced(claim, now)
+        claim = self.steps.mark_purged(claim, {"track:waiting": 2, "dead": 0}, now)
+        return self.steps.mark_quiesced(claim, PASSES_S, now)
 
     def call(self, claim, answer=DONE, now=NOW):
-        return self.ledger.result(self.ledger.intent(claim, now), answer, now)
+        return self.steps.result(self.steps.intent(claim, now), answer, now)
 
     def completed(self, now=NOW, aof="", **fields):
         claim = self.quiesced(now, **fields)
         for n in range(len(PASSES_S)):
             self.call(claim, now=now + timedelta(seconds=PASSES_S[n]))
-        return self.ledger.complete(claim, now + timedelta(days=1), aof)
+        return self.steps.complete(claim, now + timedelta(days=1), aof)
 
     def entries(self):
         with self.database.read() as connection:

@@ -26,7 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from mm_tasks.erasure.audit import log as audit_log
 from mm_tasks.erasure.audit import tables
-from mm_tasks.erasure.audit.log import Entry, canonical, encode, hash_of
+from mm_tasks.erasure.audit.log import StoredEntry, canonical, encode, hash_of
 from mm_tasks.erasure.audit.protocol import ACKNOWLEDGED
 from mm_tasks.erasure.audit.verification import verify, verify_lines
 from tests.erasure.stores import NOW, USER, VISITOR, Store, raw_engine
@@ -57,7 +57,7 @@ def test_there_is_one_text_for_the_same_fields(fields):
 def test_each_line_names_the_hash_of_the_one_before(removed):
     lines, prev = [], audit_log.FIRST_PREV
     for seq, counts in enumerate(removed, 1):
-        entry = Entry("id", "f" * 64, 1, "purged", {"removed": counts}, "t")
+        entry = StoredEntry("id", "f" * 64, 1, "purged", {"removed": counts}, "t")
         lines.append(encode(entry, seq, prev))
         prev = hash_of(lines[-1])
 
@@ -99,7 +99,7 @@ def test_a_step_that_fails_leaves_neither_row_nor_line(store):
         with store.log.transaction() as connection:
             row = store.work.find(connection, claim.id)
             store.work.advance(connection, row, [], NOW)
-            entry = Entry(claim.id, row["pseudonym"], 1, "ticket_added", {}, "t")
+            entry = StoredEntry(claim.id, row["pseudonym"], 1, "ticket_added", {}, "t")
             audit_log.append(connection, entry)
             raise ZeroDivisionError
 

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from mm_tasks.erasure.audit.checkpoints import Checkpoint, Outside
+from mm_tasks.erasure.audit.checkpoints import Checkpoint, CheckpointSinks
 from tests.erasure.stores import USER, Store
 
 ONE = Checkpoint(1, "a" * 64, "2026-01-31T12:00:00.000Z")
@@ -19,25 +19,25 @@ def path(tmp_path):
 
 
 def test_what_is_published_is_read_again(path):
-    outside = Outside(path)
+    outside = CheckpointSinks(path)
     assert outside.read() == []
 
     outside.publish(ONE)
     outside.publish(TWO)
 
-    assert Outside(path).read() == [ONE, TWO]
+    assert CheckpointSinks(path).read() == [ONE, TWO]
     assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_line_that_was_cut_costs_only_itself(path, caplog):
     """The machine went down while it was written."""
-    Outside(path).publish(ONE)
+    CheckpointSinks(path).publish(ONE)
     with path.open("a") as file:
         file.write("2 bbbb")
 
-    Outside(path).publish(TWO)
+    CheckpointSinks(path).publish(TWO)
 
-    assert Outside(path).read() == [ONE, TWO]
+    assert CheckpointSinks(path).read() == [ONE, TWO]
     assert "checkpoints_unreadable" in caplog.text
 
 

@@ -7,10 +7,10 @@ import json
 import pytest
 
 from mm_tasks.buffer.records import tag
-from mm_tasks.erasure.audit.protocol import Illegal
+from mm_tasks.erasure.audit.protocol import IllegalTransition
 from mm_tasks.erasure.audit.pseudonyms import Pseudonyms
 from mm_tasks.erasure.audit.verification import verify
-from mm_tasks.erasure.models import Answer
+from mm_tasks.erasure.models import VendorAck
 from mm_tasks.erasure.request import ErasureRequest
 from mm_tasks.errors import InvalidEvent
 from tests.erasure.stores import NOW, USER, VISITOR, after
@@ -54,7 +54,7 @@ def test_the_same_person_asked_twice_is_one_erasure_with_both_tickets(store):
 
 
 def test_who_asks_again_is_told_that_the_fence_is_up(store):
-    store.ledger.mark_fenced(store.ask().claim, NOW)
+    store.steps.mark_fenced(store.ask().claim, NOW)
 
     assert store.ask().is_fenced
 
@@ -85,7 +85,7 @@ def test_known_anonymous_ids_send_nothing_back(store):
     again = store.ask(anonymous_ids=(VISITOR,))
 
     assert store.register.show(again.id)["state"] == "quiesced"
-    assert store.ledger.intent(claim, NOW) is not None
+    assert store.steps.intent(claim, NOW) is not None
 
 
 def test_after_the_end_the_same_person_is_another_erasure(store):
@@ -167,7 +167,7 @@ def test_cancel_ends_it_before_the_first_call(store):
     assert set(store.register.fences()) == set()
     assert store.register.show(claim.id)["state"] == "cancelled"
     assert store.register.show(claim.id)["is_wiped"]
-    assert store.ledger.intent(claim, NOW) is None, "its worker may not call any more"
+    assert store.steps.intent(claim, NOW) is None, "its worker may not call any more"
     verify(store.log)
 
 
@@ -185,18 +185,18 @@ def test_reject_and_duplicate_end_it_as_well(store):
 
 def test_what_may_not_follow_is_refused_in_words_and_changes_nothing(store):
     claim = store.quiesced()
-    store.ledger.intent(claim, NOW)
+    store.steps.intent(claim, NOW)
     before = store.entries()
 
-    with pytest.raises(Illegal, match="cancelled may not follow the state submitted"):
+    with pytest.raises(IllegalTransition, match="cancelled may not follow the state submitted"):
         store.register.cancel(claim.id, "dpo", NOW)
-    with pytest.raises(Illegal, match="lifted may not follow"):
+    with pytest.raises(IllegalTransition, match="lifted may not follow"):
         store.register.lift(claim.id, "dpo", NOW)
-    with pytest.raises(Illegal, match="retried may not follow"):
+    with pytest.raises(IllegalTransition, match="retried may not follow"):
         store.register.retry(claim.id, "dpo", NOW)
-    with pytest.raises(Illegal, match="no such erasure"):
+    with pytest.raises(IllegalTransition, match="no such erasure"):
         store.register.cancel("nothing", "dpo", NOW)
-    with pytest.raises(Illegal, match="no such original"):
+    with pytest.raises(IllegalTransition, match="no such original"):
         store.register.mark_duplicate(claim.id, "nothing", "dpo", NOW)
     for ask in (store.register.cancel, store.register.lift, store.register.retry):
         for one in ("jane@example.com", f"{USER}-by-phone"):
@@ -235,7 +235,7 @@ def test_a_list_is_newest_first_and_can_be_narrowed(store):
 
 def test_each_mark_of_a_deadline_is_told_once_and_shown_for_as_long_as_it_is_open(store):
     claim = store.quiesced()
-    store.call(claim, Answer(401, "unauthorized", "waiting_key", after(days=99)))
+    store.call(claim, VendorAck(401, "unauthorized", "waiting_key", after(days=99)))
     told = {}
     for day in range(32):
         for deadline in store.register.newly_overdue(after(days=day)):

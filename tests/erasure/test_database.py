@@ -14,7 +14,7 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from mm_tasks.erasure.audit.database import Database
-from mm_tasks.erasure.audit.log import Entry, append
+from mm_tasks.erasure.audit.log import StoredEntry, append
 from mm_tasks.erasure.audit.verification import verify
 from mm_tasks.errors import AuditUnavailable, ConfigurationError
 from tests.erasure.stores import NOW, USER, Store, after, raw_engine
@@ -134,7 +134,7 @@ def test_a_reader_sees_one_moment(store):
 def test_an_append_waits_for_another_in_a_transaction_of_any_kind(postgresql_url, tmp_path):
     """Otherwise both would follow the same line, and one would fail."""
     Store(postgresql_url, tmp_path).ask()
-    engine, entry = raw_engine(postgresql_url), Entry("id", "f" * 64, 1, "fenced", {}, "t")
+    engine, entry = raw_engine(postgresql_url), StoredEntry("id", "f" * 64, 1, "fenced", {}, "t")
     failed = []
 
     def second():
@@ -197,7 +197,7 @@ def append_some(url, folder, worker, start):
     store = Store(url, folder)
     for n in range(5):
         opened = insist(store.ask, f"user {worker} {n}")
-        insist(store.ledger.mark_fenced, opened.claim, NOW)
+        insist(store.steps.mark_fenced, opened.claim, NOW)
         insist(store.ask, f"shared {n}")
 
 
@@ -222,12 +222,12 @@ def test_of_eight_processes_that_append_there_is_one_chain_without_a_gap(url, tm
 
 def test_of_many_threads_only_one_has_an_erasure(store):
     opened = store.ask()
-    store.ledger.release(opened.claim)
+    store.steps.release(opened.claim)
     start, claims = threading.Barrier(8), []
 
     def claim():
         start.wait()
-        claims.append(store.ledger.claim(opened.id, NOW, 60))
+        claims.append(store.steps.claim(opened.id, NOW, 60))
 
     threads = [threading.Thread(target=claim) for _ in range(8)]
     for thread in threads:
@@ -291,7 +291,7 @@ def test_what_has_ended_is_not_read_for_what_is_open(sqlite_store):
     sqlite_store.completed(anonymous_ids=("a", "b"))
     late = sqlite_store.ask("late")
     sqlite_store.ask("late")
-    assert sqlite_store.ledger.due(after(hours=1)) == [late.id]
+    assert sqlite_store.steps.due(after(hours=1)) == [late.id]
     assert len(sqlite_store.register.newly_overdue(after(days=40))) == 1
     assert sqlite_store.register.summary(after(days=40))["open"] == 1
     sqlite_store.register.cancel(late.id, "dpo", NOW)

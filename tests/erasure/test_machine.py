@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from mm_tasks.buffer.records import tag
-from mm_tasks.erasure.audit.protocol import FENCED, OPEN, Illegal
+from mm_tasks.erasure.audit.protocol import FENCED, OPEN, IllegalTransition
 from mm_tasks.erasure.audit.verification import verify
-from mm_tasks.erasure.models import Answer
+from mm_tasks.erasure.models import VendorAck
 from tests.erasure.stores import DONE, NOW, Store
 
 USERS = st.sampled_from(["ann", "bob"])
@@ -53,8 +53,8 @@ class Erasures(RuleBasedStateMachine):
 
     @rule()
     def claim_all(self):
-        for erasure in self.store.ledger.due(self.now):
-            claim = self.store.ledger.claim(erasure, self.now, 60)
+        for erasure in self.store.steps.due(self.now):
+            claim = self.store.steps.claim(erasure, self.now, 60)
             assert claim is not None, "what is due can be claimed"
             self.claims.append(claim)
 
@@ -63,24 +63,24 @@ class Erasures(RuleBasedStateMachine):
         """By any claim ever given, also one that was lost."""
         if not self.claims:
             return
-        claim, ledger = self.claims[choice % len(self.claims)], self.store.ledger
+        claim, steps = self.claims[choice % len(self.claims)], self.store.steps
         shown = self.store.register.show(claim.id)
         match shown["state"], claim.erasure.step:
             case "received", _:
-                after = ledger.mark_fenced(claim, self.now)
+                after = steps.mark_fenced(claim, self.now)
             case "fenced", _:
-                after = ledger.mark_purged(claim, {"dead": 1}, self.now)
+                after = steps.mark_purged(claim, {"dead": 1}, self.now)
             case "purged", _:
-                after = ledger.mark_quiesced(claim, (0, 60), self.now)
+                after = steps.mark_quiesced(claim, (0, 60), self.now)
             case "submitted", _ if shown["acknowledged"] == 2:
-                ledger.complete(claim, self.now)
+                steps.complete(claim, self.now)
                 after = None
             case state, _ if state in OPEN:
-                attempt = ledger.intent(claim, self.now)
+                attempt = steps.intent(claim, self.now)
                 self.attempts += [] if attempt is None else [attempt]
                 after = None
             case _:
-                assert ledger.intent(claim, self.now) is None
+                assert steps.intent(claim, self.now) is None
                 after = None
         if after is not None:
             self.claims.append(after)
@@ -88,7 +88,7 @@ class Erasures(RuleBasedStateMachine):
     @rule(choice=st.integers(0, 99))
     def release(self, choice):
         if self.claims:
-            self.store.ledger.release(self.claims[choice % len(self.claims)])
+            self.store.steps.release(self.claims[choice % len(self.claims)])
 
     @rule(choice=st.integers(0, 99), answer=ANSWERS)
     def answer(self, choice, answer):
@@ -98,8 +98,8 @@ class Erasures(RuleBasedStateMachine):
         if answer is not DONE:
             then, wait_s = answer
             at = None if wait_s is None else self.now + timedelta(seconds=wait_s)
-            answer = Answer(503, "unavailable", then, at)
-        self.store.ledger.result(self.attempts[choice % len(self.attempts)], answer, self.now)
+            answer = VendorAck(503, "unavailable", then, at)
+        self.store.steps.result(self.attempts[choice % len(self.attempts)], answer, self.now)
 
     @rule(choice=st.integers(0, 99), what=st.sampled_from(["cancel", "lift", "retry"]))
     def officer(self, choice, what):
@@ -108,7 +108,7 @@ class Erasures(RuleBasedStateMachine):
         erasure = sorted(self.asked)[choice % len(self.asked)]
         try:
             getattr(self.store.register, what)(erasure, "dpo", self.now)
-        except Illegal:
+        except IllegalTransition:
             return
 
     @invariant()
@@ -130,7 +130,7 @@ class Erasures(RuleBasedStateMachine):
         far = self.now + timedelta(days=365)
         open_ = {one["id"]: one for one in self.store.register.listed(OPEN)}
         waiting = {name for name, one in open_.items() if one["state"] == "attention"}
-        assert set(self.store.ledger.due(far)) | waiting == open_.keys()
+        assert set(self.store.steps.due(far)) | waiting == open_.keys()
 
 
 def test_in_any_order_the_log_verifies_and_nobody_is_lost():

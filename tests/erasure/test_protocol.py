@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mm_tasks.erasure.audit.protocol import BLOCKED, ENTRIES, OPEN, STATES, Illegal, Progress, step
+from mm_tasks.erasure.audit.protocol import (
+    BLOCKED,
+    ENTRIES,
+    OPEN,
+    STATES,
+    ErasureState,
+    IllegalTransition,
+    step,
+)
 
 TIME = "2026-01-31T12:00:00.000Z"
 DETAILS = {
@@ -129,7 +137,7 @@ def test_legal(steps, state):
 def test_illegal(steps, rule):
     run(*steps[:-1])
 
-    with pytest.raises(Illegal, match=re.escape(rule)):
+    with pytest.raises(IllegalTransition, match=re.escape(rule)):
         run(*steps)
 
 
@@ -146,15 +154,15 @@ def test_an_answer_to_an_earlier_round_does_not_count_for_this_one():
 def test_a_reference_is_never_free_text(value):
     details = {**DETAILS["received"], "ticket": value}
 
-    with pytest.raises(Illegal, match="ticket") as refused:
+    with pytest.raises(IllegalTransition, match="ticket") as refused:
         step(None, "received", details)
     assert str(value) not in str(refused.value) or not str(value)
 
 
 @pytest.mark.parametrize("value", [{"a b": 1}, {"a": -1}, {"a": 1.5}, {"a": True}, [], "x", None])
 def test_what_was_removed_is_counts_by_place(value):
-    with pytest.raises(Illegal, match="removed"):
-        step(Progress("fenced"), "purged", {"removed": value})
+    with pytest.raises(IllegalTransition, match="removed"):
+        step(ErasureState("fenced"), "purged", {"removed": value})
 
 
 def test_every_entry_has_its_row_in_these_tests():
@@ -177,7 +185,7 @@ def legal(progress):
     for kind, details in candidates(progress):
         try:
             yield kind, details, step(progress, kind, details, "this")
-        except Illegal:
+        except IllegalTransition:
             continue
 
 

@@ -30,7 +30,7 @@ def test_ids_are_there_until_the_end_and_nowhere_after_it(sqlite_url, tmp_path):
     for offset_s in PASSES_S:
         store.call(claim, now=after(seconds=offset_s))
 
-    erasure = store.ledger.complete(claim, NOW)
+    erasure = store.steps.complete(claim, NOW)
 
     assert erasure.ids is None
     assert holding(tmp_path, USER) == holding(tmp_path, VISITOR) == []
@@ -53,7 +53,7 @@ def test_ids_leave_the_write_ahead_log_while_others_are_connected(sqlite_url, tm
         else:
             for offset_s in PASSES_S:
                 store.call(claim, now=after(seconds=offset_s))
-            store.ledger.complete(claim, NOW)
+            store.steps.complete(claim, NOW)
 
         assert holding(tmp_path, USER) == []
         assert (tmp_path / "audit.sqlite-wal").stat().st_size == 0

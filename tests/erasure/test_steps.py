@@ -15,9 +15,9 @@ from datetime import timedelta
 import pytest
 
 from mm_tasks.buffer import records
-from mm_tasks.erasure.audit.protocol import ACKNOWLEDGED, BLOCKED, Illegal
+from mm_tasks.erasure.audit.protocol import ACKNOWLEDGED, BLOCKED, IllegalTransition
 from mm_tasks.erasure.audit.verification import verify
-from mm_tasks.erasure.models import Answer
+from mm_tasks.erasure.models import VendorAck
 from tests.erasure.stores import DONE, NOW, PASSES_S, USER, VISITOR, Store, after
 
 LATER = timedelta(hours=1)
@@ -30,23 +30,23 @@ def kinds(store):
 def test_an_erasure_goes_from_request_to_completed(store):
     """Each step by a worker that finds it due, as after the loss of every message."""
     opened = store.ask(anonymous_ids=(VISITOR,))
-    store.ledger.release(opened.claim)
+    store.steps.release(opened.claim)
     steps, now = [], NOW
-    while store.ledger.due(now := now + LATER):
-        claim = store.ledger.claim(opened.id, now, 60)
+    while store.steps.due(now := now + LATER):
+        claim = store.steps.claim(opened.id, now, 60)
         steps.append(claim.erasure.step)
         match claim.erasure.step:
             case "fence":
-                claim = store.ledger.mark_fenced(claim, now)
+                claim = store.steps.mark_fenced(claim, now)
             case "purge":
-                claim = store.ledger.mark_purged(claim, {"dead": 1}, now)
+                claim = store.steps.mark_purged(claim, {"dead": 1}, now)
             case "quiesce":
-                claim = store.ledger.mark_quiesced(claim, (0, 1, 2), now)
+                claim = store.steps.mark_quiesced(claim, (0, 1, 2), now)
             case "call":
                 store.call(claim, now=now)
             case "complete":
-                store.ledger.complete(claim, now)
-        store.ledger.release(claim)
+                store.steps.complete(claim, now)
+        store.steps.release(claim)
 
     assert steps == ["fence", "purge", "quiesce", "call", "call", "call", "complete"]
     shown = store.register.show(opened.id)
@@ -65,61 +65,61 @@ def test_passes_are_due_counted_from_quiesce(store):
 
     assert erasure.state == "settling"
     assert erasure.next_at == after(seconds=900)
-    store.ledger.release(claim)
-    assert store.ledger.due(after(seconds=899)) == []
-    assert store.ledger.due(after(seconds=900)) == [claim.id]
+    store.steps.release(claim)
+    assert store.steps.due(after(seconds=899)) == []
+    assert store.steps.due(after(seconds=900)) == [claim.id]
 
 
 def test_only_one_worker_has_an_erasure(store):
     opened = store.ask()
 
-    assert store.ledger.due(NOW) == []
-    assert store.ledger.claim(opened.id, NOW, 60) is None
-    store.ledger.release(opened.claim)
-    first = store.ledger.claim(opened.id, NOW, 60)
+    assert store.steps.due(NOW) == []
+    assert store.steps.claim(opened.id, NOW, 60) is None
+    store.steps.release(opened.claim)
+    first = store.steps.claim(opened.id, NOW, 60)
     assert first is not None
-    assert store.ledger.claim(opened.id, after(seconds=59), 60) is None
+    assert store.steps.claim(opened.id, after(seconds=59), 60) is None
 
 
 def test_a_worker_that_died_is_taken_over(store):
     claim = store.quiesced()
-    lost = store.ledger.intent(claim, NOW)
-    assert store.ledger.due(after(minutes=5)) == [claim.id]
+    lost = store.steps.intent(claim, NOW)
+    assert store.steps.due(after(minutes=5)) == [claim.id]
 
-    second = store.ledger.claim(claim.id, after(minutes=5), 60)
-    again = store.ledger.intent(second, after(minutes=5))
+    second = store.steps.claim(claim.id, after(minutes=5), 60)
+    again = store.steps.intent(second, after(minutes=5))
 
     assert (again.n, again.attempt) == (lost.n, lost.attempt + 1)
-    assert store.ledger.intent(claim, after(minutes=5)) is None
-    assert store.ledger.mark_fenced(claim, after(minutes=5)) is None
-    assert store.ledger.mark_purged(claim, {}, after(minutes=5)) is None
-    assert store.ledger.mark_quiesced(claim, (0,), after(minutes=5)) is None
-    assert store.ledger.complete(claim, after(minutes=5)) is None
-    assert not store.ledger.extend(claim, after(minutes=5), 60)
-    store.ledger.release(claim)
-    assert store.ledger.claim(claim.id, after(minutes=5), 60) is None
+    assert store.steps.intent(claim, after(minutes=5)) is None
+    assert store.steps.mark_fenced(claim, after(minutes=5)) is None
+    assert store.steps.mark_purged(claim, {}, after(minutes=5)) is None
+    assert store.steps.mark_quiesced(claim, (0,), after(minutes=5)) is None
+    assert store.steps.complete(claim, after(minutes=5)) is None
+    assert not store.steps.extend(claim, after(minutes=5), 60)
+    store.steps.release(claim)
+    assert store.steps.claim(claim.id, after(minutes=5), 60) is None
 
 
 def test_a_late_answer_is_in_the_log_and_does_not_count_twice(store):
     """The call was made, so it is evidence; the pass belongs to the newer attempt."""
     claim = store.quiesced()
-    lost = store.ledger.intent(claim, NOW)
-    second = store.ledger.claim(claim.id, after(minutes=5), 60)
-    again = store.ledger.intent(second, after(minutes=5))
+    lost = store.steps.intent(claim, NOW)
+    second = store.steps.claim(claim.id, after(minutes=5), 60)
+    again = store.steps.intent(second, after(minutes=5))
 
-    assert store.ledger.result(lost, DONE, after(minutes=6)).state == "submitted"
-    assert store.ledger.result(again, DONE, after(minutes=6)).acknowledged == 1
+    assert store.steps.result(lost, DONE, after(minutes=6)).state == "submitted"
+    assert store.steps.result(again, DONE, after(minutes=6)).acknowledged == 1
     assert kinds(store)[-3:] == ["result", "result", "settling"]
     verify(store.log)
 
 
 def test_an_answer_is_noted_once(store):
     claim = store.quiesced()
-    attempt = store.ledger.intent(claim, NOW)
-    store.ledger.result(attempt, DONE, NOW)
+    attempt = store.steps.intent(claim, NOW)
+    store.steps.result(attempt, DONE, NOW)
     before = store.entries()
 
-    erasure = store.ledger.result(attempt, Answer(500, "ambiguous", "retrying", NOW), NOW)
+    erasure = store.steps.result(attempt, VendorAck(500, "ambiguous", "retrying", NOW), NOW)
 
     assert erasure.acknowledged == 1
     assert store.entries() == before
@@ -127,25 +127,25 @@ def test_an_answer_is_noted_once(store):
 
 def test_an_answer_after_the_end_is_still_noted(store):
     claim = store.quiesced()
-    lost = store.ledger.intent(claim, NOW)
-    claim = store.ledger.claim(claim.id, after(minutes=5), 60)
+    lost = store.steps.intent(claim, NOW)
+    claim = store.steps.claim(claim.id, after(minutes=5), 60)
     for n in range(len(PASSES_S)):
         store.call(claim, now=after(days=1, seconds=n))
-    store.ledger.complete(claim, after(days=2))
+    store.steps.complete(claim, after(days=2))
 
-    assert store.ledger.result(lost, DONE, after(days=3)).state == "completed"
+    assert store.steps.result(lost, DONE, after(days=3)).state == "completed"
     verify(store.log)
 
 
 @pytest.mark.parametrize("state", sorted(BLOCKED))
 def test_a_call_without_success_blocks_and_is_made_again(store, state):
     claim = store.quiesced()
-    erasure = store.call(claim, Answer(503, "unavailable", state, after(minutes=1)))
-    store.ledger.release(claim)
+    erasure = store.call(claim, VendorAck(503, "unavailable", state, after(minutes=1)))
+    store.steps.release(claim)
 
     assert (erasure.state, erasure.step) == (state, "call")
-    assert store.ledger.due(after(seconds=59)) == []
-    claim = store.ledger.claim(claim.id, after(minutes=1), 60)
+    assert store.steps.due(after(seconds=59)) == []
+    claim = store.steps.claim(claim.id, after(minutes=1), 60)
     assert store.call(claim, now=after(minutes=1)).state == "settling"
     [shown] = store.register.show(claim.id)["passes"]
     assert (shown["attempts"], shown["status"]) == (2, 200)
@@ -153,19 +153,19 @@ def test_a_call_without_success_blocks_and_is_made_again(store, state):
 
 def test_a_pass_that_waits_for_a_person_is_due_once_they_ask(store):
     claim = store.quiesced()
-    store.call(claim, Answer(404, "misdirected", "attention", None))
-    store.ledger.release(claim)
-    assert store.ledger.due(after(days=300)) == []
-    assert store.ledger.claim(claim.id, after(days=300), 60) is None
+    store.call(claim, VendorAck(404, "misdirected", "attention", None))
+    store.steps.release(claim)
+    assert store.steps.due(after(days=300)) == []
+    assert store.steps.claim(claim.id, after(days=300), 60) is None
 
     store.register.retry(claim.id, "dpo", after(days=1))
 
-    assert store.ledger.due(after(days=1)) == [claim.id]
+    assert store.steps.due(after(days=1)) == [claim.id]
 
 
 def test_a_call_without_an_answer_is_shown_as_such(store):
     claim = store.quiesced()
-    store.ledger.intent(claim, NOW)
+    store.steps.intent(claim, NOW)
 
     [shown] = store.register.show(claim.id)["passes"]
     assert (shown["sent_at"], shown["status"], shown["outcome"]) == (
@@ -177,13 +177,13 @@ def test_a_call_without_an_answer_is_shown_as_such(store):
 
 def test_an_answer_in_free_text_is_refused_and_changes_nothing(store):
     claim = store.quiesced()
-    attempt = store.ledger.intent(claim, NOW)
+    attempt = store.steps.intent(claim, NOW)
     before = store.entries()
 
-    with pytest.raises(Illegal, match="outcome"):
-        store.ledger.result(attempt, Answer(500, "Oh no: user_42", "retrying", NOW), NOW)
+    with pytest.raises(IllegalTransition, match="outcome"):
+        store.steps.result(attempt, VendorAck(500, "Oh no: user_42", "retrying", NOW), NOW)
     assert store.entries() == before
-    assert store.ledger.result(attempt, DONE, NOW).acknowledged == 1
+    assert store.steps.result(attempt, DONE, NOW).acknowledged == 1
 
 
 def test_new_ids_take_the_erasure_from_its_worker(store):
@@ -195,9 +195,9 @@ def test_new_ids_take_the_erasure_from_its_worker(store):
     assert (again.id, again.is_fenced) == (claim.id, False)
     assert again.claim.erasure.state == "received"
     assert records.tag("p", "anonymous", VISITOR) in again.claim.erasure.tags
-    assert store.ledger.intent(claim, NOW) is None
-    claim = store.ledger.mark_fenced(again.claim, NOW)
-    claim = store.ledger.mark_purged(claim, {"track:waiting": 3, "identify:waiting": 1}, NOW)
+    assert store.steps.intent(claim, NOW) is None
+    claim = store.steps.mark_fenced(again.claim, NOW)
+    claim = store.steps.mark_purged(claim, {"track:waiting": 3, "identify:waiting": 1}, NOW)
     assert claim.erasure.removed == {"track:waiting": 5, "dead": 0, "identify:waiting": 1}
     verify(store.log)
 
@@ -207,17 +207,17 @@ def test_new_ids_during_the_last_call_start_another_round(store):
     claim = store.quiesced()
     for n in range(len(PASSES_S) - 1):
         store.call(claim, now=after(seconds=PASSES_S[n]))
-    attempt = store.ledger.intent(claim, after(seconds=PASSES_S[-1]))
+    attempt = store.steps.intent(claim, after(seconds=PASSES_S[-1]))
     again = store.ask(anonymous_ids=(VISITOR,))
 
-    assert store.ledger.result(attempt, DONE, NOW).state == "received"
-    claim = store.ledger.mark_fenced(again.claim, NOW)
-    claim = store.ledger.mark_purged(claim, {}, NOW)
-    claim = store.ledger.mark_quiesced(claim, PASSES_S, NOW)
+    assert store.steps.result(attempt, DONE, NOW).state == "received"
+    claim = store.steps.mark_fenced(again.claim, NOW)
+    claim = store.steps.mark_purged(claim, {}, NOW)
+    claim = store.steps.mark_quiesced(claim, PASSES_S, NOW)
     for offset_s in PASSES_S:
         assert claim.erasure.step == "call"
         store.call(claim, now=after(seconds=offset_s))
-    assert store.ledger.complete(claim, NOW).state == "completed"
+    assert store.steps.complete(claim, NOW).state == "completed"
     rounds = [(one["round"], one["n"]) for one in store.register.show(claim.id)["passes"]]
     assert rounds == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3)]
     verify(store.log)
@@ -225,13 +225,13 @@ def test_new_ids_during_the_last_call_start_another_round(store):
 
 def test_a_claim_can_be_kept_and_put_off(store):
     opened = store.ask()
-    assert store.ledger.extend(opened.claim, NOW, 3600)
-    assert store.ledger.due(after(minutes=30)) == []
+    assert store.steps.extend(opened.claim, NOW, 3600)
+    assert store.steps.due(after(minutes=30)) == []
 
-    store.ledger.release(opened.claim, next_at=after(hours=2))
+    store.steps.release(opened.claim, next_at=after(hours=2))
 
-    assert store.ledger.due(after(hours=1)) == []
-    assert store.ledger.due(after(hours=2)) == [opened.id]
+    assert store.steps.due(after(hours=1)) == []
+    assert store.steps.due(after(hours=2)) == [opened.id]
 
 
 def test_what_is_due_is_of_this_project_and_the_longest_due_first(url, tmp_path):
@@ -239,9 +239,9 @@ def test_what_is_due_is_of_this_project_and_the_longest_due_first(url, tmp_path)
     late, early = mine.ask("b", after(hours=1)), mine.ask("a")
     theirs = other.ask("a")
 
-    assert mine.ledger.due(after(days=1)) == [early.id, late.id]
-    assert mine.ledger.due(after(days=1), limit=1) == [early.id]
-    assert mine.ledger.claim(theirs.id, after(days=1), 60) is None
+    assert mine.steps.due(after(days=1)) == [early.id, late.id]
+    assert mine.steps.due(after(days=1), limit=1) == [early.id]
+    assert mine.steps.claim(theirs.id, after(days=1), 60) is None
     assert mine.register.show(theirs.id) is None
     verify(mine.log)
 
@@ -256,12 +256,12 @@ def test_what_became_of_the_aof_is_noted_with_the_end(store):
 def test_no_call_is_made_before_its_time_whoever_holds_the_erasure(store):
     """The answer to an earlier call came while another worker had taken over."""
     claim = store.quiesced()
-    attempt = store.ledger.intent(claim, NOW)
-    another = store.ledger.claim(claim.id, after(hours=1), 60)
-    store.ledger.result(attempt, Answer(200, ACKNOWLEDGED), after(hours=1))
+    attempt = store.steps.intent(claim, NOW)
+    another = store.steps.claim(claim.id, after(hours=1), 60)
+    store.steps.result(attempt, VendorAck(200, ACKNOWLEDGED), after(hours=1))
 
     assert another is not None
-    assert store.ledger.intent(another, NOW) is None
+    assert store.steps.intent(another, NOW) is None
     verify(store.log)
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import text
 from mm_tasks.erasure.audit.checkpoints import Checkpoint
 from mm_tasks.erasure.audit.log import canonical, hash_of
 from mm_tasks.erasure.audit.verification import verify, verify_lines
-from mm_tasks.erasure.rows import move
+from mm_tasks.erasure.rows import transition
 from mm_tasks.errors import AuditChainBroken
 from tests.erasure.stores import NOW, Store
 from tests.erasure.test_audit_log import rewritten
@@ -284,6 +284,6 @@ def test_a_log_of_thousands_is_verified_in_pages(sqlite_url, tmp_path):
             "mode": "suppress",
             "via": "call",
         }
-        store.work.advance(connection, row, [move("ticket_added", details)] * 2000, NOW)
+        store.work.advance(connection, row, [transition("ticket_added", details)] * 2000, NOW)
 
     assert verify(store.log).size == 2001

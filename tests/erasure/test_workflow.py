@@ -19,16 +19,16 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from mm_tasks.buffer.attempt import Admitted
 from mm_tasks.buffer.fence import Fence
-from mm_tasks.buffer.producer import Entry
+from mm_tasks.buffer.producer import Record
 from mm_tasks.buffer.purge import Purge
 from mm_tasks.buffer.records import tag
 from mm_tasks.client.access import vendor_access
 from mm_tasks.client.api import Client
-from mm_tasks.erasure.audit.protocol import Illegal
+from mm_tasks.erasure.audit.protocol import IllegalTransition
 from mm_tasks.erasure.audit.verification import verify
-from mm_tasks.erasure.fence_sync import Fencing
+from mm_tasks.erasure.fence_sync import FenceSync
 from mm_tasks.erasure.request import ErasureRequest
-from mm_tasks.erasure.service import Intake
+from mm_tasks.erasure.service import ErasureService
 from mm_tasks.erasure.workflow import ErasurePolicy, ErasureWorkflow
 from mm_tasks.errors import AuditUnavailable, ConfigurationError
 from tests.delivery.conftest import KEYS, SECRET, flush
@@ -49,18 +49,20 @@ class Erasures:
         self.store = store
         self.now = NOW
         self.opened = []
-        self.fencing = self.fencing_on(flow.redis, store)
-        self.intake = Intake(store.ledger, store.register, self.fencing, self.clock)
+        self.fence_sync = self.fencing_on(flow.redis, store)
+        self.erasure_service = ErasureService(
+            store.steps, store.register, self.fence_sync, self.clock
+        )
         self.workflow = self.worker()
         # Delivery looks at the same fences.
-        flow.load = self.fencing.try_load
+        flow.load = self.fence_sync.try_load
 
     def clock(self):
         return self.now
 
     @staticmethod
     def fencing_on(redis, store):
-        return Fencing(Fence(redis, "p"), store.register)
+        return FenceSync(Fence(redis, "p"), store.register)
 
     def client(self, url=None, kind=Client):
         return kind(vendor_access(url or self.flow.url, SECRET), request_timeout_s=0.5)
@@ -71,7 +73,7 @@ class Erasures:
         client = client or self.client()
         self.opened += [redis, client]
         return ErasureWorkflow(
-            store.ledger,
+            store.steps,
             store.register,
             self.fencing_on(redis, store),
             Purge(redis, "p"),
@@ -81,7 +83,7 @@ class Erasures:
         )
 
     def forget(self, user_id=USER, **how):
-        return self.intake.request(ErasureRequest(user_id, "dpo", **how)).id
+        return self.erasure_service.request(ErasureRequest(user_id, "dpo", **how)).id
 
     def time_passes(self, **duration):
         self.now += timedelta(**duration)
@@ -277,7 +279,7 @@ def test_a_request_on_its_way_is_waited_for_and_the_vendor_told_after_it(erasure
         erasures.workflow.run(erasure)
         assert erasures.time_comes(erasure) == pytest.approx(0.25, abs=0.01)
     assert (erasures.state(erasure), calls(sandbox)) == ("purged", [])
-    flow.buffer.ack(batch_id, attempt.cut, token=attempt.token)
+    flow.buffer.ack(batch_id, attempt.generation, token=attempt.token)
     erasures.complete(erasure)
 
     assert flow.counts()["delivered"] == 2
@@ -440,7 +442,7 @@ def test_what_nobody_expected_waits_for_a_person_who_may_let_it_go_on(erasures, 
     erasures.time_passes(minutes=30)
     erasures.workflow.sweep()
     assert erasures.state(erasure) == "attention"
-    erasures.intake.retry(erasure, "ops")
+    erasures.erasure_service.retry(erasure, "ops")
     erasures.complete(erasure)
 
     assert erasures.kinds(erasure).count("retried") == 1
@@ -474,7 +476,7 @@ def test_a_call_that_nobody_recorded_has_no_result_and_is_made_again(erasures, s
     dying = erasures.worker(client=erasures.client(kind=Dying))
     with pytest.raises(KeyboardInterrupt):
         dying.run(erasure)
-    assert erasures.store.ledger.due(erasures.now) == []
+    assert erasures.store.steps.due(erasures.now) == []
     erasures.time_passes(seconds=LEASE_S + 1)
     erasures.complete(erasure)
 
@@ -519,11 +521,11 @@ def test_an_answer_is_noted_although_the_database_was_away_for_a_while(erasures,
 
 def test_a_suppressed_person_is_let_in_again_when_that_is_lifted(erasures):
     erasure = erasures.forget(anonymous_ids=(VISITOR,))
-    with pytest.raises(Illegal):
-        erasures.intake.lift(erasure, "dpo")
+    with pytest.raises(IllegalTransition):
+        erasures.erasure_service.lift(erasure, "dpo")
     erasures.complete(erasure)
     assert not erasures.is_accepted()
-    erasures.intake.lift(erasure, "dpo")
+    erasures.erasure_service.lift(erasure, "dpo")
 
     assert erasures.is_accepted()
     assert erasures.flow.redis.scard(KEYS.fence) == 0
@@ -544,9 +546,13 @@ def test_in_mode_once_a_person_is_let_in_as_soon_as_it_is_completed(erasures):
 
 
 ENDS = {
-    "cancelled": lambda intake, erasure, _: intake.cancel(erasure, "dpo"),
-    "rejected": lambda intake, erasure, _: intake.reject(erasure, "dpo", "not_verified"),
-    "duplicate_of": lambda intake, erasure, of: intake.mark_duplicate(erasure, of, "dpo"),
+    "cancelled": lambda erasure_service, erasure, _: erasure_service.cancel(erasure, "dpo"),
+    "rejected": lambda erasure_service, erasure, _: erasure_service.reject(
+        erasure, "dpo", "not_verified"
+    ),
+    "duplicate_of": lambda erasure_service, erasure, of: erasure_service.mark_duplicate(
+        erasure, of, "dpo"
+    ),
 }
 
 
@@ -555,7 +561,7 @@ def test_one_that_ends_before_the_vendor_was_called_lowers_the_fence(erasures, s
     original = erasures.forget("another")
     erasure = erasures.forget()
     assert not erasures.is_accepted()
-    end(erasures.intake, erasure, original)
+    end(erasures.erasure_service, erasure, original)
     erasures.workflow.run(erasure)
 
     assert erasures.state(erasure) == state
@@ -570,8 +576,8 @@ def test_after_the_first_call_none_can_be_called_off(erasures, sandbox, end):
     """The vendor may be deleting already; the fence must stay for the passes to come."""
     original = erasures.forget("another")
     erasure = meets(erasures, sandbox, status=500)
-    with pytest.raises(Illegal):
-        end(erasures.intake, erasure, original)
+    with pytest.raises(IllegalTransition):
+        end(erasures.erasure_service, erasure, original)
 
     assert not erasures.is_accepted()
     erasures.time_comes(erasure)
@@ -580,10 +586,10 @@ def test_after_the_first_call_none_can_be_called_off(erasures, sandbox, end):
 
 @both
 def test_asked_twice_while_open_it_is_one_erasure_with_both_tickets(erasures, sandbox):
-    first = erasures.intake.request(ErasureRequest(USER, "dpo", ticket="T-1"))
-    second = erasures.intake.request(ErasureRequest(USER, "support", ticket="T-2"))
+    first = erasures.erasure_service.request(ErasureRequest(USER, "dpo", ticket="T-1"))
+    second = erasures.erasure_service.request(ErasureRequest(USER, "support", ticket="T-2"))
     erasures.complete(first.id)
-    third = erasures.intake.request(ErasureRequest(USER, "dpo", ticket="T-3"))
+    third = erasures.erasure_service.request(ErasureRequest(USER, "dpo", ticket="T-3"))
 
     assert (second.id, second.is_new, second.is_fenced) == (first.id, False, True)
     assert erasures.shown(first.id)["tickets"] == ["T-1", "T-2"]
@@ -598,8 +604,8 @@ def test_new_anonymous_ids_are_fenced_purged_and_followed_by_all_passes_again(er
     erasures.workflow.run(erasure)
     assert erasures.state(erasure) == "settling"
     flow = erasures.flow
-    flow.buffer.append([Entry(flow.body(n), None, VISITOR) for n in range(3)])
-    again = erasures.intake.request(ErasureRequest(USER, "dpo", anonymous_ids=(VISITOR,)))
+    flow.buffer.append([Record(flow.body(n), None, VISITOR) for n in range(3)])
+    again = erasures.erasure_service.request(ErasureRequest(USER, "dpo", anonymous_ids=(VISITOR,)))
     assert (again.id, again.is_fenced) == (erasure, True)
     assert flow.redis.smembers(KEYS.fence) == {USER_TAG, VISITOR_TAG}
     erasures.complete(erasure)
@@ -639,7 +645,9 @@ def away():
 
 def test_without_redis_a_request_is_accepted_and_the_next_sweep_raises_the_fence(erasures, away):
     store = erasures.store
-    door = Intake(store.ledger, store.register, erasures.fencing_on(away, store), erasures.clock)
+    door = ErasureService(
+        store.steps, store.register, erasures.fencing_on(away, store), erasures.clock
+    )
     accepted = door.request(ErasureRequest(USER, "dpo"))
     assert (accepted.is_new, accepted.is_fenced) == (True, False)
     assert erasures.flow.redis.scard(KEYS.fence) == 0
@@ -666,7 +674,9 @@ def test_a_worker_without_redis_gives_the_erasure_back_for_a_second_later(erasur
 def test_a_fence_that_could_not_be_lowered_is_lowered_by_the_next_sweep(erasures, away):
     erasure = erasures.forget()
     store = erasures.store
-    door = Intake(store.ledger, store.register, erasures.fencing_on(away, store), erasures.clock)
+    door = ErasureService(
+        store.steps, store.register, erasures.fencing_on(away, store), erasures.clock
+    )
     door.cancel(erasure, "dpo")
     assert not erasures.is_accepted()
     erasures.workflow.sweep()
@@ -729,9 +739,9 @@ def test_a_flush_waits_for_the_load_of_another_and_not_for_long(erasures):
     with ThreadPoolExecutor(1) as pool:
         other = pool.submit(Fence(flow.redis, "p").load, erasures.store.work.store_id, read)
         assert reading.wait(30)
-        flow.load = partial(erasures.fencing.try_load, 0.2)
+        flow.load = partial(erasures.fence_sync.try_load, 0.2)
         assert flush(flow.delivery()) == []
-        flow.load = partial(erasures.fencing.try_load, 30)
+        flow.load = partial(erasures.fence_sync.try_load, 30)
         threading.Timer(0.2, read_on.set).start()
 
         assert len(flush(flow.delivery())) == 1
@@ -748,7 +758,7 @@ def test_without_sql_nothing_is_sent_and_the_reason_is_noted(erasures, sandbox, 
     assert flow.redis.hget(KEYS.fences, "why") == b"audit_unavailable"
     assert sandbox.get("requests") == []
     with pytest.raises(AuditUnavailable):
-        Intake(broken.ledger, broken.register, erasures.fencing, erasures.clock).request(
+        ErasureService(broken.steps, broken.register, erasures.fence_sync, erasures.clock).request(
             ErasureRequest(USER, "dpo")
         )
     flow.load = erasures.fencing_on(flow.redis, store).try_load
@@ -763,13 +773,13 @@ def test_another_audit_store_is_refused_and_has_no_say(erasures, sandbox, tmp_pa
     erasures.forget()
     (tmp_path / "b").mkdir()
     other = Store(f"sqlite:///{tmp_path}/b/audit.sqlite", tmp_path / "b")
-    fencing = erasures.fencing_on(erasures.flow.redis, other)
-    door = Intake(other.ledger, other.register, fencing, erasures.clock)
+    fence_sync = erasures.fencing_on(erasures.flow.redis, other)
+    door = ErasureService(other.steps, other.register, fence_sync, erasures.clock)
     with pytest.raises(ConfigurationError):
         door.request(ErasureRequest("another", "dpo"))
     assert other.register.listed() == []
-    assert not fencing.try_load()
-    erasures.flow.load = fencing.try_load
+    assert not fence_sync.try_load()
+    erasures.flow.load = fence_sync.try_load
     erasures.flow.append(1, OTHER)
     erasures.flow.settle(erasures.flow.delivery())
 

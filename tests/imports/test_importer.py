@@ -27,13 +27,13 @@ from redis.retry import Retry
 
 from mm_tasks.buffer.batches import BatchLimits, Buffer
 from mm_tasks.buffer.keys import ProjectKeys
-from mm_tasks.buffer.producer import APPEND_RECORDS_MAX, Appended, Entry
+from mm_tasks.buffer.producer import APPEND_RECORDS_MAX, Appended, Record
 from mm_tasks.buffer.records import HEADER_BYTES, tag
 from mm_tasks.buffer.scripts import Script
 from mm_tasks.errors import BufferFull, BufferUnavailable, ImportRefused
-from mm_tasks.imports.chunks import Encoding, Reading, Stop
+from mm_tasks.imports.chunks import ChunkReader, RowEncoder, Stop
 from mm_tasks.imports.columns import mapping, source
-from mm_tasks.imports.importer import Import, Tally, check
+from mm_tasks.imports.importer import Import, ImportResult, check
 from mm_tasks.imports.position import Moved, Position, Positions, Step
 from mm_tasks.imports.reader import CsvRows, Lines, json_rows, opened
 
@@ -81,9 +81,9 @@ class Importer:
         if csv_maps is not None:
             rows = CsvRows(lines, ",")
             columns = mapping(rows.header, [source("--map", words) for words in csv_maps], [])
-        encode = Encoding("p", name, BYTES_MAX, columns)
-        reading = Reading(lines, rows, encode, skip_bad=skip_bad, stop=self.stop)
-        tally = Tally(name)
+        encode = RowEncoder("p", name, BYTES_MAX, columns)
+        reading = ChunkReader(lines, rows, encode, skip_bad=skip_bad, stop=self.stop)
+        tally = ImportResult(name)
         one = Import(self.positions, self.buffer, tally, watch or Seen(), self.stop)
         one.resume(lines, again=again)
         self.nudges = 0
@@ -188,7 +188,7 @@ def test_a_row_has_the_same_id_on_every_run(importer, redis):
 
 
 def entries(n):
-    return [Entry(b'{"event":"e"}', None, None)] * n
+    return [Record(b'{"event":"e"}', None, None)] * n
 
 
 def test_a_step_that_is_asked_for_again_is_found_done(importer, redis):
@@ -502,10 +502,10 @@ def test_rows_before_the_end_of_what_can_be_read_are_stored(importer):
 def test_a_check_names_every_bad_row_of_all_parts_and_needs_no_redis():
     data = (rows(*range(1500)) + b"{}\n") * 2
     lines = Lines(opened(io.BufferedReader(io.BytesIO(data))))
-    encode = Encoding("p", "f", BYTES_MAX)
-    reading = Reading(lines, json_rows(lines), encode, skip_bad=True, stop=Stop())
+    encode = RowEncoder("p", "f", BYTES_MAX)
+    reading = ChunkReader(lines, json_rows(lines), encode, skip_bad=True, stop=Stop())
     seen = Seen()
-    tally = Tally("f")
+    tally = ImportResult("f")
     check(reading, tally, seen)
 
     assert seen.lines == ["line 1501: event: is required", "line 3002: event: is required"]

@@ -18,7 +18,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from mm_tasks.buffer import heartbeats
-from mm_tasks.buffer.heartbeats import Sign
+from mm_tasks.buffer.heartbeats import Heartbeat
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.cli import app
 from mm_tasks.events.lanes import QUEUE_NAMES
@@ -34,8 +34,8 @@ NAMES = (f"celery@{socket.gethostname()}", "other@host")
 
 def age(redis, who, by_s):
     """Let a sign be older, as if its owner had gone silent then."""
-    left_ms, _, queues = redis.hget(KEYS.signs, who).decode().partition(" ")
-    redis.hset(KEYS.signs, who, f"{int(left_ms) - round(by_s * 1000)} {queues}")
+    left_ms, _, queues = redis.hget(KEYS.heartbeats, who).decode().partition(" ")
+    redis.hset(KEYS.heartbeats, who, f"{int(left_ms) - round(by_s * 1000)} {queues}")
 
 
 @pytest.fixture
@@ -302,8 +302,8 @@ def test_a_probe_needs_no_celery():
 def test_the_newest_of_several_beats_counts():
     """Two are harmless, and one is enough."""
     found = {
-        "beat:a": Sign("beat", "a", 500.0, ()),
-        "beat:b": Sign("beat", "b", 1.0, ()),
+        "beat:a": Heartbeat("beat", "a", 500.0, ()),
+        "beat:b": Heartbeat("beat", "b", 1.0, ()),
     }
 
     assert health.beat(found, 30).is_well
@@ -316,7 +316,7 @@ def test_a_sign_that_cannot_be_left_is_said_once_and_ends_nothing(fresh, caplog)
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         away = f"redis://127.0.0.1:{sock.getsockname()[1]}/0"
-    one = heartbeat_writer.Pulse("worker", "w@h")
+    one = heartbeat_writer.HeartbeatWriter("worker", "w@h")
     try:
         for url, said in (
             (away, 1),
@@ -336,7 +336,7 @@ def test_a_sign_that_cannot_be_left_is_said_once_and_ends_nothing(fresh, caplog)
 def test_a_beat_that_is_a_thread_leaves_signs_of_its_own_flushes_alone(redis, redis_url, fresh):
     """With `worker -B` the worker's own nudges are published from the same process."""
     fresh(MM_TASKS_REDIS_URL=redis_url, MM_TASKS_PROJECT="p")
-    beat = heartbeat_writer._BeatPulse()  # noqa: SLF001
+    beat = heartbeat_writer._BeatHeartbeat()  # noqa: SLF001
     thread = threading.Thread(target=beat.published)
     thread.start()
     thread.join()

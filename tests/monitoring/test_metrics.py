@@ -113,7 +113,7 @@ def test_scrapes_at_once_count_each_step_once(current, scrape):
     """Two Prometheus servers are usual; what one of them has read, the other has too."""
     for n in range(40):
         claim = current.register.open_request(ErasureRequest(f"{PERSON}-{n}", "dpo"), _now()).claim
-        current._archive.ledger.mark_fenced(claim, _now())  # noqa: SLF001 - as a worker does
+        current._audit_store.steps.mark_fenced(claim, _now())  # noqa: SLF001 - as a worker does
     every_s = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)  # threads take turns in the middle of a read
     try:

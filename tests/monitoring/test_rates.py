@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from mm_tasks.buffer.snapshot import Lane, Snapshot
 from mm_tasks.events.lanes import LANES
-from mm_tasks.monitoring.rates import WINDOW_S, Window
+from mm_tasks.monitoring.rates import WINDOW_S, RateWindow
 
 NOW_US = 1_800_000_000_000_000
 
@@ -30,7 +30,7 @@ def look(at_s, **counts):
 
 
 def seen(*looks):
-    window = Window()
+    window = RateWindow()
     for one in looks:
         window.add(one)
     return window.lately()
@@ -93,7 +93,7 @@ STEPS = st.lists(
 @given(STEPS)
 def test_whatever_the_counters_do_nothing_is_negative_and_no_look_is_old(steps):
     """Also where Redis lost everything in between."""
-    window, at_s, counts = Window(), 0.0, {}
+    window, at_s, counts = RateWindow(), 0.0, {}
     for wait_s, grown, is_lost in steps:
         at_s += wait_s
         counts = (

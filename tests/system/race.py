@@ -42,20 +42,20 @@ from sqlalchemy import QueuePool, create_engine
 from sqlalchemy.event import listen
 
 from mm_tasks.buffer import purge
-from mm_tasks.buffer.attempt import Refused
+from mm_tasks.buffer.attempt import Rejection
 from mm_tasks.buffer.batches import BatchLimits, Buffer
 from mm_tasks.buffer.dead_letters import DeadLetters
 from mm_tasks.buffer.fence import Fence
 from mm_tasks.buffer.keys import ProjectKeys
-from mm_tasks.buffer.producer import Entry
+from mm_tasks.buffer.producer import Record
 from mm_tasks.buffer.purge import Purge
 from mm_tasks.buffer.records import HEADER_BYTES, tag
-from mm_tasks.client.outcome import Ambiguous, Answer, Delivered, Unauthorized
+from mm_tasks.client.outcome import Ambiguous, Delivered, Response, Unauthorized
 from mm_tasks.erasure.audit import verification
 from mm_tasks.erasure.audit.database import _begin_sqlite, _prepare_sqlite
-from mm_tasks.erasure.fence_sync import Fencing
+from mm_tasks.erasure.fence_sync import FenceSync
 from mm_tasks.erasure.request import ErasureRequest
-from mm_tasks.erasure.service import Intake
+from mm_tasks.erasure.service import ErasureService
 from mm_tasks.erasure.workflow import ErasurePolicy, ErasureWorkflow
 from mm_tasks.errors import AuditChainBroken
 from mm_tasks.events.lanes import LANES
@@ -210,9 +210,9 @@ class SteppingPurge(Purge):
         super().__init__(world.redis, PROJECT)
         self._world = world
 
-    def scan(self, tags, went_on=lambda: None):
+    def scan(self, tags, keep_alive=lambda: None):
         def step():
-            went_on()
+            keep_alive()
             pause()
 
         world = self._world
@@ -315,7 +315,7 @@ class Vendor:
             world.later(rng.uniform(0, LAG_S), lambda: self._delete(user_id, upto))
         pause()
         if fate == "key":
-            return Unauthorized(Answer(401, "invalid_api_key"))
+            return Unauthorized(Response(401, "invalid_api_key"))
         return Delivered() if fate == "ok" else Ambiguous("timeout")
 
     def _delete(self, user_id, upto):
@@ -438,8 +438,8 @@ class World:
         store, redis = self.store, self.redis
         self.buffers = self.ground.buffers
         self.letters = DeadLetters(redis, PROJECT)
-        ledger = Paused(
-            store.ledger,
+        steps = Paused(
+            store.steps,
             claim=self._on_claimed,
             mark_fenced=self._on_fenced,
             mark_purged=self._on_purged,
@@ -448,13 +448,13 @@ class World:
             result=lambda erasure, *_: self._on_due(erasure.id, erasure.next_at),
         )
         register = Paused(store.register, open_request=self._on_opened)
-        self.fencing = Fencing(Paused(CountedFence(self)), register)
-        self.intake = Intake(ledger, register, self.fencing, self.clock)
+        self.fence_sync = FenceSync(Paused(CountedFence(self)), register)
+        self.erasure_service = ErasureService(steps, register, self.fence_sync, self.clock)
         self.vendor = Vendor(self)
         self.workflow = ErasureWorkflow(
-            ledger,
+            steps,
             register,
-            self.fencing,
+            self.fence_sync,
             SteppingPurge(self),
             self.vendor,
             ErasurePolicy(passes_s=self.passes_s, lease_s=ERASURE_LEASE_S, probe_interval_s=5),
@@ -598,7 +598,7 @@ class World:
             event = self.events[name]
             ids = {"user_id": event.user_id, "anonymous_id": event.anonymous_id}
             body = json.dumps({"event_id": name} | {k: v for k, v in ids.items() if v})
-            entries.append(Entry(body.encode(), event.user_id, event.anonymous_id))
+            entries.append(Record(body.encode(), event.user_id, event.anonymous_id))
         appended = self.buffers[lane].append(entries)
         for i, name in enumerate(names):
             event = self.events[name]
@@ -618,7 +618,7 @@ class World:
         request = ErasureRequest(USER, "dpo", anonymous_ids=visitors)
         accepted = None
         while accepted is None:
-            accepted = yield from self._strand(partial(self.intake.request, request), 0.04)
+            accepted = yield from self._strand(partial(self.erasure_service.request, request), 0.04)
             self.hit(("forget: the caller died", accepted is None))
         if accepted.is_fenced:
             self._fenced((USER, *visitors))
@@ -721,7 +721,7 @@ class World:
     def _load(self):
         self.hit(("fences: loaded, P among them", self.open))
         before, is_alone = self.loads, not self.loading
-        is_loaded = yield from self._strand(self.fencing.try_load, 0.05)
+        is_loaded = yield from self._strand(self.fence_sync.try_load, 0.05)
         is_alone = is_alone and self.loads == before + 1
         self.hit(("fences: the load was left to another", is_loaded is False))
         is_well = is_loaded is not False or not is_alone
@@ -764,7 +764,7 @@ class World:
         begun = self.buffers[batch.lane].begin(
             batch.id, slot="none", slot_valid_ms=HOUR_MS, lease_ms=self._score_ms()
         )
-        if isinstance(begun, Refused):
+        if isinstance(begun, Rejection):
             self.note("begin", batch.index, begun.reason)
             self.hit(("begin: the fence left nothing", begun.reason == "empty"))
             if begun.reason in {"gone", "empty"}:
@@ -814,10 +814,10 @@ class World:
         self._nudge_eraser(batch)
         if is_stored:
             is_late = not batch.is_sending or batch.is_lapsed
-            stray = KEYS.lane(batch.lane).stray
-            before_ms = self.redis.pttl(stray)
-            n = buffer.ack(batch.id, attempt.cut, token=attempt.token)
-            if self.redis.pttl(stray) > before_ms + 5_000:  # leases grow by 10 s
+            orphaned_request = KEYS.lane(batch.lane).orphaned_request
+            before_ms = self.redis.pttl(orphaned_request)
+            n = buffer.ack(batch.id, attempt.generation, token=attempt.token)
+            if self.redis.pttl(orphaned_request) > before_ms + 5_000:  # leases grow by 10 s
                 self.strays.add((batch.lane, batch.id, batch.holds))
                 self.hit(("ack: another attempt of it is on its way", 1))
             self.note("ack", batch.index, n)
@@ -829,7 +829,7 @@ class World:
                 self.batches.pop(batch.id, None)
             return
         why = '{"reason":"rejected","status":400}'
-        narrowed = buffer.narrow(batch.id, attempt.token, why=why, singles_max=0)
+        narrowed = buffer.narrow(batch.id, attempt.token, why=why, isolation_max=0)
         self.note(narrowed, batch.index)
         self.hit((f"narrow: {narrowed}", True))
         if narrowed == "buried":
@@ -865,7 +865,7 @@ class World:
         def expire():
             self.strays.discard((batch.lane, batch.id, hold))
             if all(lane != batch.lane for lane, *_ in self.strays):
-                self.redis.delete(KEYS.lane(batch.lane).stray)
+                self.redis.delete(KEYS.lane(batch.lane).orphaned_request)
             if batch.is_sending and batch.holds == hold and batch.id in self.batches:
                 self._scores += 1
                 leases = KEYS.lane(batch.lane).leases

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from mm_tasks.buffer.keys import ProjectKeys
-from mm_tasks.buffer.producer import Entry
+from mm_tasks.buffer.producer import Record
 from mm_tasks.buffer.records import HEADER_BYTES, tag
 from tests.buffer.test_dead_letters import opened
 from tests.system.test_commands import run
@@ -34,7 +34,7 @@ def bury(redis, why, *events):
     """Make dead letters of these events, fields or bytes, and return their ids, in order."""
     before = set(redis.hkeys(KEYS.dead))
     with opened(redis, project="default") as buffer:
-        buffer.append([Entry(body(event), user_of(event), None) for event in events])
+        buffer.append([Record(body(event), user_of(event), None) for event in events])
         batch_id = buffer.claim(slot_us=None, found_again_ms=5000)
         admitted = buffer.begin(batch_id, slot="none", slot_valid_ms=2000, lease_ms=60_000)
         buffer.bury(batch_id, admitted.token, why=json.dumps(why), outcome=why["reason"])

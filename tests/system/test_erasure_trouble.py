@@ -81,7 +81,7 @@ def test_every_erasure_completes_although_workers_die_and_all_messages_are_lost(
     stack.sandbox()
     # The first one due: its fence is for a worker to raise.
     claim = erasing.store.ask("person-8").claim
-    erasing.store.ledger.release(claim)
+    erasing.store.steps.release(claim)
     ids = [claim.id, *stack.produce(PEOPLE).split()]
     with messages_lost(redis):
         stack.beat()

@@ -18,7 +18,7 @@ import mm_tasks
 from tests.system.conftest import SCRIPTS
 
 PACKAGE = Path(mm_tasks.__file__).parent
-RELEASED_ONCE = """(buffer.ack(batch_id, attempt.cut) if attempt.attempt > 1
+RELEASED_ONCE = """(buffer.ack(batch_id, attempt.generation) if attempt.attempt > 1
     else buffer.release(batch_id, token, wait_ms=0, grace_ms=0))"""
 # What it is, where, what stands there, what is put there, how many events, code and words.
 BUGS = {
@@ -31,7 +31,11 @@ BUGS = {
     "a delivered batch is sent once more": (
         "delivery/flush.py",
         """buffer.ack(
-                    batch_id, attempt.cut, token=token, count_differs=differs, exchange=exchange
+                    batch_id,
+                    attempt.generation,
+                    token=token,
+                    count_differs=differs,
+                    exchange=exchange,
                 )""",
         RELEASED_ONCE,
         (90, 1, "BROKEN sent again without a cause: "),

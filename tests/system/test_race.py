@@ -101,8 +101,8 @@ def without_fence_at_append(monkeypatch):
 def without_quiesce(monkeypatch):
     scan = Purge.scan
 
-    def blind(self, tags, went_on):
-        return scan(self, tags, went_on)._replace(sending_ms=0)
+    def blind(self, tags, keep_alive):
+        return scan(self, tags, keep_alive)._replace(sending_ms=0)
 
     monkeypatch.setattr(Purge, "scan", blind)
 

@@ -203,8 +203,8 @@ def test_a_loop_has_one_pool_and_its_end_closes_it(redis, stored):
 
     async def main():
         await asyncio.gather(*(track.adelay("e") for _ in range(400)))
-        first = runtime.current().loops.current()
-        assert first is runtime.current().loops.current()
+        first = runtime.current().async_clients.current()
+        assert first is runtime.current().async_clients.current()
         assert 1 <= len(connections(redis) - before) <= 10
 
     asyncio.run(main())
@@ -271,7 +271,7 @@ def test_loops_one_after_the_other_leave_nothing_behind(redis, stored):
 
     assert len(stored()) == 20
     assert_none_since(redis, before)
-    assert runtime.current().loops._clients == {}  # noqa: SLF001 - or each loop would stay for ever
+    assert runtime.current().async_clients._clients == {}  # noqa: SLF001 - or each loop would stay for ever
 
 
 def test_loops_in_several_threads_do_not_mix(stored):
@@ -332,7 +332,7 @@ def test_calls_that_are_cancelled_at_any_moment_harm_no_other(redis, stored):
                     raise result
         # No connection was lost to the pool: as many calls at once as it has.
         await asyncio.gather(*(call(n) for n in range(10_000, 10_060)))
-        pool = runtime.current().loops.current().connection_pool
+        pool = runtime.current().async_clients.current().connection_pool
         assert not pool._in_use_connections  # noqa: SLF001
 
     asyncio.run(main())

@@ -23,7 +23,7 @@ from mm_tasks.errors import ConfigurationError, InvalidEvent
 from mm_tasks.events.properties import now
 from mm_tasks.tasks import install as install_module
 from mm_tasks.tasks import registry, worker
-from mm_tasks.tasks.celery_app import _Home
+from mm_tasks.tasks.celery_app import _Owner
 
 NAMES = {task.name for task in registry.TASKS}
 ENTRIES = {"mm_tasks-flush-track", "mm_tasks-flush-identify", "mm_tasks-sweep-erasures"}
@@ -50,7 +50,7 @@ def host(redis_url, fresh):
     host.close()
     for kind in map(type, registry.TASKS):
         kind._app = app  # noqa: SLF001 - as at import
-    _Home.app = app
+    _Owner.app = app
     install_module._added.clear()  # noqa: SLF001
     if app.finalized:
         registry.register(app)

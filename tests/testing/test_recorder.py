@@ -12,8 +12,8 @@ from celery import chain
 
 from mm_tasks import aclose, context, forget, identify, runtime, track
 from mm_tasks.buffer.batches import Buffer
-from mm_tasks.connections.async_client import LoopClients
-from mm_tasks.erasure.service import Intake
+from mm_tasks.connections.async_client import AsyncClients
+from mm_tasks.erasure.service import ErasureService
 from mm_tasks.errors import (
     AuditUnavailable,
     BufferFull,
@@ -229,7 +229,7 @@ def test_what_asyncio_opened_can_be_closed(events):
     async def report():
         await track.adelay("one")
         await aclose()
-        await runtime.current().loops.close()
+        await runtime.current().async_clients.close()
 
     asyncio.run(report())
     assert names(events) == ["one"]
@@ -238,12 +238,12 @@ def test_what_asyncio_opened_can_be_closed(events):
 def test_the_stand_ins_offer_what_they_stand_for():
     """As much of it as a caller uses, under the same names and with the same arguments."""
     pairs = [
-        (recording.RecordingIntake.request, Intake.request),
+        (recording.RecordingErasureService.request, ErasureService.request),
         (recording.RecordingBuffer.append, Buffer.append),
         (recording.RecordingBuffer.aappend, Buffer.aappend),
         *(
             (getattr(recording.NoClients, name), method)
-            for name, method in vars(LoopClients).items()
+            for name, method in vars(AsyncClients).items()
             if name[0] != "_"
         ),
     ]

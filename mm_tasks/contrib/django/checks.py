@@ -15,7 +15,7 @@ from mm_tasks.settings import Settings
 _OURS = "mm_tasks.contrib.django.middleware.VisitMiddleware"
 
 
-def settings_are_sound(app_configs: Any, **_: Any) -> list[Any]:  # noqa: ANN401, ARG001 - Django's form
+def settings_are_sound(app_configs: Any, **_: Any) -> list[Any]:  # noqa: ARG001 - Django's form
     """Find settings that are wrong, and names that are none of ours."""
     found: list[Any] = [
         Error(f"{name} is not a setting of mm_tasks", id="mm_tasks.E002") for name in conf.unknown()
@@ -27,7 +27,7 @@ def settings_are_sound(app_configs: Any, **_: Any) -> list[Any]:  # noqa: ANN401
     return found
 
 
-def visits_are_sound(app_configs: Any, **_: Any) -> list[Any]:  # noqa: ANN401, ARG001 - Django's form
+def visits_are_sound(app_configs: Any, **_: Any) -> list[Any]:  # noqa: ARG001 - Django's form
     """Find options that are wrong, or of no effect."""
     try:
         options = conf.visit_options()

@@ -16,7 +16,7 @@ from mm_tasks.contrib.asgi import ScopeRequest, raw_path
 from mm_tasks.contrib.django.conf import visit_options
 from mm_tasks.contrib.request_context import Visit, is_private
 from mm_tasks.contrib.wsgi import Body, EnvironRequest, raw_target
-from mm_tasks.events.context import Carried
+from mm_tasks.events.context import RequestScope
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -36,22 +36,22 @@ class VisitMiddleware:
         if self._is_async:
             markcoroutinefunction(self)
 
-    def __call__(self, request: Any) -> Any:  # noqa: ANN401 - Django ships no types
+    def __call__(self, request: Any) -> Any:
         """Serve one request."""
         visit = Visit(self._options, DjangoRequest(request))
-        carried = Carried(visit.fields)
+        carried = RequestScope(visit.fields)
         if self._is_async:
             return self._answer(request, visit, carried)
         with carried:
             response = self._get_response(request)
         return self._finished(response, visit, carried)
 
-    async def _answer(self, request: Any, visit: Visit, carried: Carried) -> Any:  # noqa: ANN401
+    async def _answer(self, request: Any, visit: Visit, carried: RequestScope) -> Any:
         with carried:
             response = await self._get_response(request)
         return self._finished(response, visit, carried)
 
-    def _finished(self, response: Any, visit: Visit, carried: Carried) -> Any:  # noqa: ANN401
+    def _finished(self, response: Any, visit: Visit, carried: RequestScope) -> Any:
         # What is a file is left as it is, for the server to send by itself.
         if response.streaming and getattr(response, "file_to_stream", None) is None:
             stream = _astream if response.is_async else Body
@@ -71,7 +71,7 @@ class VisitMiddleware:
         return response
 
 
-async def _astream(content: AsyncIterator[bytes], carried: Carried) -> AsyncIterator[bytes]:
+async def _astream(content: AsyncIterator[bytes], carried: RequestScope) -> AsyncIterator[bytes]:
     parts = aiter(content)
     while True:
         with carried:
@@ -86,7 +86,7 @@ class DjangoRequest:
 
     __slots__ = ("_request",)
 
-    def __init__(self, request: Any) -> None:  # noqa: ANN401
+    def __init__(self, request: Any) -> None:
         """Read nothing yet."""
         self._request = request
 

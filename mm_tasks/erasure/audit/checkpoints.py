@@ -31,7 +31,7 @@ class Checkpoint(NamedTuple):
     at: str
 
 
-class Outside:
+class CheckpointSinks:
     """The checkpoints outside of the database: a file, the log output, a hook."""
 
     def __init__(self, path: Path, hook: Callable[[Checkpoint], None] | None = None) -> None:

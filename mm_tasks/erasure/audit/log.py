@@ -45,7 +45,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import func, insert, select
 
 from mm_tasks.erasure.audit import tables
-from mm_tasks.erasure.audit.checkpoints import Checkpoint, Outside
+from mm_tasks.erasure.audit.checkpoints import Checkpoint, CheckpointSinks
 from mm_tasks.erasure.audit.database import Database, lock
 from mm_tasks.timestamps import stamp
 
@@ -61,7 +61,7 @@ _PAGE = 500
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class StoredEntry:
     """What one line says, but for its place in the chain."""
 
     erasure: str
@@ -92,7 +92,7 @@ def hash_of(line: str) -> str:
     return hashlib.sha256(line.encode()).hexdigest()
 
 
-def encode(entry: Entry, seq: int, prev: str) -> str:
+def encode(entry: StoredEntry, seq: int, prev: str) -> str:
     """Return the line of an entry at its place."""
     fields = {
         "at": entry.at,
@@ -116,7 +116,7 @@ def head(connection: Connection) -> Head:
     return Head(row.seq, hash_of(row.line), str(json.loads(row.line).get("at", "")))
 
 
-def append(connection: Connection, entry: Entry) -> None:
+def append(connection: Connection, entry: StoredEntry) -> None:
     """Add an entry inside the caller's transaction, so that both or neither are kept.
 
     Alone until that ends: of two transactions that append, the second waits and follows
@@ -153,7 +153,7 @@ def entries(connection: Connection, erasure: str) -> list[dict[str, Any]]:
 class AuditLog:
     """The log in one database, and where its checkpoints go."""
 
-    def __init__(self, database: Database, outside: Outside) -> None:
+    def __init__(self, database: Database, outside: CheckpointSinks) -> None:
         """Take both; nothing is opened here."""
         self.database = database
         self.outside = outside

@@ -46,11 +46,11 @@ WORD = re.compile(r"[a-z0-9][a-z0-9_.:-]{0,63}", re.ASCII)
 VIA = frozenset({"call", "message"})
 
 
-class Illegal(MMTasksError):  # noqa: N818 - of what was asked, or of what a log says
+class IllegalTransition(MMTasksError):  # noqa: N818 - of what was asked, or of what a log says
     """This may not follow. The message is the rule, in words; never what was asked."""
 
 
-class Entry(NamedTuple):
+class AuditEntry(NamedTuple):
     """One kind of entry: the states it may follow, the state it leads to, what it says.
 
     `to` is '' where the state stays.
@@ -61,13 +61,13 @@ class Entry(NamedTuple):
     details: frozenset[str]
 
 
-def _entry(after: frozenset[str] | set[str], to: str, *details: str) -> Entry:
-    return Entry(frozenset(after), to, frozenset(details))
+def _entry(after: frozenset[str] | set[str], to: str, *details: str) -> AuditEntry:
+    return AuditEntry(frozenset(after), to, frozenset(details))
 
 
 _ASKED = ("requested_by", "ticket", "reason", "received_at", "via")
 
-ENTRIES: Mapping[str, Entry] = MappingProxyType(
+ENTRIES: Mapping[str, AuditEntry] = MappingProxyType(
     {
         "received": _entry(set(), "received", *_ASKED, "project", "mode", "anonymous", "due_at"),
         "ticket_added": _entry(OPEN, "", *_ASKED, "mode"),
@@ -98,7 +98,7 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class ErasureState:
     """How far one erasure is.
 
     Of this round: how many `passes` it makes, how many are `acknowledged`, and the pass of
@@ -121,9 +121,9 @@ class Progress:
 
 
 def step(
-    progress: Progress | None, kind: str, details: Mapping[str, object], erasure: str = ""
-) -> Progress:
-    """Return how far the erasure is after an entry, or raise `Illegal` with the broken rule.
+    progress: ErasureState | None, kind: str, details: Mapping[str, object], erasure: str = ""
+) -> ErasureState:
+    """Return how far the erasure is after an entry, or raise `IllegalTransition`.
 
     `progress` is None before the first entry; `erasure` is only looked at there and for
     `duplicate_of`.
@@ -131,24 +131,24 @@ def step(
     entry = ENTRIES.get(kind)
     if entry is None:
         msg = "its kind is not one of the protocol's"
-        raise Illegal(msg)
+        raise IllegalTransition(msg)
     check_details(entry, details)
     if progress is None:
         if kind != "received":
             msg = f"{kind} comes before received"
-            raise Illegal(msg)
-        return Progress("received")
+            raise IllegalTransition(msg)
+        return ErasureState("received")
     if progress.state not in entry.after:
         msg = f"{kind} may not follow the state {progress.state}"
-        raise Illegal(msg)
+        raise IllegalTransition(msg)
     _check_calls(progress, kind, details)
     if kind == "duplicate_of" and details["original"] == erasure:
         msg = "an erasure is no duplicate of itself"
-        raise Illegal(msg)
+        raise IllegalTransition(msg)
     return _after(progress, kind, details, entry.to or progress.state)
 
 
-def _check_calls(progress: Progress, kind: str, details: Mapping[str, object]) -> None:
+def _check_calls(progress: ErasureState, kind: str, details: Mapping[str, object]) -> None:
     """Raise where the state would allow the entry, and the calls to the vendor do not."""
     all_passed = progress.acknowledged == progress.passes
     passed = progress.answered and progress.acknowledged == progress.called
@@ -177,13 +177,15 @@ def _check_calls(progress: Progress, kind: str, details: Mapping[str, object]) -
         rules[kind] = (progress.answered and not passed, "it needs a result that is no success")
     if kind == "intent" and details.get("attempt") != progress.attempts + 1:
         msg = "attempts must be counted without a gap"
-        raise Illegal(msg)
+        raise IllegalTransition(msg)
     holds, rule = rules.get(kind, (True, ""))
     if not holds:
-        raise Illegal(rule)
+        raise IllegalTransition(rule)
 
 
-def _after(progress: Progress, kind: str, details: Mapping[str, object], state: str) -> Progress:
+def _after(
+    progress: ErasureState, kind: str, details: Mapping[str, object], state: str
+) -> ErasureState:
     match kind:
         case "quiesced":
             passes = _count(details, "passes")
@@ -204,7 +206,7 @@ def _after(progress: Progress, kind: str, details: Mapping[str, object], state: 
             return replace(progress, state=state)
 
 
-def is_current(progress: Progress, attempt: int) -> bool:
+def is_current(progress: ErasureState, attempt: int) -> bool:
     """Say whether the erasure waits for this attempt's result, and not for another's."""
     return progress.state == "submitted" and attempt == progress.attempts
 
@@ -214,15 +216,15 @@ def _count(details: Mapping[str, object], name: str) -> int:
     return value if isinstance(value, int) else 0
 
 
-def check_details(entry: Entry, details: Mapping[str, object]) -> None:
-    """Raise `Illegal` unless the entry says exactly what its kind says, in allowed texts."""
+def check_details(entry: AuditEntry, details: Mapping[str, object]) -> None:
+    """Raise `IllegalTransition` unless these are exactly the details of its kind."""
     if set(details) != entry.details:
         msg = "its details are not those of its kind"
-        raise Illegal(msg)
+        raise IllegalTransition(msg)
     for name, value in details.items():
         if not _ALLOWED[name](value):
             msg = f"its {name} is not of the allowed form"
-            raise Illegal(msg)
+            raise IllegalTransition(msg)
 
 
 def _text(pattern: re.Pattern[str]) -> Callable[[object], bool]:

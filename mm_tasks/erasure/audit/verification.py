@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from mm_tasks.erasure.audit.checkpoints import Checkpoint
     from mm_tasks.erasure.audit.log import AuditLog
-    from mm_tasks.erasure.audit.protocol import Progress
+    from mm_tasks.erasure.audit.protocol import ErasureState
 
 _log = getLogger(__name__)
 
@@ -65,7 +65,7 @@ class Chain:
     checkpoints: Mapping[int, str]
     size: int = 0
     head: str = FIRST_PREV
-    progress: dict[str, Progress] = field(default_factory=dict)
+    progress: dict[str, ErasureState] = field(default_factory=dict)
     subjects: dict[str, tuple[str, int]] = field(default_factory=dict)
 
     def add(self, seq: int, line: str) -> None:
@@ -101,7 +101,7 @@ class Chain:
         before = self.progress.get(erasure)
         try:
             after = protocol.step(before, fields["entry"], fields["details"], erasure)
-        except protocol.Illegal as illegal:
+        except protocol.IllegalTransition as illegal:
             rule = str(illegal)
         else:
             self.progress[erasure] = after

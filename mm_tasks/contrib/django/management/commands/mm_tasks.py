@@ -24,11 +24,11 @@ class Command(BaseCommand):  # type: ignore[misc] # Django ships no types
         """Run it as from the shell."""
         self.handle(*argv[2:])
 
-    def add_arguments(self, parser: Any) -> None:  # noqa: ANN401
+    def add_arguments(self, parser: Any) -> None:
         """Take everything as it is."""
         parser.add_argument("args", nargs=argparse.REMAINDER)
 
-    def handle(self, *args: str, **_: Any) -> None:  # noqa: ANN401
+    def handle(self, *args: str, **_: Any) -> None:
         """Run it; ends by SystemExit as `mm-tasks` does."""
         # For the processes it starts, such as the worker of `up`.
         os.environ.update({variable(name): _text(value) for name, value in conf.given().items()})
