@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mm_tasks.errors import InvalidEvent, Problem
 from mm_tasks.events.encode import encode_track
 from mm_tasks.events.lanes import IDENTIFY, TRACK
-from mm_tasks.events.models import IDENTIFY_FIELDS, TRACK_FIELDS
+from mm_tasks.events.models import IDENTIFY_FIELDS, SHARED_FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
     from mm_tasks.events.fields import SharedFields
 
-SHARED = tuple(name for name, field in TRACK_FIELDS.items() if field.is_shared)
-_SHARED_BY_LANE = {TRACK: set(SHARED), IDENTIFY: IDENTIFY_FIELDS.keys() & set(SHARED)}
+_SHARED_BY_LANE = {
+    TRACK: SHARED_FIELDS.keys(),
+    IDENTIFY: SHARED_FIELDS.keys() & IDENTIFY_FIELDS.keys(),
+}
 
 Reader = Callable[[], Mapping[str, Any]]
 
@@ -72,8 +74,8 @@ def context(**fields: Unpack[SharedFields]) -> Iterator[None]:
 
     Raises `InvalidEvent` at once if the vendor would refuse a field, naming field and rule.
     """
-    if unknown := fields.keys() - set(SHARED):
-        rule = f"cannot be shared; known are {', '.join(SHARED)}"
+    if unknown := fields.keys() - SHARED_FIELDS.keys():
+        rule = f"cannot be shared; known are {', '.join(SHARED_FIELDS)}"
         raise InvalidEvent([Problem(name, rule) for name in sorted(unknown)])
     encode_track({"event": "context", **fields})
     outer = _current.get()
@@ -106,14 +108,9 @@ def with_context(
 
 def valid_fields(fields: Mapping[str, str]) -> dict[str, str]:
     """Return the fields that the vendor would accept."""
-    if _are_valid(fields):
-        return dict(fields)
-    return {name: value for name, value in fields.items() if _are_valid({name: value})}
-
-
-def _are_valid(fields: Mapping[str, str]) -> bool:
     try:
         encode_track({"event": "context", **fields})
-    except InvalidEvent:
-        return False
-    return True
+    except InvalidEvent as error:
+        refused = {problem.field for problem in error.problems}
+        return {name: value for name, value in fields.items() if name not in refused}
+    return dict(fields)

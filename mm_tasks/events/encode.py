@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import uuid_utils
-from pydantic_core import Url, to_json
+from pydantic_core import to_json
 
 from mm_tasks.errors import EventTooLarge, InvalidEvent, Problem
 from mm_tasks.events.explain import UNREADABLE, refusal
@@ -85,8 +85,6 @@ def _encode_valid(fields: Mapping[str, object], shape: Shape) -> Encoded:
     if shape.free in given:
         given[shape.free] = plain_object(given[shape.free])
     event = shape.read(given)
-    if "url" in event:
-        Url(event["url"])
     body = to_json(event)
     if not body.isascii() and (rules := too_long_rules(event, shape)):
         raise InvalidValue(*rules.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING, Any
 
-from pydantic_core import Url, ValidationError
+from pydantic_core import ValidationError
 
 from mm_tasks.errors import EventTooLarge, InvalidEvent, Problem
 from mm_tasks.events.properties import InvalidValue, check_object
@@ -33,6 +33,7 @@ _RULES = {
     "string_too_short": 'must not be empty; leave it out or send None for "not given"',
     "string_unicode": "must not hold lone surrogates",
     "string_pattern_mismatch": _NOT_A_URL,
+    "url_parsing": _NOT_A_URL,
 }
 
 
@@ -96,8 +97,6 @@ def _text_problems(texts: dict[str, Any], shape: Shape) -> list[Problem]:
             rules[name] = _rule(detail["type"], name, texts.get(name), shape)
     valid = {name: text for name, text in texts.items() if name not in rules}
     rules |= too_long_rules(valid, shape)
-    if "url" in valid and "url" not in rules and not _is_url(valid["url"]):
-        rules["url"] = _NOT_A_URL
     return [Problem(name, rules[name]) for name in shape.fields if name in rules]
 
 
@@ -106,11 +105,3 @@ def _rule(error_type: str, name: str, value: Any, shape: Shape) -> str:
         return too_long_rule(value, shape.fields[name].characters_max)
     hint = "; use str()" if name.endswith("_id") and type(value) is int else ""
     return _RULES.get(error_type, UNREADABLE) + hint
-
-
-def _is_url(text: str) -> bool:
-    try:
-        Url(text)
-    except ValidationError:
-        return False
-    return True

@@ -8,13 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mm_tasks.events.limits import (
-    EVENT_NAME_CHARACTERS_MAX,
-    ID_CHARACTERS_MAX,
-    TIMESTAMP_CHARACTERS_MAX,
-    URL_CHARACTERS_MAX,
-    USER_ID_CHARACTERS_MAX,
-)
+from mm_tasks.events import limits
 
 # Patterns mean the same in ECMAScript, Python and Rust. Hence no \s: ECMAScript's includes
 # U+FEFF; Rust's does not, nor does the vendor's URL parser. The URL is sent as the caller wrote
@@ -33,37 +27,28 @@ class EventField(NamedTuple):
     characters_max: int = 0
     pattern: str | None = None
     is_required: bool = False
-    is_shared: bool = False  # whether a `context` may hold it
 
 
-_VISITOR = EventField("The visitor, as the browser knows them.", ID_CHARACTERS_MAX, is_shared=True)
-_PERSON = EventField("The person, once known.", USER_ID_CHARACTERS_MAX, is_shared=True)
+_VISITOR = EventField("The visitor, as the browser knows them.", limits.ID_CHARACTERS_MAX)
+_PERSON = EventField("The person, once known.", limits.USER_ID_CHARACTERS_MAX)
+_NAME = "What happened: snake_case, past tense; `$…` for systems."
+_TIME = "When; aware datetime or ISO with an offset."
+_PAGE = "Absolute; the vendor reads utm_* and click ids here."
 
-TRACK_FIELDS = {
-    "event": EventField(
-        "What happened: snake_case, past tense; `$…` for systems.",
-        EVENT_NAME_CHARACTERS_MAX,
-        is_required=True,
-    ),
-    "event_id": EventField("Made up (UUIDv7) when absent.", ID_CHARACTERS_MAX),
-    "timestamp": EventField(
-        "When; aware datetime or ISO with an offset.", TIMESTAMP_CHARACTERS_MAX, _TIMESTAMP_PATTERN
-    ),
+# The fields that a `context` may hold.
+SHARED_FIELDS = {
     "anonymous_id": _VISITOR,
     "user_id": _PERSON,
-    "session_id": EventField(
-        "The vendor derives one when absent.", ID_CHARACTERS_MAX, is_shared=True
-    ),
-    "url": EventField(
-        "Absolute; the vendor reads utm_* and click ids here.",
-        URL_CHARACTERS_MAX,
-        _URL_PATTERN,
-        is_shared=True,
-    ),
-    "path": EventField("The path shown in reports.", URL_CHARACTERS_MAX, is_shared=True),
-    "referrer": EventField(
-        "The vendor derives the source from it.", URL_CHARACTERS_MAX, is_shared=True
-    ),
+    "session_id": EventField("The vendor derives one when absent.", limits.ID_CHARACTERS_MAX),
+    "url": EventField(_PAGE, limits.URL_CHARACTERS_MAX, _URL_PATTERN),
+    "path": EventField("The path shown in reports.", limits.URL_CHARACTERS_MAX),
+    "referrer": EventField("The vendor derives the source from it.", limits.URL_CHARACTERS_MAX),
+}
+TRACK_FIELDS = {
+    "event": EventField(_NAME, limits.EVENT_NAME_CHARACTERS_MAX, is_required=True),
+    "event_id": EventField("Made up (UUIDv7) when absent.", limits.ID_CHARACTERS_MAX),
+    "timestamp": EventField(_TIME, limits.TIMESTAMP_CHARACTERS_MAX, _TIMESTAMP_PATTERN),
+    **SHARED_FIELDS,
     "properties": EventField("See `mm_tasks.properties`."),
 }
 IDENTIFY_FIELDS = {

@@ -22,8 +22,7 @@ import re
 from datetime import date, datetime
 from decimal import Decimal
 from enum import Enum
-from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 import uuid_utils
@@ -31,9 +30,6 @@ from pydantic_core import to_json
 
 from mm_tasks.events.limits import INTEGER_MAX, PROPERTIES_BYTES_MAX, PROPERTIES_DEPTH_MAX
 from mm_tasks.timestamps import stamp
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 # An entry is at least one digit and its comma. The bound also ends structures that share
 # lists: a list that holds itself twice has 2^32 entries before it is too deep.
@@ -53,9 +49,6 @@ _UNSAFE_INTEGER = "must be within ±(2^53-1), or JavaScript changes it; send a s
 _NOT_FINITE = "must be finite: JSON has no NaN and no infinity"
 _NAIVE = "must have an offset from UTC; a naive time could mean any zone"
 _OUT_OF_YEARS = "must be between the years 1 and 9999 in UTC"
-_DECIMAL = "must not be a Decimal: send integer cents, or str()/float() of it"
-_BYTES = "must not be bytes: JSON holds text"
-_OTHER = "must be a JSON type, datetime, date, UUID or Enum"
 
 
 class InvalidValue(Exception):  # noqa: N818 - never leaves `events`
@@ -159,25 +152,28 @@ def _converted(value: object) -> dict[str, Any]:
         msg = "must be an object (a dict)"
         raise InvalidValue(msg)
     conversion = _Conversion()
-    plain: dict[str, Any] = conversion.value(value, (), 0)
+    plain: dict[str, Any] = conversion.value(value)
     if conversion.rules:
         raise InvalidValue(*conversion.rules)
     return plain
 
 
 class _Conversion:
-    """One walk over a value that is not plain: converts it and collects broken rules."""
+    """One walk over a value that is not plain: converts it and collects broken rules.
+
+    The path of a value has one position for each container around it.
+    """
 
     def __init__(self) -> None:
         self.rules: list[str] = []
         self.entries_left = ENTRIES_MAX
 
-    def value(self, value: Any, path: _Path, depth: int) -> Any:
+    def value(self, value: Any, path: _Path = ()) -> Any:
         match value:
             case Enum():
-                return self.value(value.value, path, depth)
+                return self.value(value.value, path)
             case dict() | list() | tuple():
-                return self._container(value, path, depth + 1)
+                return self._container(value, path)
             case None | bool():
                 pass
             case str():
@@ -192,34 +188,23 @@ class _Conversion:
                 return self._extra(value, path)
         return value
 
-    def _container(self, value: Any, path: _Path, depth: int) -> Any:
-        if depth > PROPERTIES_DEPTH_MAX:
+    def _container(self, value: Any, path: _Path) -> Any:
+        if len(path) >= PROPERTIES_DEPTH_MAX:
             # At once and without the path: a cycle has no end.
             raise InvalidValue(*self.rules, _TOO_DEEP)
-        if isinstance(value, dict):
-            return self._object(value, path, depth)
-        return [
-            self.value(item, (*path, position), depth)
-            for position, item in enumerate(self._counted(value), 1)
-        ]
-
-    def _object(self, value: dict[Any, Any], path: _Path, depth: int) -> dict[str, Any]:
-        plain: dict[str, Any] = {}
-        for position, (key, item) in enumerate(self._counted(value.items()), 1):
-            place = (*path, position)
-            if isinstance(key, str):
-                self._check_text(key, place)
-            else:
-                self._refuse("must have text as its key", place)
-            plain[key] = self.value(item, place, depth)
-        return plain
-
-    def _counted(self, items: Iterable[Any]) -> Iterable[Any]:
-        for item in islice(items, ENTRIES_MAX + 1):
+        is_dict = isinstance(value, dict)
+        plain = {}
+        for position, (key, item) in enumerate(value.items() if is_dict else enumerate(value), 1):
             self.entries_left -= 1
             if self.entries_left < 0:
                 raise InvalidValue(*self.rules, _TOO_LARGE, is_size=not self.rules)
-            yield item
+            place = (*path, position)
+            if isinstance(key, str):
+                self._check_text(key, place)
+            elif is_dict:
+                self._refuse("must have text as its key", place)
+            plain[key] = self.value(item, place)
+        return plain if is_dict else list(plain.values())
 
     def _check_text(self, value: str, path: _Path) -> None:
         if not value.isascii() and _SURROGATE.search(value):
@@ -237,11 +222,11 @@ class _Conversion:
             case UUID() | uuid_utils.UUID():
                 return str(value)
             case Decimal():
-                rule = _DECIMAL
+                rule = "must not be a Decimal: send integer cents, or str()/float() of it"
             case bytes() | bytearray() | memoryview():
-                rule = _BYTES
+                rule = "must not be bytes: JSON holds text"
             case _:
-                rule = _OTHER
+                rule = "must be a JSON type, datetime, date, UUID or Enum"
         self._refuse(rule, path)
         return None
 

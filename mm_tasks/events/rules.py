@@ -8,7 +8,7 @@ from datetime import datetime
 from itertools import islice
 from typing import Any, NamedTuple, TypeGuard
 
-from pydantic_core import SchemaValidator, core_schema
+from pydantic_core import SchemaValidator, Url, core_schema
 
 from mm_tasks.events.limits import TIMESTAMP_CHARACTERS_MAX
 from mm_tasks.events.models import IDENTIFY_FIELDS, TRACK_FIELDS, EventField
@@ -53,9 +53,18 @@ def _value_schema(name: str, field: EventField) -> core_schema.CoreSchema:
         return core_schema.any_schema()
     # By then the text of a timestamp is our own: see `vendor_timestamp`.
     pattern = None if name == "timestamp" else field.pattern
-    return core_schema.str_schema(
+    schema = core_schema.str_schema(
         strict=True, min_length=1, max_length=field.characters_max, pattern=pattern
     )
+    if name == "url":
+        return core_schema.no_info_after_validator_function(_checked_url, schema)
+    return schema
+
+
+def _checked_url(text: str) -> str:
+    """Return the URL as the caller wrote it; raise pydantic's error if it cannot be parsed."""
+    Url(text)
+    return text
 
 
 TRACK_SHAPE = _shape(TRACK_FIELDS)

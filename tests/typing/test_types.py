@@ -16,8 +16,7 @@ import pytest
 
 from mm_tasks.erasure.request import MODES, ErasureRequest, Reason
 from mm_tasks.events import fields as typed
-from mm_tasks.events.context import SHARED
-from mm_tasks.events.models import IDENTIFY_FIELDS, TRACK_FIELDS
+from mm_tasks.events.models import IDENTIFY_FIELDS, SHARED_FIELDS, TRACK_FIELDS
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -81,7 +80,7 @@ def test_each_wrong_call_is_refused_and_nothing_else(errors_of):
         (typed.TrackItem, set(TRACK_FIELDS)),
         (typed.IdentifyFields, set(IDENTIFY_FIELDS)),
         (typed.ForgetFields, {field.name for field in fields(ErasureRequest)}),
-        (typed.SharedFields, set(SHARED)),
+        (typed.SharedFields, set(SHARED_FIELDS)),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
