@@ -36,10 +36,10 @@ class Script:
         """Run it atomically and return its reply; raises what redis-py raises."""
         failpoints.reach(self.name, "before")
         try:
-            reply = redis.execute_command("EVALSHA", self.sha, len(keys), *keys, *args)  # type: ignore[no-untyped-call]
+            reply = redis.execute_command("EVALSHA", self.sha, len(keys), *keys, *args)
         except NoScriptError:
             redis.script_load(self.text)
-            reply = redis.execute_command("EVALSHA", self.sha, len(keys), *keys, *args)  # type: ignore[no-untyped-call]
+            reply = redis.execute_command("EVALSHA", self.sha, len(keys), *keys, *args)
         except ReadOnlyError:
             # A primary that became a replica keeps its connections: look for the new one.
             redis.connection_pool.disconnect(inuse_connections=False)

@@ -1,25 +1,30 @@
-"""redis-py's asyncio clients: one for each event loop that asks, with a few connections.
+"""redis-py's asyncio clients: one for each event loop, with a few connections.
 
-A call that finds them all in use waits in line for as long as Redis answers those before it.
-Once Redis has said nothing for a second, all fail, however many there are. A loop that was
-held up itself reads what came meanwhile before it decides that nothing did.
+A call that finds all connections in use waits as long as Redis answers the calls before it.
+Once Redis has been silent for `wait_s`, all waiting calls fail together. A loop that was held up
+reads the replies that arrived meanwhile before it decides that there are none.
 
-A connection belongs to the loop it was made in. It is closed with its loop, by
+A connection belongs to the loop that made it. It is closed with its loop, by
 `shutdown_asyncgens`, which `asyncio.run`, its `Runner` and all servers call; or by `close`.
-A loop that is closed by hand without either leaves that to the garbage collector.
+If a loop is closed by hand without either, the garbage collector closes them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from redis.asyncio import ConnectionPool, Redis
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from mm_tasks.connections import redis_client
+from mm_tasks.connections.redis_client import connection_class, connection_options
+from mm_tasks.connections.sentinel import NOT_FOUND, SKIPPED, SentinelGroup, primary_in
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -30,62 +35,108 @@ if TYPE_CHECKING:
 # Each call is one short round trip, and one thread packs and reads them all: more connections
 # make nothing faster, and opening them all at once takes longer than a call may.
 _CONNECTIONS_MAX = 10
-# For a loop that comes late to its own deadline: what it takes to read what has arrived.
+# Time for a late loop to read the replies that have arrived.
 _GRACE_S = 0.1
 
 
-class _Client(Redis):
-    """One loop's client. A command waits for its turn and then for its answer."""
+class AsyncSentinels(SentinelGroup):
+    """The sentinels of one address, for one event loop: one search for all that wait for it."""
 
-    @classmethod
-    def opening(cls, pool: ConnectionPool, wait_s: float) -> _Client:
-        """Return a client that owns the pool; no command waits longer than this on a mute Redis."""
-        client = cls(connection_pool=pool)
-        client.auto_close_connection_pool = True
-        client.wait_s = wait_s
-        client.turns = asyncio.Semaphore(_CONNECTIONS_MAX)
-        client.answered_at = 0.0
-        return client
+    def __init__(self, address: Address, *, timeout_s: float) -> None:
+        """Take the time that all of them together may take; open nothing."""
+        super().__init__(address, timeout_s=timeout_s)
+        self._searching = asyncio.Lock()
+        self._primary: tuple[str, int] | None = None
+        self._searched_at = 0.0
 
-    wait_s: float
-    turns: asyncio.Semaphore
-    answered_at: float
+    async def primary(self) -> tuple[str, int]:
+        """Return the primary's host and port; raise redis-py's `ConnectionError` if unknown."""
+        began = time.monotonic()
+        async with self._searching:
+            if self._searched_at < began:
+                self._primary = await self._search()
+                self._searched_at = time.monotonic()
+        if self._primary is None:
+            raise RedisConnectionError(NOT_FOUND)
+        return self._primary
+
+    async def _search(self) -> tuple[str, int] | None:
+        for options in self.options():
+            retry = Retry(NoBackoff(), 0)
+            with suppress(*SKIPPED):
+                async with redis.asyncio.Redis(**options, retry=retry) as sentinel:
+                    command = ("SENTINEL", "MASTER", self.master_name)
+                    reply = await sentinel.execute_command(*command)
+                if primary := primary_in(reply):
+                    return primary
+        return None
+
+
+class AsyncPrimary(redis.asyncio.Connection):
+    """A connection to the primary, which it looks up each time it connects."""
+
+    def __init__(self, *, sentinels: AsyncSentinels, **options: Any) -> None:
+        """Take the sentinels, and redis-py's options."""
+        super().__init__(**options)
+        self._sentinels = sentinels
+
+    async def connect(self) -> None:
+        """Connect to the current primary, unless connected."""
+        if not self.is_connected:
+            self.host, self.port = await self._sentinels.primary()
+        await super().connect()
+
+
+class AsyncPrimaryTLS(AsyncPrimary, redis.asyncio.SSLConnection):
+    """The same over TLS."""
+
+
+class _Client(redis.asyncio.Redis):
+    """One loop's client. A command waits for its turn and then for its reply."""
+
+    def __init__(self, pool: redis.asyncio.ConnectionPool, wait_s: float) -> None:
+        """Own the pool; no command waits longer than this on a silent Redis."""
+        super().__init__(connection_pool=pool)
+        self.auto_close_connection_pool = True
+        self._wait_s = wait_s
+        self._turns = asyncio.Semaphore(_CONNECTIONS_MAX)
+        self._answered_at = 0.0
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
-        """As redis-py's; raises a plain `RedisError` where nothing was sent."""
+        """As redis-py's; raises a plain `RedisError` if nothing was sent."""
         clock = asyncio.get_running_loop().time
         began = clock()
-        await self._turn(began)
+        await self._take_turn(began)
         try:
             async with _by(self._ends_at(began)):
-                answer = await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
-            self.answered_at = clock()
+                answer = await super().execute_command(*args, **options)
+            self._answered_at = clock()
         except TimeoutError:
             msg = "no answer in time"
             raise RedisTimeoutError(msg) from None
         finally:
-            self.turns.release()
+            self._turns.release()
         return answer
 
-    async def ended(self) -> None:
-        """Close all connections, once the calls under way and in line have ended."""
+    async def finish(self) -> None:
+        """Close all connections after the calls under way and those that wait."""
         try:
             for _ in range(_CONNECTIONS_MAX):
-                await self.turns.acquire()
+                await self._turns.acquire()
         finally:
-            # TLS says goodbye, which a mute Redis does not answer.
+            # TLS says goodbye, which a silent Redis does not answer.
             with suppress(TimeoutError):
-                async with asyncio.timeout(self.wait_s):
+                async with asyncio.timeout(self._wait_s):
                     await self.aclose()
 
-    async def _turn(self, began: float) -> None:
+    async def _take_turn(self, began: float) -> None:
         clock = asyncio.get_running_loop().time
         while True:
             try:
                 async with _by(self._ends_at(began)):
-                    await self.turns.acquire()
+                    await self._turns.acquire()
             except TimeoutError:
-                # Others were answered meanwhile: it is only a long line.
+                # If Redis answered others meanwhile, this call only waits behind many.
                 if clock() >= self._ends_at(began):
                     msg = "no connection became free"
                     raise RedisError(msg) from None
@@ -93,45 +144,59 @@ class _Client(Redis):
                 return
 
     def _ends_at(self, began: float) -> float:
-        return max(began, self.answered_at) + self.wait_s
+        return max(began, self._answered_at) + self._wait_s
 
 
 class AsyncClients:
-    """Clients that ask once and wait no longer than told."""
+    """Clients, one for each event loop, that make one attempt for each call within a timeout."""
 
     def __init__(self, address: Address, *, sentinels_s: float, wait_s: float) -> None:
-        """Take how long a call waits, and how much of it for sentinels; open nothing."""
+        """Take the timeout of a call, and the part of it for sentinels; open nothing."""
         self._address = address
         self._sentinels_s = sentinels_s
         self._wait_s = wait_s
-        # By loop, with what closes the client at the end of it. A loop sees only its own entry,
-        # and each step on the dict is atomic, so that loops in several threads need no lock.
-        self._clients: dict[AbstractEventLoop, tuple[Redis, AsyncGenerator[None]]] = {}
+        # By loop, with the generator that closes the client at the end of it. A loop reads only
+        # its own entry, and each step on the dict is atomic: loops in threads need no lock.
+        self._clients: dict[
+            AbstractEventLoop, tuple[redis.asyncio.Redis, AsyncGenerator[None]]
+        ] = {}
 
-    def current(self) -> Redis:
+    def current(self) -> redis.asyncio.Redis:
         """Return the client of the running loop."""
         loop = asyncio.get_running_loop()
-        found = self._clients.get(loop)
-        if found is not None:
-            return found[0]
-        self._forget_closed()
-        client = _Client.opening(self._pool(), self._wait_s)
+        if loop in self._clients:
+            return self._clients[loop][0]
+        for other in list(self._clients):
+            if other.is_closed():
+                self._clients.pop(other, None)
+        client = _Client(self._pool(), self._wait_s)
         ending = self._until_the_end(loop, client)
-        # The loop hears of a generator that has begun, and ends it before it closes.
-        _begin(ending)
+        # The loop ends each generator that has begun before it closes. This one runs to its
+        # `yield` without waiting.
+        with suppress(StopIteration):
+            ending.__anext__().send(None)
         self._clients[loop] = client, ending
         return client
 
     async def close(self) -> None:
-        """Let the running loop's calls end, then close what they used; the next call opens anew."""
+        """Close the running loop's client after its calls; the next call opens a new one."""
         _, ending = self._clients.get(asyncio.get_running_loop(), (None, None))
         if ending is not None:
             await ending.aclose()
 
-    def _pool(self) -> ConnectionPool:
-        # One deadline for all of a call; redis-py's own would each forget a late loop.
-        return redis_client.loop_pool(
-            self._address, connections_max=_CONNECTIONS_MAX, sentinels_s=self._sentinels_s
+    def _pool(self) -> redis.asyncio.ConnectionPool:
+        # Without timeouts: a call has one deadline for everything, and redis-py's own would
+        # not wait for a late loop.
+        options = {**connection_options(self._address), "retry": Retry(NoBackoff(), 0)}
+        if self._address.master_name:
+            options["sentinels"] = AsyncSentinels(self._address, timeout_s=self._sentinels_s)
+        kind = connection_class(self._address, redis.asyncio, (AsyncPrimary, AsyncPrimaryTLS))
+        return redis.asyncio.ConnectionPool(
+            connection_class=kind,
+            max_connections=_CONNECTIONS_MAX,
+            socket_connect_timeout=None,
+            socket_timeout=None,
+            **options,
         )
 
     async def _until_the_end(
@@ -141,13 +206,8 @@ class AsyncClients:
             yield
         finally:
             self._clients.pop(loop, None)
-            # All the way, even if whoever asked for it is cancelled.
-            await asyncio.shield(client.ended())
-
-    def _forget_closed(self) -> None:
-        for loop in list(self._clients):
-            if loop.is_closed():
-                self._clients.pop(loop, None)
+            # Completely, even if the caller is cancelled.
+            await asyncio.shield(client.finish())
 
 
 @asynccontextmanager
@@ -160,11 +220,3 @@ async def _by(deadline_s: float) -> AsyncIterator[None]:
             yield
         finally:
             near.cancel()
-
-
-def _begin(generator: AsyncGenerator[None]) -> None:
-    """Run it to its first `yield`, before which it waits for nothing."""
-    try:
-        generator.__anext__().send(None)
-    except StopIteration:
-        return
