@@ -36,6 +36,8 @@ _NUMBER = re.compile(
 _SECONDS = re.compile(r"(-?)(\d{1,12})(?:\.(\d{1,9}))?", re.ASCII)
 _MILLISECONDS = re.compile(r"-?\d{1,15}", re.ASCII)
 _BOOLS = {"true": True, "false": False, "1": True, "0": False}
+_BOOL = re.compile("|".join(_BOOLS))
+_OUT_OF_YEARS = "must be between the years 1 and 9999 in UTC"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -226,51 +228,41 @@ def _constants(sets: Sequence[Source]) -> dict[str, Any]:
     return fields
 
 
-def _integer(text: str) -> int:
-    if not _INTEGER.fullmatch(text):
-        rule = "must be a whole number"
+def _match(pattern: re.Pattern[str], text: str, rule: str) -> re.Match[str]:
+    """Return the match of the whole text; raise `CellError` with the rule if there is none."""
+    match = pattern.fullmatch(text)
+    if match is None:
         raise CellError(rule)
-    return int(text)
+    return match
+
+
+def _integer(text: str) -> int:
+    return int(_match(_INTEGER, text, "must be a whole number")[0])
 
 
 def _float(text: str) -> float:
-    if not _NUMBER.fullmatch(text):
-        rule = "must be a number"
-        raise CellError(rule)
-    return float(text)
+    return float(_match(_NUMBER, text, "must be a number")[0])
 
 
 def _bool(text: str) -> bool:
-    value = _BOOLS.get(text.lower())
-    if value is None:
-        rule = "must be true, false, 1 or 0"
-        raise CellError(rule)
-    return value
+    return _BOOLS[_match(_BOOL, text.lower(), "must be true, false, 1 or 0")[0]]
 
 
 def _epoch_s(text: str) -> datetime:
-    found = _SECONDS.fullmatch(text)
-    if not found:
-        rule = "must be seconds since 1970"
-        raise CellError(rule)
-    sign, seconds, fraction = found.groups()
+    sign, seconds, fraction = _match(_SECONDS, text, "must be seconds since 1970").groups()
     ms = int(seconds) * 1000 + int((fraction or "").ljust(3, "0")[:3])
     return _instant(-ms if sign else ms)
 
 
 def _epoch_ms(text: str) -> datetime:
-    if not _MILLISECONDS.fullmatch(text):
-        rule = "must be milliseconds since 1970"
-        raise CellError(rule)
-    return _instant(int(text))
+    return _instant(int(_match(_MILLISECONDS, text, "must be milliseconds since 1970")[0]))
 
 
 def _instant(ms: int) -> datetime:
     try:
         return _EPOCH + timedelta(milliseconds=ms)
     except OverflowError:
-        rule = "must be between the years 1 and 9999 in UTC"
-    raise CellError(rule)
+        raise CellError(_OUT_OF_YEARS) from None
 
 
 _READ: dict[str, Callable[[str], object] | None] = {

@@ -1,11 +1,11 @@
-"""The import of a file: rows validated, stored in parts, each part once.
+"""The import of a file: the loop that stores validated chunks, each once.
 
-A part is at most 1 000 rows. It is stored by one script that also moves the position of the
-import (see `position`), so an import that was killed goes on where it was, and a part whose
-answer was lost is asked for again. A row that gives no `event_id` has one that follows from
-project, name and line: the same on every run and host.
+A chunk is at most 1 000 rows. One script stores it and advances the position of the import
+(see `position`), so an import that was killed continues where it was, and a chunk whose reply
+was lost is sent again. A row without `event_id` gets one from project, name and line: the same
+on every run and host.
 
-Not here: bytes (`rows`), columns (`mapping`), what a person sees (`cli.imports`).
+See `reader` for bytes, `columns` for CSV, `chunks` for chunks, `cli/import_progress` for output.
 """
 
 from __future__ import annotations
@@ -26,35 +26,44 @@ if TYPE_CHECKING:
     from mm_tasks.imports.position import Moved, Positions
     from mm_tasks.imports.reader import Lines
 
-_WAIT_FIRST_S, _WAIT_MOST_S = 0.1, 2.0
+_WAIT_INITIAL_S, _WAIT_MAX_S = 0.1, 2.0
 _GIVE_UP_S = 60.0
 
 
 @dataclass(slots=True)
 class ImportResult:
-    """What one run did with one import. Of a part whose answer was lost all counts as stored."""
+    """The result of one run. If the reply to a chunk is lost, all its rows count as stored."""
 
     name: str
-    lines_before: int = 0  # lines that earlier runs had done
-    lines: int = 0  # lines that are done now
+    lines_before: int = 0  # lines done by earlier runs
+    lines: int = 0  # lines done in total
     stored: int = 0
     suppressed: int = 0  # rows of erased persons, refused by the fence
     bad: int = 0
-    undated: int = 0  # rows without a timestamp, which have the moment of import
+    undated: int = 0  # rows without a timestamp, which get the time of the import
     end: End = "failed"
+
+    def add(self, chunk: Chunk, suppressed: int = 0) -> None:
+        """Count one chunk; `suppressed` of its rows were refused by the fence."""
+        if chunk.moves:
+            self.lines = chunk.after.lines
+        self.stored += len(chunk.entries) - suppressed
+        self.suppressed += suppressed
+        self.bad += len(chunk.bad)
+        self.undated += chunk.undated
 
 
 class ProgressListener(Protocol):
-    """Whoever shows what happens, called between parts."""
+    """Shows the progress of an import. Its methods are called between chunks."""
 
     def bad(self, rows: list[BadRow]) -> None:
-        """Name these, before the import moves past them."""
+        """Show these rows; the position is still before them."""
 
     def progress(self, tally: ImportResult) -> None:
-        """Show how far it is."""
+        """Show the current counts."""
 
     def waiting(self, why: str) -> None:
-        """Say that it waits, and why; once for each try."""
+        """Show that the import waits; called once for each attempt."""
 
 
 class Import:
@@ -64,62 +73,65 @@ class Import:
         self,
         positions: Positions,
         buffer: Buffer,
-        tally: ImportResult,
-        watch: ProgressListener,
+        result: ImportResult,
+        listener: ProgressListener,
         stop: Stop,
     ) -> None:
-        """Take everything as arguments, a new tally among them; nothing is asked here."""
+        """Take everything as arguments, with a new result; nothing is read here."""
         self._positions = positions
         self._buffer = buffer
-        self._watch = watch
+        self._listener = listener
         self._stop = stop
         self._before: Position | None = None
-        self._tally = tally
+        self._result = result
 
     def resume(self, lines: Lines, *, again: bool = False) -> None:
-        """Read on to where the import stands; with `again` it starts over.
+        """Read up to the position of the import; with `again` it starts over.
 
-        Raises `ImportRefused` where the lines up to there are not those that were imported.
+        Raises `ImportRefused` if those lines are not the ones that were imported.
         """
-        stands = self._before = self._positions.find(self._tally.name)
-        if stands is not None and not again:
-            lines.skip_to(stands.lines)
-            if (lines.done, lines.digest()) != stands:
+        position = self._before = self._positions.find(self._result.name)
+        if position is not None and not again:
+            lines.skip_to(position.lines)
+            if (lines.done, lines.digest()) != position:
                 msg = (
-                    f"the first {stands.lines} lines are not those that were imported under this "
+                    f"the first {position.lines} lines are not those that were imported under this "
                     "name. Give another --name, or --again to start over from line 1"
                 )
                 raise ImportRefused(msg)
-            self._tally.lines_before = self._tally.lines = stands.lines
+            self._result.lines_before = self._result.lines = position.lines
 
-    def store(self, reading: ChunkReader, on_full: Callable[[], None]) -> None:
-        """Store part after part, waiting while there is no room; the tally says how it ended.
+    def store(self, reader: ChunkReader, on_full: Callable[[], None]) -> None:
+        """Store the chunks, waiting while there is no room; the result holds how it ended.
 
-        `on_full` is called when a full batch waits. Raises `BufferUnavailable` when Redis took
-        nothing for a minute, and `ImportRefused`; what was stored before is, and the next run
-        goes on behind it.
+        `on_full` is called when a full batch waits. Raises `BufferUnavailable` if Redis was away
+        for a minute, and `ImportRefused`. Chunks stored before stay stored, and the next run
+        continues after them.
         """
-        for part in reading:
-            # Before the position moves: a row that nobody was told of must not be left behind.
-            self._watch.bad(part.bad)
-            appended = self._append(part)
+        for chunk in reader:
+            # Shown before the position moves: after a crash, no bad row may go unnoticed.
+            self._listener.bad(chunk.bad)
+            appended = self._append(chunk)
             if appended is None:
-                self._tally.end = "stopped"
+                self._result.end = "stopped"
                 return
-            self._count(part, appended)
-            if isinstance(appended, Appended) and appended.nudge:
-                on_full()
-            self._watch.progress(self._tally)
-        self._tally.end = reading.end or "finished"
+            if isinstance(appended, Appended):
+                self._result.add(chunk, len(appended.suppressed))
+                if appended.nudge:
+                    on_full()
+            else:
+                self._result.add(chunk)
+            self._listener.progress(self._result)
+        self._result.end = reader.end or "finished"
 
-    def _append(self, part: Chunk) -> Appended | Moved | None:
-        """Store one part, however often it takes; None when it was stopped meanwhile."""
-        if not part.moves:
+    def _append(self, chunk: Chunk) -> Appended | Moved | None:
+        """Store one chunk, with as many attempts as it takes; return None if stopped meanwhile."""
+        if not chunk.moves:
             return Appended(frozenset(), nudge=False)
-        step, wait_s, gives_up_s = Step(self._before, part.after), _WAIT_FIRST_S, 0.0
+        step, wait_s, gives_up_s = Step(self._before, chunk.after), _WAIT_INITIAL_S, 0.0
         while True:
             try:
-                done = self._positions.append(self._buffer, self._tally.name, step, part.entries)
+                done = self._positions.append(self._buffer, self._result.name, step, chunk.entries)
             except BufferFull:
                 why, gives_up_s = "for room in the buffer", 0.0
             except BufferUnavailable:
@@ -129,30 +141,18 @@ class Import:
                     raise
                 why = "for Redis"
             else:
-                self._before = part.after
+                self._before = chunk.after
                 return done
-            self._watch.waiting(why)
+            self._listener.waiting(why)
             if self._stop.wait(wait_s):
                 return None
-            wait_s = min(2 * wait_s, _WAIT_MOST_S)
-
-    def _count(self, part: Chunk, done: Appended | Moved) -> None:
-        suppressed = len(done.suppressed) if isinstance(done, Appended) else 0
-        tally = self._tally
-        tally.lines = part.after.lines if part.moves else tally.lines
-        tally.stored += len(part.entries) - suppressed
-        tally.suppressed += suppressed
-        tally.bad += len(part.bad)
-        tally.undated += part.undated
+            wait_s = min(2 * wait_s, _WAIT_MAX_S)
 
 
-def check(reading: ChunkReader, tally: ImportResult, watch: ProgressListener) -> None:
-    """Validate all rows and store none; `stored` of the tally counts those that would be."""
-    for part in reading:
-        watch.bad(part.bad)
-        tally.lines = part.after.lines
-        tally.stored += len(part.entries)
-        tally.bad += len(part.bad)
-        tally.undated += part.undated
-        watch.progress(tally)
-    tally.end = reading.end or "finished"
+def check(reader: ChunkReader, result: ImportResult, listener: ProgressListener) -> None:
+    """Validate all rows and store none; `result.stored` counts the rows that would be stored."""
+    for chunk in reader:
+        listener.bad(chunk.bad)
+        result.add(chunk)
+        listener.progress(result)
+    result.end = reader.end or "finished"

@@ -1,9 +1,9 @@
-"""Where an import stands, moved by the very script that stores its rows.
+"""The position of an import: a checkpoint in Redis, advanced by the script that stores rows.
 
-An import is known by a name. Redis holds, for each name, how many lines are done and the
-SHA-256 of those lines. A part of an import is stored only where the import stands at the
-part's beginning, and is moved to its end together with it. So a part is stored once,
-however often it is asked for, and two importers of one name cannot repeat each other.
+An import has a name. Redis holds, for each name, the number of lines that are done and their
+SHA-256. A chunk is appended only if the stored position equals its start; the same script
+advances the position. So a chunk is stored once, however often it is sent, and two importers
+of one name cannot repeat each other.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ _ELSEWHERE = -2
 
 
 class Position(NamedTuple):
-    """How many lines are done, and the SHA-256 of those lines in hex."""
+    """The number of lines that are done, and their SHA-256 in hex."""
 
     lines: int
     digest: str
 
     def __str__(self) -> str:
-        """Return what Redis holds."""
+        """Return the text that Redis holds."""
         return f"{self.lines} {self.digest}"
 
     @classmethod
     def parse(cls, stored: bytes) -> Self:
-        """Read what Redis holds."""
+        """Parse the text that Redis holds."""
         lines, digest = str(stored, "ascii").split()
         return cls(int(lines), digest)
 
 
 class Moved(NamedTuple):
-    """The import stands there already: the part is stored, by us or by another importer."""
+    """The position was there already: the chunk is stored, by us or by another importer."""
 
 
 class Step(NamedTuple):
-    """From where to where one part takes an import; `before` is None at the very first."""
+    """The positions before and after one chunk; `before` is None for the first."""
 
     before: Position | None
     after: Position
@@ -63,17 +63,17 @@ class Positions:
         self._line = PackedConnection(redis)
 
     def find(self, name: str) -> Position | None:
-        """Return where an import stands, None if there was none; raises what redis-py raises."""
+        """Return the position of an import, None if it is new; raises redis-py's errors."""
         stored: Any = self._redis.hget(self._key, name)
         return None if stored is None else Position.parse(stored)
 
     def append(
         self, buffer: Buffer, name: str, step: Step, entries: Sequence[Record]
     ) -> Appended | Moved:
-        """Store entries as `Buffer.append` does and move the import, both or neither.
+        """Store entries as `Buffer.append` does and advance the position, both or neither.
 
-        Raises as that, and `ImportRefused` where the import stands at neither end of the
-        step. After `BufferUnavailable`, asking again tells whether it was stored.
+        Raises the same errors, and `ImportRefused` if the position is at neither end of the
+        step. After `BufferUnavailable`, a second call stores the entries or finds them stored.
         """
         before = "" if step.before is None else step.before
         head = buffer.append_head((self._key,), (name, before, step.after))
@@ -83,8 +83,8 @@ class Positions:
         return buffer.appended(reply)
 
 
-def _moved(stands: bytes, step: Step) -> Moved:
-    if stands == str(step.after).encode():
+def _moved(stored: bytes, step: Step) -> Moved:
+    if stored == str(step.after).encode():
         return Moved()
     msg = (
         "another import of this name moved it meanwhile, or Redis lost where it stood. "

@@ -1,9 +1,9 @@
 """Bytes into numbered rows: JSON lines, or CSV with a header; gzip is seen by its first bytes.
 
-A row carries the number of the line it begins at, from 1, as an editor and `sed -n` count
-them: lines end with LF, or with CRLF. What is wrong with a row is a rule that it carries;
-reading goes on after it. Only where nobody can tell where the next row begins does reading
-end, with `ImportRefused`: broken quotes of CSV, damaged gzip data.
+A row carries the number of its first line, from 1, as an editor and `sed -n` count lines:
+they end with LF, or with CRLF. A bad row carries the rule that it breaks, and reading
+continues. Reading ends with `ImportRefused` if the beginning of the next row is unknown:
+broken quotes of CSV, damaged gzip data.
 
     not UTF-8, longer than LINE_BYTES_MAX       bad row
     no JSON, no object, a name twice, NaN       bad row
@@ -11,7 +11,7 @@ end, with `ImportRefused`: broken quotes of CSV, damaged gzip data.
     blank line                                  skipped, counted as a line
     byte order mark at the beginning            skipped
 
-Never more than a row is held, whatever the bytes are. Pure over a binary stream.
+At most one row is in memory. Pure over a binary stream.
 """
 
 from __future__ import annotations
@@ -27,30 +27,31 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from mm_tasks.errors import ImportRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 # An event is at most 256 000 bytes, and JSON's escapes make a character six bytes of two.
 LINE_BYTES_MAX = 1 << 20
 # Of one row of CSV, however many lines it has.
 _ROW_LINES_MAX = 10_000
-_JSON_SPACE = " \t\r\n"
 _BOM = b"\xef\xbb\xbf"
 _GZIP = b"\x1f\x8b"
 _DAMAGED = (gzip.BadGzipFile, EOFError, zlib.error)
 _TOO_LONG = f"is longer than {LINE_BYTES_MAX} bytes"
 _NOT_UTF8 = "is not UTF-8"
+_NOT_JSON = "is not JSON"
+_NOT_OBJECT = "must be a JSON object"
 _NO_NUMBER = "has NaN or Infinity, which JSON does not know"
 _TWICE = "has a name twice in one object"
 
 
 class CellError(Exception):
-    """A text breaks a rule; the rule, never the text, is its only argument."""
+    """A text breaks a rule. The only argument is the rule, never the text."""
 
 
 class Row(NamedTuple):
-    """One row as it was read: its fields or cells, or the rule that it breaks; or blank.
+    """One row: its fields or cells, or the rule that it breaks; or blank.
 
-    `raw` is its lines verbatim, cut where a line is too long.
+    `raw` is its lines verbatim; a line that is too long is truncated.
     """
 
     line: int
@@ -60,16 +61,16 @@ class Row(NamedTuple):
 
     @property
     def is_blank(self) -> bool:
-        """Say whether there is nothing to import and nothing wrong."""
+        """Say whether the row is neither an event nor an error."""
         return self.content is None and not self.rule
 
 
 class Lines:
-    """The lines of a stream, counted, and the SHA-256 of those that are done.
+    """The lines of a stream, counted, and the SHA-256 of the lines that are done.
 
-    What was read is not done before `keep` is called. A last line without an end counts as
-    if it had one, so that a file may grow behind it; a line that is too long counts by its
-    own SHA-256.
+    Lines that were read are done once `keep` is called. A last line without an end counts as
+    if it had one, so that the file may grow later. A line that is too long counts by its own
+    SHA-256.
     """
 
     def __init__(self, stream: io.BufferedIOBase) -> None:
@@ -81,13 +82,13 @@ class Lines:
         self.done = 0
 
     def __iter__(self) -> Iterator[bytes]:
-        """Yield the lines that are left."""
+        """Yield the remaining lines."""
         return iter(self.next, None)
 
     def next(self) -> bytes | None:
         """Return the next line with its end; None after the last.
 
-        One longer than `LINE_BYTES_MAX` is cut there, its end missing.
+        A line longer than `LINE_BYTES_MAX` is truncated there and has no end.
         """
         line = self._readline()
         if not line:
@@ -100,13 +101,13 @@ class Lines:
         return line.removeprefix(_BOM) if self.read == 1 else line
 
     def keep(self) -> None:
-        """Let all that was read be done."""
+        """Mark all lines that were read as done."""
         self._digest.update(b"".join(self._pending))
         self._pending.clear()
         self.done = self.read
 
     def skip_to(self, line: int) -> None:
-        """Let the lines be done up to this one, or to the last one if there are fewer."""
+        """Read lines up to this one, or to the last one, and mark them as done."""
         while self.read < line and self.next() is not None:
             self.keep()
 
@@ -118,7 +119,9 @@ class Lines:
         try:
             return self._stream.readline(LINE_BYTES_MAX + 1)
         except _DAMAGED as error:
-            self._refuse(type(error).__name__)
+            kind = type(error).__name__
+            msg = f"line {self.read + 1}: the gzip data is damaged or cut off ({kind})"
+            raise ImportRefused(msg) from None
 
     def _skip_line(self, head: bytes) -> bytes:
         digest = hashlib.sha256(head)
@@ -127,29 +130,20 @@ class Lines:
             digest.update(head)
         return digest.digest()
 
-    def _refuse(self, kind: str) -> NoReturn:
-        msg = f"line {self.read + 1}: the gzip data is damaged or cut off ({kind})"
-        raise ImportRefused(msg) from None
-
 
 def opened(stream: io.BufferedReader) -> io.BufferedIOBase:
-    """Return the bytes of a stream, unpacked where it begins as gzip does."""
+    """Return the bytes of a stream, unpacked if it begins as gzip does."""
     if stream.peek(2)[:2] != _GZIP:
         return stream
     return io.BufferedReader(gzip.GzipFile(fileobj=stream), 1 << 16)
 
 
 def decode(text: str) -> Any:
-    """Return a JSON text's value; raise `CellError` where the text is not one, and strictly so."""
-    text = text.strip(_JSON_SPACE)
+    """Return the value of a JSON text; raise `CellError` if it is not strictly JSON."""
     try:
-        value, end = _SCAN(text, 0)
-    except (StopIteration, ValueError, RecursionError):
-        end = -1
-    if end != len(text):
-        rule = "is not JSON"
-        raise CellError(rule)
-    return value
+        return _DECODER.decode(text)
+    except (ValueError, RecursionError):
+        raise CellError(_NOT_JSON) from None
 
 
 def json_rows(lines: Lines) -> Iterator[Row]:
@@ -162,23 +156,18 @@ def json_rows(lines: Lines) -> Iterator[Row]:
 
 
 def _object(raw: bytes) -> dict[str, Any] | None:
+    if len(raw) > LINE_BYTES_MAX:
+        raise CellError(_TOO_LONG)
     try:
-        text = _text(raw)
+        text = raw.decode()
     except UnicodeDecodeError:
         raise CellError(_NOT_UTF8) from None
     if not text or text.isspace():
         return None
     value = decode(text)
-    if type(value) is not dict:
-        rule = "must be a JSON object"
-        raise CellError(rule)
+    if not isinstance(value, dict):
+        raise CellError(_NOT_OBJECT)
     return value
-
-
-def _text(raw: bytes) -> str:
-    if len(raw) > LINE_BYTES_MAX:
-        raise CellError(_TOO_LONG)
-    return raw.decode()
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -192,27 +181,27 @@ def _constant(_: str) -> NoReturn:
     raise CellError(_NO_NUMBER)
 
 
-# What `decode` calls; that looks for spaces with regular expressions, as slow as the rest.
-_SCAN: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder(
-    object_pairs_hook=_pairs, parse_constant=_constant
-).scan_once  # type: ignore[attr-defined] # typeshed has no attributes of a decoder
+_DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=_constant)
 
 
 class CsvRows:
     """The rows of CSV (RFC 4180); the first that is not blank is the header.
 
-    Raises `ImportRefused` where quotes are broken: nobody can tell where the next row begins.
+    Raises `ImportRefused` if quotes are broken: the beginning of the next row is unknown.
     """
 
     def __init__(self, lines: Lines, delimiter: str) -> None:
-        """Read the header; raises `ImportRefused` where there is none."""
+        """Read the header; raises `ImportRefused` if there is none."""
         self._lines = lines
         self._raw: list[bytes] = []
         self._reader = csv.reader(self._texts(), delimiter=delimiter, strict=True)
         self.header: list[str] = []
-        head = Row(0, b"", None)
-        while head.is_blank:
+        head = self._next()
+        while head is not None and head.is_blank:
             head = self._next()
+        if head is None:
+            msg = "the file is empty: CSV needs a header"
+            raise ImportRefused(msg)
         if head.rule:
             msg = f"line {head.line}: the header {head.rule}"
             raise ImportRefused(msg)
@@ -221,30 +210,21 @@ class CsvRows:
 
     def __iter__(self) -> Iterator[Row]:
         """Yield the rows behind the header."""
-        try:
-            while True:
-                yield self._next()
-        except _End:
-            return
+        return iter(self._next, None)
 
-    def _next(self) -> Row:
+    def _next(self) -> Row | None:
         begins = self._lines.read + 1
         self._raw = []
         try:
-            cells = next(self._reader)
-        except StopIteration:
-            if self.header:
-                raise _End from None
-            msg = "the file is empty: CSV needs a header"
-            raise ImportRefused(msg) from None
+            cells = next(self._reader, None)
         except csv.Error:
-            cells = None
-        if cells is None:
             msg = (
                 f"line {begins}: has a quote in the wrong place, or one that is not closed, or a "
                 "cell that is too long. Where the next row begins cannot be told; reading ends"
             )
-            raise ImportRefused(msg)
+            raise ImportRefused(msg) from None
+        if cells is None:
+            return None
         raw = b"".join(self._raw)
         if raw.isspace():
             return Row(begins, raw, None)
@@ -270,9 +250,5 @@ class CsvRows:
                     "a file of CSV cannot be read on behind it"
                 )
                 raise ImportRefused(msg)
-            # Decoded in any case: the quotes of a bad row count, or the next one begins amiss.
+            # A bad row is decoded too: its quotes decide where the next row begins.
             yield raw.decode(errors="surrogateescape")
-
-
-class _End(Exception):  # noqa: N818 - no error
-    """There are no more rows."""
