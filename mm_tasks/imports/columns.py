@@ -1,4 +1,4 @@
-"""Which column of a CSV file becomes which field, and how its text becomes a value.
+"""The mapping of CSV columns to fields, and of their texts to values.
 
     --map user_id=Customer              a column, by its name in the header
     --map properties.cents:int=Amount   into `properties`, as a number
@@ -6,17 +6,18 @@
     --set event=purchased               the same for every row
 
 Columns that are named like a field, or `properties.<name>`, need no mapping. An empty cell
-is "not given". Types: text (of all fields, unless said otherwise), and for properties int,
-float, bool and json; for `timestamp` epoch_s and epoch_ms; for `properties` as a whole json.
+means "not given". Types: text (the default), and for properties int, float, bool and json; for
+`timestamp` epoch_s and epoch_ms; for all of `properties` json.
 
-A message names a field or the number of a column, never a name from the file: a file
-without a header has persons there.
+A message names a field or the number of a column, never a name from the file: the first row
+of a file without a header holds personal data.
 """
 
 from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
+from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mm_tasks.errors import ImportRefused, InvalidEvent, Problem
@@ -42,21 +43,21 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Source(NamedTuple):
-    """Where one field, or one property, comes from: a column's name, or the same for all rows."""
+    """The source of one field or property: a column, or a constant for all rows."""
 
     field: str
     key: str  # of `properties`; '' for a field itself
     type: str
-    given: str  # the column's name, or the constant's text
+    origin: str  # the column's name, or the constant's text
 
     @property
     def target(self) -> tuple[str, str]:
-        """Return what is filled; no two sources may fill the same."""
+        """Return the field and property to fill; no two sources may share one."""
         return self.field, self.key
 
 
 class Cell(NamedTuple):
-    """One column that is read: its place, what is filled, and how the text is read."""
+    """One column to read: its index, the field and property to fill, and a parser."""
 
     place: int
     field: str
@@ -68,13 +69,13 @@ class Mapping:
     """Turns the cells of a row into the fields of `track.delay`."""
 
     def __init__(self, cells: Sequence[Cell], constants: dict[str, Any]) -> None:
-        """Take what `mapping` found out."""
+        """Take the columns and constants; see `mapping`."""
         self._cells = cells
         self._properties = constants.pop(_FREE, {})
         self._constants = constants
 
     def __call__(self, row: list[str]) -> dict[str, Any]:
-        """Return the fields of one row; raise `InvalidEvent` naming each column that is amiss."""
+        """Return the fields of one row; raise `InvalidEvent` with each column that is wrong."""
         fields = dict(self._constants)
         properties = dict(self._properties)
         problems: list[Problem] = []
@@ -100,22 +101,22 @@ class Mapping:
 
 
 def source(option: str, words: str) -> Source:
-    """Read `FIELD[:TYPE]=TEXT`, the words of an option; raise `ImportRefused` if they are not."""
-    left, equals, given = words.partition("=")
-    name, colon, type_ = left.rpartition(":")
+    """Parse `FIELD[:TYPE]=TEXT`, the words of an option; raise `ImportRefused` if malformed."""
+    target, _, origin = words.partition("=")
+    name, colon, type_ = target.rpartition(":")
     if not colon:
-        name, type_ = left, ""
-    if not equals or not name or not given:
+        name, type_ = target, ""
+    if not name or not origin:
         msg = f"{option}: must read like FIELD=… or FIELD:TYPE=…"
         raise ImportRefused(msg)
-    found = _source(name, type_, given)
-    if found is None:
+    parsed = _source(name, type_, origin)
+    if parsed is None:
         msg = f"{option} {name}: is not a field; fields are {', '.join(FIELDS)}, properties.NAME"
         raise ImportRefused(msg)
-    if found.type not in _types(found):
-        msg = f"{option} {name}: its type must be one of {', '.join(_types(found))}"
+    if parsed.type not in _types(parsed):
+        msg = f"{option} {name}: its type must be one of {', '.join(_types(parsed))}"
         raise ImportRefused(msg)
-    return found
+    return parsed
 
 
 def mapping(
@@ -127,47 +128,48 @@ def mapping(
 ) -> Mapping:
     """Return the mapping of a file with this header.
 
-    What is mapped or set on purpose wins over a column's own name. Raises `ImportRefused` for a
-    column that is no field and not mapped, a name twice in the header, a column that is not
-    there, a field with two sources, and where nothing gives `event`.
+    A mapping or constant wins over a column's own name. Raises `ImportRefused` for a column that
+    is neither a field nor mapped, a name twice in the header, a missing column, a field with two
+    sources, and if `event` has none.
     """
     places = _places(header)
-    chosen = [*maps, *sets]
-    _check_once(chosen)
-    filled = {one.target for one in chosen}
-    mapped = {one.given for one in maps}
+    explicit = [*maps, *sets]
+    _check_once(explicit)
+    filled = {source.target for source in explicit}
+    mapped = {source.origin for source in maps}
     own = [
-        found
+        source
         for name in header
-        if name not in mapped and (found := _source(name)) and found.target not in filled
+        if name not in mapped and (source := _source(name)) and source.target not in filled
     ]
     if not ignore_unmapped:
-        _check_all_used(header, mapped | {one.given for one in own})
-    _check_once([*chosen, *own])
-    if ("event", "") not in filled | {one.target for one in own}:
+        _check_all_used(header, mapped | {source.origin for source in own})
+    _check_once([*explicit, *own])
+    if ("event", "") not in {source.target for source in (*explicit, *own)}:
         msg = "no column gives `event`: use --map event=COLUMN or --set event=NAME"
         raise ImportRefused(msg)
     cells = [
-        Cell(_place(places, one), one.field, one.key, _READ[one.type]) for one in (*maps, *own)
+        Cell(_place(places, source), source.field, source.key, _READ[source.type])
+        for source in (*maps, *own)
     ]
     return Mapping(cells, _constants(sets))
 
 
-def _source(name: str, type_: str = "", given: str = "") -> Source | None:
+def _source(name: str, type_: str = "", origin: str = "") -> Source | None:
     if name.startswith(_PREFIX) and name != _PREFIX:
-        return Source(_FREE, name.removeprefix(_PREFIX), type_ or "text", given or name)
+        return Source(_FREE, name.removeprefix(_PREFIX), type_ or "text", origin or name)
     if name in FIELDS:
         usual = "json" if name == _FREE else "text"
-        return Source(name, "", type_ or usual, given or name)
+        return Source(name, "", type_ or usual, origin or name)
     return None
 
 
-def _types(one: Source) -> tuple[str, ...]:
-    if one.key:
+def _types(source: Source) -> tuple[str, ...]:
+    if source.key:
         return ("text", "int", "float", "bool", "json")
-    if one.field == _FREE:
+    if source.field == _FREE:
         return ("json",)
-    return ("text", "epoch_s", "epoch_ms") if one.field == "timestamp" else ("text",)
+    return ("text", "epoch_s", "epoch_ms") if source.field == "timestamp" else ("text",)
 
 
 def _places(header: Sequence[str]) -> dict[str, int]:
@@ -180,23 +182,20 @@ def _places(header: Sequence[str]) -> dict[str, int]:
     return places
 
 
-def _place(places: dict[str, int], one: Source) -> int:
-    if one.given not in places:
-        msg = f"--map {one.field}: the header has no column of the name that was given"
+def _place(places: dict[str, int], source: Source) -> int:
+    if source.origin not in places:
+        msg = f"--map {source.field}: the header has no column of the name that was given"
         raise ImportRefused(msg)
-    return places[one.given]
+    return places[source.origin]
 
 
 def _check_once(sources: Iterable[Source]) -> None:
-    seen: set[tuple[str, str]] = set()
-    for one in sources:
-        # All of `properties` and a part of it cannot both be given.
-        rivals = {target for target in seen if target[0] == _FREE}
-        is_whole = one.target == (_FREE, "")
-        if one.target in seen or (one.key and (_FREE, "") in seen) or (is_whole and rivals):
-            msg = f"{one.field}: is given twice"
+    for first, second in combinations(sources, 2):
+        # All of `properties`, whose key is '', and a part of it cannot both be given.
+        is_same = first.key == second.key or not (first.key and second.key)
+        if first.field == second.field and is_same:
+            msg = f"{first.field}: is given twice"
             raise ImportRefused(msg)
-        seen.add(one.target)
 
 
 def _check_all_used(header: Sequence[str], used: set[str]) -> None:
@@ -211,17 +210,17 @@ def _check_all_used(header: Sequence[str], used: set[str]) -> None:
 
 def _constants(sets: Sequence[Source]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
-    for one in sets:
-        read = _READ[one.type]
+    for source in sets:
+        read = _READ[source.type]
         try:
-            value = one.given if read is None else read(one.given)
+            value = source.origin if read is None else read(source.origin)
         except CellError as unfit:
-            msg = f"--set {one.field}: {unfit}"
+            msg = f"--set {source.field}: {unfit}"
             raise ImportRefused(msg) from None
-        if one.key:
-            fields.setdefault(_FREE, {})[one.key] = value
+        if source.key:
+            fields.setdefault(_FREE, {})[source.key] = value
         else:
-            fields[one.field] = value
+            fields[source.field] = value
     if type(fields.get(_FREE, {})) is not dict:
         msg = f"--set {_FREE}: must be a JSON object"
         raise ImportRefused(msg)
@@ -229,7 +228,7 @@ def _constants(sets: Sequence[Source]) -> dict[str, Any]:
 
 
 def _match(pattern: re.Pattern[str], text: str, rule: str) -> re.Match[str]:
-    """Return the match of the whole text; raise `CellError` with the rule if there is none."""
+    """Return the match of the whole text; raise `CellError` with the rule if there is nsource."""
     match = pattern.fullmatch(text)
     if match is None:
         raise CellError(rule)
