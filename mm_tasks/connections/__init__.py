@@ -1,1 +1,1 @@
-"""How Redis is reached: forms of URL, pools, Sentinel, asyncio."""
+"""Connections to Redis: URLs, clients, sentinels, asyncio."""

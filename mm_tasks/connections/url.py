@@ -1,4 +1,4 @@
-"""Where a Redis is: one URL, parsed into parts. Pure: nothing is looked up and nothing opened.
+"""The address of a Redis: one URL, parsed into parts. Pure: no DNS, no connection.
 
     redis://[[user]:password@]host[:port][/db]
     rediss://…                                      the same over TLS
@@ -6,11 +6,11 @@
     sentinel://[[user]:password@]host[:port][,host[:port]…][/db]?master_name=NAME
     sentinels://…                                   the same over TLS, to sentinels and Redis
 
-User and password are for the Redis that keeps the data; the sentinels' own are the options
+User and password belong to the Redis that keeps the data; those of the sentinels are the options
 `sentinel_username` and `sentinel_password`. Options of TLS are `ssl_ca_certs`, `ssl_certfile`,
 `ssl_keyfile`, `ssl_cert_reqs` (`required`, unless it is `none`) and `ssl_check_hostname`.
-Whatever else stands in the query is refused: an option with a slip in its name would
-otherwise be none. What is special in a user, a password or a path is percent-encoded.
+Any other option is refused: a misspelt one would otherwise have no effect. Special characters
+in a user, a password or a path are percent-encoded.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _OPTIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """A user's name and password, as Redis takes them; either may be missing."""
+    """A user's name and password for Redis; either may be missing."""
 
     username: str | None = None
     password: str | None = None
@@ -54,24 +54,23 @@ class Login:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a Redis is. Shows no user and no password."""
+    """The address of a Redis. Its `repr` shows no user and no password."""
 
     scheme: str
     hosts: tuple[tuple[str, int], ...] = ()  # Redis, or its sentinels; none with a socket
     path: str = ""  # of the socket
     db: int = 0
     login: Login = field(default_factory=Login, repr=False)
-    # Options of TLS as redis-py spells them, those that say what is verified always there.
+    # redis-py's options of TLS; the two about verification are always set.
     tls: Mapping[str, Any] | None = field(default=None, repr=False)
-    master_name: str = ""  # what the sentinels call the primary
+    master_name: str = ""  # the sentinels' name for the primary
     sentinel_login: Login = field(default_factory=Login, repr=False)
 
     @property
     def is_local(self) -> bool:
         """Say whether it is on this machine: a socket or loopback.
 
-        What sentinels name never is: they are there because there is more than one machine,
-        also where one of them runs on each.
+        With sentinels it never is: the primary may move to another machine.
         """
         if self.master_name:
             return False
@@ -87,13 +86,13 @@ def is_loopback(name: str) -> bool:
 
 
 def parse(url: str) -> Address:
-    """Return the address; raise `ValueError` with the rule that is broken, and no part of it."""
+    """Return the address; raise `ValueError` with the broken rule and no part of the URL."""
     parts = _FORM.fullmatch(url)
     scheme = parts["scheme"].lower() if parts else ""
     if parts is None or scheme not in SCHEMES:
         msg = f"must begin with {'://, '.join(SCHEMES)}://"
         raise ValueError(msg)
-    # Written as they are, they would end the password in the middle.
+    # Unquoted, these characters would end the password early.
     _require("#" not in url, "must have each # written as %23")
     before, _, hosts = parts["hosts"].rpartition("@")
     _require("@" not in before, "must have each @ of a password written as %40")
@@ -113,7 +112,7 @@ def parse(url: str) -> Address:
 
 
 def _options(query: str, known: set[str]) -> dict[str, str]:
-    # A + stands for itself, as in the rest of the URL.
+    # A + means itself, as in the rest of the URL.
     pairs = parse_qsl(query.replace("+", "%2B"), keep_blank_values=True)
     names = [name for name, _ in pairs]
     allowed = ", ".join(sorted(known)) or "none"
@@ -124,9 +123,9 @@ def _options(query: str, known: set[str]) -> dict[str, str]:
 
 
 def _hosts(text: str, default_port: int) -> tuple[tuple[str, int], ...]:
-    found = tuple(_host(part, default_port) for part in text.split(","))
-    _require(default_port == SENTINEL_PORT or len(found) == 1, "must name one host")
-    return found
+    hosts = tuple(_host(part, default_port) for part in text.split(","))
+    _require(default_port == SENTINEL_PORT or len(hosts) == 1, "must name one host")
+    return hosts
 
 
 def _host(text: str, default_port: int) -> tuple[str, int]:
@@ -150,18 +149,15 @@ def _db(text: str) -> int:
 
 
 def _tls(options: Mapping[str, str]) -> dict[str, Any]:
-    """Return what redis-py is told; a certificate is verified unless it says otherwise."""
+    """Return redis-py's options; a certificate is verified unless the URL disables it."""
     verified = options.get("ssl_cert_reqs", "required")
     _require(verified in {"required", "none"}, "must have ssl_cert_reqs=required or none")
-    checked = options.get("ssl_check_hostname", "true" if verified == "required" else "false")
+    checked = options.get("ssl_check_hostname", str(verified == "required").lower())
     _require(checked in {"true", "false"}, "must have ssl_check_hostname=true or false")
-    is_checked = checked == "true"
-    _require(
-        verified == "required" or not is_checked,
-        "must have ssl_cert_reqs=required to have ssl_check_hostname=true",
-    )
+    rule = "must have ssl_cert_reqs=required to have ssl_check_hostname=true"
+    _require(verified == "required" or checked == "false", rule)
     files = {name: options[name] for name in _FILES if name in options}
-    return {**files, "ssl_cert_reqs": verified, "ssl_check_hostname": is_checked}
+    return {**files, "ssl_cert_reqs": verified, "ssl_check_hostname": checked == "true"}
 
 
 def _require(is_kept: bool, rule: str) -> None:  # noqa: FBT001 - an assertion with a rule
