@@ -1,4 +1,4 @@
-"""What is refused at the door, and that nothing legal is changed."""
+"""Events that a call refuses, and legal ones that it sends unchanged."""
 
 from __future__ import annotations
 
@@ -6,19 +6,16 @@ import enum
 import json
 import math
 import traceback
-from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
 from enum import Enum
 from types import MappingProxyType
 from uuid import UUID
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mm_tasks.errors import EventTooLarge, InvalidEvent
 from mm_tasks.events.encode import encode_identify, encode_track
-from mm_tasks.events.limits import INTEGER_MAX
 from mm_tasks.events.models import IDENTIFY_FIELDS, TRACK_FIELDS
 
 SECRET = "s3cretmarker"
@@ -31,10 +28,6 @@ def nested(depth):
     for _ in range(depth - 1):
         value = {"a": value}
     return value
-
-
-class Colour(Enum):
-    RED = "red"
 
 
 class Angry(Enum):
@@ -108,16 +101,12 @@ BAD = {
     "id is a number": {"event": "e", "user_id": 42},
     "id is a bool": {"event": "e", "user_id": True},
     "id is empty": {"event": "e", "anonymous_id": ""},
-    "anonymous_id too long": {"event": "e", "anonymous_id": SECRET * 11},
-    "user_id too long": {"event": "e", "user_id": SECRET * 22},
-    "event_id too long": {"event": "e", "event_id": SECRET * 11},
     "session_id is a list": {"event": "e", "session_id": [SECRET]},
     "url is relative": {"event": "e", "url": "/" + SECRET},
     "url without a scheme": {"event": "e", "url": f"localhost:3000/{SECRET}"},
     "url without a host": {"event": "e", "url": "https://"},
     "url with a space": {"event": "e", "url": f"https://a.example/ {SECRET}"},
     "url too long": {"event": "e", "url": "https://a.example/" + SECRET * 200},
-    "path too long": {"event": "e", "path": SECRET * 200},
     "referrer is empty": {"event": "e", "referrer": ""},
     "timestamp is naive": {"event": "e", "timestamp": datetime(2026, 1, 1)},  # noqa: DTZ001
     "timestamp is naive text": {"event": "e", "timestamp": "2026-01-01T00:00:00"},
@@ -160,10 +149,8 @@ BAD = {
     "id raises": {"event": "e", "user_id": Raises()},
     "id of 5000 digits": {"event": "e", "user_id": 10**5000},
     "id with a lone surrogate": {"event": "e", "anonymous_id": SECRET + "\udfff"},
-    "user_id too long in UTF-16": {"event": "e", "user_id": "\U0001f600" * 129},
     "path is empty": {"event": "e", "path": ""},
     "event_id is empty": {"event": "e", "event_id": ""},
-    "referrer too long": {"event": "e", "referrer": SECRET * 200},
     "url is relative to the scheme": {"event": "e", "url": f"//a.example/{SECRET}"},
     "url without //": {"event": "e", "url": f"mailto:{SECRET}@a.example"},
     "url with // elsewhere": {"event": "e", "url": f"mailto:{SECRET}://a"},
@@ -184,18 +171,11 @@ BAD = {
         "event": "e",
         "timestamp": datetime(2026, 1, 1, tzinfo=RaisingZone()),
     },
-    "timestamp raises": {"event": "e", "timestamp": Raises()},
     "properties raise": {"event": "e", "properties": RaisingDict(a=1)},
-    "properties raise on any question": {"event": "e", "properties": Raises()},
     "properties never end": {"event": "e", "properties": Endless()},
     "properties are a mapping but no dict": {"event": "e", "properties": MappingProxyType({})},
     "list inside raises": {"event": "e", "properties": {"a": RaisingList([1])}},
-    "object inside raises": {"event": "e", "properties": {"a": Raises()}},
     "Enum of an object": {"event": "e", "properties": {"a": Angry.VALUE}},
-    "zone inside raises": {
-        "event": "e",
-        "properties": {"a": datetime(2026, 1, 1, tzinfo=RaisingZone())},
-    },
     "timedelta inside": {"event": "e", "properties": {"a": timedelta(1)}},
     "complex number inside": {"event": "e", "properties": {"a": 1j}},
     "cycle of dicts": {"event": "e", "properties": {"a": {"b": WIDE_CYCLE}}},
@@ -238,48 +218,6 @@ BAD_IDENTIFIES = {
 def test_a_bad_identify_is_refused(fields):
     with pytest.raises(InvalidEvent):
         encode_identify(fields)
-
-
-HOSTILE = [
-    {"text": 'quotes " and \\ and \u2028 and \u2029 and \U0001f600 and \x00'},
-    {"number": INTEGER_MAX, "least": -INTEGER_MAX, "tiny": -1.5e-7, "zero": 0, "one": 1.0},
-    {"empty": [], "object": {}, "deep": [[], [{}]], "none": None, "no": False},
-    {"__proto__": 1, "": 2, "1": 3},
-    nested(32),
-]
-
-
-@pytest.mark.parametrize("properties", HOSTILE)
-def test_legal_but_hostile_properties_survive(properties):
-    assert (
-        json.loads(encode_track({"event": "$x", "properties": properties}).body)["properties"]
-        == properties
-    )
-
-
-def test_types_beyond_json_are_converted_as_documented():
-    given_properties = {
-        "time": datetime(2026, 1, 2, 3, 4, 5, 678_999, UTC),
-        "day": date(2026, 1, 2),
-        "id": UUID(int=1),
-        "colour": Colour.RED,
-        "pair": (1, 2),
-    }
-    body = encode_track({"event": "e", "properties": given_properties}).body
-
-    assert json.loads(body)["properties"] == {
-        "time": "2026-01-02T03:04:05.678Z",
-        "day": "2026-01-02",
-        "id": "00000000-0000-0000-0000-000000000001",
-        "colour": "red",
-        "pair": [1, 2],
-    }
-
-
-def test_a_timestamp_is_normalised_to_utc_with_milliseconds():
-    encoded = encode_track({"event": "e", "timestamp": "2026-01-01T01:30:00+01:30"})
-
-    assert json.loads(encoded.body)["timestamp"] == "2026-01-01T00:00:00.000Z"
 
 
 def test_none_means_not_given():
@@ -337,6 +275,7 @@ def test_text_of_a_subclass_is_sent_and_tagged_as_the_text_it_holds():
 
 
 TIMES = {
+    "2026-01-01T01:30:00+01:30": "2026-01-01T00:00:00.000Z",
     "2026-01-01T00:00:00.999999Z": "2026-01-01T00:00:00.999Z",
     "2026-01-01T00:00Z": "2026-01-01T00:00:00.000Z",
     "2026-01-01T00:00:00-00:30": "2026-01-01T00:30:00.000Z",
@@ -396,7 +335,7 @@ HINTS = {
 
 
 @pytest.mark.parametrize("name", HINTS)
-def test_a_field_that_is_none_of_ours_is_refused_with_a_hint(name):
+def test_an_unknown_field_is_refused_with_a_hint(name):
     with pytest.raises(InvalidEvent) as caught:
         encode_track({"event": "e", name: "x"})
 
@@ -405,7 +344,7 @@ def test_a_field_that_is_none_of_ours_is_refused_with_a_hint(name):
 
 
 def test_only_a_size_alone_is_an_event_too_large():
-    """Whoever catches EventTooLarge shortens the event; a wrong field would remain."""
+    """A caller that catches EventTooLarge shortens the event; a wrong field would remain."""
     large = {"a": "x" * 9000}
     with pytest.raises(EventTooLarge):
         encode_track({"event": "e", "properties": large})
@@ -423,7 +362,7 @@ def test_the_callers_dict_is_left_alone():
     assert fields == {"event": "e", "user_id": None, "properties": {"a": (1, 2)}}
 
 
-def test_a_refusal_inside_an_except_block_shows_none_of_what_we_caught():
+def test_a_refusal_inside_an_except_block_shows_no_error_of_pydantic():
     """A caller's own exception may be chained to ours, but nothing that pydantic raised."""
     outer = KeyError("theirs")
     try:
@@ -446,27 +385,3 @@ def test_all_broken_rules_are_named_at_once():
 
     fields = {problem.field for problem in caught.value.problems}
     assert fields == {"event", "user_id", "url", "properties"}
-
-
-SCALARS = (
-    st.none()
-    | st.booleans()
-    | st.integers(-INTEGER_MAX, INTEGER_MAX)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(st.characters(exclude_categories=["Cs"]))
-)
-JSON = st.recursive(
-    SCALARS,
-    lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner, max_size=4)
-    ),
-    max_leaves=20,
-)
-
-
-@given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), JSON, max_size=5))
-def test_whatever_is_accepted_arrives_equal(properties):
-    body = encode_track({"event": "e", "properties": properties}).body
-
-    assert json.loads(body).get("properties") == properties

@@ -1,4 +1,4 @@
-"""What properties may hold: conversions, positions of problems, and the size in JavaScript."""
+"""Properties: conversions, positions of problems, and the size in JavaScript."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ class Level(enum.IntEnum):
 
 
 class Nested(enum.Enum):
+    COLOUR = "red"
     LEVEL = Level.HIGH
     WHEN = date(2026, 1, 2)
 
@@ -55,6 +56,8 @@ def text_of(properties):
 
 
 CONVERTED = {
+    "Enum of text": (Nested.COLOUR, "red"),
+    "date": (date(2026, 1, 2), "2026-01-02"),
     "Enum of an IntEnum": (Nested.LEVEL, 3),
     "Enum of a date": (Nested.WHEN, "2026-01-02"),
     "IntEnum": (Level.HIGH, 3),
@@ -84,6 +87,8 @@ EXACT = {
     "quote and backslash": ({"a": '"\\/'}, '{"a":"\\"\\\\/"}'),
     "keys keep their order": ({"b": 1, "a": 2, "1": 3}, '{"b":1,"a":2,"1":3}'),
     "order of an OrderedDict": (OrderedDict(z=1, a=2), '{"z":1,"a":2}'),
+    "least names": ({"__proto__": 1, "": 2}, '{"__proto__":1,"":2}'),
+    "empty inside": ({"a": [[], [{}]], "b": 0}, '{"a":[[],[{}]],"b":0}'),
     "true is not 1": ({"a": True, "b": 1, "c": None}, '{"a":true,"b":1,"c":null}'),
 }
 
@@ -219,7 +224,7 @@ def leaves(value):
 
 
 @given(st.dictionaries(st.text(st.characters()) | st.integers(), ANYTHING, max_size=6))
-def test_whatever_is_accepted_keeps_the_vendors_limits(properties):
+def test_accepted_properties_keep_the_vendors_limits(properties):
     try:
         text = text_of(properties)
     except InvalidEvent:
@@ -251,7 +256,7 @@ def plain(value):
 
 
 @given(st.dictionaries(st.text(st.characters(), max_size=9) | st.integers(), ANYTHING, max_size=6))
-def test_exactly_what_is_legal_is_accepted_and_arrives_converted(properties):
+def test_exactly_legal_properties_are_accepted_and_arrive_converted(properties):
     """An oracle: the same rules in fifteen lines, without any thought of speed."""
     try:
         expected = plain(properties)

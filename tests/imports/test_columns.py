@@ -133,13 +133,15 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("header", "maps", "sets", "said"), REFUSED.values(), ids=REFUSED.keys())
-def test_a_header_that_does_not_fit_is_refused_before_any_row(header, maps, sets, said):
-    """And no name of the file is said: without a header its first row holds persons."""
+@pytest.mark.parametrize(
+    ("header", "maps", "sets", "message"), REFUSED.values(), ids=REFUSED.keys()
+)
+def test_a_header_that_does_not_fit_is_refused_before_any_row(header, maps, sets, message):
+    """No message shows a name from the file: without a header its first row is personal data."""
     with pytest.raises(ImportRefused) as caught:
         mapped(header, ["e"] * len(header), maps, sets)
 
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "anna" not in str(caught.value).lower()
 
 
@@ -162,7 +164,7 @@ WORDS = st.text(max_size=12)
 
 
 @given(st.lists(WORDS, max_size=4), st.lists(WORDS, max_size=3), st.lists(WORDS, max_size=4))
-def test_whatever_is_given_only_our_errors_are_raised(names, options, row):
+def test_any_header_raises_only_our_errors(names, options, row):
     header = ["event", *names]
     try:
         mapped(header, (row + [""] * 5)[: len(header)], [f"properties.{w}" for w in options])
@@ -171,7 +173,7 @@ def test_whatever_is_given_only_our_errors_are_raised(names, options, row):
 
 
 @given(st.text(), st.sampled_from(["int", "float", "bool", "json"]))
-def test_whatever_a_cell_holds_only_our_errors_are_raised(text, type_):
+def test_any_cell_raises_only_our_errors(text, type_):
     try:
         found = mapped(["event", "A"], ["e", text], [f"properties.x:{type_}=A"])
     except InvalidEvent:

@@ -1,4 +1,4 @@
-"""An import on a real server: each row once, however often and by whomever it is asked for.
+"""An import on a real server stores each row once, for any number of runs and importers.
 
 Sabotages that turn this file red, each tried on a copy:
 
@@ -45,7 +45,7 @@ LARGE = 30_000
 
 
 class Seen:
-    """What a watch was told."""
+    """A listener that records its calls."""
 
     def __init__(self, on_progress=lambda: None, on_wait=lambda: None):
         self.lines = []
@@ -65,7 +65,7 @@ class Seen:
 
 
 class Importer:
-    """All that one process has of an import."""
+    """The objects of one process that imports."""
 
     def __init__(self, redis, held_bytes_max=1 << 30):
         self.redis = redis
@@ -142,7 +142,7 @@ def test_each_row_is_stored_once_and_a_second_run_stores_nothing(importer):
     assert importer.nudges == 0
 
 
-def test_a_full_batch_is_told(importer):
+def test_a_full_batch_is_reported(importer):
     importer.run(rows(*range(600)))
 
     assert importer.nudges == 1
@@ -152,9 +152,8 @@ class KilledError(Exception):
     """The process dies here."""
 
 
-@pytest.mark.parametrize("dies_after", [1, 2, 3])
-def test_an_interrupted_import_goes_on_where_it_was(start, dies_after):
-    data = rows(*range(3500))
+def run_until_killed(importer, data, dies_after=1, **options):
+    """Run an import that dies after so many chunks."""
     left = iter(range(dies_after - 1))
 
     def die():
@@ -162,7 +161,13 @@ def test_an_interrupted_import_goes_on_where_it_was(start, dies_after):
             raise KilledError
 
     with pytest.raises(KilledError):
-        start().run(data, watch=Seen(on_progress=die))
+        importer.run(data, watch=Seen(on_progress=die), **options)
+
+
+@pytest.mark.parametrize("dies_after", [1, 2, 3])
+def test_an_interrupted_import_continues_where_it_was(start, dies_after):
+    data = rows(*range(3500))
+    run_until_killed(start(), data, dies_after)
     after = start()
     tally = after.run(data)
 
@@ -191,7 +196,7 @@ def entries(n):
     return [Record(b'{"event":"e"}', None, None)] * n
 
 
-def test_a_step_that_is_asked_for_again_is_found_done(importer, redis):
+def test_a_repeated_step_is_found_stored(importer, redis):
     """A reply was lost: asking again is the only way to know."""
     step = Step(None, Position(3, "a"))
     first = importer.positions.append(importer.buffer, "f", step, entries(3))
@@ -289,7 +294,7 @@ def test_a_lost_request_or_reply_repeats_and_loses_nothing(start, redis, redis_u
 
 
 def test_two_importers_of_one_name_repeat_nothing(start, redis, redis_url):
-    """Whoever comes too late stores nothing and says so, or finds that it is done."""
+    """A late importer stores nothing: it is refused, or finds the chunk stored."""
     data = rows(*range(8000))
     refusals = []
 
@@ -313,7 +318,7 @@ def test_two_importers_of_one_name_repeat_nothing(start, redis, redis_url):
     assert last.numbers() == list(range(8000))
 
 
-def test_a_file_that_grew_goes_on_and_one_whose_later_rows_were_corrected(importer):
+def test_a_file_that_grew_or_was_corrected_later_continues(importer):
     """The first one ends without a line end, as some programs write them."""
     importer.run(rows(1, 2).rstrip(b"\n"))
     grown = importer.run(rows(1, 2, 3) + b"{}\n" + rows(4))
@@ -339,12 +344,7 @@ def test_another_file_of_that_name_is_refused(importer, other):
 def test_again_starts_over_and_can_be_interrupted(start):
     data = rows(*range(1500))
     start().run(data)
-
-    def die():
-        raise KilledError
-
-    with pytest.raises(KilledError):
-        start().run(data, again=True, watch=Seen(on_progress=die))
+    run_until_killed(start(), data, again=True)
     after = start()
     tally = after.run(data)
 
@@ -352,7 +352,7 @@ def test_again_starts_over_and_can_be_interrupted(start):
     assert after.numbers() == [*range(1500), *range(1500)]
 
 
-def test_a_bad_row_ends_the_import_before_it_and_its_part_is_named(importer):
+def test_a_bad_row_ends_the_import_before_it_and_its_chunk_is_named(importer):
     seen = Seen()
     data = rows(1) + b'{"event": "e", "user_id": 7}\n' + rows(2) + b"{\n" + rows(3)
     tally = importer.run(data, watch=seen)
@@ -421,7 +421,7 @@ def test_it_waits_for_room_and_goes_on(start, redis):
     assert tally.stored == 3000
 
 
-def test_what_has_no_room_moves_nothing(start):
+def test_without_room_the_position_stays(start):
     importer = start(held_bytes_max=10)
     with pytest.raises(BufferFull):
         importer.positions.append(importer.buffer, "f", Step(None, Position(1, "a")), entries(1))
@@ -444,7 +444,7 @@ def test_a_redis_that_stays_away_ends_it(start, monkeypatch):
 
 
 @pytest.mark.parametrize("held_bytes_max", [1 << 30, 10], ids=["between rows", "while it waits"])
-def test_a_signal_ends_it_with_the_part_in_hand(start, held_bytes_max):
+def test_a_signal_ends_it_with_the_current_chunk(start, held_bytes_max):
     importer = start(held_bytes_max=held_bytes_max)
     ask = lambda: importer.stop.ask(2)  # noqa: E731 - the same in both cases
     tally = importer.run(rows(*range(2500)), watch=Seen(on_progress=ask, on_wait=ask))
@@ -457,7 +457,7 @@ def test_a_signal_ends_it_with_the_part_in_hand(start, held_bytes_max):
     assert later.numbers() == list(range(2500))
 
 
-def test_large_rows_make_small_parts(importer):
+def test_large_rows_make_small_chunks(importer):
     """A thousand of the largest events would be a command of 256 MB."""
     data = rows(*range(40), url="https://example.com/" + "a" * 2000, path="b" * 2000)
     sizes = []
@@ -476,12 +476,7 @@ def test_csv_gzip_and_its_header_resume_as_well(start):
     writer.writerows(["e", f"first\nlast {n}", n] for n in range(1500))
     data = gzip.compress(written.getvalue().encode())
     maps = ["user_id=Who", "properties.n:int=properties.n"]
-
-    def die():
-        raise KilledError
-
-    with pytest.raises(KilledError):
-        start().run(data, csv_maps=maps, watch=Seen(on_progress=die))
+    run_until_killed(start(), data, csv_maps=maps)
     after = start()
     tally = after.run(data, csv_maps=maps)
 

@@ -1,4 +1,4 @@
-"""Bytes into numbered rows: each rule about bytes, and nothing else raised whatever they are.
+"""Bytes into numbered rows: each rule about bytes, and no other exception for any bytes.
 
 Sabotages that turn this file red, each tried on a copy:
 
@@ -130,7 +130,7 @@ BROKEN_CSV = {
 
 
 @pytest.mark.parametrize(("data", "said"), BROKEN_CSV.values(), ids=BROKEN_CSV.keys())
-def test_csv_is_not_read_on_where_the_next_row_cannot_be_told(data, said):
+def test_csv_is_refused_if_the_beginning_of_the_next_row_is_unknown(data, said):
     """Half a row that is taken for one would be an event that never happened."""
     with pytest.raises(ImportRefused) as caught:
         of_csv(HEAD + data)
@@ -205,7 +205,7 @@ BYTES = st.one_of(st.binary(), st.lists(PIECES, max_size=30).map(b"".join))
 
 
 @given(BYTES)
-def test_whatever_the_bytes_are_lines_of_json_are_numbered_and_nothing_raises(data):
+def test_any_bytes_read_as_lines_of_json_are_numbered_and_raise_nothing(data):
     if data.startswith(b"\x1f\x8b"):
         return
     lines = lines_of(data)
@@ -216,7 +216,7 @@ def test_whatever_the_bytes_are_lines_of_json_are_numbered_and_nothing_raises(da
 
 
 @given(BYTES)
-def test_whatever_the_bytes_are_csv_raises_our_error_or_reads_every_line(data):
+def test_any_bytes_read_as_csv_raise_our_error_or_give_every_line(data):
     lines = lines_of(HEAD + data)
     rows = []
     try:
@@ -235,7 +235,7 @@ CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\r"), max_size=
 
 
 @given(st.lists(st.lists(CELLS, min_size=3, max_size=3), max_size=20), st.sampled_from(",;\t|"))
-def test_what_the_csv_module_writes_is_read_back(table, delimiter):
+def test_the_output_of_the_csv_module_is_read_back(table, delimiter):
     """With the lines that its rows begin at, counted independently."""
     written = io.StringIO(newline="")
     writer = csv.writer(written, delimiter=delimiter, quoting=csv.QUOTE_ALL)
@@ -257,7 +257,7 @@ JSON = st.recursive(
 
 
 @given(st.lists(st.dictionaries(st.text(), JSON, max_size=4), max_size=10))
-def test_what_the_json_module_writes_is_read_back(objects):
+def test_the_output_of_the_json_module_is_read_back(objects):
     data = "\n".join(map(json.dumps, objects)).encode()
 
     assert of_json(data) == [(number, value, "") for number, value in enumerate(objects, 1)]
