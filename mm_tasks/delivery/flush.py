@@ -13,7 +13,6 @@ from __future__ import annotations
 import random
 import time
 from dataclasses import dataclass, replace
-from itertools import islice
 from logging import getLogger
 from typing import TYPE_CHECKING, NamedTuple, assert_never
 
@@ -23,6 +22,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from mm_tasks.buffer.attempt import Admitted, RequestStats
 from mm_tasks.buffer.rate_limiter import SLOT_VALID_MS, Limiter
+from mm_tasks.buffer.scripts import pages
 from mm_tasks.client.outcome import NAMES, Ambiguous, Delivered, Unavailable
 from mm_tasks.delivery import retry
 from mm_tasks.events.limits import BATCH_BRACKETS_BYTES
@@ -228,7 +228,7 @@ class Delivery:
                 yield Dispatch(self._buffer.lane, [batch_id], wait_s)
             return
         ids = (batch_id for batch_id, _ in found)
-        while page := list(islice(ids, IDENTIFIES_A_MESSAGE)):
+        for page in pages(ids, IDENTIFIES_A_MESSAGE):
             yield Dispatch(self._buffer.lane, page, 0)
 
     def _acquire_slot(self, batch_id: str) -> Admitted | float | None:
