@@ -118,7 +118,6 @@ class Producer:
         """Take everything as arguments; read and open nothing."""
         keys = ProjectKeys(project)
         of_lane = keys.lane(lane)
-        body_bytes_max = limits.bytes_max - BATCH_BRACKETS_BYTES
         self._redis = redis
         self._connection = PackedConnection(redis)
         self._project = project
@@ -126,7 +125,8 @@ class Producer:
         self._counts = keys.counts
         self._held_bytes_max = held_bytes_max
         self._keys = (of_lane.waiting, keys.counts, keys.fence, of_lane.nudge)
-        self._args = (lane, held_bytes_max, limits.events_max, body_bytes_max, nudge_ms)
+        full = (limits.events_max, limits.bytes_max - BATCH_BRACKETS_BYTES)
+        self._args = (lane, held_bytes_max, *full, nudge_ms)
         self._head = self.append_head()
 
     def append(self, entries: Sequence[Record]) -> Appended:
@@ -186,7 +186,7 @@ class Producer:
 
     def count_dropped_fields(self, n: int) -> None:
         """Count fields dropped from events because the vendor would reject them."""
-        _COUNT_DROPPED(self._redis, (self._counts,), (self._lane, n))
+        self._redis.hincrby(self._counts, f"{self._lane}:left_out", n)
 
     def _encode(self, entries: Sequence[Record]) -> list[bytes]:
         assert len(entries) <= APPEND_RECORDS_MAX
@@ -223,6 +223,3 @@ def _failed(error: RedisError, count: int) -> BufferFull | BufferUnavailable:
         f"Redis did not store the event ({type(error).__name__})",
         maybe_stored=count if is_doubtful else 0,
     )
-
-
-_COUNT_DROPPED = Script("count_dropped")

@@ -11,11 +11,11 @@ NO_TAG = bytes(TAG_BYTES)
 
 
 def tag(project: str, kind: str, subject_id: str) -> bytes:
-    """Return the 16 bytes by which scripts know a subject, the same in every process.
+    """Return the 16 bytes that identify a subject in scripts, the same in every process.
 
-    `kind` is `user` or `anonymous`. Independent of any key, so that a fence can
-    be raised again from the audit store alone. The separator cannot be part of
-    a project's name, so no two triples share their text.
+    `kind` is `user` or `anonymous`. A tag depends on no secret key, so that the audit store
+    alone suffices to load the fence. The separator cannot be part of a project's name, so no
+    two triples share their text.
     """
     text = f"{project}\0{kind}\0{subject_id}"
     return hashlib.sha256(text.encode()).digest()[:TAG_BYTES]
