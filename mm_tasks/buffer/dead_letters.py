@@ -91,14 +91,13 @@ class Filter:
     def matches(self, letter: DeadLetter) -> bool:
         """Return whether a letter meets the conditions; `letters` applies `ids` and `limit`."""
         names = ("reason", "code", "status", "lane")
-        if any(getattr(self, name) not in (None, getattr(letter, name)) for name in names):
-            return False
-        if self.since_ms is not None and letter.buried_at_ms < self.since_ms:
-            return False
-        if self.until_ms is not None and letter.buried_at_ms >= self.until_ms:
-            return False
-        # Last, since it reads the JSON.
-        return self.event is None or letter.event == self.event
+        return (
+            all(getattr(self, name) in {None, getattr(letter, name)} for name in names)
+            and (self.since_ms is None or letter.buried_at_ms >= self.since_ms)
+            and (self.until_ms is None or letter.buried_at_ms < self.until_ms)
+            # Last, because it parses the JSON.
+            and (self.event is None or letter.event == self.event)
+        )
 
 
 class Group(NamedTuple):
@@ -198,11 +197,11 @@ class DeadLetters:
         """
         first = "-inf" if chosen.since_ms is None else str(chosen.since_ms)
         last = "+inf" if chosen.until_ms is None else f"({chosen.until_ms}"
+        start, end = (last, first) if newest_first else (first, last)
+        how = {"desc": newest_first, "withscores": True, "byscore": True}
         seen: set[str] = set()
         while True:
             num = _PAGE + len(seen)
-            start, end = (last, first) if newest_first else (first, last)
-            how = {"desc": newest_first, "withscores": True, "byscore": True}
             rows = self._redis.zrange(self._keys.dead_at, start, end, **how, offset=0, num=num)
             page = {str(id_, "utf-8"): int(at_ms) for id_, at_ms in rows}
             yield {id_: at_ms for id_, at_ms in page.items() if id_ not in seen}
@@ -210,10 +209,7 @@ class DeadLetters:
                 return
             at_ms = int(rows[-1][1])
             seen = {id_ for id_, at in page.items() if at == at_ms}
-            if newest_first:
-                last = str(at_ms)
-            else:
-                first = str(at_ms)
+            start = str(at_ms)
 
     def _burials_of(self, ids: tuple[str, ...]) -> Iterator[Mapping[str, int]]:
         for page in pages(dict.fromkeys(ids), _PAGE):

@@ -154,7 +154,8 @@ class Producer:
         """Pack the part of an append before its records, with more keys and arguments."""
         keys = (*self._keys, *keys)
         words = ("EVALSHA", _APPEND.sha, len(keys), *keys, *self._args, *args)
-        return PackedHead(len(words), _packed(str(word).encode() for word in words))
+        packed = _resp_bulk_strings(str(word).encode() for word in words)
+        return PackedHead(len(words), packed)
 
     def call_append(
         self, connection: PackedConnection, head: PackedHead, entries: Sequence[Record]
@@ -163,8 +164,8 @@ class Producer:
 
         Raises `BufferUnavailable`, or `BufferFull` when Redis is at its maxmemory.
         """
-        count = head.words + len(entries)
-        command = b"*%d\r\n%b%b" % (count, head.packed, _packed(self._encode(entries)))
+        packed = _resp_bulk_strings(self._encode(entries))
+        command = b"*%d\r\n%b%b" % (head.words + len(entries), head.packed, packed)
         try:
             return connection.call(_APPEND, command)
         except RedisError as error:
@@ -193,13 +194,9 @@ class Producer:
         return [record(self._project, *entry) for entry in entries]
 
 
-def _packed(words: Iterable[bytes]) -> bytes:
-    return b"".join(map(resp_bulk_string, words))
-
-
-def resp_bulk_string(text: bytes) -> bytes:
-    """Return one bulk string of RESP, the protocol of Redis."""
-    return b"$%d\r\n%b\r\n" % (len(text), text)
+def _resp_bulk_strings(words: Iterable[bytes]) -> bytes:
+    """Return words as bulk strings of RESP, the protocol of Redis."""
+    return b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words])
 
 
 def _ensure_connected(connection: Any) -> None:

@@ -77,20 +77,20 @@ class Purge:
         when a provider does not allow the command.
         """
         ends_at = time.monotonic() + wait_s
-        is_asked = False
+        is_requested = False
         while True:
             info = self._redis.info("persistence")
             if not info.get("aof_enabled"):
                 return "off"
             is_busy = info["aof_rewrite_in_progress"] or info["aof_rewrite_scheduled"]
-            if is_asked and not is_busy:
+            if is_requested and not is_busy:
                 return "rewritten" if info["aof_last_bgrewrite_status"] == "ok" else "failed"
-            if not is_asked and not is_busy:
+            if not is_busy:
                 try:
                     self._redis.bgrewriteaof()
                 except ResponseError:
                     return "refused"
-                is_asked = True
+                is_requested = True
             if time.monotonic() > ends_at:
                 return "running"
             time.sleep(0.05)

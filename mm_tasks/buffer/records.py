@@ -24,6 +24,5 @@ def tag(project: str, kind: str, subject_id: str) -> bytes:
 def record(project: str, body: bytes, user_id: str | None, anonymous_id: str | None) -> bytes:
     """Return a record without its first 14 bytes."""
     user = NO_TAG if user_id is None else tag(project, "user", user_id)
-    if anonymous_id is None:
-        return user + NO_TAG + body
-    return user + tag(project, "anonymous", anonymous_id) + body
+    anonymous = NO_TAG if anonymous_id is None else tag(project, "anonymous", anonymous_id)
+    return user + anonymous + body

@@ -1,4 +1,4 @@
--- batch_claim.lua: make a batch of the oldest records, as many as one request may carry.
+-- batch_claim: make a batch of the oldest records, as many as one request may carry.
 --
 -- KEYS[1]  waiting   list of records
 -- KEYS[2]  records   list, made here
