@@ -254,9 +254,7 @@ class Lane(RuleBasedStateMachine):
         self.focus = None
 
     def teardown(self):
-        """Leave no connection of a producer to the garbage collector."""
-        for connection in self.buffer.producer._connection._idle:  # noqa: SLF001 - a producer's are never closed
-            connection.disconnect()
+        self.buffer.close()
 
     # What every step may ask.
 
