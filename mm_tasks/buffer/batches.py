@@ -1,7 +1,7 @@
 """The batches of a lane: claim, begin, ack, release, bisect, bury.
 
 Each method that changes anything is one script. So an event is in exactly one place at every
-moment, and the counts move with it. The methods raise what redis-py raises: a worker without
+moment, and the counts move with it. The methods raise redis-py's errors: a worker without
 Redis has nothing to decide.
 
 Not here: when to claim (`delivery`), the rate (`rate_limiter`), HTTP (`client`).
@@ -154,7 +154,7 @@ class Batches:
         count_differs: bool = False,
         exchange: RequestStats | None = None,
     ) -> int:
-        """Remove the delivered records, whoever holds the batch; return how many there were.
+        """Remove the delivered records, even if another worker holds the batch; return how many.
 
         `generation` and `token` are those of the attempt. 0 when the batch, or the part of it
         that was sent, is gone.

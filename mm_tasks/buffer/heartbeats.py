@@ -55,7 +55,7 @@ def read(redis: Redis, project: str) -> dict[str, Heartbeat]:
 
 
 def refuse_if_unwritable(redis: Redis, project: str) -> None:
-    """Raise what redis-py raises when this server takes no writes; write nothing.
+    """Raise redis-py's error when this server takes no writes; write nothing.
 
     Such a server is a replica, is loading, is full, or could not save to its disk.
     """

@@ -73,7 +73,7 @@ class PackedConnection:
         self._idle: list[Any] = []
 
     def call(self, script: Script, command: bytes) -> Any:
-        """Run a script by its packed command and return the reply; raises what redis-py raises.
+        """Run a script by its packed command and return the reply; raises redis-py's errors.
 
         A connection is closed after any error, so that a late reply is never taken for
         the reply to another command.
@@ -133,7 +133,7 @@ class Producer:
         """Store all records whose subject is not fenced, in order, or none.
 
         Takes at most `APPEND_RECORDS_MAX` records. Raises `BufferFull` above the limit in
-        bytes. Raises `BufferUnavailable` when Redis fails; its `maybe_stored` says how many
+        bytes. Raises `BufferUnavailable` when Redis fails; its `maybe_stored` is how many
         records may be stored all the same.
         """
         return self.appended(self.call_append(self._connection, self._head, entries))

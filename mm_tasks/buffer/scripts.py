@@ -35,7 +35,7 @@ class Script:
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
     def __call__(self, redis: Redis, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        """Run it atomically and return its reply; raises what redis-py raises."""
+        """Run it atomically and return its reply; raises redis-py's errors."""
         call: Any = redis.execute_command
         failpoints.reach(self.name, "before")
         try:
@@ -44,7 +44,7 @@ class Script:
             redis.script_load(self.text)
             reply = call("EVALSHA", self.sha, len(keys), *keys, *args)
         except ReadOnlyError:
-            # A primary that became a replica keeps its connections: look for the new one.
+            # A primary that became a replica keeps its connections: find the new primary.
             redis.connection_pool.disconnect(inuse_connections=False)
             raise
         failpoints.reach(self.name, "after")

@@ -128,7 +128,7 @@ class Paused:
 
 
 def read(redis: Redis, project: str) -> Snapshot:
-    """Return the current state of the project; raises what redis-py raises."""
+    """Return the current state of the project; raises redis-py's errors."""
     keys = ProjectKeys(project)
     lanes = [keys.lane(name) for name in LANES]
     of_lanes = [(k.waiting, k.claimed, k.leases, k.throttle, k.outage) for k in lanes]

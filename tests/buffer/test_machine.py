@@ -16,15 +16,15 @@ Sabotages of the scripts that turn this machine red, each tried on a copy:
 - begin admits while another holds the batch, in a pause, in a 429's wait, before the
   retry is due, or with a slot that is over or not yet there;
 - ack leaves the lease, the slot, the records or their bytes, or minds who holds the batch;
-- release, narrow or bury ignores the token; release forgets its wait or makes a gone batch;
-- narrow buries an event that was not refused alone, forgets what it knows of the others, or
+- release, bisect or bury ignores the token; release forgets its wait or makes a gone batch;
+- bisect buries an event that was not refused alone, forgets what it knows of the others, or
   never finds that the vendor refuses everything; ack takes another part than was sent;
-- lapse ignores the time of the lease, keeps the old token, or does not renew the lease;
-- adopt takes a batch that is being sent, or keeps its old wait;
+- take_over ignores the time of the lease, keeps the old token, or does not renew the lease;
+- assign_slot takes a batch that is being sent, or keeps its old wait;
 - a script that ends a request forgets its time, or tells it where the token was old; ack forgets
   the ages, or puts one into the wrong bucket;
 - append stores above the cap, does not count headers, or counts refused records as accepted;
-- claim, begin or look does not look at is_loaded; claim or begin does not note whom the fence
+- claim, begin or readiness does not check is_loaded; claim or begin does not note whom the fence
   caught, or for the user or the anonymous id whichever of them is fenced;
 - purge_waiting walks from head to tail, begins before the tail, leaves '' behind, or forgets
   `waiting_bytes`, its commas or `held_bytes`;
@@ -636,11 +636,7 @@ class Lane(RuleBasedStateMachine):
         }
         return {reason for reason, holds in found.items() if holds}
 
-    @rule(
-        which=WHICH,
-        slot=st.sampled_from(["none", ""]) | SLOTS,
-        lease_ms=WAITS_MS,
-    )
+    @rule(which=WHICH, slot=st.sampled_from(["none", ""]) | SLOTS, lease_ms=WAITS_MS)
     def begin(self, which, slot, lease_ms):
         batch_id = self.named(which, "claimed", "released")
         slot = slot if slot in {"none", ""} else str(self.slot_us(slot))
@@ -692,11 +688,8 @@ class Lane(RuleBasedStateMachine):
             return
 
         assert lapsed is not None
-        assert (lapsed.attempt, lapsed.generation, lapsed.sent) == (
-            batch.attempt,
-            batch.generation,
-            batch.sent,
-        )
+        for name in ("attempt", "generation", "sent"):
+            assert getattr(lapsed, name) == getattr(batch, name), name
         assert lapsed.token != batch.token
         batch.token, batch.found_ms = lapsed.token, now_ms + lease_ms
         self.tokens[batch_id].append(lapsed.token)
@@ -727,12 +720,8 @@ class Lane(RuleBasedStateMachine):
 
         token = (self.tokens.get(batch_id) or [""])[0 if is_first else -1]
         is_stray = is_there and batch.state == "sending" and batch.token != token
-        assert (
-            self.buffer.ack(
-                batch_id, generation, token=token, count_differs=differs, exchange=EXCHANGE
-            )
-            == n
-        )
+        told = {"token": token, "count_differs": differs, "exchange": EXCHANGE}
+        assert self.buffer.ack(batch_id, generation, **told) == n
         if is_stray and batch.found_ms > self.now_ms():
             assert self.redis.pttl(LANE.orphaned_request) > 0
         self.model.failures = self.model.refusals = 0
@@ -800,15 +789,10 @@ class Lane(RuleBasedStateMachine):
         else:
             token, outcome = self.token(batch_id, whose), "unavailable"
             batch = self.holder(batch_id, token)
-        released = self.buffer.release(
-            batch_id,
-            token,
-            wait_ms=wait_ms,
-            grace_ms=grace_ms,
-            outcome=outcome,
-            ambiguous=ambiguous,
-            exchange=EXCHANGE if outcome else None,
-        )
+        waits = {"wait_ms": wait_ms, "grace_ms": grace_ms}
+        doubt = {"outcome": outcome, "ambiguous": ambiguous}
+        exchange = EXCHANGE if outcome else None
+        released = self.buffer.release(batch_id, token, **waits, **doubt, exchange=exchange)
 
         assert released == (batch is not None)
         if batch is None:
@@ -824,9 +808,8 @@ class Lane(RuleBasedStateMachine):
         batch_id = self.named(which, "sending")
         token = self.token(batch_id, whose)
         batch, model = self.holder(batch_id, token), self.model
-        said = self.buffer.bisect(
-            batch_id, token, why='{"a":1}', isolation_max=isolation_max, exchange=EXCHANGE
-        )
+        limit = {"isolation_max": isolation_max}
+        said = self.buffer.bisect(batch_id, token, **limit, exchange=EXCHANGE)
         if batch is None:
             assert said == "old"
             self.assert_unchanged()
@@ -877,14 +860,7 @@ class Lane(RuleBasedStateMachine):
         batch_id = self.named(which, "sending")
         token = self.token(batch_id, whose)
         batch = self.holder(batch_id, token)
-        n = self.buffer.bury(
-            batch_id,
-            token,
-            why='{"a":1}',
-            outcome="rejected",
-            ambiguous=ambiguous,
-            exchange=EXCHANGE,
-        )
+        n = self.buffer.bury(batch_id, token, ambiguous=ambiguous, exchange=EXCHANGE)
         if batch is None:
             assert n == 0
             self.assert_unchanged()
@@ -908,15 +884,9 @@ class Lane(RuleBasedStateMachine):
     )
     def pause(self, which, kind, first_ms, failures_max):
         batch_id = self.probe_or(which)
-        paused = self.pauses.pause(
-            batch_id,
-            kind,
-            status="401",
-            code="-",
-            first_ms=first_ms,
-            probe_ms=3 * HOUR_MS,
-            failures_max=failures_max,
-        )
+        waits = {"first_ms": first_ms, "probe_ms": 3 * HOUR_MS}
+        why = {"status": "401", "code": "-", "failures_max": failures_max}
+        paused = self.pauses.pause(batch_id, kind, **why, **waits)
         model, is_for_all = self.model, kind == "unauthorized"
         for place in ("pause", "outage"):
             old = getattr(model, place)
@@ -1067,10 +1037,8 @@ class Lane(RuleBasedStateMachine):
         }.items():
             assert histograms.read(histogram_counters, "track", name)[0][-1][1] == times, name
         assert histogram_counters.get("track:request_s:sum", 0) == 300_000 * ended
-        assert (
-            histogram_counters.get("track:batch_fill:sum", 0)
-            == 750_000 * counts["outcome:delivered"]
-        )
+        fill = histogram_counters.get("track:batch_fill:sum", 0)
+        assert fill == 750_000 * counts["outcome:delivered"]
 
     def assert_batches_are_whole(self, seen):
         """A batch has a hash, its records and its lease, or nothing of the three."""
@@ -1136,13 +1104,8 @@ class Lane(RuleBasedStateMachine):
         known |= {LANE.records(id_) for id_ in model.batches}
 
         assert known <= set(seen)
-        assert set(seen) - known <= {
-            KEYS.counts,
-            KEYS.histogram_counters,
-            LANE.nudge,
-            LANE.orphaned_request,
-            LANE.throttle,
-        }
+        also = {LANE.nudge, LANE.orphaned_request, LANE.throttle}
+        assert set(seen) - known <= {KEYS.counts, KEYS.histogram_counters, *also}
 
 
 def test_no_sequence_of_steps_loses_repeats_or_misplaces_a_record(redis, monkeypatch):

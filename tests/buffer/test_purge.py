@@ -475,8 +475,7 @@ def test_a_late_refusal_does_not_bury_who_was_not_refused_alone(world):
 
 
 @pytest.mark.parametrize(
-    ("suspects", "carried", "second"),
-    [("bAcdefgh", "bAcd", "bcde"), ("bAACdefg", "bAAC", "bCd")],
+    ("suspects", "carried", "second"), [("bAcdefgh", "bAcd", "bcde"), ("bAACdefg", "bAAC", "bCd")]
 )
 def test_a_late_success_does_not_count_for_what_only_a_later_attempt_carries(
     redis, worlds, suspects, carried, second

@@ -17,8 +17,8 @@
 -- ARGV[6]  ages          bounds of the histogram of ages, s, commas between
 -- ARGV[7…] increments of other histograms: see `tally`
 --
--- A late success counts whoever holds the batch. If another worker is sending the batch, its
--- request is then tracked only by the key `stray`, until its lease ends.
+-- A late success counts even if another worker holds the batch. If that worker is sending it,
+-- its request is then tracked only by the key `stray`, until its lease ends.
 -- Returns the number of records delivered. 0 when the batch or its generation is gone; then
 -- nothing but failures and refusals changed. O(n).
 
