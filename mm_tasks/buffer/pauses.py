@@ -1,8 +1,8 @@
-"""What stops sending: a pause of the project, an outage of an endpoint, the wait of a 429.
+"""A circuit breaker with a half-open probe: pause of the project, outage of an endpoint, 429.
 
-They are separate keys, so that a short wait cannot end a pause, nor the success of
-one call the outage of another; lanes that share an endpoint share those. A pause or
-an outage is lifted by its probe alone: one batch at a time that `begin` admits.
+Each has a key of its own, so that a short wait cannot end a pause, nor the success of one
+request the outage of another endpoint. Lanes of one endpoint share its keys. Only its probe
+ends a pause or an outage: the one batch that `begin` admits meanwhile.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _PAUSE, _PROBE, _LIFT, _THROTTLE = map(
 
 
 class Pauses:
-    """What stops one lane of one project."""
+    """The pause, outage and throttle that apply to one lane of one project."""
 
     def __init__(self, redis: Redis, project: str, lane: str) -> None:
-        """Take the client; nothing is read here."""
+        """Take the client; read nothing."""
         self._redis = redis
         keys = ProjectKeys(project).lane(lane)
         self._stops = (ProjectKeys(project).pause, keys.outage)
@@ -42,9 +42,9 @@ class Pauses:
         probe_ms: int,
         failures_max: int = 0,
     ) -> bool:
-        """Pause, or count one of `failures_max` failures in a row; say whether paused.
+        """Pause, or count one of `failures_max` failures in a row; return whether it is paused.
 
-        By its kind it concerns the project or this lane: see `pause_start.lua`.
+        The kind decides between the project and this lane: see `pause_start.lua`.
         """
         keys = (*self._stops, self._failures)
         args = (batch_id, kind, status, code, first_ms, probe_ms, failures_max)

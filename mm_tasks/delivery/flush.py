@@ -13,7 +13,6 @@ from __future__ import annotations
 import random
 import time
 from dataclasses import dataclass, replace
-from itertools import islice
 from logging import getLogger
 from typing import TYPE_CHECKING, NamedTuple, assert_never
 
@@ -23,6 +22,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from mm_tasks.buffer.attempt import Admitted, RequestStats
 from mm_tasks.buffer.rate_limiter import SLOT_VALID_MS, Limiter
+from mm_tasks.buffer.scripts import pages
 from mm_tasks.client.outcome import NAMES, Ambiguous, Delivered, Unavailable
 from mm_tasks.delivery import retry
 from mm_tasks.events.limits import BATCH_BRACKETS_BYTES
@@ -30,7 +30,7 @@ from mm_tasks.events.limits import BATCH_BRACKETS_BYTES
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from mm_tasks.buffer.batches import Buffer
+    from mm_tasks.buffer.batches import Batches
     from mm_tasks.buffer.pauses import Pauses
     from mm_tasks.client.api import Client
     from mm_tasks.client.outcome import Outcome
@@ -82,14 +82,14 @@ class Delivery:
 
     def __init__(  # noqa: PLR0913, PLR0917 - the stages that it knows
         self,
-        buffer: Buffer,
+        buffer: Batches,
         limiter: Limiter | None,
         pauses: Pauses,
         client: Client | None,
         policy: Policy,
         load_fences: Callable[[], bool],
         *,
-        sibling: Buffer | None = None,
+        sibling: Batches | None = None,
         low_priority: bool = False,
     ) -> None:
         """Take the parts. A flush needs no client.
@@ -147,7 +147,7 @@ class Delivery:
         return outcome, RequestStats(took_s, len(bodies), body_bytes)
 
     def _look(self, *, linger: bool) -> str:
-        return self._buffer.look(late_ms=LATE_MS, claimed_max=CLAIMED_MAX, linger=linger)
+        return self._buffer.readiness(late_ms=LATE_MS, claimed_max=CLAIMED_MAX, linger=linger)
 
     def _fresh(self, *, linger: bool) -> Iterator[tuple[str, float]]:
         while self._look(linger=linger) == "ready":
@@ -162,7 +162,7 @@ class Delivery:
 
     def _again(self) -> Iterator[tuple[str, float]]:
         for batch_id in self._buffer.due(DUE_MAX):
-            lapsed = self._buffer.lapse(batch_id, lease_ms=self._lease_ms)
+            lapsed = self._buffer.take_over(batch_id, lease_ms=self._lease_ms)
             if lapsed is not None:
                 log.warning("batch_lapsed", extra={"batch_id": batch_id})
                 self._settle(batch_id, lapsed, Ambiguous("lease"))
@@ -170,7 +170,9 @@ class Delivery:
             slot = self._slot()
             if slot is None:
                 return
-            if self._buffer.adopt(batch_id, slot_us=slot.start_us, found_again_ms=FOUND_AGAIN_MS):
+            if self._buffer.assign_slot(
+                batch_id, slot_us=slot.start_us, found_again_ms=FOUND_AGAIN_MS
+            ):
                 yield batch_id, slot.wait_s
 
     def _probe(self) -> Iterator[Dispatch]:
@@ -178,21 +180,23 @@ class Delivery:
         if refused is None:
             return
         for batch_id in self._buffer.due(DUE_MAX):
-            lapsed = self._buffer.lapse(batch_id, lease_ms=self._lease_ms)
+            lapsed = self._buffer.take_over(batch_id, lease_ms=self._lease_ms)
             if lapsed is not None:
                 self._settle(batch_id, lapsed, Ambiguous("lease"))
         slot = self._slot()
         if slot is None:
             return
         for buffer, batch_id in self._probe_candidates(refused, slot.start_us):
-            if not buffer.adopt(batch_id, slot_us=slot.start_us, found_again_ms=FOUND_AGAIN_MS):
+            if not buffer.assign_slot(
+                batch_id, slot_us=slot.start_us, found_again_ms=FOUND_AGAIN_MS
+            ):
                 continue
             # Otherwise another flush was first, and this one has nothing left to do.
             if self._pauses.choose_probe(batch_id, lost_ms=self._lease_ms):
                 yield Dispatch(buffer.lane, [batch_id], slot.wait_s)
             return
 
-    def _probe_candidates(self, refused: str, slot_us: int | None) -> Iterator[tuple[Buffer, str]]:
+    def _probe_candidates(self, refused: str, slot_us: int | None) -> Iterator[tuple[Batches, str]]:
         """Yield another batch than the refused one if the endpoint has one: see *Outcomes*."""
         last = []
         for buffer in self._endpoint():
@@ -204,7 +208,7 @@ class Delivery:
                 yield buffer, fresh
         yield from last
 
-    def _endpoint(self) -> tuple[Buffer, ...]:
+    def _endpoint(self) -> tuple[Batches, ...]:
         return (self._buffer,) if self._sibling is None else (self._buffer, self._sibling)
 
     def _slot(self) -> _Slot | None:
@@ -224,7 +228,7 @@ class Delivery:
                 yield Dispatch(self._buffer.lane, [batch_id], wait_s)
             return
         ids = (batch_id for batch_id, _ in found)
-        while page := list(islice(ids, IDENTIFIES_A_MESSAGE)):
+        for page in pages(ids, IDENTIFIES_A_MESSAGE):
             yield Dispatch(self._buffer.lane, page, 0)
 
     def _acquire_slot(self, batch_id: str) -> Admitted | float | None:
@@ -333,7 +337,7 @@ class Delivery:
 
     def _narrow(self, batch_id: str, attempt: Admitted, found: retry.Narrow) -> float | None:
         """Narrow a refused batch down; pause when it is not the events but a rule."""
-        state = self._buffer.narrow(
+        state = self._buffer.bisect(
             batch_id,
             attempt.token,
             why=found.why,
@@ -353,7 +357,7 @@ class Delivery:
             is_refusal = attempt.paused != retry.UNAVAILABLE
             if is_refusal and refused not in {"", batch_id} and isinstance(outcome, Delivered):
                 for buffer in self._endpoint():
-                    buffer.single_out(refused)
+                    buffer.isolate(refused)
         known = retry.signal(outcome, attempt, _random_s)
         match known:
             case None:
@@ -390,10 +394,10 @@ class _Slot(NamedTuple):
     start_us: int | None
 
 
-def _wants_slot(buffer: Buffer) -> bool:
+def _wants_slot(buffer: Batches) -> bool:
     """Say whether a batch is ready or late; a lane that cannot be read will take no slot."""
     try:
-        return buffer.look(late_ms=LATE_MS, claimed_max=CLAIMED_MAX) in {"ready", "late"}
+        return buffer.readiness(late_ms=LATE_MS, claimed_max=CLAIMED_MAX) in {"ready", "late"}
     except ResponseError:
         return False
 

@@ -28,19 +28,19 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from redis import Redis
 
-from mm_tasks.buffer.batches import BatchLimits, Buffer
+from mm_tasks.buffer.batches import BatchLimits
 from mm_tasks.buffer.dead_letters import DeadLetters, Filter, Group, Revived
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.producer import Record
 from mm_tasks.buffer.records import HEADER_BYTES, tag
 from mm_tasks.errors import BufferFull
-from tests.conftest import embedded, load_fences
+from tests.buffer import lane_buffer
+from tests.buffer.lane_buffer import assert_adds_up, counts
+from tests.conftest import load_fences
 
 KEYS = ProjectKeys("p")
 LANES = ("track", "identify")
-PLACES = ("leased", "delivered", "dead", "erased", "discarded")
 DAY_MS = 86_400_000
 LIMITS = BatchLimits(events_max=1000, bytes_max=1 << 20, linger_ms=0)
 REJECTED = {"reason": "rejected", "status": 400, "code": "invalid_payload", "attempts": 3}
@@ -54,14 +54,10 @@ def dead(redis):
 
 @contextmanager
 def opened(redis, lane="track", project="p"):
-    """A buffer, and at the end no connection of it left to the garbage collector."""
+    """A buffer on a server whose fences are loaded."""
     load_fences(redis, project)
-    buffer = Buffer(redis, project, lane, LIMITS, held_bytes_max=1 << 30)
-    try:
+    with lane_buffer.opened(redis, lane, LIMITS, project) as buffer:
         yield buffer
-    finally:
-        for connection in buffer._line._idle:  # noqa: SLF001 - a producer's are never closed
-            connection.disconnect()
 
 
 def entry(n, user_id=None, event="signed_up", anonymous_id=None):
@@ -74,11 +70,11 @@ def bury(redis, entries, why=REJECTED, lane="track"):
     before = set(redis.hkeys(KEYS.dead))
     with opened(redis, lane) as buffer:
         buffer.append(entries)
-        batch_id = buffer.claim(slot_us=None, found_again_ms=5000)
+        batch_id = buffer.claim()
         if batch_id is None:
             return []
-        admitted = buffer.begin(batch_id, slot="none", slot_valid_ms=2000, lease_ms=60_000)
-        buffer.bury(batch_id, admitted.token, why=json.dumps(why), outcome="rejected")
+        admitted = buffer.begin(batch_id)
+        buffer.bury(batch_id, admitted.token, why=json.dumps(why))
     new = set(redis.hkeys(KEYS.dead)) - before
     return sorted((id_.decode() for id_ in new), key=lambda id_: int(id_.rpartition(":")[2]))
 
@@ -87,27 +83,8 @@ def record_of(redis, id_):
     return redis.hget(KEYS.dead, id_).partition(b"\n")[2]
 
 
-def counts(redis):
-    return Counter({name.decode(): int(n) for name, n in redis.hgetall(KEYS.counts).items()})
-
-
 def waiting(redis, lane="track"):
     return redis.lrange(KEYS.lane(lane).waiting, 0, -1)
-
-
-def assert_adds_up(redis):
-    found, held = counts(redis), []
-    letters = {id_.decode(): text for id_, text in redis.hgetall(KEYS.dead).items()}
-    assert set(letters) == {id_.decode() for id_ in redis.zrange(KEYS.dead_at, 0, -1)}
-    for lane in LANES:
-        records = waiting(redis, lane)
-        dead = [t.partition(b"\n")[2] for id_, t in letters.items() if id_.startswith(lane)]
-        held += records + dead
-        places = sum(found[f"{lane}:{place}"] for place in PLACES)
-        assert found[f"{lane}:accepted"] == len(records) + places
-        assert found[f"{lane}:dead"] == len(dead)
-        assert found[f"{lane}:waiting_bytes"] == sum(len(r) - HEADER_BYTES + 1 for r in records)
-    assert found["held_bytes"] == sum(map(len, held))
 
 
 def fence(redis, user_id):
@@ -243,8 +220,8 @@ def test_a_revived_record_waits_again_byte_for_byte(redis, dead):
     assert dead.revive(ids) == Revived(2, 0, 0)
     assert waiting(redis)[1:] == records
     assert_adds_up(redis)
-    batch_id = buffer.claim(slot_us=None, found_again_ms=5000)
-    admitted = buffer.begin(batch_id, slot="none", slot_valid_ms=1, lease_ms=1)
+    batch_id = buffer.claim()
+    admitted = buffer.begin(batch_id)
     assert admitted.bodies == [entry(n).body for n in (3, 1, 2)]
 
 
@@ -328,17 +305,13 @@ def test_one_trim_does_a_bounded_part_of_a_large_excess(redis, dead):
 
 
 @pytest.fixture
-def full():
-    """A server of its own that is at its maxmemory, with letters in it."""
-    server = embedded(config={"maxmemory-policy": "noeviction"})
-    server.start()
-    client = Redis(port=server.port)
-    bury(client, [entry(n, "gone" if n % 100 == 0 else None) for n in range(400)])
-    fence(client, "gone")
-    client.config_set("maxmemory", client.info("memory")["used_memory"] // 2)
-    yield client
-    client.close()
-    server.stop()
+def full(servers):
+    """A server at its maxmemory, with letters in it."""
+    server = servers()
+    bury(server.client, [entry(n, "gone" if n % 100 == 0 else None) for n in range(400)])
+    fence(server.client, "gone")
+    server.fill()
+    return server.client
 
 
 @pytest.mark.parametrize("change", ["revive", "discard", "trim"])

@@ -25,13 +25,11 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import pytest
-from redis import Redis
 
 from mm_tasks.buffer.attempt import Admitted, Rejection
-from mm_tasks.buffer.batches import BatchLimits, Buffer
+from mm_tasks.buffer.batches import BatchLimits
 from mm_tasks.buffer.dead_letters import DeadLetters, Revived
 from mm_tasks.buffer.fence import Fence, FenceState
 from mm_tasks.buffer.keys import ProjectKeys
@@ -39,7 +37,8 @@ from mm_tasks.buffer.producer import Record
 from mm_tasks.buffer.records import tag
 from mm_tasks.buffer.scripts import Script
 from mm_tasks.errors import AuditChainBroken, AuditUnavailable, BufferFull, ConfigurationError
-from tests.conftest import embedded, held
+from tests.buffer import lane_buffer
+from tests.conftest import held
 
 KEYS = ProjectKeys("p")
 STORE, OTHER_STORE = "store-1", "store-2"
@@ -80,33 +79,18 @@ def fence(redis):
     return Fence(redis, "p")
 
 
-@contextmanager
-def opened(redis, lane="track"):
-    """A buffer, and at the end no connection of it left to the garbage collector."""
-    buffer = Buffer(redis, "p", lane, LIMITS, held_bytes_max=1 << 20)
-    try:
-        yield buffer
-    finally:
-        for connection in buffer._line._idle:  # noqa: SLF001 - a producer's are never closed
-            connection.disconnect()
+def opened(redis):
+    return lane_buffer.opened(redis, "track", LIMITS)
 
 
 def event(user_id=None, anonymous_id=None):
     return Record(b'{"event":"seen"}', user_id, anonymous_id)
 
 
-def begin(buffer, batch_id):
-    return buffer.begin(batch_id, slot="none", slot_valid_ms=5000, lease_ms=60_000)
-
-
-def claim(buffer):
-    return buffer.claim(slot_us=None, found_again_ms=60_000)
-
-
 def is_loaded(redis):
     """Ask as a flush does."""
     with opened(redis) as buffer:
-        return buffer.look(**EVERYTHING) != "unloaded"
+        return buffer.readiness(**EVERYTHING) != "unloaded"
 
 
 def fenced(redis):
@@ -570,12 +554,12 @@ def test_a_fence_raised_after_the_append_stops_the_claim_and_the_attempt(redis, 
     fence.load(STORE, set)
     with opened(redis) as buffer:
         buffer.append([event("u1"), event("u2")])
-        first = claim(buffer)
+        first = buffer.claim()
         buffer.append([event("u1"), event("u3")])
         fence.add(tags(1), STORE)
-        second = claim(buffer)
+        second = buffer.claim()
 
-        assert [begin(buffer, id_).sent for id_ in (first, second)] == [1, 1]
+        assert [buffer.begin(id_).sent for id_ in (first, second)] == [1, 1]
         assert redis.hgetall(KEYS.caught) == {tag("p", "user", "u1"): b"2"}
 
 
@@ -584,8 +568,8 @@ def test_a_letter_of_one_erased_is_not_revived(redis, fence):
     fence.load(STORE, set)
     with opened(redis) as buffer:
         buffer.append([event("u1"), event("u2")])
-        batch_id = claim(buffer)
-        buffer.bury(batch_id, begin(buffer, batch_id).token, why="{}", outcome="rejected")
+        batch_id = buffer.claim()
+        buffer.bury(batch_id, buffer.begin(batch_id).token)
     fence.add(tags(1), STORE)
     letters = DeadLetters(redis, "p")
 
@@ -603,7 +587,7 @@ def test_nothing_is_claimed_or_sent_until_the_fences_were_loaded(redis, fence, h
     fence.load(STORE, set)
     with opened(redis) as buffer:
         buffer.append([event("u1"), event("u2")])
-        batch_id = claim(buffer)
+        batch_id = buffer.claim()
         buffer.append([event("u1"), event("u3")])
         if how == "flushed":
             redis.flushall()
@@ -616,101 +600,59 @@ def test_nothing_is_claimed_or_sent_until_the_fences_were_loaded(redis, fence, h
             redis.hdel(KEYS.fences, "run_id")
         before = held(redis)
 
-        assert claim(buffer) is None
-        assert begin(buffer, batch_id) == Rejection("gone" if how == "flushed" else "unloaded")
-        assert buffer.look(**EVERYTHING) == "unloaded"
+        assert buffer.claim() is None
+        assert buffer.begin(batch_id) == Rejection("gone" if how == "flushed" else "unloaded")
+        assert buffer.readiness(**EVERYTHING) == "unloaded"
         assert held(redis) == before
 
         fence.load(STORE, lambda: tags(1))
-        assert buffer.look(**EVERYTHING) == "ready"
-        assert (claim(buffer) is None) == (how == "flushed")
+        assert buffer.readiness(**EVERYTHING) == "ready"
+        assert (buffer.claim() is None) == (how == "flushed")
         if how != "flushed":
-            assert begin(buffer, batch_id).sent == 1
+            assert buffer.begin(batch_id).sent == 1
 
 
-# Servers of our own.
-
-
-class Server:
-    """A server that can be stopped and started, with what it had on disk."""
-
-    def __init__(self, **config):
-        self.server = embedded(config={"maxmemory-policy": "noeviction", **config})
-        self.server.start()
-        self.client = Redis(port=self.server.port)
-
-    def restart(self):
-        port = self.server.port
-        self.client.connection_pool.disconnect()
-        self.server.stop()
-        self.server.start()
-        assert self.server.port == port
-
-    def stop(self):
-        self.client.close()
-        self.server.stop()
-
-
-@pytest.fixture
-def servers():
-    started = []
-
-    def start(**config):
-        started.append(Server(**config))
-        return started[-1]
-
-    yield start
-    for server in started:
-        server.stop()
-
-
-AOF = {"appendonly": "yes", "appendfsync": "always"}
-
-
-def test_a_restart_forgets_that_the_fences_were_loaded_and_nothing_else(servers):
+def test_a_restart_forgets_that_the_fences_were_loaded_and_nothing_else(persistent):
     """The AOF may have lost the last fence: only SQL knows, and nothing is sent before."""
-    server = servers(**AOF)
-    redis, fence = server.client, Fence(server.client, "p")
+    redis, fence = persistent.client, Fence(persistent.client, "p")
     fence.load(STORE, lambda: tags(1))
     with opened(redis) as buffer:
         buffer.append([event("u2"), event("u3")])
-        batch_id = claim(buffer)
+        batch_id = buffer.claim()
         buffer.append([event("u4")])
-        server.restart()
+        persistent.restart()
 
         assert fenced(redis) == tags(1)
-        assert buffer.look(**EVERYTHING) == "unloaded"
-        assert claim(buffer) is None
-        assert begin(buffer, batch_id) == Rejection("unloaded")
+        assert buffer.readiness(**EVERYTHING) == "unloaded"
+        assert buffer.claim() is None
+        assert buffer.begin(batch_id) == Rejection("unloaded")
         assert buffer.append([event("u1"), event("u5")]).suppressed == {0}
         fence.load(STORE, lambda: tags(1, 2))
-        assert buffer.look(**EVERYTHING) == "ready"
-        begun = begin(buffer, batch_id)
+        assert buffer.readiness(**EVERYTHING) == "ready"
+        begun = buffer.begin(batch_id)
         assert isinstance(begun, Admitted)
         assert begun.sent == 1
-        assert claim(buffer) is not None
+        assert buffer.claim() is not None
 
 
-def test_an_attempt_that_outlives_a_restart_is_not_admitted_twice(servers):
+def test_an_attempt_that_outlives_a_restart_is_not_admitted_twice(persistent):
     """It is held before it is unloaded: its outcome is still to come, and can be recorded."""
-    server = servers(**AOF)
-    redis, fence = server.client, Fence(server.client, "p")
+    redis, fence = persistent.client, Fence(persistent.client, "p")
     fence.load(STORE, set)
     with opened(redis) as buffer:
         buffer.append([event("u2"), event("u3")])
-        batch_id = claim(buffer)
-        cut = begin(buffer, batch_id).generation
-        server.restart()
+        batch_id = buffer.claim()
+        cut = buffer.begin(batch_id).generation
+        persistent.restart()
 
-        assert begin(buffer, batch_id) == Rejection("held")
+        assert buffer.begin(batch_id) == Rejection("held")
         assert buffer.ack(batch_id, cut) == 2
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_restart_during_a_load_lets_it_start_over(servers, moment):
+def test_a_restart_during_a_load_lets_it_start_over(persistent, moment):
     """The AOF brings token and draft back, but a fence raised meanwhile may be forgotten."""
-    server = servers(**AOF)
-    redis, fence = server.client, Fence(server.client, "p")
+    redis, fence = persistent.client, Fence(persistent.client, "p")
     fence.load(STORE, set)
     sql = Sql(*range(MOMENTS[moment]))
     some = sorted(sql.tags)
@@ -718,7 +660,7 @@ def test_a_restart_during_a_load_lets_it_start_over(servers, moment):
 
     def read():
         sql.read()
-        return Midway(some[:at], server.restart, some[at:]) if sql.reads == 1 else sql.tags
+        return Midway(some[:at], persistent.restart, some[at:]) if sql.reads == 1 else sql.tags
 
     fence.load(STORE, read)
 
@@ -739,7 +681,7 @@ def full(servers):
     with opened(server.client) as buffer:
         buffer.append([event("u3")])
         server.client.hdel(KEYS.fences, "run_id")
-        server.client.config_set("maxmemory", server.client.info("memory")["used_memory"] // 2)
+        server.fill()
         with pytest.raises(BufferFull):
             buffer.append([event("u3")])
     return server.client
@@ -771,7 +713,7 @@ def test_at_maxmemory_nobody_fenced_is_stored_or_sent(full):
     fence.add(tags(3), STORE)
     fence.load(STORE, lambda: tags(1, 2, 3))
     with opened(full) as buffer:
-        assert claim(buffer) is None
+        assert buffer.claim() is None
 
     assert full.llen(KEYS.lane("track").waiting) == 0
     assert full.hgetall(KEYS.caught) == {tag("p", "user", "u3"): b"1"}

@@ -16,15 +16,15 @@ Sabotages of the scripts that turn this machine red, each tried on a copy:
 - begin admits while another holds the batch, in a pause, in a 429's wait, before the
   retry is due, or with a slot that is over or not yet there;
 - ack leaves the lease, the slot, the records or their bytes, or minds who holds the batch;
-- release, narrow or bury ignores the token; release forgets its wait or makes a gone batch;
-- narrow buries an event that was not refused alone, forgets what it knows of the others, or
+- release, bisect or bury ignores the token; release forgets its wait or makes a gone batch;
+- bisect buries an event that was not refused alone, forgets what it knows of the others, or
   never finds that the vendor refuses everything; ack takes another part than was sent;
-- lapse ignores the time of the lease, keeps the old token, or does not renew the lease;
-- adopt takes a batch that is being sent, or keeps its old wait;
+- take_over ignores the time of the lease, keeps the old token, or does not renew the lease;
+- assign_slot takes a batch that is being sent, or keeps its old wait;
 - a script that ends a request forgets its time, or tells it where the token was old; ack forgets
   the ages, or puts one into the wrong bucket;
 - append stores above the cap, does not count headers, or counts refused records as accepted;
-- claim, begin or look does not look at is_loaded; claim or begin does not note whom the fence
+- claim, begin or readiness does not check is_loaded; claim or begin does not note whom the fence
   caught, or for the user or the anonymous id whichever of them is fenced;
 - purge_waiting walks from head to tail, begins before the tail, leaves '' behind, or forgets
   `waiting_bytes`, its commas or `held_bytes`;
@@ -63,7 +63,7 @@ from hypothesis.stateful import (
 
 from mm_tasks.buffer import histograms, purge
 from mm_tasks.buffer.attempt import Admitted, Rejection, RequestStats
-from mm_tasks.buffer.batches import BatchLimits, Buffer
+from mm_tasks.buffer.batches import BatchLimits
 from mm_tasks.buffer.fence import Fence
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.pauses import Pauses
@@ -71,6 +71,7 @@ from mm_tasks.buffer.producer import Record
 from mm_tasks.buffer.purge import Purge
 from mm_tasks.buffer.records import HEADER_BYTES, STAMP_BYTES, tag
 from mm_tasks.errors import BufferFull
+from tests.buffer.lane_buffer import LaneBuffer
 
 EVENTS_MAX = 4
 BYTES_MAX = 300
@@ -240,7 +241,7 @@ class Lane(RuleBasedStateMachine):
         self.fences.load(STORE, set)
         self.purges = Purge(redis, "p")
         limits = BatchLimits(EVENTS_MAX, BYTES_MAX, linger_ms=HOUR_MS)
-        self.buffer = Buffer(
+        self.buffer = LaneBuffer(
             redis, "p", "track", limits, held_bytes_max=HELD_BYTES_MAX, nudge_ms=HOUR_MS
         )
         self.pauses = Pauses(redis, "p", "track")
@@ -253,9 +254,7 @@ class Lane(RuleBasedStateMachine):
         self.focus = None
 
     def teardown(self):
-        """Leave no connection of a producer to the garbage collector."""
-        for connection in self.buffer._line._idle:  # noqa: SLF001 - a producer's are never closed
-            connection.disconnect()
+        self.buffer.close()
 
     # What every step may ask.
 
@@ -381,7 +380,7 @@ class Lane(RuleBasedStateMachine):
         self.model.is_loaded = False
         self.agrees()
         self.claim(None, 0, linger=False)
-        self.look(HOUR_MS, 9, linger=False)
+        self.readiness(HOUR_MS, 9, linger=False)
         self.begin(which, "none", HOUR_MS)
         self.agrees()
         if is_loaded_again:
@@ -494,7 +493,7 @@ class Lane(RuleBasedStateMachine):
         which=WHICH,
         crowd=st.sampled_from([*CROWDS, *[None] * 6]),
         times=st.sampled_from([0, 1, 2, 2]),
-        then=st.sampled_from(["ack", "narrow", "lapse", "begin"]),
+        then=st.sampled_from(["ack", "bisect", "take_over", "begin"]),
         is_first=st.booleans(),
     )
     def answer_comes_after_a_purge(self, which, crowd, times, then, is_first):
@@ -506,13 +505,13 @@ class Lane(RuleBasedStateMachine):
         self.focus = self.named(which, "claimed", "released")
         batch = self.model.batches.get(self.focus)
         people = crowd or (batch and batch.records[0].subjects) or PEOPLE
-        self.adopt(which, None, 0)
+        self.assign_slot(which, None, 0)
         self.agrees()
         for turn in range(times + 1):
             self.begin(which, "none", 0)
             self.agrees()
             if turn < times:
-                self.narrow(which, "last", 0)
+                self.bisect(which, "last", 0)
                 self.agrees()
         if then == "begin":
             self.release(which, "last", 0, 0, "cut")
@@ -522,10 +521,10 @@ class Lane(RuleBasedStateMachine):
         if then == "begin":
             self.begin(which, "none", HOUR_MS)
             self.agrees()
-        if then == "lapse":
-            self.lapse(which, HOUR_MS)
-        elif then == "narrow":
-            self.narrow(which, "last", 0)
+        if then == "take_over":
+            self.take_over(which, HOUR_MS)
+        elif then == "bisect":
+            self.bisect(which, "last", 0)
         else:
             self.ack(which, is_first, differs=False)
         self.focus = None
@@ -569,10 +568,10 @@ class Lane(RuleBasedStateMachine):
         self.made(batch_id, Batch(kept, start_us / 1000 + again_ms, start_us))
 
     @rule(which=WHICH, slot=st.none() | SLOTS, again_ms=WAITS_MS)
-    def adopt(self, which, slot, again_ms):
+    def assign_slot(self, which, slot, again_ms):
         batch_id = self.named(which, "claimed", "released")
         slot_us = None if slot is None else self.slot_us(slot)
-        adopted = self.buffer.adopt(batch_id, slot_us=slot_us, found_again_ms=again_ms)
+        adopted = self.buffer.assign_slot(batch_id, slot_us=slot_us, found_again_ms=again_ms)
         batch = self.model.batches.get(batch_id)
 
         assert adopted == (batch is not None and batch.state != "sending")
@@ -599,7 +598,7 @@ class Lane(RuleBasedStateMachine):
         self.assert_unchanged()
 
     @rule(late_ms=st.just(HOUR_MS), claimed_max=st.integers(1, 9), linger=st.booleans())
-    def look(self, late_ms, claimed_max, linger):
+    def readiness(self, late_ms, claimed_max, linger):
         model, now_ms = self.model, self.now_ms()
         slots_ms = [b.slot_us / 1000 for b in model.batches.values() if b.slot_us is not None]
         is_late = len(slots_ms) >= claimed_max or min(slots_ms, default=now_ms) < now_ms - late_ms
@@ -613,7 +612,7 @@ class Lane(RuleBasedStateMachine):
             ("idle", True),
         ]
 
-        said = self.buffer.look(late_ms=late_ms, claimed_max=claimed_max, linger=linger)
+        said = self.buffer.readiness(late_ms=late_ms, claimed_max=claimed_max, linger=linger)
         assert said == next(word for word, holds in cases if holds)
         self.assert_unchanged()
 
@@ -637,11 +636,7 @@ class Lane(RuleBasedStateMachine):
         }
         return {reason for reason, holds in found.items() if holds}
 
-    @rule(
-        which=WHICH,
-        slot=st.sampled_from(["none", ""]) | SLOTS,
-        lease_ms=WAITS_MS,
-    )
+    @rule(which=WHICH, slot=st.sampled_from(["none", ""]) | SLOTS, lease_ms=WAITS_MS)
     def begin(self, which, slot, lease_ms):
         batch_id = self.named(which, "claimed", "released")
         slot = slot if slot in {"none", ""} else str(self.slot_us(slot))
@@ -683,9 +678,9 @@ class Lane(RuleBasedStateMachine):
         self.carried[batch_id].append((begun.generation, begun.token, set(begun.bodies)))
 
     @rule(which=WHICH, lease_ms=WAITS_MS)
-    def lapse(self, which, lease_ms):
+    def take_over(self, which, lease_ms):
         batch_id = self.named(which, "sending")
-        lapsed = self.buffer.lapse(batch_id, lease_ms=lease_ms)
+        lapsed = self.buffer.take_over(batch_id, lease_ms=lease_ms)
         batch, now_ms = self.model.batches.get(batch_id), self.now_ms()
         if batch is None or batch.state != "sending" or batch.found_ms > now_ms:
             assert lapsed is None
@@ -693,11 +688,8 @@ class Lane(RuleBasedStateMachine):
             return
 
         assert lapsed is not None
-        assert (lapsed.attempt, lapsed.generation, lapsed.sent) == (
-            batch.attempt,
-            batch.generation,
-            batch.sent,
-        )
+        for name in ("attempt", "generation", "sent"):
+            assert getattr(lapsed, name) == getattr(batch, name), name
         assert lapsed.token != batch.token
         batch.token, batch.found_ms = lapsed.token, now_ms + lease_ms
         self.tokens[batch_id].append(lapsed.token)
@@ -728,12 +720,8 @@ class Lane(RuleBasedStateMachine):
 
         token = (self.tokens.get(batch_id) or [""])[0 if is_first else -1]
         is_stray = is_there and batch.state == "sending" and batch.token != token
-        assert (
-            self.buffer.ack(
-                batch_id, generation, token=token, count_differs=differs, exchange=EXCHANGE
-            )
-            == n
-        )
+        told = {"token": token, "count_differs": differs, "exchange": EXCHANGE}
+        assert self.buffer.ack(batch_id, generation, **told) == n
         if is_stray and batch.found_ms > self.now_ms():
             assert self.redis.pttl(LANE.orphaned_request) > 0
         self.model.failures = self.model.refusals = 0
@@ -750,7 +738,7 @@ class Lane(RuleBasedStateMachine):
     @rule(which=WHICH, fenced=st.sampled_from([[], *CROWDS]), lease_ms=WAITS_MS)
     def find_again(self, which, fenced, lease_ms):
         """A flush finds a free batch and a worker begins it; somebody may be fenced between."""
-        self.adopt(which, None, 0)
+        self.assign_slot(which, None, 0)
         self.agrees()
         for person in fenced:
             self.fence(person, is_fenced=True)
@@ -767,9 +755,9 @@ class Lane(RuleBasedStateMachine):
     @rule(which=WHICH, slot=SLOTS, lease_ms=WAITS_MS)
     def slot_comes(self, which, slot, lease_ms):
         """A worker begins a batch at the slot it was given, too early, or too late."""
-        self.adopt(which, slot, HOUR_MS)
+        self.assign_slot(which, slot, HOUR_MS)
         self.agrees()
-        self.look(HOUR_MS, 9, linger=False)
+        self.readiness(HOUR_MS, 9, linger=False)
         self.begin(which, "", lease_ms)
 
     def holder(self, batch_id, token):
@@ -801,15 +789,10 @@ class Lane(RuleBasedStateMachine):
         else:
             token, outcome = self.token(batch_id, whose), "unavailable"
             batch = self.holder(batch_id, token)
-        released = self.buffer.release(
-            batch_id,
-            token,
-            wait_ms=wait_ms,
-            grace_ms=grace_ms,
-            outcome=outcome,
-            ambiguous=ambiguous,
-            exchange=EXCHANGE if outcome else None,
-        )
+        waits = {"wait_ms": wait_ms, "grace_ms": grace_ms}
+        doubt = {"outcome": outcome, "ambiguous": ambiguous}
+        exchange = EXCHANGE if outcome else None
+        released = self.buffer.release(batch_id, token, **waits, **doubt, exchange=exchange)
 
         assert released == (batch is not None)
         if batch is None:
@@ -821,13 +804,12 @@ class Lane(RuleBasedStateMachine):
         batch.found_ms = batch.due_ms + grace_ms
 
     @rule(which=WHICH, whose=WHOSE, isolation_max=st.sampled_from([0, 0, 2]))
-    def narrow(self, which, whose, isolation_max):
+    def bisect(self, which, whose, isolation_max):
         batch_id = self.named(which, "sending")
         token = self.token(batch_id, whose)
         batch, model = self.holder(batch_id, token), self.model
-        said = self.buffer.narrow(
-            batch_id, token, why='{"a":1}', isolation_max=isolation_max, exchange=EXCHANGE
-        )
+        limit = {"isolation_max": isolation_max}
+        said = self.buffer.bisect(batch_id, token, **limit, exchange=EXCHANGE)
         if batch is None:
             assert said == "old"
             self.assert_unchanged()
@@ -864,7 +846,7 @@ class Lane(RuleBasedStateMachine):
             if turn == times - 1:
                 self.ack(which, is_first=False, differs=False)
             else:
-                self.narrow(which, "last", 0)
+                self.bisect(which, "last", 0)
             self.agrees()
 
     def laid_aside(self, batch_id, batch, n):
@@ -878,14 +860,7 @@ class Lane(RuleBasedStateMachine):
         batch_id = self.named(which, "sending")
         token = self.token(batch_id, whose)
         batch = self.holder(batch_id, token)
-        n = self.buffer.bury(
-            batch_id,
-            token,
-            why='{"a":1}',
-            outcome="rejected",
-            ambiguous=ambiguous,
-            exchange=EXCHANGE,
-        )
+        n = self.buffer.bury(batch_id, token, ambiguous=ambiguous, exchange=EXCHANGE)
         if batch is None:
             assert n == 0
             self.assert_unchanged()
@@ -909,15 +884,9 @@ class Lane(RuleBasedStateMachine):
     )
     def pause(self, which, kind, first_ms, failures_max):
         batch_id = self.probe_or(which)
-        paused = self.pauses.pause(
-            batch_id,
-            kind,
-            status="401",
-            code="-",
-            first_ms=first_ms,
-            probe_ms=3 * HOUR_MS,
-            failures_max=failures_max,
-        )
+        waits = {"first_ms": first_ms, "probe_ms": 3 * HOUR_MS}
+        why = {"status": "401", "code": "-", "failures_max": failures_max}
+        paused = self.pauses.pause(batch_id, kind, **why, **waits)
         model, is_for_all = self.model, kind == "unauthorized"
         for place in ("pause", "outage"):
             old = getattr(model, place)
@@ -1068,10 +1037,8 @@ class Lane(RuleBasedStateMachine):
         }.items():
             assert histograms.read(histogram_counters, "track", name)[0][-1][1] == times, name
         assert histogram_counters.get("track:request_s:sum", 0) == 300_000 * ended
-        assert (
-            histogram_counters.get("track:batch_fill:sum", 0)
-            == 750_000 * counts["outcome:delivered"]
-        )
+        fill = histogram_counters.get("track:batch_fill:sum", 0)
+        assert fill == 750_000 * counts["outcome:delivered"]
 
     def assert_batches_are_whole(self, seen):
         """A batch has a hash, its records and its lease, or nothing of the three."""
@@ -1137,13 +1104,8 @@ class Lane(RuleBasedStateMachine):
         known |= {LANE.records(id_) for id_ in model.batches}
 
         assert known <= set(seen)
-        assert set(seen) - known <= {
-            KEYS.counts,
-            KEYS.histogram_counters,
-            LANE.nudge,
-            LANE.orphaned_request,
-            LANE.throttle,
-        }
+        also = {LANE.nudge, LANE.orphaned_request, LANE.throttle}
+        assert set(seen) - known <= {KEYS.counts, KEYS.histogram_counters, *also}
 
 
 def test_no_sequence_of_steps_loses_repeats_or_misplaces_a_record(redis, monkeypatch):

@@ -34,7 +34,7 @@ from redis import Redis
 
 from mm_tasks.buffer import purge as purge_module
 from mm_tasks.buffer.attempt import Admitted, Rejection
-from mm_tasks.buffer.batches import BatchLimits, Buffer
+from mm_tasks.buffer.batches import BatchLimits
 from mm_tasks.buffer.dead_letters import DeadLetters
 from mm_tasks.buffer.fence import Fence
 from mm_tasks.buffer.keys import ProjectKeys
@@ -42,11 +42,11 @@ from mm_tasks.buffer.producer import Record
 from mm_tasks.buffer.purge import Purge, Scan
 from mm_tasks.buffer.records import HEADER_BYTES, tag
 from mm_tasks.errors import BufferFull
-from tests.conftest import embedded, held
+from mm_tasks.events.lanes import LANES
+from tests.buffer.lane_buffer import LaneBuffer, assert_adds_up, counts
+from tests.conftest import held
 
 KEYS = ProjectKeys("p")
-LANES = ("track", "identify", "backfill")
-PLACES = ("leased", "delivered", "dead", "erased", "discarded")
 STORE = "a store"
 HOUR_MS = 3_600_000
 ANNA = (tag("p", "user", "anna"), tag("p", "anonymous", "a_anna"))
@@ -61,9 +61,8 @@ class World:
     def __init__(self, redis, events_max=4):
         self.redis = redis
         limits = BatchLimits(events_max, 1 << 20, linger_ms=0)
-        self.lanes = {
-            lane: Buffer(redis, "p", lane, limits, held_bytes_max=1 << 30) for lane in LANES
-        }
+        self.lanes = {lane: LaneBuffer(redis, "p", lane, limits) for lane in LANES}
+        self.track = self.lanes["track"]
         self.fence = Fence(redis, "p")
         self.purge = Purge(redis, "p")
         self.dead = DeadLetters(redis, "p")
@@ -72,8 +71,7 @@ class World:
 
     def close(self):
         for buffer in self.lanes.values():
-            for connection in buffer._line._idle:  # noqa: SLF001 - a producer's are never closed
-                connection.disconnect()
+            buffer.close()
 
     # What producers and workers do.
 
@@ -89,10 +87,10 @@ class World:
             self.lanes[lane].append(entries[i : i + 1000])
 
     def claim(self, lane="track"):
-        return self.lanes[lane].claim(slot_us=None, found_again_ms=0)
+        return self.lanes[lane].claim(found_again_ms=0)
 
     def begin(self, batch_id, lane="track", lease_ms=HOUR_MS):
-        return self.lanes[lane].begin(batch_id, slot="none", slot_valid_ms=0, lease_ms=lease_ms)
+        return self.lanes[lane].begin(batch_id, lease_ms=lease_ms)
 
     def batch(self, whose, lane="track"):
         """Return the id of a batch of these."""
@@ -130,44 +128,8 @@ class World:
         value = self.redis.hget(KEYS.lane(lane).batch(batch_id), name)
         return None if value is None else value.decode()
 
-    def counts(self):
-        raw = self.redis.hgetall(KEYS.counts)
-        return Counter({name.decode(): int(n) for name, n in raw.items()})
-
     def assert_adds_up(self):
-        found, held, letters = self.counts(), 0, self.redis.hgetall(KEYS.dead)
-        assert set(letters) == set(self.redis.zrange(KEYS.dead_at, 0, -1))
-        for lane in LANES:
-            keys = KEYS.lane(lane)
-            waiting = self.redis.lrange(keys.waiting, 0, -1)
-            batches = [id_.decode() for id_ in self.redis.zrange(keys.leases, 0, -1)]
-            leased = []
-            for id_ in batches:
-                records = self.redis.lrange(keys.records(id_), 0, -1)
-                assert records
-                assert int(self.field(id_, "held", lane)) == sum(map(len, records))
-                leased += records
-            dead = [
-                t.partition(b"\n")[2] for id_, t in letters.items() if id_.startswith(lane.encode())
-            ]
-            there = {
-                "batch": set(map(keys.batch, batches)),
-                "records": set(map(keys.records, batches)),
-            }
-            for kind, known in there.items():
-                pattern = keys.batch("*") if kind == "batch" else keys.records("*")
-                assert {key.decode() for key in self.redis.keys(pattern)} == known
-            assert set(self.redis.zrange(keys.claimed, 0, -1)) <= {id_.encode() for id_ in batches}
-            assert found[f"{lane}:leased"] == len(leased)
-            assert found[f"{lane}:dead"] == len(dead)
-            assert found[f"{lane}:accepted"] == len(waiting) + sum(
-                found[f"{lane}:{place}"] for place in PLACES
-            )
-            assert found[f"{lane}:waiting_bytes"] == sum(
-                len(record) - HEADER_BYTES + 1 for record in waiting
-            )
-            held += sum(map(len, [*waiting, *leased, *dead]))
-        assert found["held_bytes"] == held
+        assert_adds_up(self.redis)
 
 
 def whose(records):
@@ -292,14 +254,14 @@ def test_a_batch_of_the_person_alone_is_gone_without_a_trace(world, state):
     if state == "lapsed":
         attempt = world.begin(batch_id, lease_ms=0)
     elif state == "released":
-        world.lanes["track"].release(batch_id, "", wait_ms=0, grace_ms=0)
+        world.track.release(batch_id, "")
     world.raise_fence()
 
     assert removed(world.scan()) == {"track:batches": 4}
-    assert world.lanes["track"].due(9, everything=True) == []
+    assert world.track.due(9, everything=True) == []
     assert world.begin(batch_id) == Rejection("gone")
     if state == "lapsed":
-        assert world.lanes["track"].ack(batch_id, attempt.generation, token=attempt.token) == 0
+        assert world.track.ack(batch_id, attempt.generation, token=attempt.token) == 0
 
 
 @pytest.mark.parametrize("lane", LANES)
@@ -348,13 +310,13 @@ def test_a_person_of_two_hundred_ids_is_found_by_each(redis, worlds):
     tags = [tag("p", "anonymous", f"device_{n}") for n in numbers]
     for place in ("dead", "batch", "waiting"):
         entries = [Record(b"%d A" % n, None, f"device_{n}") for n in numbers]
-        world.lanes["track"].append([*entries, Record(b"other b", None, "device_200")])
+        world.track.append([*entries, Record(b"other b", None, "device_200")])
         if place == "waiting":
             continue
         batch_id = world.claim()
         if place == "dead":
             token = world.begin(batch_id).token
-            world.lanes["track"].bury(batch_id, token, why="{}", outcome="rejected")
+            world.track.bury(batch_id, token)
     world.fence.add(tags, STORE)
 
     said = removed(world.purge.scan(tags, world.assert_adds_up))
@@ -365,7 +327,7 @@ def test_a_person_of_two_hundred_ids_is_found_by_each(redis, worlds):
 
 def test_records_without_an_id_belong_to_nobody(world):
     """Their tag is sixteen zeros, which is no tag of anybody."""
-    world.lanes["track"].append([Record(b"1 n", None, None), Record(b"2 A", "anna", None)])
+    world.track.append([Record(b"1 n", None, None), Record(b"2 A", "anna", None)])
     world.raise_fence()
     world.scan()
 
@@ -414,7 +376,7 @@ def test_a_person_in_the_part_that_is_not_sent_is_waited_for_too(world):
     world.raise_fence()
 
     assert world.scan().sending_ms > 0
-    assert world.lanes["track"].ack(batch_id, attempt.generation, token=attempt.token) == 2
+    assert world.track.ack(batch_id, attempt.generation, token=attempt.token) == 2
     assert removed(world.scan()) == {"track:batches": 1}
     assert world.records(batch_id) == "d"
 
@@ -424,7 +386,7 @@ def narrowed(world, whose, times=1):
     batch_id = world.batch(whose)
     for _ in range(times):
         token = world.begin(batch_id).token
-        world.lanes["track"].narrow(batch_id, token, why="{}", isolation_max=0)
+        world.track.bisect(batch_id, token)
     return batch_id
 
 
@@ -451,12 +413,10 @@ def test_a_late_success_counts_for_exactly_the_others_that_were_sent(
     world.raise_fence()
     assert removed(world.scan()) == {"track:batches": records.count("A")}
 
-    assert world.lanes["track"].ack(batch_id, attempt.generation, token=attempt.token) == len(
-        acknowledged
-    )
+    assert world.track.ack(batch_id, attempt.generation, token=attempt.token) == len(acknowledged)
     assert world.records(batch_id) == rest
     world.assert_adds_up()
-    assert world.lanes["track"].ack(batch_id, attempt.generation, token=attempt.token) == 0
+    assert world.track.ack(batch_id, attempt.generation, token=attempt.token) == 0
 
 
 @pytest.mark.parametrize("state", ["lapsed", "released"])
@@ -465,14 +425,14 @@ def test_a_late_success_of_the_persons_records_counts_for_nobody_elses(world, st
     batch_id = narrowed(world, "Aabc")
     attempt = world.begin(batch_id, lease_ms=0)
     if state == "released":
-        world.lanes["track"].release(batch_id, attempt.token, wait_ms=0, grace_ms=0)
+        world.track.release(batch_id, attempt.token)
     world.raise_fence()
     assert removed(world.scan()) == {"track:batches": 2}
 
-    assert world.lanes["track"].ack(batch_id, attempt.generation, token=attempt.token) == 0
+    assert world.track.ack(batch_id, attempt.generation, token=attempt.token) == 0
     assert world.records(batch_id) == "bc"
     assert world.field(batch_id, "state") == "released"
-    assert world.lanes["track"].due(9) == [batch_id]
+    assert world.track.due(9) == [batch_id]
     assert whose(world.begin(batch_id).bodies) == "b"
 
 
@@ -482,18 +442,18 @@ def test_a_lapsed_attempt_is_taken_over_after_a_purge_as_before(world):
     first = world.begin(batch_id, lease_ms=0)
     world.raise_fence()
     world.scan()
-    lapsed = world.lanes["track"].lapse(batch_id, lease_ms=HOUR_MS)
+    lapsed = world.track.take_over(batch_id, lease_ms=HOUR_MS)
 
     assert (lapsed.attempt, lapsed.generation, lapsed.sent) == (first.attempt, first.generation, 2)
     assert world.scan() == NONE
-    assert world.lanes["track"].release(batch_id, lapsed.token, wait_ms=0, grace_ms=0)
+    assert world.track.release(batch_id, lapsed.token)
     assert whose(world.begin(batch_id).bodies) == "bc"
 
 
 def test_a_lease_that_was_renewed_is_waited_for_again(world):
     batch_id = world.batch("bAc")
     world.begin(batch_id, lease_ms=0)
-    world.lanes["track"].lapse(batch_id, lease_ms=HOUR_MS)
+    world.track.take_over(batch_id, lease_ms=HOUR_MS)
     world.raise_fence()
 
     assert world.scan().sending_ms > 0
@@ -507,16 +467,15 @@ def test_a_late_refusal_does_not_bury_who_was_not_refused_alone(world):
     world.raise_fence()
     world.scan()
 
-    said = world.lanes["track"].narrow(batch_id, attempt.token, why="{}", isolation_max=0)
+    said = world.track.bisect(batch_id, attempt.token)
 
     assert said == "old"
     assert (world.records(batch_id), world.letters()) == ("b", "")
-    assert world.lanes["track"].lapse(batch_id, lease_ms=0) is not None
+    assert world.track.take_over(batch_id, lease_ms=0) is not None
 
 
 @pytest.mark.parametrize(
-    ("suspects", "carried", "second"),
-    [("bAcdefgh", "bAcd", "bcde"), ("bAACdefg", "bAAC", "bCd")],
+    ("suspects", "carried", "second"), [("bAcdefgh", "bAcd", "bcde"), ("bAACdefg", "bAAC", "bCd")]
 )
 def test_a_late_success_does_not_count_for_what_only_a_later_attempt_carries(
     redis, worlds, suspects, carried, second
@@ -526,29 +485,29 @@ def test_a_late_success_does_not_count_for_what_only_a_later_attempt_carries(
     batch_id = narrowed(world, suspects)
     first = world.begin(batch_id, lease_ms=0)
     assert whose(first.bodies) == carried
-    world.lanes["track"].release(batch_id, first.token, wait_ms=0, grace_ms=0)
+    world.track.release(batch_id, first.token)
     world.raise_fence()
     world.scan()
     later = world.begin(batch_id)
     assert whose(later.bodies) == second
 
-    assert world.lanes["track"].ack(batch_id, first.generation, token=first.token) == 0
+    assert world.track.ack(batch_id, first.generation, token=first.token) == 0
     assert set(second) <= set(world.records(batch_id))
-    assert world.lanes["track"].ack(batch_id, later.generation, token=later.token) == len(second)
+    assert world.track.ack(batch_id, later.generation, token=later.token) == len(second)
     world.assert_adds_up()
 
 
 def test_the_search_for_a_refused_event_goes_on_without_the_person(world):
     """P5: it is found among those that are left, and its neighbours are delivered."""
     batch_id = narrowed(world, "bAcd")
-    world.lanes["track"].release(batch_id, "", wait_ms=0, grace_ms=0)
+    world.track.release(batch_id, "")
     world.raise_fence()
     world.scan()
-    buffer = world.lanes["track"]
+    buffer = world.track
     delivered = ""
     while isinstance(begun := world.begin(batch_id), Admitted):
         if "c" in whose(begun.bodies):
-            buffer.narrow(batch_id, begun.token, why="{}", isolation_max=0)
+            buffer.bisect(batch_id, begun.token)
         else:
             delivered += whose(begun.bodies)
             buffer.ack(batch_id, begun.generation, token=begun.token)
@@ -659,29 +618,29 @@ class Meanwhile:
         batch_id, attempt = self.ended_attempt(lane, n)
         if batch_id is not None:
             buffer = self.world.lanes[lane]
-            buffer.bury(batch_id, attempt.token, why="{}", outcome="rejected")
+            buffer.bury(batch_id, attempt.token)
             self.free(lane, batch_id)
 
     def release(self, lane, n):
         batch_id, attempt = self.ended_attempt(lane, n)
         if batch_id is not None:
-            self.world.lanes[lane].release(batch_id, attempt.token, wait_ms=0, grace_ms=0)
+            self.world.lanes[lane].release(batch_id, attempt.token)
             self.free(lane, batch_id)
 
     def narrow(self, lane, n):
         batch_id, attempt = self.ended_attempt(lane, n)
         if batch_id is not None:
             buffer = self.world.lanes[lane]
-            said = buffer.narrow(batch_id, attempt.token, why="{}", isolation_max=0)
+            said = buffer.bisect(batch_id, attempt.token)
             assert said != "buried" or len(attempt.bodies) == 1
             self.free(lane, batch_id)
 
     def free(self, lane, batch_id):
         """An old token changed nothing: then a flush takes the batch over, and frees it."""
         buffer = self.world.lanes[lane]
-        lapsed = buffer.lapse(batch_id, lease_ms=0)
+        lapsed = buffer.take_over(batch_id, lease_ms=0)
         if lapsed is not None:
-            buffer.release(batch_id, lapsed.token, wait_ms=0, grace_ms=0)
+            buffer.release(batch_id, lapsed.token)
 
     def lapse(self, lane, n):
         batch_id, _ = self.ended_attempt(lane, n)
@@ -746,7 +705,7 @@ def test_nothing_of_the_person_stays_and_nothing_of_others_goes_whatever_happens
         for lane, records in zip(LANES, waiting, strict=True):
             world.append(records, lane)
         before = everybody(world)
-        erased = sum(world.counts()[f"{lane}:erased"] for lane in LANES)
+        erased = sum(counts(world.redis)[f"{lane}:erased"] for lane in LANES)
         world.raise_fence()
 
         told = 0
@@ -759,7 +718,7 @@ def test_nothing_of_the_person_stays_and_nothing_of_others_goes_whatever_happens
                     break
             end_attempts(world, meanwhile)
 
-        assert told == sum(world.counts()[f"{lane}:erased"] for lane in LANES) - erased
+        assert told == sum(counts(world.redis)[f"{lane}:erased"] for lane in LANES) - erased
         assert others(everybody(world) + meanwhile.ended) == others(before)
         for lane in LANES:
             assert_in_order(world, meanwhile, lane)
@@ -774,9 +733,9 @@ def prepare(world, meanwhile, lane, batch_id, state):
         return
     begun = world.begin(batch_id, lane, 0 if state == "lapsed" else HOUR_MS)
     if state == "narrowed":
-        buffer.narrow(batch_id, begun.token, why="{}", isolation_max=0)
+        buffer.bisect(batch_id, begun.token)
     elif state == "dead":
-        buffer.bury(batch_id, begun.token, why="{}", outcome="rejected")
+        buffer.bury(batch_id, begun.token)
     else:
         meanwhile.sending[lane][batch_id] = begun
 
@@ -787,7 +746,7 @@ def end_attempts(world, meanwhile):
         for batch_id in world.lanes[lane].due(99, everything=True):
             attempt = meanwhile.sending[lane].pop(batch_id, None)
             if attempt is not None:
-                world.lanes[lane].bury(batch_id, attempt.token, why="{}", outcome="rejected")
+                world.lanes[lane].bury(batch_id, attempt.token)
 
 
 def others(found):
@@ -814,27 +773,10 @@ def serial(record):
 # At maxmemory, and what stays readable on disk.
 
 
-@pytest.fixture
-def servers():
-    started = []
-
-    def start(**config):
-        server = embedded(config={"maxmemory-policy": "noeviction", **config})
-        server.start()
-        client = Redis(port=server.port)
-        started.append((server, client))
-        return server, client
-
-    yield start
-    for server, client in started:
-        client.close()
-        server.stop()
-
-
 def test_at_maxmemory_a_person_can_still_be_purged(servers, worlds):
     """It is a way to make room, and no reason to keep anybody's data."""
-    _, client = servers()
-    world = worlds(client, events_max=400)
+    server = servers()
+    world = worlds(server.client, events_max=400)
     world.bury("Ab" * 100)
     batch_id = world.batch("bx" * 100)
     lapsed = world.batch("aab" * 50)
@@ -844,7 +786,7 @@ def test_at_maxmemory_a_person_can_still_be_purged(servers, worlds):
     world.raise_fence()
     # Scripts too are memory: what is to run was loaded before, as on any server in use.
     world.purge.scan([tag("p", "user", "nobody")])
-    client.config_set("maxmemory", client.info("memory")["used_memory"] // 2)
+    server.fill()
     with pytest.raises(BufferFull):
         world.append("b")
     world.begin(going)
@@ -865,14 +807,11 @@ def files_with(directory, text):
     return [path.name for path in found if text in path.read_bytes()]
 
 
-AOF = {"appendonly": "yes", "appendfsync": "always"}
-
-
-def test_after_the_aof_was_rewritten_nothing_of_the_person_is_on_disk(servers, worlds):
+def test_after_the_aof_was_rewritten_nothing_of_the_person_is_on_disk(persistent, worlds):
     """Until then a deleted event can still be read there; the receipt says which it is."""
-    server, client = servers(**AOF)
+    client = persistent.client
     world = worlds(client)
-    buffer = world.lanes["track"]
+    buffer = world.track
     for place in ("dead", "claimed", "lapsed", "waiting"):
         secret = Record(b'{"email":"anna@example.org"} A', "anna", None)
         buffer.append([secret, Record(b'{"email":"bob@example.org"} b', "bob", None)])
@@ -881,36 +820,34 @@ def test_after_the_aof_was_rewritten_nothing_of_the_person_is_on_disk(servers, w
         batch_id = world.claim()
         if place == "dead":
             token = world.begin(batch_id).token
-            buffer.bury(batch_id, token, why="{}", outcome="rejected")
+            buffer.bury(batch_id, token)
         elif place == "lapsed":
             world.begin(batch_id, lease_ms=0)
     world.raise_fence()
     assert world.scan().removed.total() == 4
-    assert files_with(server.data_dir, b"anna@example.org")
+    assert files_with(persistent.data_dir, b"anna@example.org")
 
     assert world.purge.rewrite_aof(30) == "rewritten"
-    assert files_with(server.data_dir, b"anna@example.org") == []
-    assert files_with(server.data_dir, b"bob@example.org")
+    assert files_with(persistent.data_dir, b"anna@example.org") == []
+    assert files_with(persistent.data_dir, b"bob@example.org")
 
 
 def test_without_an_aof_there_is_nothing_to_rewrite(servers):
-    _, client = servers()
-
-    assert Purge(client, "p").rewrite_aof(30) == "off"
+    assert Purge(servers().client, "p").rewrite_aof(30) == "off"
 
 
-def test_a_provider_that_does_not_allow_the_command_is_no_error(servers):
+def test_a_provider_that_does_not_allow_the_command_is_no_error(persistent):
     """The erasure is complete all the same; the receipt says that the AOF was not rewritten."""
-    server, client = servers(**AOF)
+    client = persistent.client
     client.acl_setuser(
         "tenant", enabled=True, nopass=True, keys=["*"], commands=["+@all", "-bgrewriteaof"]
     )
-    with Redis(port=server.port, username="tenant", password="any") as tenant:
+    with Redis(port=persistent.port, username="tenant", password="any") as tenant:
         assert Purge(tenant, "p").rewrite_aof(30) == "refused"
 
 
-def test_a_rewrite_that_takes_longer_than_one_can_wait_is_said_to_run(servers):
-    _, client = servers(**AOF)
+def test_a_rewrite_that_takes_longer_than_one_can_wait_is_said_to_run(persistent):
+    client = persistent.client
     client.config_set("rdb-key-save-delay", 200_000)
     for n in range(20):
         client.set(f"key-{n}", n)
@@ -919,9 +856,9 @@ def test_a_rewrite_that_takes_longer_than_one_can_wait_is_said_to_run(servers):
     client.config_set("rdb-key-save-delay", 0)
 
 
-def test_a_rewrite_that_began_before_the_purge_does_not_count(servers):
+def test_a_rewrite_that_began_before_the_purge_does_not_count(persistent):
     """It may have written down what was removed since: one that begins later must follow."""
-    server, client = servers(**AOF)
+    client = persistent.client
     client.config_set("rdb-key-save-delay", 20_000)
     client.set("secret", "anna@example.org")
     for n in range(20):
@@ -930,19 +867,19 @@ def test_a_rewrite_that_began_before_the_purge_does_not_count(servers):
     client.delete("secret")
 
     assert Purge(client, "p").rewrite_aof(30) == "rewritten"
-    assert files_with(server.data_dir, b"anna@example.org") == []
+    assert files_with(persistent.data_dir, b"anna@example.org") == []
 
 
 def test_an_attempt_whose_batch_a_late_success_took_away_is_still_waited_for(redis):
     """It was admitted before the fence, and nobody can tell what is on its way with it."""
     Fence(redis, "p").load(STORE, set)
-    buffer = Buffer(redis, "p", "track", BatchLimits(5, 1000, 0), held_bytes_max=1 << 20)
+    buffer = LaneBuffer(redis, "p", "track", BatchLimits(5, 1000, 0), held_bytes_max=1 << 20)
     buffer.append([Record(b"{}", "a person", None)])
-    batch_id = buffer.claim(slot_us=None, found_again_ms=5000)
+    batch_id = buffer.claim()
     how = {"slot": "none", "slot_valid_ms": 2000}
     first = buffer.begin(batch_id, lease_ms=0, **how)
-    lapsed = buffer.lapse(batch_id, lease_ms=60_000)
-    buffer.release(batch_id, lapsed.token, wait_ms=0, grace_ms=0)
+    lapsed = buffer.take_over(batch_id, lease_ms=60_000)
+    buffer.release(batch_id, lapsed.token)
     buffer.begin(batch_id, lease_ms=60_000, **how)
 
     assert buffer.ack(batch_id, first.generation, token=first.token) == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mm_tasks.buffer import snapshot
-from mm_tasks.buffer.batches import BatchLimits, Buffer
+from mm_tasks.buffer.batches import BatchLimits
 from mm_tasks.buffer.fence import Fence
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.pauses import Pauses
@@ -13,6 +13,7 @@ from mm_tasks.buffer.producer import Record
 from mm_tasks.buffer.rate_limiter import Limiter
 from mm_tasks.events.lanes import LANES
 from mm_tasks.monitoring import status
+from tests.buffer.lane_buffer import LaneBuffer
 from tests.conftest import held, load_fences
 
 LIMITS = BatchLimits(2, 1000, 0)
@@ -22,7 +23,7 @@ KEYS = ProjectKeys("p")
 @pytest.fixture
 def buffers(redis):
     load_fences(redis)
-    return {lane: Buffer(redis, "p", lane, LIMITS, held_bytes_max=1 << 20) for lane in LANES}
+    return {lane: LaneBuffer(redis, "p", lane, LIMITS) for lane in LANES}
 
 
 def append(buffer, n):
@@ -32,8 +33,8 @@ def append(buffer, n):
 def bury(buffer, reason, n=2):
     """Make dead letters, as an attempt that found the reason does."""
     append(buffer, n)
-    batch_id = buffer.claim(slot_us=None, found_again_ms=1000)
-    begun = buffer.begin(batch_id, slot="none", slot_valid_ms=1000, lease_ms=1000)
+    batch_id = buffer.claim()
+    begun = buffer.begin(batch_id)
     why = f'{{"reason": "{reason}", "status": 400, "code": "c", "attempts": 1}}'
     assert buffer.bury(batch_id, begun.token, why=why, outcome=reason) == n
 
@@ -50,7 +51,7 @@ def test_a_project_that_nobody_used_is_empty_and_not_paused(redis):
 def test_each_lane_shows_what_waits_and_what_is_on_its_way(redis, buffers):
     for n, buffer in enumerate(buffers.values(), start=3):
         append(buffer, n)
-        assert buffer.claim(slot_us=None, found_again_ms=1000)
+        assert buffer.claim()
 
     found = snapshot.read(redis, "p")
 

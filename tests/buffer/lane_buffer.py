@@ -1,0 +1,95 @@
+"""Helpers of the tests of the buffer: both sides of a lane, and the check that counts add up."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import contextmanager
+
+from mm_tasks.buffer.batches import Batches
+from mm_tasks.buffer.keys import ProjectKeys
+from mm_tasks.buffer.producer import Producer
+from mm_tasks.buffer.records import HEADER_BYTES
+from mm_tasks.events.lanes import LANES
+
+PLACES = ("leased", "delivered", "dead", "erased", "discarded")
+
+
+class LaneBuffer(Batches):
+    """The batches of a lane and its producer's `append`, with defaults for most arguments."""
+
+    def __init__(self, redis, project, lane, limits, *, held_bytes_max=1 << 30, **more):
+        super().__init__(redis, project, lane, limits)
+        self.producer = Producer(
+            redis, project, lane, limits, held_bytes_max=held_bytes_max, **more
+        )
+        self.append = self.producer.append
+
+    def close(self):
+        """Leave no connection of the producer to the garbage collector."""
+        for connection in self.producer._connection._idle:  # noqa: SLF001 - never closed otherwise
+            connection.disconnect()
+
+    def claim(self, *, slot_us=None, found_again_ms=5000, linger=True):
+        return super().claim(slot_us=slot_us, found_again_ms=found_again_ms, linger=linger)
+
+    def begin(self, batch_id, *, slot="none", slot_valid_ms=2000, lease_ms=60_000):
+        return super().begin(batch_id, slot=slot, slot_valid_ms=slot_valid_ms, lease_ms=lease_ms)
+
+    def take_over(self, batch_id, *, lease_ms=60_000):
+        return super().take_over(batch_id, lease_ms=lease_ms)
+
+    def release(self, batch_id, token, *, wait_ms=0, grace_ms=0, **more):
+        return super().release(batch_id, token, wait_ms=wait_ms, grace_ms=grace_ms, **more)
+
+    def bisect(self, batch_id, token, *, why="{}", isolation_max=0, **more):
+        return super().bisect(batch_id, token, why=why, isolation_max=isolation_max, **more)
+
+    def bury(self, batch_id, token, *, why="{}", outcome="rejected", **more):
+        return super().bury(batch_id, token, why=why, outcome=outcome, **more)
+
+
+@contextmanager
+def opened(redis, lane, limits, project="p"):
+    buffer = LaneBuffer(redis, project, lane, limits)
+    try:
+        yield buffer
+    finally:
+        buffer.close()
+
+
+def counts(redis, project="p"):
+    raw = redis.hgetall(ProjectKeys(project).counts)
+    return Counter({name.decode(): int(n) for name, n in raw.items()})
+
+
+def records_of(letters):
+    """Return the records of dead letters."""
+    return [text.partition(b"\n")[2] for text in letters]
+
+
+def assert_adds_up(redis):
+    """Every record is in one place, nothing is left of a batch that is gone, and counts agree."""
+    keys, total, held = ProjectKeys("p"), counts(redis), 0
+    letters = redis.hgetall(keys.dead)
+    assert set(letters) == set(redis.zrange(keys.dead_at, 0, -1))
+    for lane in LANES:
+        of_lane = keys.lane(lane)
+        waiting = redis.lrange(of_lane.waiting, 0, -1)
+        batches = [id_.decode() for id_ in redis.zrange(of_lane.leases, 0, -1)]
+        leased = []
+        for id_ in batches:
+            records = redis.lrange(of_lane.records(id_), 0, -1)
+            assert records
+            assert int(redis.hget(of_lane.batch(id_), "held")) == sum(map(len, records))
+            leased += records
+        for key in (of_lane.batch, of_lane.records):
+            assert {found.decode() for found in redis.keys(key("*"))} == set(map(key, batches))
+        assert {id_.decode() for id_ in redis.zrange(of_lane.claimed, 0, -1)} <= set(batches)
+        dead = records_of(t for id_, t in letters.items() if id_.startswith(lane.encode()))
+        places = sum(total[f"{lane}:{place}"] for place in PLACES)
+        assert total[f"{lane}:accepted"] == len(waiting) + places
+        assert total[f"{lane}:leased"] == len(leased)
+        assert total[f"{lane}:dead"] == len(dead)
+        assert total[f"{lane}:waiting_bytes"] == sum(len(r) - HEADER_BYTES + 1 for r in waiting)
+        held += sum(map(len, [*waiting, *leased, *dead]))
+    assert total["held_bytes"] == held
