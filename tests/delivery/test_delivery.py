@@ -14,7 +14,9 @@ import pytest
 
 from mm_tasks.buffer.attempt import Admitted
 from mm_tasks.buffer.records import tag
+from mm_tasks.delivery.flush import flush as dispatches
 from mm_tasks.delivery.retry import FAILURES_MAX, ISOLATION_MAX
+from mm_tasks.delivery.send import send
 from tests.delivery.conftest import KEYS, flush
 
 
@@ -50,7 +52,7 @@ def assert_all_delivered(flow, sandbox, n, *, repeated=0):
 def test_what_was_appended_arrives_as_it_was_and_is_forgotten(flow, delivery, sandbox):
     flow.append(10)
     for batch_id in flush(delivery):
-        assert delivery.send(batch_id) is None
+        assert send(delivery, batch_id) is None
 
     assert b"".join(sandbox.bodies()).count(flow.body(9)) == 1
     assert [body.count(b'"event"') for body in sandbox.bodies()] == [4, 4, 2]
@@ -61,7 +63,7 @@ def test_what_was_appended_arrives_as_it_was_and_is_forgotten(flow, delivery, sa
 def test_a_part_full_batch_is_not_sent_before_it_has_lingered(flow, delivery):
     flow.append(6)
 
-    assert len([dispatch.batch_ids for dispatch in delivery.flush()]) == 1
+    assert len([dispatch.batch_ids for dispatch in dispatches(delivery)]) == 1
     assert flow.counts()["leased"] == 4
 
 
@@ -74,7 +76,7 @@ def test_batches_whose_message_was_lost_are_found_again_and_sent_once(flow, deli
     found = flush(delivery)
     assert sorted(found) == sorted(lost)
     for batch_id in [*found, *lost]:
-        delivery.send(batch_id)
+        send(delivery, batch_id)
 
     assert_all_delivered(flow, sandbox, 8)
     assert requests_seen(sandbox) == 2
@@ -86,7 +88,7 @@ def test_a_subject_fenced_after_the_claim_is_not_sent(flow, delivery, sandbox):
     flow.append_bodies([b'{"event":"signup","event_id":"x","user_id":"u"}'], "u")
     (batch_id,) = flush(delivery)
     flow.redis.sadd(KEYS.fence, tag("p", "user", "u"))
-    delivery.send(batch_id)
+    send(delivery, batch_id)
 
     assert sorted(sandbox.get("ids")) == ["e0", "e1", "e2"]
     assert flow.counts()["erased"] == 1
@@ -98,13 +100,13 @@ def test_identifies_travel_one_a_request_and_together_in_a_message(make_flow, sa
     sandbox.fault("status", status=429, headers={"Retry-After": "60"})
     track.append(1)
     busy = track.delivery()
-    busy.send(flush(busy)[0])
+    send(busy, flush(busy)[0])
     delivery = flow.delivery()
     flow.append(30)
-    messages = [dispatch.batch_ids for dispatch in delivery.flush()]
+    messages = [dispatch.batch_ids for dispatch in dispatches(delivery)]
     assert [len(ids) for ids in messages] == [25, 5]
     for batch_id in [id_ for ids in messages for id_ in ids]:
-        assert delivery.send(batch_id) is None
+        assert send(delivery, batch_id) is None
 
     assert sorted(sandbox.bodies()) == sorted(flow.body(i) for i in range(30))
     assert flow.counts()["delivered"] == 30
@@ -120,9 +122,9 @@ def test_a_429_stops_the_lane_for_all_until_its_time(flow, delivery, sandbox):
     other = flow.delivery()
     flow.append(12)
     first, second, third = flush(delivery)
-    wait_s = delivery.send(first)
+    wait_s = send(delivery, first)
     assert 60 - 2 < wait_s <= 66
-    assert all(58 < worker.send(id_) <= 66 for worker, id_ in ((other, second), (delivery, third)))
+    assert all(58 < send(worker, id_) <= 66 for worker, id_ in ((other, second), (delivery, third)))
     assert flush(delivery) == flush(other) == []
     assert requests_seen(sandbox) == 1
 
@@ -149,8 +151,8 @@ def test_a_refused_key_or_host_stops_all_but_one_probe(flow, delivery, sandbox, 
     sandbox.fault("status", times=3, **said)
     flow.append(12)
     first, *others = flush(delivery)
-    delivery.send(first)
-    assert [delivery.send(id_) for id_ in others] == [None, None]
+    send(delivery, first)
+    assert [send(delivery, id_) for id_ in others] == [None, None]
     assert flush(delivery) == []
     assert requests_seen(sandbox) == 1
     parts = flow.redis.hmget(KEYS.pause, "kind", "status", "code")
@@ -160,8 +162,8 @@ def test_a_refused_key_or_host_stops_all_but_one_probe(flow, delivery, sandbox, 
         (probe,) = flush(delivery)
         assert flush(delivery) == []
         for id_ in {first, *others} - {probe}:
-            delivery.send(id_)
-        delivery.send(probe)
+            send(delivery, id_)
+        send(delivery, probe)
 
         assert requests_seen(sandbox) == n
         assert flow.redis.exists(KEYS.pause)
@@ -175,7 +177,7 @@ def test_the_probe_is_another_batch_than_the_refused_one(flow, delivery, sandbox
     sandbox.fault("status", status=403)
     flow.append(8)
     refused, other = flush(delivery)
-    delivery.send(refused)
+    send(delivery, refused)
     flow.time_passes()
 
     assert flush(delivery) == [other]
@@ -186,7 +188,7 @@ def test_a_refused_connection_keeps_the_data_and_is_no_doubt(flow, sandbox, nobo
     flow.append(4)
     (batch_id,) = flush(cut_off)
 
-    assert cut_off.send(batch_id) <= 1
+    assert send(cut_off, batch_id) <= 1
     assert flow.counts()["outcome:unavailable"] == 1
     assert "ambiguous" not in flow.counts()
     assert flow.counts()["leased"] == 4
@@ -199,18 +201,18 @@ def test_an_outage_ends_in_one_probe_at_a_time_and_with_it(flow, sandbox, nobody
     flow.append(4 * (FAILURES_MAX + 2))
     ids = flush(cut_off)
     for batch_id in ids:
-        cut_off.send(batch_id)
+        send(cut_off, batch_id)
     assert flow.counts()["outcome:unavailable"] == FAILURES_MAX
     assert flow.redis.hget(flow.keys.outage, "wait_ms") == b"1000"
     flow.time_passes()
     (probe,) = flush(cut_off)
-    cut_off.send(probe)
+    send(cut_off, probe)
     assert flow.redis.hget(flow.keys.outage, "wait_ms") == b"2000"
     flow.time_passes()
 
     working = flow.delivery()
     (probe,) = flush(working)
-    working.send(probe)
+    send(working, probe)
     assert not flow.redis.exists(KEYS.pause, flow.keys.outage)
     flow.settle(working, 3)
     assert_all_delivered(flow, sandbox, 4 * (FAILURES_MAX + 2))
@@ -292,8 +294,8 @@ def test_doubt_is_counted_and_the_batch_sent_again(flow, sandbox, fault, kind, r
     sandbox.fault(**fault)
     flow.append(8)
     doubtful, other = flush(delivery)
-    assert delivery.send(doubtful) <= 1
-    assert delivery.send(other) is None
+    assert send(delivery, doubtful) <= 1
+    assert send(delivery, other) is None
     assert flow.counts()["ambiguous"] == flow.counts()[f"ambiguous:{kind}"] == 1
     flow.settle(delivery, 2)
 
@@ -331,7 +333,7 @@ def test_a_lease_that_ran_out_is_doubt_and_the_batch_sent_again(flow, delivery, 
     flow.append(4)
     (batch_id,) = flush(delivery)
     begun_and_dead(flow, batch_id)
-    assert delivery.send(batch_id) is None
+    assert send(delivery, batch_id) is None
     assert flush(delivery) == []
     flow.time_passes()
     assert flush(delivery) == []
@@ -340,7 +342,7 @@ def test_a_lease_that_ran_out_is_doubt_and_the_batch_sent_again(flow, delivery, 
     flow.time_passes()
 
     assert flush(delivery) == [batch_id]
-    delivery.send(batch_id)
+    send(delivery, batch_id)
     assert_all_delivered(flow, sandbox, 4)
     assert flow.counts()["ambiguous"] == 1
 
@@ -376,7 +378,7 @@ def test_a_dead_probe_gives_way_to_another(flow, delivery, sandbox):
     sandbox.fault("status", status=401)
     flow.append(8)
     first, _ = flush(delivery)
-    delivery.send(first)
+    send(delivery, first)
     flow.time_passes()
     (probe,) = flush(delivery)
     begun_and_dead(flow, probe)
@@ -390,12 +392,12 @@ def test_a_dead_probe_gives_way_to_another(flow, delivery, sandbox):
 def test_two_flushes_at_once_claim_no_record_twice(flow, sandbox):
     one, other = flow.delivery(), flow.delivery()
     flow.append(40)
-    steps = zip_longest(one.flush(linger=False), other.flush(linger=False))
+    steps = zip_longest(dispatches(one, linger=False), dispatches(other, linger=False))
     ids = [id_ for step in steps for dispatch in step if dispatch for id_ in dispatch.batch_ids]
     assert len(ids) == len(set(ids)) == 10
     for batch_id in ids:
-        one.send(batch_id)
-        other.send(batch_id)
+        send(one, batch_id)
+        send(other, batch_id)
 
     assert_all_delivered(flow, sandbox, 40)
     assert requests_seen(sandbox) == 10
@@ -407,7 +409,7 @@ def test_two_workers_with_the_same_messages_send_no_batch_twice(flow, sandbox):
     flow.append(80)
     ids = flush(workers[0])
     with ThreadPoolExecutor(len(workers)) as threads:
-        list(threads.map(lambda worker: [worker.send(id_) for id_ in ids], workers))
+        list(threads.map(lambda worker: [send(worker, id_) for id_ in ids], workers))
 
     assert_all_delivered(flow, sandbox, 80)
     assert requests_seen(sandbox) == 20
@@ -418,7 +420,7 @@ def test_an_admission_that_became_old_sends_nothing(flow, sandbox):
     flow.append(4)
     stale = flow.delivery(lease_s=0)
     for batch_id in flush(stale):
-        stale.send(batch_id)
+        send(stale, batch_id)
 
     assert requests_seen(sandbox) == 0
     assert flow.counts()["outcome:unavailable"] == 1
