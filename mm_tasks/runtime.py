@@ -13,10 +13,11 @@ from functools import cached_property, partial
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
-from mm_tasks.buffer.batches import BatchLimits, Buffer
+from mm_tasks.buffer.batches import Batches, BatchLimits
 from mm_tasks.buffer.dead_letters import DeadLetters
 from mm_tasks.buffer.fence import Fence
 from mm_tasks.buffer.pauses import Pauses
+from mm_tasks.buffer.producer import Producer
 from mm_tasks.buffer.purge import Purge
 from mm_tasks.buffer.rate_limiter import Limiter
 from mm_tasks.client.access import vendor_access
@@ -65,7 +66,17 @@ class Runtime:
         # Python 3.11 its lock belongs to the class, and a fork by another thread in the
         # middle of the first call would leave it held in the child for ever.
         self.producer_redis = self._redis(PRODUCER_CONNECT_S, PRODUCER_ANSWER_S)
-        self.producers = self._buffers(self.producer_redis)
+        self.producers = {
+            lane: Producer(
+                self.producer_redis,
+                settings.project,
+                lane,
+                limits,
+                held_bytes_max=settings.buffer_bytes_max,
+                nudge_ms=round(settings.flush_interval_s * 1000),
+            )
+            for lane, limits in _batch_limits(settings).items()
+        }
         self.async_clients = AsyncClients(
             settings.redis_address,
             sentinels_s=PRODUCER_CONNECT_S,
@@ -105,14 +116,14 @@ class Runtime:
             settings.batch_rate_per_s,
             settings.batch_burst,
         )
-        buffers = self._buffers(redis)
-        sibling = {
-            TRACK: buffers[BACKFILL],
-            BACKFILL: buffers[TRACK],
+        batches = {
+            lane: Batches(redis, settings.project, lane, limits)
+            for lane, limits in _batch_limits(settings).items()
         }
+        sibling = {TRACK: batches[BACKFILL], BACKFILL: batches[TRACK]}
         return {
             lane: Delivery(
-                buffer,
+                of_lane,
                 None if lane == IDENTIFY else limiter,
                 Pauses(redis, settings.project, lane),
                 self.client,
@@ -121,7 +132,7 @@ class Runtime:
                 sibling=sibling.get(lane),
                 low_priority=lane == BACKFILL,
             )
-            for lane, buffer in buffers.items()
+            for lane, of_lane in batches.items()
         }
 
     @cached_property
@@ -196,27 +207,13 @@ class Runtime:
         address = self.settings.redis_address
         return redis_client.client(address, connect_s=connect_s, answer_s=answer_s)
 
-    def _buffers(self, redis: Redis) -> dict[str, Buffer]:
-        settings = self.settings
-        linger_ms = round(settings.linger_s * 1000)
-        full = BatchLimits(settings.batch_events_max, settings.batch_bytes_max, linger_ms)
-        batches = {
-            TRACK: full,
-            # One record a request; its size was bounded when it was validated.
-            IDENTIFY: BatchLimits(1, settings.batch_bytes_max, 0),
-            BACKFILL: full,
-        }
-        return {
-            lane: Buffer(
-                redis,
-                settings.project,
-                lane,
-                limits,
-                held_bytes_max=settings.buffer_bytes_max,
-                nudge_ms=round(settings.flush_interval_s * 1000),
-            )
-            for lane, limits in batches.items()
-        }
+
+def _batch_limits(settings: Settings) -> dict[str, BatchLimits]:
+    linger_ms = round(settings.linger_s * 1000)
+    full = BatchLimits(settings.batch_events_max, settings.batch_bytes_max, linger_ms)
+    # One record a request; its size was bounded when it was validated.
+    single = BatchLimits(1, settings.batch_bytes_max, 0)
+    return {TRACK: full, IDENTIFY: single, BACKFILL: full}
 
 
 def _audit_url(settings: Settings) -> str:

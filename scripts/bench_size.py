@@ -13,9 +13,9 @@ from pathlib import Path
 from redis import Redis
 
 from mm_tasks.buffer.attempt import Admitted
-from mm_tasks.buffer.batches import BatchLimits, Buffer
+from mm_tasks.buffer.batches import Batches, BatchLimits
 from mm_tasks.buffer.fence import Fence
-from mm_tasks.buffer.producer import Record
+from mm_tasks.buffer.producer import Producer, Record
 from mm_tasks.cli import stack
 
 EVENTS = 20_000
@@ -37,16 +37,18 @@ def measured(size: int, folder: Path) -> tuple[float, float, float]:
     try:
         redis = Redis(port=server.port)
         Fence(redis, "p").load("a store", frozenset)
-        buffer = Buffer(redis, "p", "track", BatchLimits(500, 1 << 20, 0), held_bytes_max=1 << 40)
+        limits = BatchLimits(500, 1 << 20, 0)
+        producer = Producer(redis, "p", "track", limits, held_bytes_max=1 << 40)
+        batches = Batches(redis, "p", "track", limits)
         before = redis.info("memory")["used_memory"], aof(folder)
         entry = Record(b"x" * size, "user", "visitor")
         for _ in range(EVENTS // 500):
-            buffer.append([entry] * 500)
+            producer.append([entry] * 500)
         held, stored = redis.info("memory")["used_memory"] - before[0], aof(folder) - before[1]
-        while (batch_id := buffer.claim(slot_us=None, found_again_ms=10_000)) is not None:
-            begun = buffer.begin(batch_id, slot="none", slot_valid_ms=1000, lease_ms=60_000)
+        while (batch_id := batches.claim(slot_us=None, found_again_ms=10_000)) is not None:
+            begun = batches.begin(batch_id, slot="none", slot_valid_ms=1000, lease_ms=60_000)
             assert isinstance(begun, Admitted)
-            assert buffer.ack(batch_id, begun.generation, token=begun.token) == 500
+            assert batches.ack(batch_id, begun.generation, token=begun.token) == 500
         return held / EVENTS, stored / EVENTS, (aof(folder) - before[1]) / EVENTS
     finally:
         server.stop()

@@ -1,40 +1,82 @@
-"""The way of an event into Redis, for calls that a web request waits for."""
+"""Append records to a lane, for callers that a web request waits for.
+
+Each `append` is one script. Its errors are those of `mm_tasks.errors`: `BufferFull`
+and `BufferUnavailable`.
+
+Commands are packed here and not by redis-py, which packs a call, counts it and borrows
+a connection in about the time that Redis takes to answer. Each event would pay that.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, OutOfMemoryError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from mm_tasks import failpoints
+from mm_tasks.buffer.keys import ProjectKeys
+from mm_tasks.buffer.records import record
+from mm_tasks.buffer.scripts import Script
+from mm_tasks.errors import BufferFull, BufferUnavailable
+from mm_tasks.events.limits import BATCH_BRACKETS_BYTES
 
 if TYPE_CHECKING:
-    from redis import Redis
+    from collections.abc import Iterable, Sequence
 
-    from mm_tasks.buffer.scripts import Script
+    from redis import Redis
+    from redis.asyncio import Redis as AsyncRedis
+
+    from mm_tasks.buffer.batches import BatchLimits
+
+# Lua's unpack fails near 8 000 values.
+APPEND_RECORDS_MAX = 1000
+
+_APPEND = Script("append")
+_NONE_SUPPRESSED: frozenset[int] = frozenset()
+
+
+class Record(NamedTuple):
+    """The bytes to send and the ids that the fence checks."""
+
+    body: bytes
+    user_id: str | None
+    anonymous_id: str | None
+
+
+class Appended(NamedTuple):
+    """Positions of the records that the fence refused, and whether to nudge a flush."""
+
+    suppressed: frozenset[int]
+    nudge: bool
+
+
+class PackedHead(NamedTuple):
+    """The constant words of an append command: their number and their RESP."""
+
+    words: int
+    packed: bytes
 
 
 class PackedConnection:
-    """Sends commands that were packed before, for a producer that web requests wait for.
+    """Sends commands that are packed already, on connections of its own.
 
-    redis-py packs a call, counts it and borrows a connection in about the time that
-    Redis takes to answer it, which each event would pay. Connections are redis-py's
-    own, of the kind that the client's pool makes; between calls they are kept here.
-    One is used by one thread at a time, and the last one used is the first used again.
+    They are redis-py's connections, made like those of the client's pool. Between calls
+    they are kept here. One thread at a time uses a connection; the last one used is the
+    first one used again.
     """
 
     def __init__(self, redis: Redis) -> None:
-        """Take the client that says how to connect; open nothing."""
+        """Take the client whose pool configures the connections; open nothing."""
         self._pool = redis.connection_pool
         self._idle: list[Any] = []
 
     def call(self, script: Script, command: bytes) -> Any:
         """Run a script by its packed command and return the reply; raises what redis-py raises.
 
-        A connection on which anything went wrong is closed, so that no late reply is
-        ever taken for another's.
+        A connection is closed after any error, so that a late reply is never taken for
+        the reply to another command.
         """
         try:
             connection = self._idle.pop()
@@ -42,7 +84,7 @@ class PackedConnection:
             connection = self._pool.connection_class(**self._pool.connection_kwargs)
         failpoints.reach(script.name, "before")
         try:
-            _bring_up(connection)
+            _ensure_connected(connection)
             connection.send_packed_command((command,), check_health=False)
             try:
                 reply = connection.read_response()
@@ -60,8 +102,108 @@ class PackedConnection:
         return reply
 
 
-def _bring_up(connection: Any) -> None:
-    """Connect, unless it is connected and the server did not close it meanwhile."""
+class Producer:
+    """Appends to one lane of one project. Holds a client and its idle connections."""
+
+    def __init__(  # noqa: PLR0913 - settings that are no part of a batch's limits
+        self,
+        redis: Redis,
+        project: str,
+        lane: str,
+        limits: BatchLimits,
+        *,
+        held_bytes_max: int,
+        nudge_ms: int = 1000,
+    ) -> None:
+        """Take everything as arguments; read and open nothing."""
+        keys = ProjectKeys(project)
+        of_lane = keys.lane(lane)
+        body_bytes_max = limits.bytes_max - BATCH_BRACKETS_BYTES
+        self._redis = redis
+        self._connection = PackedConnection(redis)
+        self._project = project
+        self._lane = lane
+        self._counts = keys.counts
+        self._held_bytes_max = held_bytes_max
+        self._keys = (of_lane.waiting, keys.counts, keys.fence, of_lane.nudge)
+        self._args = (lane, held_bytes_max, limits.events_max, body_bytes_max, nudge_ms)
+        self._head = self.append_head()
+
+    def append(self, entries: Sequence[Record]) -> Appended:
+        """Store all records whose subject is not fenced, in order, or none.
+
+        Takes at most `APPEND_RECORDS_MAX` records. Raises `BufferFull` above the limit in
+        bytes. Raises `BufferUnavailable` when Redis fails; its `maybe_stored` says how many
+        records may be stored all the same.
+        """
+        return self.appended(self.call_append(self._connection, self._head, entries))
+
+    async def aappend(self, redis: AsyncRedis, entries: Sequence[Record]) -> Appended:
+        """As `append`, on a client of the running event loop."""
+        args = (*self._args, *self._encode(entries))
+        try:
+            reply = await _APPEND.acall(redis, self._keys, args)
+        except RedisError as error:
+            failed = _failed(error, len(entries))
+        else:
+            return self.appended(reply)
+        # Raised outside of the handler: the original may quote a record.
+        raise failed
+
+    def append_head(self, keys: tuple[str, ...] = (), args: tuple[object, ...] = ()) -> PackedHead:
+        """Pack the part of an append before its records, with more keys and arguments."""
+        keys = (*self._keys, *keys)
+        words = ("EVALSHA", _APPEND.sha, len(keys), *keys, *self._args, *args)
+        return PackedHead(len(words), _packed(str(word).encode() for word in words))
+
+    def call_append(
+        self, connection: PackedConnection, head: PackedHead, entries: Sequence[Record]
+    ) -> Any:
+        """Run `append.lua` with a head of `append_head` and return its reply.
+
+        Raises `BufferUnavailable`, or `BufferFull` when Redis is at its maxmemory.
+        """
+        count = head.words + len(entries)
+        command = b"*%d\r\n%b%b" % (count, head.packed, _packed(self._encode(entries)))
+        try:
+            return connection.call(_APPEND, command)
+        except RedisError as error:
+            failed = _failed(error, len(entries))
+        # Raised outside of the handler: the original may quote a record.
+        raise failed
+
+    def appended(self, reply: Any) -> Appended:
+        """Return the result in a reply of `append.lua`; raises `BufferFull`."""
+        if type(reply) is int:
+            return Appended(_NONE_SUPPRESSED, reply == 1)
+        if reply[0] >= 0:
+            return Appended(frozenset(i - 1 for i in reply[1:]), reply[0] == 1)
+        msg = (
+            f"the buffer holds {reply[1]} bytes; MM_TASKS_BUFFER_BYTES_MAX is "
+            f"{self._held_bytes_max}. Nothing was stored: slow down or raise it"
+        )
+        raise BufferFull(msg)
+
+    def count_dropped_fields(self, n: int) -> None:
+        """Count fields dropped from events because the vendor would reject them."""
+        _COUNT_DROPPED(self._redis, (self._counts,), (self._lane, n))
+
+    def _encode(self, entries: Sequence[Record]) -> list[bytes]:
+        assert len(entries) <= APPEND_RECORDS_MAX
+        return [record(self._project, *entry) for entry in entries]
+
+
+def _packed(words: Iterable[bytes]) -> bytes:
+    return b"".join(map(resp_bulk_string, words))
+
+
+def resp_bulk_string(text: bytes) -> bytes:
+    """Return one bulk string of RESP, the protocol of Redis."""
+    return b"$%d\r\n%b\r\n" % (len(text), text)
+
+
+def _ensure_connected(connection: Any) -> None:
+    """Connect, also when the server closed an idle connection."""
     connection.connect()
     try:
         is_stale = connection.can_read(timeout=0)
@@ -72,20 +214,15 @@ def _bring_up(connection: Any) -> None:
         connection.connect()
 
 
-# Lua's unpack fails near 8 000 values.
-APPEND_RECORDS_MAX = 1000
+def _failed(error: RedisError, count: int) -> BufferFull | BufferUnavailable:
+    if isinstance(error, OutOfMemoryError):
+        return BufferFull("Redis is at its maxmemory; nothing was stored")
+    # Only a broken connection leaves doubt; an error that Redis answered stored nothing.
+    is_doubtful = isinstance(error, RedisConnectionError | RedisTimeoutError)
+    return BufferUnavailable(
+        f"Redis did not store the event ({type(error).__name__})",
+        maybe_stored=count if is_doubtful else 0,
+    )
 
 
-class Record(NamedTuple):
-    """What `append` takes: the bytes to send and the ids the fence looks at."""
-
-    body: bytes
-    user_id: str | None
-    anonymous_id: str | None
-
-
-class Appended(NamedTuple):
-    """Positions of refused entries (their subject is fenced), and whether to nudge a flush."""
-
-    suppressed: frozenset[int]
-    nudge: bool
+_COUNT_DROPPED = Script("count_dropped")

@@ -61,16 +61,6 @@ class Script:
         failpoints.reach(self.name, "after")
         return reply
 
-    def command(self, keys: Sequence[str], args: Sequence[object]) -> tuple[int, bytes]:
-        """Return how many words a call with these keys and first arguments has, and their RESP."""
-        words = ("EVALSHA", self.sha, len(keys), *keys, *args)
-        return len(words), b"".join(resp_bulk_string(str(text).encode()) for text in words)
-
-
-def resp_bulk_string(text: bytes) -> bytes:
-    """Return one bulk string of RESP, the protocol of Redis."""
-    return b"$%d\r\n%b\r\n" % (len(text), text)
-
 
 @cache
 def _text(name: str) -> str:

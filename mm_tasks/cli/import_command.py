@@ -95,8 +95,8 @@ def _import(
                 check(reading, tallies[-1], watch)
                 return
             positions = Positions(current.worker_redis, current.settings.project)
-            buffer = current.producers[about.lane]
-            one = Import(positions, buffer, tallies[-1], watch, stop)
+            producer = current.producers[about.lane]
+            one = Import(positions, producer, tallies[-1], watch, stop)
             one.resume(lines, again=about.again)
             one.store(reading, partial(_nudge, about.lane))
 

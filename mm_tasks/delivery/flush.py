@@ -20,7 +20,7 @@ from mm_tasks.delivery.slots import CLAIMED_MAX, LATE_MS, take_slot
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mm_tasks.buffer.batches import Buffer
+    from mm_tasks.buffer.batches import Batches
     from mm_tasks.delivery.slots import Delivery
 
 log = getLogger(__name__)
@@ -58,7 +58,7 @@ def flush(delivery: Delivery, *, linger: bool = True) -> Iterator[Dispatch]:
 
 
 def _readiness(delivery: Delivery, *, linger: bool) -> str:
-    return delivery.buffer.look(late_ms=LATE_MS, claimed_max=CLAIMED_MAX, linger=linger)
+    return delivery.buffer.readiness(late_ms=LATE_MS, claimed_max=CLAIMED_MAX, linger=linger)
 
 
 def _fresh(delivery: Delivery, *, linger: bool) -> Iterator[tuple[str, float]]:
@@ -80,13 +80,15 @@ def _due(delivery: Delivery) -> Iterator[tuple[str, float]]:
         slot = take_slot(delivery)
         if slot is None:
             return
-        if delivery.buffer.adopt(batch_id, slot_us=slot.start_us, found_again_ms=FOUND_AGAIN_MS):
+        if delivery.buffer.assign_slot(
+            batch_id, slot_us=slot.start_us, found_again_ms=FOUND_AGAIN_MS
+        ):
             yield batch_id, slot.wait_s
 
 
 def _settle_expired(delivery: Delivery, batch_id: str) -> bool:
     """Settle a batch whose lease expired while it was sent; return whether it had."""
-    attempt = delivery.buffer.lapse(batch_id, lease_ms=delivery.policy.lease_ms)
+    attempt = delivery.buffer.take_over(batch_id, lease_ms=delivery.policy.lease_ms)
     if attempt is None:
         return False
     log.warning("batch_lapsed", extra={"batch_id": batch_id})
@@ -104,7 +106,7 @@ def _probe(delivery: Delivery) -> Iterator[Dispatch]:
     if slot is None:
         return
     for buffer, batch_id in _probe_candidates(delivery, refused, slot.start_us):
-        if not buffer.adopt(batch_id, slot_us=slot.start_us, found_again_ms=FOUND_AGAIN_MS):
+        if not buffer.assign_slot(batch_id, slot_us=slot.start_us, found_again_ms=FOUND_AGAIN_MS):
             continue
         # False: another flush was first, and this flush has nothing left to do.
         if delivery.pauses.choose_probe(batch_id, lost_ms=delivery.policy.lease_ms):
@@ -114,7 +116,7 @@ def _probe(delivery: Delivery) -> Iterator[Dispatch]:
 
 def _probe_candidates(
     delivery: Delivery, refused: str, slot_us: int | None
-) -> Iterator[tuple[Buffer, str]]:
+) -> Iterator[tuple[Batches, str]]:
     """Yield another batch than the refused one if the endpoint has one."""
     last = []
     for buffer in delivery.endpoint:

@@ -77,7 +77,7 @@ def _narrow(
     delivery: Delivery, batch_id: str, attempt: Admitted, found: retry.Narrow
 ) -> float | None:
     """Bisect a refused batch; pause when not the events but a rule is at fault."""
-    state = delivery.buffer.narrow(
+    state = delivery.buffer.bisect(
         batch_id,
         attempt.token,
         why=found.why,
@@ -98,7 +98,7 @@ def _signal(delivery: Delivery, batch_id: str, attempt: Admitted, outcome: Outco
         is_refusal = attempt.paused != retry.UNAVAILABLE
         if is_refusal and refused not in {"", batch_id} and isinstance(outcome, Delivered):
             for buffer in delivery.endpoint:
-                buffer.single_out(refused)
+                buffer.isolate(refused)
     signal = retry.signal(outcome, attempt, random_s)
     match signal:
         case None:

@@ -14,7 +14,7 @@ from redis.exceptions import ResponseError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mm_tasks.buffer.batches import Buffer
+    from mm_tasks.buffer.batches import Batches
     from mm_tasks.buffer.pauses import Pauses
     from mm_tasks.buffer.rate_limiter import Limiter
     from mm_tasks.client.api import Client
@@ -49,17 +49,17 @@ class Delivery:
     sibling has a batch ready.
     """
 
-    buffer: Buffer
+    buffer: Batches
     limiter: Limiter | None
     pauses: Pauses
     client: Client
     policy: Policy
     load_fences: Callable[[], bool]
-    sibling: Buffer | None = None
+    sibling: Batches | None = None
     low_priority: bool = False
 
     @property
-    def endpoint(self) -> tuple[Buffer, ...]:
+    def endpoint(self) -> tuple[Batches, ...]:
         """Return the lanes of the endpoint, this one first."""
         return (self.buffer,) if self.sibling is None else (self.buffer, self.sibling)
 
@@ -85,9 +85,9 @@ def take_slot(delivery: Delivery) -> Slot | None:
     return None if slot is None else Slot(slot.wait_s, slot.start_us)
 
 
-def _wants_slot(buffer: Buffer) -> bool:
+def _wants_slot(buffer: Batches) -> bool:
     """Return whether a batch is ready or late; a lane that cannot be read takes no slot."""
     try:
-        return buffer.look(late_ms=LATE_MS, claimed_max=CLAIMED_MAX) in {"ready", "late"}
+        return buffer.readiness(late_ms=LATE_MS, claimed_max=CLAIMED_MAX) in {"ready", "late"}
     except ResponseError:
         return False

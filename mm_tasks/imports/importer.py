@@ -21,7 +21,7 @@ from mm_tasks.imports.position import Position, Step
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mm_tasks.buffer.batches import Buffer
+    from mm_tasks.buffer.producer import Producer
     from mm_tasks.imports.chunks import BadRow, Chunk, ChunkReader, End, Stop
     from mm_tasks.imports.position import Moved, Positions
     from mm_tasks.imports.reader import Lines
@@ -63,14 +63,14 @@ class Import:
     def __init__(
         self,
         positions: Positions,
-        buffer: Buffer,
+        producer: Producer,
         tally: ImportResult,
         watch: ProgressListener,
         stop: Stop,
     ) -> None:
         """Take everything as arguments, a new tally among them; nothing is asked here."""
         self._positions = positions
-        self._buffer = buffer
+        self._producer = producer
         self._watch = watch
         self._stop = stop
         self._before: Position | None = None
@@ -119,7 +119,7 @@ class Import:
         step, wait_s, gives_up_s = Step(self._before, part.after), _WAIT_FIRST_S, 0.0
         while True:
             try:
-                done = self._positions.append(self._buffer, self._tally.name, step, part.entries)
+                done = self._positions.append(self._producer, self._tally.name, step, part.entries)
             except BufferFull:
                 why, gives_up_s = "for room in the buffer", 0.0
             except BufferUnavailable:

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from mm_tasks.buffer.batches import Buffer
-    from mm_tasks.buffer.producer import Appended, Record
+    from mm_tasks.buffer.producer import Appended, Producer, Record
 
 _ELSEWHERE = -2
 
@@ -60,7 +59,7 @@ class Positions:
         """Take everything as arguments; nothing is opened here."""
         self._redis = redis
         self._key = ProjectKeys(project).imports
-        self._line = PackedConnection(redis)
+        self._connection = PackedConnection(redis)
 
     def find(self, name: str) -> Position | None:
         """Return where an import stands, None if there was none; raises what redis-py raises."""
@@ -68,19 +67,19 @@ class Positions:
         return None if stored is None else Position.parse(stored)
 
     def append(
-        self, buffer: Buffer, name: str, step: Step, entries: Sequence[Record]
+        self, producer: Producer, name: str, step: Step, entries: Sequence[Record]
     ) -> Appended | Moved:
-        """Store entries as `Buffer.append` does and move the import, both or neither.
+        """Store entries as `Producer.append` does and move the import, both or neither.
 
         Raises as that, and `ImportRefused` where the import stands at neither end of the
         step. After `BufferUnavailable`, asking again tells whether it was stored.
         """
         before = "" if step.before is None else step.before
-        head = buffer.append_head((self._key,), (name, before, step.after))
-        reply = buffer.call_append(self._line, head, entries)
+        head = producer.append_head((self._key,), (name, before, step.after))
+        reply = producer.call_append(self._connection, head, entries)
         if type(reply) is list and reply[0] == _ELSEWHERE:
             return _moved(reply[1], step)
-        return buffer.appended(reply)
+        return producer.appended(reply)
 
 
 def _moved(stands: bytes, step: Step) -> Moved:

@@ -186,6 +186,6 @@ class EventTask(InProcessTask):
     async def _aappend(self, part: Sequence[Encoded]) -> list[Receipt]:
         # No nudge: that would keep the loop waiting for the broker, and beat flushes anyway.
         current = runtime.current()
-        buffer = current.producers[self.lane]
-        appended = await buffer.aappend(current.async_clients.current(), entries(part))
+        producer = current.producers[self.lane]
+        appended = await producer.aappend(current.async_clients.current(), entries(part))
         return receipts_of(part, appended.suppressed)

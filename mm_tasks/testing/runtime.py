@@ -42,7 +42,7 @@ class RecordingRuntime:
     def __init__(self, journal: Records) -> None:
         """Take where to record."""
         self._journal = journal
-        self.producers = {lane: RecordingBuffer(journal, _RECORDED[lane]) for lane in LANES}
+        self.producers = {lane: RecordingProducer(journal, _RECORDED[lane]) for lane in LANES}
         self.async_clients = NoClients()
         self.erasure_service = RecordingErasureService(journal)
 
@@ -83,8 +83,8 @@ class RecordingRuntime:
         raise AttributeError(msg)
 
 
-class RecordingBuffer:
-    """Stands where `Buffer` does, for producers."""
+class RecordingProducer:
+    """Stands where `Producer` does."""
 
     def __init__(self, journal: Records, lane: Lane) -> None:
         """Take where to record."""
@@ -97,7 +97,7 @@ class RecordingBuffer:
         positions = [n for n, entry in enumerate(entries) if not self._is_added(entry)]
         return Appended(frozenset(positions), nudge=False)
 
-    async def aappend(self, redis: None, entries: Sequence[Record]) -> Appended:  # noqa: ARG002 - as `Buffer`
+    async def aappend(self, redis: None, entries: Sequence[Record]) -> Appended:  # noqa: ARG002 - as `Producer`
         """As `append`."""
         return self.append(entries)
 

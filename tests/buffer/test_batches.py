@@ -10,11 +10,12 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from mm_tasks.buffer.attempt import Admitted, Rejection
-from mm_tasks.buffer.batches import BatchLimits, Buffer
+from mm_tasks.buffer.batches import BatchLimits
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.producer import Record
 from mm_tasks.buffer.records import tag
 from mm_tasks.errors import BufferFull, BufferUnavailable
+from tests.buffer.lane_buffer import LaneBuffer
 from tests.conftest import load_fences
 
 LIMITS = BatchLimits(events_max=3, bytes_max=200, linger_ms=60_000)
@@ -23,7 +24,7 @@ PLACES = ("leased", "delivered", "dead", "erased", "discarded")
 
 
 def make(redis, limits=LIMITS, held_bytes_max=1 << 20):
-    return Buffer(redis, "p", "track", limits, held_bytes_max=held_bytes_max)
+    return LaneBuffer(redis, "p", "track", limits, held_bytes_max=held_bytes_max)
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def test_a_batch_full_by_bytes_does_not_linger(redis):
     appended = buffer.append(entries(5, 60))
 
     assert appended.nudge
-    assert buffer.look(late_ms=1000, claimed_max=10) == "ready"
+    assert buffer.readiness(late_ms=1000, claimed_max=10) == "ready"
     assert claim(buffer) is not None
     assert_adds_up(redis)
 
@@ -141,7 +142,7 @@ def test_a_late_success_removes_the_batch_whoever_holds_it(redis, buffer):
     buffer.append(entries(3))
     batch_id = claim(buffer)
     begin(buffer, batch_id, lease_ms=0)
-    second = buffer.lapse(batch_id, lease_ms=60_000)
+    second = buffer.take_over(batch_id, lease_ms=60_000)
     assert second is not None
 
     assert buffer.ack(batch_id, 0) == 3
@@ -153,10 +154,10 @@ def test_a_release_with_an_old_token_changes_nothing(redis, buffer):
     buffer.append(entries(3))
     batch_id = claim(buffer)
     first = begin(buffer, batch_id, lease_ms=0)
-    buffer.lapse(batch_id, lease_ms=60_000)
+    buffer.take_over(batch_id, lease_ms=60_000)
 
     assert not buffer.release(batch_id, first.token, wait_ms=0, grace_ms=0)
-    assert buffer.narrow(batch_id, first.token, why="{}", isolation_max=20) == "old"
+    assert buffer.bisect(batch_id, first.token, why="{}", isolation_max=20) == "old"
     assert buffer.bury(batch_id, first.token, why="{}", outcome="rejected") == 0
     assert begin(buffer, batch_id) == Rejection("held")
     assert_adds_up(redis)
@@ -171,7 +172,7 @@ def test_a_released_batch_is_due_at_its_time_and_keeps_its_attempts(buffer):
     assert begin(buffer, batch_id).reason == "wait"
     assert buffer.due(10) == []
     assert buffer.due(10, everything=True) == [batch_id]
-    buffer.adopt(batch_id, slot_us=None, found_again_ms=0)
+    buffer.assign_slot(batch_id, slot_us=None, found_again_ms=0)
     assert begin(buffer, batch_id).attempt == 2
 
 
@@ -188,8 +189,8 @@ def test_a_lease_that_runs_out_while_sending_is_taken_over_once(buffer):
     begin(buffer, batch_id, lease_ms=0)
 
     assert buffer.due(10) == [batch_id]
-    assert buffer.lapse(batch_id, lease_ms=60_000) is not None
-    assert buffer.lapse(batch_id, lease_ms=60_000) is None
+    assert buffer.take_over(batch_id, lease_ms=60_000) is not None
+    assert buffer.take_over(batch_id, lease_ms=60_000) is None
 
 
 def test_a_slot_is_refused_before_and_after_its_time(redis, buffer):
@@ -206,7 +207,7 @@ def test_a_slot_is_refused_before_and_after_its_time(redis, buffer):
 def refuse(buffer, batch_id, isolation_max=20):
     """Let the vendor refuse the next attempt."""
     attempt = begin(buffer, batch_id)
-    return buffer.narrow(
+    return buffer.bisect(
         batch_id, attempt.token, why='{"reason":"rejected"}', isolation_max=isolation_max
     )
 
@@ -223,7 +224,7 @@ def test_the_one_refused_event_is_found_in_few_requests_and_the_rest_arrives(red
     while isinstance(attempt := begin(buffer, batch_id), Admitted):
         requests += 1
         if bad in attempt.bodies:
-            buffer.narrow(batch_id, attempt.token, why="{}", isolation_max=20)
+            buffer.bisect(batch_id, attempt.token, why="{}", isolation_max=20)
         else:
             buffer.ack(batch_id, attempt.generation)
         assert_adds_up(redis)
@@ -290,7 +291,7 @@ def test_a_success_told_late_takes_what_it_carried_and_no_more(redis):
     batch_id = claim(buffer)
     refuse(buffer, batch_id)
     first = begin(buffer, batch_id, lease_ms=0)
-    second = buffer.lapse(batch_id, lease_ms=60_000)
+    second = buffer.take_over(batch_id, lease_ms=60_000)
     buffer.release(batch_id, second.token, wait_ms=0, grace_ms=0)
     third = begin(buffer, batch_id)
 
@@ -319,17 +320,17 @@ def test_a_late_outcome_leaves_the_slot_and_the_wait_of_another_alone(buffer, ho
     buffer.append(entries(3))
     batch_id = claim(buffer)
     first = begin(buffer, batch_id, lease_ms=0)
-    second = buffer.lapse(batch_id, lease_ms=60_000)
+    second = buffer.take_over(batch_id, lease_ms=60_000)
     buffer.release(batch_id, second.token, wait_ms=60_000, grace_ms=0)
     late = {
         "release": lambda: buffer.release(batch_id, first.token, wait_ms=0, grace_ms=0),
-        "narrow": lambda: buffer.narrow(batch_id, first.token, why="{}", isolation_max=0) != "old",
+        "narrow": lambda: buffer.bisect(batch_id, first.token, why="{}", isolation_max=0) != "old",
         "bury": lambda: buffer.bury(batch_id, first.token, why="{}", outcome="rejected"),
     }
 
     assert not late[how]()
     assert begin(buffer, batch_id).reason == "wait"
-    buffer.adopt(batch_id, slot_us=None, found_again_ms=5000)
+    buffer.assign_slot(batch_id, slot_us=None, found_again_ms=5000)
     assert not late[how]()
     assert isinstance(begin(buffer, batch_id, slot=""), Admitted)
 

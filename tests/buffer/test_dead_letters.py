@@ -30,12 +30,13 @@ from hypothesis.stateful import (
 )
 from redis import Redis
 
-from mm_tasks.buffer.batches import BatchLimits, Buffer
+from mm_tasks.buffer.batches import BatchLimits
 from mm_tasks.buffer.dead_letters import DeadLetters, Filter, Group, Revived
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.producer import Record
 from mm_tasks.buffer.records import HEADER_BYTES, tag
 from mm_tasks.errors import BufferFull
+from tests.buffer.lane_buffer import LaneBuffer
 from tests.conftest import embedded, load_fences
 
 KEYS = ProjectKeys("p")
@@ -56,11 +57,11 @@ def dead(redis):
 def opened(redis, lane="track", project="p"):
     """A buffer, and at the end no connection of it left to the garbage collector."""
     load_fences(redis, project)
-    buffer = Buffer(redis, project, lane, LIMITS, held_bytes_max=1 << 30)
+    buffer = LaneBuffer(redis, project, lane, LIMITS, held_bytes_max=1 << 30)
     try:
         yield buffer
     finally:
-        for connection in buffer._line._idle:  # noqa: SLF001 - a producer's are never closed
+        for connection in buffer.producer._connection._idle:  # noqa: SLF001 - a producer's are never closed
             connection.disconnect()
 
 

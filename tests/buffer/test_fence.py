@@ -31,7 +31,7 @@ import pytest
 from redis import Redis
 
 from mm_tasks.buffer.attempt import Admitted, Rejection
-from mm_tasks.buffer.batches import BatchLimits, Buffer
+from mm_tasks.buffer.batches import BatchLimits
 from mm_tasks.buffer.dead_letters import DeadLetters, Revived
 from mm_tasks.buffer.fence import Fence, FenceState
 from mm_tasks.buffer.keys import ProjectKeys
@@ -39,6 +39,7 @@ from mm_tasks.buffer.producer import Record
 from mm_tasks.buffer.records import tag
 from mm_tasks.buffer.scripts import Script
 from mm_tasks.errors import AuditChainBroken, AuditUnavailable, BufferFull, ConfigurationError
+from tests.buffer.lane_buffer import LaneBuffer
 from tests.conftest import embedded, held
 
 KEYS = ProjectKeys("p")
@@ -83,11 +84,11 @@ def fence(redis):
 @contextmanager
 def opened(redis, lane="track"):
     """A buffer, and at the end no connection of it left to the garbage collector."""
-    buffer = Buffer(redis, "p", lane, LIMITS, held_bytes_max=1 << 20)
+    buffer = LaneBuffer(redis, "p", lane, LIMITS, held_bytes_max=1 << 20)
     try:
         yield buffer
     finally:
-        for connection in buffer._line._idle:  # noqa: SLF001 - a producer's are never closed
+        for connection in buffer.producer._connection._idle:  # noqa: SLF001 - a producer's are never closed
             connection.disconnect()
 
 
@@ -106,7 +107,7 @@ def claim(buffer):
 def is_loaded(redis):
     """Ask as a flush does."""
     with opened(redis) as buffer:
-        return buffer.look(**EVERYTHING) != "unloaded"
+        return buffer.readiness(**EVERYTHING) != "unloaded"
 
 
 def fenced(redis):
@@ -618,11 +619,11 @@ def test_nothing_is_claimed_or_sent_until_the_fences_were_loaded(redis, fence, h
 
         assert claim(buffer) is None
         assert begin(buffer, batch_id) == Rejection("gone" if how == "flushed" else "unloaded")
-        assert buffer.look(**EVERYTHING) == "unloaded"
+        assert buffer.readiness(**EVERYTHING) == "unloaded"
         assert held(redis) == before
 
         fence.load(STORE, lambda: tags(1))
-        assert buffer.look(**EVERYTHING) == "ready"
+        assert buffer.readiness(**EVERYTHING) == "ready"
         assert (claim(buffer) is None) == (how == "flushed")
         if how != "flushed":
             assert begin(buffer, batch_id).sent == 1
@@ -679,12 +680,12 @@ def test_a_restart_forgets_that_the_fences_were_loaded_and_nothing_else(servers)
         server.restart()
 
         assert fenced(redis) == tags(1)
-        assert buffer.look(**EVERYTHING) == "unloaded"
+        assert buffer.readiness(**EVERYTHING) == "unloaded"
         assert claim(buffer) is None
         assert begin(buffer, batch_id) == Rejection("unloaded")
         assert buffer.append([event("u1"), event("u5")]).suppressed == {0}
         fence.load(STORE, lambda: tags(1, 2))
-        assert buffer.look(**EVERYTHING) == "ready"
+        assert buffer.readiness(**EVERYTHING) == "ready"
         begun = begin(buffer, batch_id)
         assert isinstance(begun, Admitted)
         assert begun.sent == 1

@@ -63,7 +63,7 @@ from hypothesis.stateful import (
 
 from mm_tasks.buffer import histograms, purge
 from mm_tasks.buffer.attempt import Admitted, Rejection, RequestStats
-from mm_tasks.buffer.batches import BatchLimits, Buffer
+from mm_tasks.buffer.batches import BatchLimits
 from mm_tasks.buffer.fence import Fence
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.pauses import Pauses
@@ -71,6 +71,7 @@ from mm_tasks.buffer.producer import Record
 from mm_tasks.buffer.purge import Purge
 from mm_tasks.buffer.records import HEADER_BYTES, STAMP_BYTES, tag
 from mm_tasks.errors import BufferFull
+from tests.buffer.lane_buffer import LaneBuffer
 
 EVENTS_MAX = 4
 BYTES_MAX = 300
@@ -240,7 +241,7 @@ class Lane(RuleBasedStateMachine):
         self.fences.load(STORE, set)
         self.purges = Purge(redis, "p")
         limits = BatchLimits(EVENTS_MAX, BYTES_MAX, linger_ms=HOUR_MS)
-        self.buffer = Buffer(
+        self.buffer = LaneBuffer(
             redis, "p", "track", limits, held_bytes_max=HELD_BYTES_MAX, nudge_ms=HOUR_MS
         )
         self.pauses = Pauses(redis, "p", "track")
@@ -254,7 +255,7 @@ class Lane(RuleBasedStateMachine):
 
     def teardown(self):
         """Leave no connection of a producer to the garbage collector."""
-        for connection in self.buffer._line._idle:  # noqa: SLF001 - a producer's are never closed
+        for connection in self.buffer.producer._connection._idle:  # noqa: SLF001 - a producer's are never closed
             connection.disconnect()
 
     # What every step may ask.
@@ -381,7 +382,7 @@ class Lane(RuleBasedStateMachine):
         self.model.is_loaded = False
         self.agrees()
         self.claim(None, 0, linger=False)
-        self.look(HOUR_MS, 9, linger=False)
+        self.readiness(HOUR_MS, 9, linger=False)
         self.begin(which, "none", HOUR_MS)
         self.agrees()
         if is_loaded_again:
@@ -494,7 +495,7 @@ class Lane(RuleBasedStateMachine):
         which=WHICH,
         crowd=st.sampled_from([*CROWDS, *[None] * 6]),
         times=st.sampled_from([0, 1, 2, 2]),
-        then=st.sampled_from(["ack", "narrow", "lapse", "begin"]),
+        then=st.sampled_from(["ack", "bisect", "take_over", "begin"]),
         is_first=st.booleans(),
     )
     def answer_comes_after_a_purge(self, which, crowd, times, then, is_first):
@@ -506,13 +507,13 @@ class Lane(RuleBasedStateMachine):
         self.focus = self.named(which, "claimed", "released")
         batch = self.model.batches.get(self.focus)
         people = crowd or (batch and batch.records[0].subjects) or PEOPLE
-        self.adopt(which, None, 0)
+        self.assign_slot(which, None, 0)
         self.agrees()
         for turn in range(times + 1):
             self.begin(which, "none", 0)
             self.agrees()
             if turn < times:
-                self.narrow(which, "last", 0)
+                self.bisect(which, "last", 0)
                 self.agrees()
         if then == "begin":
             self.release(which, "last", 0, 0, "cut")
@@ -522,10 +523,10 @@ class Lane(RuleBasedStateMachine):
         if then == "begin":
             self.begin(which, "none", HOUR_MS)
             self.agrees()
-        if then == "lapse":
-            self.lapse(which, HOUR_MS)
-        elif then == "narrow":
-            self.narrow(which, "last", 0)
+        if then == "take_over":
+            self.take_over(which, HOUR_MS)
+        elif then == "bisect":
+            self.bisect(which, "last", 0)
         else:
             self.ack(which, is_first, differs=False)
         self.focus = None
@@ -569,10 +570,10 @@ class Lane(RuleBasedStateMachine):
         self.made(batch_id, Batch(kept, start_us / 1000 + again_ms, start_us))
 
     @rule(which=WHICH, slot=st.none() | SLOTS, again_ms=WAITS_MS)
-    def adopt(self, which, slot, again_ms):
+    def assign_slot(self, which, slot, again_ms):
         batch_id = self.named(which, "claimed", "released")
         slot_us = None if slot is None else self.slot_us(slot)
-        adopted = self.buffer.adopt(batch_id, slot_us=slot_us, found_again_ms=again_ms)
+        adopted = self.buffer.assign_slot(batch_id, slot_us=slot_us, found_again_ms=again_ms)
         batch = self.model.batches.get(batch_id)
 
         assert adopted == (batch is not None and batch.state != "sending")
@@ -599,7 +600,7 @@ class Lane(RuleBasedStateMachine):
         self.assert_unchanged()
 
     @rule(late_ms=st.just(HOUR_MS), claimed_max=st.integers(1, 9), linger=st.booleans())
-    def look(self, late_ms, claimed_max, linger):
+    def readiness(self, late_ms, claimed_max, linger):
         model, now_ms = self.model, self.now_ms()
         slots_ms = [b.slot_us / 1000 for b in model.batches.values() if b.slot_us is not None]
         is_late = len(slots_ms) >= claimed_max or min(slots_ms, default=now_ms) < now_ms - late_ms
@@ -613,7 +614,7 @@ class Lane(RuleBasedStateMachine):
             ("idle", True),
         ]
 
-        said = self.buffer.look(late_ms=late_ms, claimed_max=claimed_max, linger=linger)
+        said = self.buffer.readiness(late_ms=late_ms, claimed_max=claimed_max, linger=linger)
         assert said == next(word for word, holds in cases if holds)
         self.assert_unchanged()
 
@@ -683,9 +684,9 @@ class Lane(RuleBasedStateMachine):
         self.carried[batch_id].append((begun.generation, begun.token, set(begun.bodies)))
 
     @rule(which=WHICH, lease_ms=WAITS_MS)
-    def lapse(self, which, lease_ms):
+    def take_over(self, which, lease_ms):
         batch_id = self.named(which, "sending")
-        lapsed = self.buffer.lapse(batch_id, lease_ms=lease_ms)
+        lapsed = self.buffer.take_over(batch_id, lease_ms=lease_ms)
         batch, now_ms = self.model.batches.get(batch_id), self.now_ms()
         if batch is None or batch.state != "sending" or batch.found_ms > now_ms:
             assert lapsed is None
@@ -750,7 +751,7 @@ class Lane(RuleBasedStateMachine):
     @rule(which=WHICH, fenced=st.sampled_from([[], *CROWDS]), lease_ms=WAITS_MS)
     def find_again(self, which, fenced, lease_ms):
         """A flush finds a free batch and a worker begins it; somebody may be fenced between."""
-        self.adopt(which, None, 0)
+        self.assign_slot(which, None, 0)
         self.agrees()
         for person in fenced:
             self.fence(person, is_fenced=True)
@@ -767,9 +768,9 @@ class Lane(RuleBasedStateMachine):
     @rule(which=WHICH, slot=SLOTS, lease_ms=WAITS_MS)
     def slot_comes(self, which, slot, lease_ms):
         """A worker begins a batch at the slot it was given, too early, or too late."""
-        self.adopt(which, slot, HOUR_MS)
+        self.assign_slot(which, slot, HOUR_MS)
         self.agrees()
-        self.look(HOUR_MS, 9, linger=False)
+        self.readiness(HOUR_MS, 9, linger=False)
         self.begin(which, "", lease_ms)
 
     def holder(self, batch_id, token):
@@ -821,11 +822,11 @@ class Lane(RuleBasedStateMachine):
         batch.found_ms = batch.due_ms + grace_ms
 
     @rule(which=WHICH, whose=WHOSE, isolation_max=st.sampled_from([0, 0, 2]))
-    def narrow(self, which, whose, isolation_max):
+    def bisect(self, which, whose, isolation_max):
         batch_id = self.named(which, "sending")
         token = self.token(batch_id, whose)
         batch, model = self.holder(batch_id, token), self.model
-        said = self.buffer.narrow(
+        said = self.buffer.bisect(
             batch_id, token, why='{"a":1}', isolation_max=isolation_max, exchange=EXCHANGE
         )
         if batch is None:
@@ -864,7 +865,7 @@ class Lane(RuleBasedStateMachine):
             if turn == times - 1:
                 self.ack(which, is_first=False, differs=False)
             else:
-                self.narrow(which, "last", 0)
+                self.bisect(which, "last", 0)
             self.agrees()
 
     def laid_aside(self, batch_id, batch, n):

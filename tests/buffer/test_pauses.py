@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from mm_tasks.buffer.batches import BatchLimits, Buffer
+from mm_tasks.buffer.batches import BatchLimits
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.pauses import Pauses
 from mm_tasks.buffer.producer import Record
+from tests.buffer.lane_buffer import LaneBuffer
 from tests.conftest import load_fences
 
 KEYS = ProjectKeys("p")
@@ -84,7 +85,7 @@ def test_only_the_nth_failure_in_a_row_pauses(redis, pauses, failures_max):
 def test_a_delivered_batch_ends_the_row_of_failures(redis, pauses):
     limits = BatchLimits(events_max=1, bytes_max=200, linger_ms=0)
     load_fences(redis)
-    buffer = Buffer(redis, "p", "track", limits, held_bytes_max=1 << 20)
+    buffer = LaneBuffer(redis, "p", "track", limits, held_bytes_max=1 << 20)
     buffer.append([Record(b"{}", None, None)])
     pause(pauses, "a", "unavailable", failures_max=2)
 

@@ -34,7 +34,7 @@ from redis import Redis
 
 from mm_tasks.buffer import purge as purge_module
 from mm_tasks.buffer.attempt import Admitted, Rejection
-from mm_tasks.buffer.batches import BatchLimits, Buffer
+from mm_tasks.buffer.batches import BatchLimits
 from mm_tasks.buffer.dead_letters import DeadLetters
 from mm_tasks.buffer.fence import Fence
 from mm_tasks.buffer.keys import ProjectKeys
@@ -42,6 +42,7 @@ from mm_tasks.buffer.producer import Record
 from mm_tasks.buffer.purge import Purge, Scan
 from mm_tasks.buffer.records import HEADER_BYTES, tag
 from mm_tasks.errors import BufferFull
+from tests.buffer.lane_buffer import LaneBuffer
 from tests.conftest import embedded, held
 
 KEYS = ProjectKeys("p")
@@ -62,7 +63,7 @@ class World:
         self.redis = redis
         limits = BatchLimits(events_max, 1 << 20, linger_ms=0)
         self.lanes = {
-            lane: Buffer(redis, "p", lane, limits, held_bytes_max=1 << 30) for lane in LANES
+            lane: LaneBuffer(redis, "p", lane, limits, held_bytes_max=1 << 30) for lane in LANES
         }
         self.fence = Fence(redis, "p")
         self.purge = Purge(redis, "p")
@@ -72,7 +73,7 @@ class World:
 
     def close(self):
         for buffer in self.lanes.values():
-            for connection in buffer._line._idle:  # noqa: SLF001 - a producer's are never closed
+            for connection in buffer.producer._connection._idle:  # noqa: SLF001 - a producer's are never closed
                 connection.disconnect()
 
     # What producers and workers do.
@@ -424,7 +425,7 @@ def narrowed(world, whose, times=1):
     batch_id = world.batch(whose)
     for _ in range(times):
         token = world.begin(batch_id).token
-        world.lanes["track"].narrow(batch_id, token, why="{}", isolation_max=0)
+        world.lanes["track"].bisect(batch_id, token, why="{}", isolation_max=0)
     return batch_id
 
 
@@ -482,7 +483,7 @@ def test_a_lapsed_attempt_is_taken_over_after_a_purge_as_before(world):
     first = world.begin(batch_id, lease_ms=0)
     world.raise_fence()
     world.scan()
-    lapsed = world.lanes["track"].lapse(batch_id, lease_ms=HOUR_MS)
+    lapsed = world.lanes["track"].take_over(batch_id, lease_ms=HOUR_MS)
 
     assert (lapsed.attempt, lapsed.generation, lapsed.sent) == (first.attempt, first.generation, 2)
     assert world.scan() == NONE
@@ -493,7 +494,7 @@ def test_a_lapsed_attempt_is_taken_over_after_a_purge_as_before(world):
 def test_a_lease_that_was_renewed_is_waited_for_again(world):
     batch_id = world.batch("bAc")
     world.begin(batch_id, lease_ms=0)
-    world.lanes["track"].lapse(batch_id, lease_ms=HOUR_MS)
+    world.lanes["track"].take_over(batch_id, lease_ms=HOUR_MS)
     world.raise_fence()
 
     assert world.scan().sending_ms > 0
@@ -507,11 +508,11 @@ def test_a_late_refusal_does_not_bury_who_was_not_refused_alone(world):
     world.raise_fence()
     world.scan()
 
-    said = world.lanes["track"].narrow(batch_id, attempt.token, why="{}", isolation_max=0)
+    said = world.lanes["track"].bisect(batch_id, attempt.token, why="{}", isolation_max=0)
 
     assert said == "old"
     assert (world.records(batch_id), world.letters()) == ("b", "")
-    assert world.lanes["track"].lapse(batch_id, lease_ms=0) is not None
+    assert world.lanes["track"].take_over(batch_id, lease_ms=0) is not None
 
 
 @pytest.mark.parametrize(
@@ -548,7 +549,7 @@ def test_the_search_for_a_refused_event_goes_on_without_the_person(world):
     delivered = ""
     while isinstance(begun := world.begin(batch_id), Admitted):
         if "c" in whose(begun.bodies):
-            buffer.narrow(batch_id, begun.token, why="{}", isolation_max=0)
+            buffer.bisect(batch_id, begun.token, why="{}", isolation_max=0)
         else:
             delivered += whose(begun.bodies)
             buffer.ack(batch_id, begun.generation, token=begun.token)
@@ -672,14 +673,14 @@ class Meanwhile:
         batch_id, attempt = self.ended_attempt(lane, n)
         if batch_id is not None:
             buffer = self.world.lanes[lane]
-            said = buffer.narrow(batch_id, attempt.token, why="{}", isolation_max=0)
+            said = buffer.bisect(batch_id, attempt.token, why="{}", isolation_max=0)
             assert said != "buried" or len(attempt.bodies) == 1
             self.free(lane, batch_id)
 
     def free(self, lane, batch_id):
         """An old token changed nothing: then a flush takes the batch over, and frees it."""
         buffer = self.world.lanes[lane]
-        lapsed = buffer.lapse(batch_id, lease_ms=0)
+        lapsed = buffer.take_over(batch_id, lease_ms=0)
         if lapsed is not None:
             buffer.release(batch_id, lapsed.token, wait_ms=0, grace_ms=0)
 
@@ -774,7 +775,7 @@ def prepare(world, meanwhile, lane, batch_id, state):
         return
     begun = world.begin(batch_id, lane, 0 if state == "lapsed" else HOUR_MS)
     if state == "narrowed":
-        buffer.narrow(batch_id, begun.token, why="{}", isolation_max=0)
+        buffer.bisect(batch_id, begun.token, why="{}", isolation_max=0)
     elif state == "dead":
         buffer.bury(batch_id, begun.token, why="{}", outcome="rejected")
     else:
@@ -936,12 +937,12 @@ def test_a_rewrite_that_began_before_the_purge_does_not_count(servers):
 def test_an_attempt_whose_batch_a_late_success_took_away_is_still_waited_for(redis):
     """It was admitted before the fence, and nobody can tell what is on its way with it."""
     Fence(redis, "p").load(STORE, set)
-    buffer = Buffer(redis, "p", "track", BatchLimits(5, 1000, 0), held_bytes_max=1 << 20)
+    buffer = LaneBuffer(redis, "p", "track", BatchLimits(5, 1000, 0), held_bytes_max=1 << 20)
     buffer.append([Record(b"{}", "a person", None)])
     batch_id = buffer.claim(slot_us=None, found_again_ms=5000)
     how = {"slot": "none", "slot_valid_ms": 2000}
     first = buffer.begin(batch_id, lease_ms=0, **how)
-    lapsed = buffer.lapse(batch_id, lease_ms=60_000)
+    lapsed = buffer.take_over(batch_id, lease_ms=60_000)
     buffer.release(batch_id, lapsed.token, wait_ms=0, grace_ms=0)
     buffer.begin(batch_id, lease_ms=60_000, **how)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mm_tasks.buffer import snapshot
-from mm_tasks.buffer.batches import BatchLimits, Buffer
+from mm_tasks.buffer.batches import BatchLimits
 from mm_tasks.buffer.fence import Fence
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.pauses import Pauses
@@ -13,6 +13,7 @@ from mm_tasks.buffer.producer import Record
 from mm_tasks.buffer.rate_limiter import Limiter
 from mm_tasks.events.lanes import LANES
 from mm_tasks.monitoring import status
+from tests.buffer.lane_buffer import LaneBuffer
 from tests.conftest import held, load_fences
 
 LIMITS = BatchLimits(2, 1000, 0)
@@ -22,7 +23,7 @@ KEYS = ProjectKeys("p")
 @pytest.fixture
 def buffers(redis):
     load_fences(redis)
-    return {lane: Buffer(redis, "p", lane, LIMITS, held_bytes_max=1 << 20) for lane in LANES}
+    return {lane: LaneBuffer(redis, "p", lane, LIMITS, held_bytes_max=1 << 20) for lane in LANES}
 
 
 def append(buffer, n):

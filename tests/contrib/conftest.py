@@ -37,9 +37,9 @@ def here(redis, redis_url, fresh):  # noqa: ARG001 - `redis` empties the server
     fresh(MM_TASKS_REDIS_URL=redis_url)
     yield
     opened = runtime._process.runtime  # noqa: SLF001 - processes keep theirs to their end
-    for buffer in opened.producers.values() if opened else ():
-        buffer._redis.close()  # noqa: SLF001
-        for connection in buffer._line._idle:  # noqa: SLF001
+    for producer in opened.producers.values() if opened else ():
+        producer._redis.close()  # noqa: SLF001
+        for connection in producer._connection._idle:  # noqa: SLF001
             connection.disconnect()
 
 

@@ -15,7 +15,7 @@ import requests
 from pydantic import SecretStr
 from redis import Redis
 
-from mm_tasks.buffer.batches import BatchLimits, Buffer
+from mm_tasks.buffer.batches import BatchLimits
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.pauses import Pauses
 from mm_tasks.buffer.producer import Record
@@ -25,6 +25,7 @@ from mm_tasks.client.api import Client
 from mm_tasks.delivery.flush import flush as dispatches
 from mm_tasks.delivery.send import send
 from mm_tasks.delivery.slots import Delivery, Policy
+from tests.buffer.lane_buffer import LaneBuffer
 from tests.conftest import load_fences
 
 KEYS = ProjectKeys("p")
@@ -67,7 +68,7 @@ class Flow:
     def buffer_on(self, redis, lane=None):
         lane = lane or self.lane
         limits = BatchLimits(1 if lane == "identify" else 4, 1000, linger_ms=60_000)
-        return Buffer(redis, "p", lane, limits, held_bytes_max=1 << 20)
+        return LaneBuffer(redis, "p", lane, limits, held_bytes_max=1 << 20)
 
     def delivery(self, *, url=None, timeout_s=5.0, **policy):
         """Return the delivery of a worker with connections of its own."""

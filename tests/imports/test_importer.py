@@ -25,9 +25,9 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from mm_tasks.buffer.batches import BatchLimits, Buffer
+from mm_tasks.buffer.batches import BatchLimits
 from mm_tasks.buffer.keys import ProjectKeys
-from mm_tasks.buffer.producer import APPEND_RECORDS_MAX, Appended, Record
+from mm_tasks.buffer.producer import APPEND_RECORDS_MAX, Appended, Producer, Record
 from mm_tasks.buffer.records import HEADER_BYTES, tag
 from mm_tasks.buffer.scripts import Script
 from mm_tasks.errors import BufferFull, BufferUnavailable, ImportRefused
@@ -69,7 +69,7 @@ class Importer:
 
     def __init__(self, redis, held_bytes_max=1 << 30):
         self.redis = redis
-        self.buffer = Buffer(redis, "p", "track", LIMITS, held_bytes_max=held_bytes_max)
+        self.producer = Producer(redis, "p", "track", LIMITS, held_bytes_max=held_bytes_max)
         self.positions = Positions(redis, "p")
         self.stop = Stop()
 
@@ -84,7 +84,7 @@ class Importer:
         encode = RowEncoder("p", name, BYTES_MAX, columns)
         reading = ChunkReader(lines, rows, encode, skip_bad=skip_bad, stop=self.stop)
         tally = ImportResult(name)
-        one = Import(self.positions, self.buffer, tally, watch or Seen(), self.stop)
+        one = Import(self.positions, self.producer, tally, watch or Seen(), self.stop)
         one.resume(lines, again=again)
         self.nudges = 0
         one.store(reading, self._nudged)
@@ -102,7 +102,7 @@ class Importer:
         return [event["properties"]["n"] for event in self.stored()]
 
     def close(self):
-        for line in (self.buffer._line, self.positions._line):  # noqa: SLF001 - never closed
+        for line in (self.producer._connection, self.positions._connection):  # noqa: SLF001 - never closed
             for connection in line._idle:  # noqa: SLF001
                 connection.disconnect()
 
@@ -194,8 +194,8 @@ def entries(n):
 def test_a_step_that_is_asked_for_again_is_found_done(importer, redis):
     """A reply was lost: asking again is the only way to know."""
     step = Step(None, Position(3, "a"))
-    first = importer.positions.append(importer.buffer, "f", step, entries(3))
-    again = importer.positions.append(importer.buffer, "f", step, entries(3))
+    first = importer.positions.append(importer.producer, "f", step, entries(3))
+    again = importer.positions.append(importer.producer, "f", step, entries(3))
 
     assert type(first) is Appended
     assert type(again) is Moved
@@ -213,9 +213,9 @@ def test_a_step_that_is_asked_for_again_is_found_done(importer, redis):
     ids=["a first one", "one behind", "another file"],
 )
 def test_a_step_from_elsewhere_stores_nothing(importer, redis, step):
-    importer.positions.append(importer.buffer, "f", Step(None, Position(2, "b")), entries(2))
+    importer.positions.append(importer.producer, "f", Step(None, Position(2, "b")), entries(2))
     with pytest.raises(ImportRefused, match="another import of this name"):
-        importer.positions.append(importer.buffer, "f", step, entries(1))
+        importer.positions.append(importer.producer, "f", step, entries(1))
 
     assert redis.llen(KEYS.lane("track").waiting) == 2
     assert importer.positions.find("f") == (2, "b")
@@ -424,7 +424,7 @@ def test_it_waits_for_room_and_goes_on(start, redis):
 def test_what_has_no_room_moves_nothing(start):
     importer = start(held_bytes_max=10)
     with pytest.raises(BufferFull):
-        importer.positions.append(importer.buffer, "f", Step(None, Position(1, "a")), entries(1))
+        importer.positions.append(importer.producer, "f", Step(None, Position(1, "a")), entries(1))
 
     assert importer.positions.find("f") is None
 

@@ -43,7 +43,7 @@ from sqlalchemy.event import listen
 
 from mm_tasks.buffer import purge
 from mm_tasks.buffer.attempt import Rejection
-from mm_tasks.buffer.batches import BatchLimits, Buffer
+from mm_tasks.buffer.batches import BatchLimits
 from mm_tasks.buffer.dead_letters import DeadLetters
 from mm_tasks.buffer.fence import Fence
 from mm_tasks.buffer.keys import ProjectKeys
@@ -60,6 +60,7 @@ from mm_tasks.erasure.workflow import ErasurePolicy, ErasureWorkflow
 from mm_tasks.errors import AuditChainBroken
 from mm_tasks.events.lanes import LANES
 from mm_tasks.monitoring import status
+from tests.buffer.lane_buffer import LaneBuffer
 from tests.conftest import embedded, held
 from tests.erasure.stores import NOW, Store
 
@@ -346,7 +347,8 @@ class Ground:
             "backfill": BatchLimits(TRACK_EVENTS_MAX, 4000, 1000),
         }
         self.buffers = {
-            lane: Buffer(redis, PROJECT, lane, limits[lane], held_bytes_max=10**7) for lane in LANES
+            lane: LaneBuffer(redis, PROJECT, lane, limits[lane], held_bytes_max=10**7)
+            for lane in LANES
         }
 
     def clear(self):
@@ -692,7 +694,7 @@ class World:
         id_ = buffer.claim(slot_us=None, found_again_ms=self._score_ms(), linger=False)
         self.hit(("claim: the fence took records out", self._erased(lane) > erased))
         if id_ is None:
-            looked = buffer.look(late_ms=HOUR_MS, claimed_max=1000, linger=False)
+            looked = buffer.readiness(late_ms=HOUR_MS, claimed_max=1000, linger=False)
             self.to_claim[lane] = looked != "idle"
             if looked == "unloaded":
                 yield from self._load()
@@ -729,7 +731,7 @@ class World:
 
     def _take_over(self, batch):
         """Settle an attempt whose lease ran out, unless its worker was faster, or a purge."""
-        attempt = self.buffers[batch.lane].lapse(batch.id, lease_ms=self._score_ms())
+        attempt = self.buffers[batch.lane].take_over(batch.id, lease_ms=self._score_ms())
         batch.is_lapsed = False
         if attempt is None:
             self._free(batch)
@@ -829,7 +831,7 @@ class World:
                 self.batches.pop(batch.id, None)
             return
         why = '{"reason":"rejected","status":400}'
-        narrowed = buffer.narrow(batch.id, attempt.token, why=why, isolation_max=0)
+        narrowed = buffer.bisect(batch.id, attempt.token, why=why, isolation_max=0)
         self.note(narrowed, batch.index)
         self.hit((f"narrow: {narrowed}", True))
         if narrowed == "buried":
@@ -889,7 +891,7 @@ class World:
 
     def _adopt(self, batch):
         places = {"slot_us": None, "found_again_ms": self._score_ms()}
-        return self.buffers[batch.lane].adopt(batch.id, **places)
+        return self.buffers[batch.lane].assign_slot(batch.id, **places)
 
     def in_order(self):
         """Give those scores that do not hang on Redis's clock that a purge has freed."""

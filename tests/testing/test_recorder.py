@@ -11,7 +11,7 @@ import pytest
 from celery import chain
 
 from mm_tasks import aclose, context, forget, identify, runtime, track
-from mm_tasks.buffer.batches import Buffer
+from mm_tasks.buffer.producer import Producer
 from mm_tasks.connections.async_client import AsyncClients
 from mm_tasks.erasure.service import ErasureService
 from mm_tasks.errors import (
@@ -239,8 +239,8 @@ def test_the_stand_ins_offer_what_they_stand_for():
     """As much of it as a caller uses, under the same names and with the same arguments."""
     pairs = [
         (recording.RecordingErasureService.request, ErasureService.request),
-        (recording.RecordingBuffer.append, Buffer.append),
-        (recording.RecordingBuffer.aappend, Buffer.aappend),
+        (recording.RecordingProducer.append, Producer.append),
+        (recording.RecordingProducer.aappend, Producer.aappend),
         *(
             (getattr(recording.NoClients, name), method)
             for name, method in vars(AsyncClients).items()
