@@ -30,7 +30,6 @@ class Admitted:
     sent: int
     left: int = 0  # records of the batch that are not sent this time
     paused: str = ""  # the kind of the pause that this is the probe of
-    is_alone: bool = False  # others passed where this batch was refused
     asked_at_s: float = 0  # by the process's own clock, just before it was admitted
     exchange: RequestStats | None = None  # None before its request, and where none was made
 

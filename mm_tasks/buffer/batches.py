@@ -21,6 +21,7 @@ from mm_tasks.buffer.attempt import Admitted, Rejection
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.records import HEADER_BYTES
 from mm_tasks.buffer.scripts import Script
+from mm_tasks.events.lanes import sharing
 from mm_tasks.events.limits import BATCH_BRACKETS_BYTES
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ class Batches:
             (self.lane, batch_id, token, slot, slot_valid_ms * 1000, lease_ms),
         )
         if verdict == b"admitted":
-            attempt, in_a_row, generation, left, paused, is_alone, *records = rest
+            attempt, in_a_row, generation, left, paused, *records = rest
             bodies = [record[HEADER_BYTES:] for record in records]
             return Admitted(
                 token,
@@ -145,7 +146,6 @@ class Batches:
                 len(bodies),
                 left,
                 paused=str(paused, "ascii"),
-                is_alone=bool(is_alone),
                 asked_at_s=asked_at_s,
             )
         reason: Any = str(verdict, "ascii")
@@ -242,9 +242,26 @@ class Batches:
         )
         return str(reply, "ascii")  # type: ignore[return-value] # one of the script's words
 
-    def isolate(self, batch_id: str) -> bool:
-        """Note that other batches pass where this one was refused; False when it is gone."""
-        return bool(_ISOLATE(self._redis, (self._keys.batch(batch_id),), ()))
+    def bisect_filtered(
+        self,
+        batch_id: str,
+        token: str,
+        *,
+        why: str,
+        is_probe: bool,
+        exchange: RequestStats | None = None,
+    ) -> Literal["old", "narrowed", "buried", "refused"]:
+        """Bisect a batch that a filter refused if other events pass: see `batch_filter.lua`."""
+        assert "\n" not in why
+        project = self._project
+        also = (project.dead, project.dead_at, project.histogram_counters)
+        lanes = " ".join(sharing(self.lane))
+        args = (self.lane, batch_id, token, why, int(is_probe), lanes)
+        histogram_counters = histograms.of_request(self.lane, exchange)
+        reply: Any = _FILTER(
+            self._redis, (*self._places(batch_id), *also), (*args, *histogram_counters)
+        )
+        return str(reply, "ascii")  # type: ignore[return-value] # one of the script's words
 
     def bury(  # noqa: PLR0913 - one for each thing the script records
         self,
@@ -292,6 +309,6 @@ _READINESS, _CLAIM, _DUE, _ASSIGN_SLOT, _BEGIN, _TAKE_OVER = map(
         "batch_take_over",
     ),
 )
-_ACK, _RELEASE, _BISECT, _ISOLATE, _BURY = map(
-    Script, ("batch_ack", "batch_release", "batch_bisect", "batch_isolate", "batch_bury")
+_ACK, _RELEASE, _BISECT, _FILTER, _BURY = map(
+    Script, ("batch_ack", "batch_release", "batch_bisect", "batch_filter", "batch_bury")
 )

@@ -181,7 +181,8 @@ class LaneKeys(NamedTuple):
         taken off, so that a late answer is not taken for another part's), `answered` (the
         attempt of the last answer that left no doubt, from which waits grow), and while a
         refused event is sought: `suspect` (the first so many hold it), `refused` (alone),
-        `accepted`, `buried`, `alone` (other batches pass).
+        `accepted`, `buried`, `passed` (events that the endpoint had delivered when a filter refused
+        this batch first).
         """
         return self._key(f"batch:{batch_id}")
 

@@ -50,18 +50,18 @@ class Pauses:
         args = (batch_id, kind, status, code, first_ms, probe_ms, failures_max)
         return bool(_PAUSE(self._redis, keys, args))
 
-    def probe_due(self) -> str | None:
-        """Return the id of the batch that was refused ('' if none) when a probe is due."""
+    def probe_due(self) -> list[str] | None:
+        """Return the ids of the refused batches when a probe is due, otherwise None."""
         due, refused = _PROBE(self._redis, self._stops, ("", 0))
-        return str(refused, "ascii") if due else None
+        return str(refused, "ascii").split() if due else None
 
     def choose_probe(self, batch_id: str, *, lost_ms: int) -> bool:
         """Make this batch the probe; False when another flush was first."""
         return bool(_PROBE(self._redis, self._stops, (batch_id, lost_ms))[0])
 
-    def lift(self, batch_id: str) -> str:
-        """End the pause if this batch is its probe; return the id of the refused batch."""
-        return str(_LIFT(self._redis, self._stops, (batch_id,)), "ascii")
+    def lift(self, batch_id: str) -> bool:
+        """End the pause if this batch is its probe; return whether it was."""
+        return bool(_LIFT(self._redis, self._stops, (batch_id,)))
 
     def throttle(self, wait_ms: int, *, keep_ms: int) -> float:
         """Make all workers of this lane wait; return the wait in force, in seconds."""

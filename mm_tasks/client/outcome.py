@@ -43,14 +43,24 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Unauthorized:
-    """401 or 403: the key is refused; nothing was stored."""
+    """401 or 403 with a code of the vendor: the key is refused; nothing was stored."""
 
     answer: Response
 
 
 @dataclass(frozen=True, slots=True)
 class Misdirected:
-    """3xx, 404, 405 or another 4xx: the host is wrong, not the data; nothing was stored."""
+    """3xx, or another 4xx with a code of the vendor: the host is wrong, not the data.
+
+    Nothing was stored.
+    """
+
+    answer: Response
+
+
+@dataclass(frozen=True, slots=True)
+class Filtered:
+    """4xx without a code of the vendor: a page of a proxy or filter; nothing was stored."""
 
     answer: Response
 
@@ -73,6 +83,15 @@ class Ambiguous:
     code: str = "-"
 
 
-Outcome = Delivered | Throttled | Rejected | Unauthorized | Misdirected | Unavailable | Ambiguous
+Outcome = (
+    Delivered
+    | Throttled
+    | Rejected
+    | Unauthorized
+    | Misdirected
+    | Filtered
+    | Unavailable
+    | Ambiguous
+)
 # What they are counted and logged as.
 NAMES = {kind: kind.__name__.lower() for kind in get_args(Outcome)}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mm_tasks.client.outcome import (
     Ambiguous,
     Delivered,
+    Filtered,
     Misdirected,
     Outcome,
     Rejected,
@@ -24,6 +25,23 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _CODE = re.compile(r"[a-z][a-z0-9_]{0,63}")
+# "Errors" of the vendor's API reference: the code is the contract, the text is not.
+_VENDOR_CODES = frozenset(
+    {
+        "invalid_payload",
+        "missing_bearer_token",
+        "malformed_api_key",
+        "invalid_api_key",
+        "key_kind_mismatch",
+        "origin_not_allowed",
+        "insufficient_scope",
+        "forget_requires_secret_key",
+        "rate_limited",
+        "internal_error",
+        "forget_failed",
+        "upstream_failed",
+    }
+)
 
 
 def classify(status: int, headers: Mapping[str, str], body: bytes | None) -> Outcome:
@@ -37,20 +55,29 @@ def classify(status: int, headers: Mapping[str, str], body: bytes | None) -> Out
         return Throttled(answer, _retry_after_s(headers, said))
     if status in {400, 413, 422}:
         return Rejected(answer)
-    if status in {401, 403}:
-        return Unauthorized(answer)
-    if status // 100 in {3, 4} and status != HTTPStatus.REQUEST_TIMEOUT:
-        return Misdirected(answer)
-    return Ambiguous(str(status), status, answer.code)
+    if status // 100 not in {3, 4} or status == HTTPStatus.REQUEST_TIMEOUT:
+        return Ambiguous(str(status), status, answer.code)
+    if status >= HTTPStatus.BAD_REQUEST and answer.code not in _VENDOR_CODES:
+        return Filtered(answer)
+    return _refusal_of_call(answer)
 
 
 def classify_forget(status: int, headers: Mapping[str, str], body: bytes | None) -> Outcome:
-    """As `classify`, for `/v1/forget`: a success also says `queued`."""
+    """As `classify`, for `/v1/forget`: a success also has `queued`.
+
+    A filter's refusal counts as one of the key or the host: the body holds nothing but an id.
+    """
     outcome = classify(status, headers, body)
+    if isinstance(outcome, Filtered):
+        return _refusal_of_call(outcome.answer)
     if not isinstance(outcome, Delivered):
         return outcome
     is_queued = status == HTTPStatus.OK and _json_object(body).get("queued") is True
     return outcome if is_queued else Ambiguous("unusable", status)
+
+
+def _refusal_of_call(answer: Response) -> Outcome:
+    return Unauthorized(answer) if answer.status in {401, 403} else Misdirected(answer)
 
 
 def _success(status: int, said: dict[str, Any], body: bytes | None) -> Outcome:

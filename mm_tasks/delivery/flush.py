@@ -115,14 +115,14 @@ def _probe(delivery: Delivery) -> Iterator[Dispatch]:
 
 
 def _probe_candidates(
-    delivery: Delivery, refused: str, slot_us: int | None
+    delivery: Delivery, refused: list[str], slot_us: int | None
 ) -> Iterator[tuple[Batches, str]]:
-    """Yield another batch than the refused one if the endpoint has one."""
+    """Yield batches that were not refused in this pause, a new one included, then the others."""
     last = []
     for buffer in delivery.endpoint:
         batch_ids = buffer.due(DUE_MAX, everything=True)
-        last += [(buffer, batch_id) for batch_id in batch_ids if batch_id == refused]
-        yield from ((buffer, batch_id) for batch_id in batch_ids if batch_id != refused)
+        last += [(buffer, batch_id) for batch_id in batch_ids if batch_id in refused]
+        yield from ((buffer, batch_id) for batch_id in batch_ids if batch_id not in refused)
         fresh = buffer.claim(slot_us=slot_us, found_again_ms=FOUND_AGAIN_MS)
         if fresh is not None:
             yield buffer, fresh

@@ -6,7 +6,7 @@ from logging import getLogger
 from typing import TYPE_CHECKING, assert_never
 
 from mm_tasks.client.backoff import random_s
-from mm_tasks.client.outcome import NAMES, Delivered
+from mm_tasks.client.outcome import NAMES
 from mm_tasks.delivery import retry
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ def _apply(
                 exchange=exchange,
             )
             return 0 if attempt.left else None
-        case retry.Narrow():
-            return _narrow(delivery, batch_id, attempt, decision)
+        case retry.Bisect():
+            return _bisect(delivery, batch_id, attempt, decision)
         case retry.Bury(why=why, outcome=outcome, ambiguous=ambiguous):
             log.warning("batch_buried", extra={"batch_id": batch_id})
             buffer.bury(
@@ -73,32 +73,36 @@ def _apply(
     return None
 
 
-def _narrow(
-    delivery: Delivery, batch_id: str, attempt: Admitted, found: retry.Narrow
+def _bisect(
+    delivery: Delivery, batch_id: str, attempt: Admitted, decision: retry.Bisect
 ) -> float | None:
-    """Bisect a refused batch; pause when not the events but a rule is at fault."""
-    state = delivery.buffer.bisect(
-        batch_id,
-        attempt.token,
-        why=found.why,
-        isolation_max=found.isolation_max,
-        exchange=attempt.exchange,
-    )
+    """Bisect a refused batch; pause when not its events are at fault, but everything is refused."""
+    why, exchange, is_paused = decision.why, attempt.exchange, False
+    if decision.kind == retry.FILTERED:
+        state: str = delivery.buffer.bisect_filtered(
+            batch_id, attempt.token, why=why, is_probe=attempt.paused != "", exchange=exchange
+        )
+    else:
+        state = delivery.buffer.bisect(
+            batch_id,
+            attempt.token,
+            why=why,
+            isolation_max=retry.ISOLATION_MAX,
+            exchange=exchange,
+        )
     if state == "buried":
         log.warning("event_buried", extra={"batch_id": batch_id})
-    elif state == "systematic":
-        _pause(delivery, batch_id, retry.Pause(found.kind, found.answer))
-    return 0 if state in {"narrowed", "buried"} else None
+    elif state in {"systematic", "refused"}:
+        failures_max = retry.FILTERED_MAX if state == "refused" else 0
+        pause = retry.Pause(decision.kind, decision.answer, failures_max)
+        is_paused = _pause(delivery, batch_id, pause)
+    return None if is_paused or state == "old" else 0
 
 
 def _signal(delivery: Delivery, batch_id: str, attempt: Admitted, outcome: Outcome) -> float:
     """Throttle, pause or resume; return the seconds that this batch has to wait for it."""
     if retry.lifts(attempt.paused, outcome):
-        refused = delivery.pauses.lift(batch_id)
-        is_refusal = attempt.paused != retry.UNAVAILABLE
-        if is_refusal and refused not in {"", batch_id} and isinstance(outcome, Delivered):
-            for buffer in delivery.endpoint:
-                buffer.isolate(refused)
+        delivery.pauses.lift(batch_id)
     signal = retry.signal(outcome, attempt, random_s)
     match signal:
         case None:
@@ -114,7 +118,7 @@ def _signal(delivery: Delivery, batch_id: str, attempt: Admitted, outcome: Outco
             assert_never(signal)
 
 
-def _pause(delivery: Delivery, batch_id: str, pause: retry.Pause) -> None:
+def _pause(delivery: Delivery, batch_id: str, pause: retry.Pause) -> bool:
     probe_ms = round(delivery.policy.probe_interval_s * 1000)
     # A batch of the other lane soon shows whether only a bad import was refused.
     is_import = delivery.low_priority and pause.kind == retry.REJECTED
@@ -129,3 +133,4 @@ def _pause(delivery: Delivery, batch_id: str, pause: retry.Pause) -> None:
     )
     if is_paused:
         log.warning("project_paused", extra={"reason": pause.kind})
+    return is_paused

@@ -24,6 +24,7 @@ from mm_tasks.client.outcome import (
     NAMES,
     Ambiguous,
     Delivered,
+    Filtered,
     Misdirected,
     Outcome,
     Rejected,
@@ -240,7 +241,7 @@ def _read(  # noqa: PLR0911 - a row of the table each
         case Ambiguous(kind=kind, status=status, code=code):
             word = _word("ambiguous", code if code != "-" else kind)
             return word, status, "retrying", 0
-        case Rejected(answer=answer) | Misdirected(answer=answer):
+        case Rejected(answer=answer) | Misdirected(answer=answer) | Filtered(answer=answer):
             name = NAMES[type(outcome)]
             return _word(name, answer.code), answer.status, "attention", _ATTENTION_S
 

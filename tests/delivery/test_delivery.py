@@ -15,7 +15,7 @@ import pytest
 from mm_tasks.buffer.attempt import Admitted
 from mm_tasks.buffer.records import tag
 from mm_tasks.delivery.flush import flush as dispatches
-from mm_tasks.delivery.retry import FAILURES_MAX, ISOLATION_MAX
+from mm_tasks.delivery.retry import FAILURES_MAX, FILTERED_MAX, ISOLATION_MAX
 from mm_tasks.delivery.send import send
 from tests.delivery.conftest import KEYS, flush
 
@@ -141,11 +141,13 @@ def test_a_429_stops_the_lane_for_all_until_its_time(flow, delivery, sandbox):
             {"status": 401, "body": '{"error":"invalid_api_key"}'},
             "unauthorized 401 invalid_api_key",
         ),
-        ({"status": 403, "body": "<html>"}, "unauthorized 403 -"),
-        ({"status": 404, "body": "not here"}, "misdirected 404 -"),
+        (
+            {"status": 403, "body": '{"error":"insufficient_scope"}'},
+            "unauthorized 403 insufficient_scope",
+        ),
         ({"status": 307, "body": "", "headers": {"Location": "/"}}, "misdirected 307 -"),
     ],
-    ids=["401", "403 of a proxy", "404", "307"],
+    ids=["401", "403", "307"],
 )
 def test_a_refused_key_or_host_stops_all_but_one_probe(flow, delivery, sandbox, said, reason):
     sandbox.fault("status", times=3, **said)
@@ -172,15 +174,64 @@ def test_a_refused_key_or_host_stops_all_but_one_probe(flow, delivery, sandbox, 
     assert "ambiguous" not in flow.counts()
 
 
-def test_the_probe_is_another_batch_than_the_refused_one(flow, delivery, sandbox):
-    """A proxy's filter may refuse one batch for ever; that must not keep the others back."""
-    sandbox.fault("status", status=403)
-    flow.append(8)
-    refused, other = flush(delivery)
-    send(delivery, refused)
+def probe_after_a_wait(flow, delivery):
+    """Let the wait for the next probe be over; return the probe."""
     flow.time_passes()
+    (probe,) = flush(delivery)
+    assert flush(delivery) == []
+    return probe
 
-    assert flush(delivery) == [other]
+
+@pytest.mark.parametrize("n", [1, 4, 12])
+@pytest.mark.parametrize("status", [401, 403, 404, 451])
+def test_a_page_for_every_request_pauses_within_three_and_buries_nothing(
+    flow, delivery, sandbox, status, n
+):
+    """The host or the key is wrong, however many batches there are."""
+    sandbox.fault("status", status=status, body="<html>", times=10_000)
+    flow.append(n)
+    for _ in range(20):
+        for batch_id in flush(delivery):
+            while send(delivery, batch_id) == 0:
+                pass
+        if flow.redis.exists(flow.keys.outage):
+            break
+        flow.time_passes()
+    assert requests_seen(sandbox) == FILTERED_MAX == 3
+    parts = flow.redis.hmget(flow.keys.outage, "kind", "status", "code", "wait_ms")
+    assert parts == [b"filtered", b"%d" % status, b"-", b"1000"]
+    for wait_ms in (2000, 4000):
+        assert send(delivery, probe_after_a_wait(flow, delivery)) is None
+        assert sandbox.get("requests")[-1]["events"] == 1
+        assert int(flow.redis.hget(flow.keys.outage, "wait_ms")) == wait_ms
+
+    assert "dead" not in flow.counts()
+    assert not flow.redis.exists(KEYS.pause)
+    sandbox.post("faults")
+    flow.settle(delivery, 8)
+    assert_all_delivered(flow, sandbox, n)
+
+
+def test_a_probe_is_no_batch_that_a_filter_refused_while_another_is_left(flow, delivery, sandbox):
+    """Nor is a new one withheld: the refused batches may be the only ones with a bad event."""
+    sandbox.fault("status", status=403, body="<html>", times=10_000)
+    flow.append(12)
+    for batch_id in flush(delivery):
+        send(delivery, batch_id)
+    batches = flow.redis.zrange(flow.keys.leases, 0, -1)
+    flow.append_bodies([flow.body(i) for i in range(12, 20)])
+    probes = []
+    for _ in range(4):
+        probes.append(probe_after_a_wait(flow, delivery))
+        send(delivery, probes[-1])
+    assert len(set(probes)) == 4
+    everything = {*probes, *map(bytes.decode, batches)}
+    assert len(everything) == 5
+    assert probe_after_a_wait(flow, delivery) in everything
+
+    sandbox.post("faults")
+    flow.settle(delivery, 30)
+    assert_all_delivered(flow, sandbox, 20)
 
 
 def test_a_refused_connection_keeps_the_data_and_is_no_doubt(flow, sandbox, nobody):
@@ -241,22 +292,53 @@ def test_a_poison_event_is_buried_and_its_neighbours_arrive(flow, delivery, sand
     assert requests_seen(sandbox) <= 1 + 5
 
 
-@pytest.mark.parametrize("status", [403, 404])
-def test_a_batch_that_a_filter_refuses_does_not_stop_the_others(flow, delivery, sandbox, status):
-    """A proxy that dislikes one event answers as if the key or the host were wrong."""
-    flow.append_bodies([b'{"event":"bad","event_id":"x","anonymous_id":"a"}'])
-    flow.append(3)
-    sandbox.fault("status", status=status, poison=True, event="bad")
-    flow.settle(delivery, 3)
-    assert flow.redis.hget(KEYS.pause, "status").decode() == str(status)
-    flow.append_bodies([flow.body(i) for i in range(3, 8)])  # another batch, to compare with
-    flow.settle(delivery, 12)
+@pytest.mark.parametrize("position", range(4))
+@pytest.mark.parametrize("n", [4, 9])
+def test_an_event_that_a_filter_refuses_is_buried_and_stops_no_other(
+    flow, delivery, sandbox, position, n
+):
+    """A proxy that dislikes one event answers with a page, as if the key or host were wrong."""
+    sandbox.fault("status", status=403, body="<html>", poison=True, event="bad")
+    bodies = [flow.body(i) for i in range(n - 1)]
+    bodies.insert(position, b'{"event":"bad","event_id":"x","anonymous_id":"a"}')
+    flow.append_bodies(bodies)
+    for _ in range(12):
+        for batch_id in flush(delivery):
+            send(delivery, batch_id)
+            assert not flow.redis.exists(KEYS.pause, flow.keys.outage)
+        flow.time_passes()
     (letter,) = flow.redis.hvals(KEYS.dead)
+    why, _, record = letter.partition(b"\n")
 
-    assert b'"bad"' in letter
-    assert json.loads(letter.partition(b"\n")[0])["status"] == status
-    assert flow.counts()["delivered"] == 8
-    assert not flow.redis.exists(KEYS.pause, flow.keys.outage)
+    assert b'"bad"' in record
+    attempts = json.loads(why)["attempts"]
+    expected = {"reason": "filtered", "status": 403, "code": "-"}
+    assert json.loads(why) == expected | {"attempts": attempts}
+    assert sorted(sandbox.get("ids")) == sorted(f"e{i}" for i in range(n - 1))
+    assert flow.counts()["delivered"] == n - 1
+
+
+def test_a_lone_event_that_a_filter_refuses_waits_until_another_passes(flow, delivery, sandbox):
+    sandbox.fault("status", status=404, body="<html>", poison=True, event="bad")
+    flow.append_bodies([b'{"event":"bad","event_id":"x","anonymous_id":"a"}'])
+    flow.settle(delivery, 5)
+    assert flow.redis.hget(flow.keys.outage, "kind") == b"filtered"
+    assert flow.counts()["leased"] == 1
+    flow.append(4)
+    flow.settle(delivery, 4)
+
+    assert (flow.counts()["delivered"], flow.counts()["dead"]) == (4, 1)
+    assert not flow.redis.exists(flow.keys.outage)
+
+
+def test_a_batch_that_an_earlier_release_singled_out_is_delivered(flow, delivery, sandbox):
+    """Its workers share the Redis: they left `alone`, and `suspect` of a bisected batch."""
+    flow.append(4)
+    (batch_id,) = flush(delivery)
+    flow.redis.hset(flow.keys.batch(batch_id), mapping={"alone": 1, "suspect": 4})
+    flow.settle(delivery, 4)
+
+    assert_all_delivered(flow, sandbox, 4)
 
 
 def test_a_vendor_that_refuses_everything_stops_the_project_and_keeps_the_data(

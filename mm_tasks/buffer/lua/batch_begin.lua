@@ -36,7 +36,7 @@
 
 local lane, id = ARGV[1], ARGV[2]
 local now = now_us()
-local batch = redis.call('HMGET', KEYS[2], 'state', 'suspect', 'alone', 'sent')
+local batch = redis.call('HMGET', KEYS[2], 'state', 'suspect', 'sent')
 if not batch[1] then return {'gone'} end
 if batch[1] == 'sending' then return {'held'} end
 if not is_loaded(KEYS[10]) then return {'unloaded'} end
@@ -88,13 +88,14 @@ end
 
 local attempt = redis.call('HINCRBY', KEYS[2], 'attempt', 1)
 local sent = suspect == 0 and #kept or math.ceil(suspect / 2)
+if pause[1] == 'filtered' then sent = 1 end
 -- A purge may have made this part longer than what is left of the one before, of which a
 -- late success must not count for what it did not carry.
-if batch[4] and sent > tonumber(batch[4]) then redis.call('HINCRBY', KEYS[2], 'cut', 1) end
+if batch[3] and sent > tonumber(batch[3]) then redis.call('HINCRBY', KEYS[2], 'cut', 1) end
 redis.call('HSET', KEYS[2], 'state', 'sending', 'token', ARGV[3], 'sent', sent)
 redis.call('ZADD', KEYS[4], whole(math.floor(now / 1000) + tonumber(ARGV[6])), id)
 local more = redis.call('HMGET', KEYS[2], 'cut', 'answered')
 local about = {'admitted', attempt, attempt - tonumber(more[2] or 0), more[1], #kept - sent,
-  pause[1] or '', batch[3] and 1 or 0}
+  pause[1] or ''}
 for i = 1, sent do about[#about + 1] = kept[i] end
 return about
