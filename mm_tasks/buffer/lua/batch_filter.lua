@@ -51,7 +51,9 @@ end
 redis.call('HSETNX', KEYS[2], 'passed', whole(delivered))
 redis.call('HSET', KEYS[2], 'suspect', 1)
 if sent == 1 and redis.call('LLEN', KEYS[1]) > 1 then
-  redis.call('LMOVE', KEYS[1], KEYS[1], 'LEFT', 'RIGHT')
+  local first = redis.call('LINDEX', KEYS[1], 0)
+  redis.call('LTRIM', KEYS[1], 1, -1)
+  redis.call('RPUSH', KEYS[1], first)
   redis.call('HINCRBY', KEYS[2], 'cut', 1)
 end
 free(KEYS[2], KEYS[3], KEYS[4], id)
