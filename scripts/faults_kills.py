@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 KILLS = 200
 # Scripts that a worker runs while it flushes and sends.
 SCRIPTS = (
-    *("batch_readiness", "rate_reserve", "batch_claim", "batch_due", "batch_assign_slot"),
+    *("batch_readiness", "rate_reserve", "batch_claim", "batch_assign_slot"),
     *("batch_take_over", "batch_begin", "batch_ack", "batch_release", "batch_bury"),
     *("batch_bisect", "batch_filter", "pause_start", "pause_probe", "pause_resume"),
     "pause_throttle",
 )
 FREQUENT = {
-    *("batch_readiness", "rate_reserve", "batch_claim", "batch_due", "batch_begin"),
+    *("batch_readiness", "rate_reserve", "batch_claim", "batch_begin"),
     *("send", "batch_ack"),
 }
 THREADS = 2

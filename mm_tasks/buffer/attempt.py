@@ -1,4 +1,4 @@
-"""One attempt to send a batch, as `begin` admits or refuses it, and what it was seen to take."""
+"""One attempt to send a batch: admitted or rejected by `begin`, and the size of its request."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 
 class RequestStats(NamedTuple):
-    """One request as its sender saw it: how long it took, and what its body held."""
+    """One request as its sender measured it: its duration and the content of its body."""
 
     took_s: float
     events: int
@@ -16,22 +16,22 @@ class RequestStats(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """An attempt may be sent now, and by nobody else until the lease ends.
+    """An attempt may be sent now, and by this worker alone until the lease ends.
 
-    `bodies` are all of the batch's, or a part of them while a refused one is sought;
-    empty when the attempt was taken over to settle it. `sent` counts them all the same.
+    `bodies` are all bodies of the batch, or a part of them while a refused event is sought.
+    They are empty when the attempt was taken over to settle it; `sent` still counts them.
     """
 
     token: str
     attempt: int
-    in_a_row: int  # attempts since the last answer that left no doubt, this one included
+    in_a_row: int  # attempts since the last definite answer, this one included
     generation: int
     bodies: list[bytes]
     sent: int
-    left: int = 0  # records of the batch that are not sent this time
-    paused: str = ""  # the kind of the pause that this is the probe of
-    asked_at_s: float = 0  # by the process's own clock, just before it was admitted
-    exchange: RequestStats | None = None  # None before its request, and where none was made
+    left: int = 0  # records of the batch that this attempt does not send
+    paused: str = ""  # the kind of the pause, if this is its probe
+    asked_at_s: float = 0  # monotonic clock of the process, just before it was admitted
+    exchange: RequestStats | None = None  # None until a request was made
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,10 @@
-"""Dead letters: records set aside for a person, to be looked at, revived or discarded.
+"""Dead letters: records set aside for a person to inspect, revive or discard.
 
-Every letter is in one place, and each change is one script that moves the
-counts with it. A revived record goes through the same door as a new one: that
-of a fenced subject is erased instead. It is sent byte for byte as before, so
-its `event_id` is the same.
+Every letter is in one place, and each change is one script that moves the counts with it.
+A revived record is checked like a new one: the record of a fenced subject is erased instead.
+It is sent byte for byte as before, so its `event_id` is the same.
 
-Not here: who buries (`buffer`) and why (`retry`), what is shown (`cli.dead`).
+Not here: burial (`batches`), its reasons (`delivery.retry`), output (`cli.dead_letters`).
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.records import HEADER_BYTES, STAMP_BYTES
-from mm_tasks.buffer.scripts import Script
+from mm_tasks.buffer.scripts import Script, pages
 from mm_tasks.events.lanes import LANES
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 log = getLogger(__name__)
 
-# Letters read or moved in one step: no step holds up Redis for longer than a few ms.
+# Letters read or moved in one step: no step blocks Redis for more than a few ms.
 _PAGE = 200
 # One trim removes at most this many pages: more than the vendor's rate can bury in a second.
 _TRIM_PAGES = 20
@@ -39,9 +38,9 @@ _REVIVE, _DISCARD, _TRIM = map(Script, ("dead_revive", "dead_discard", "dead_tri
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """One record and why it is here. `body` is the event's JSON, as it was sent.
+    """One record and the reason of its burial. `body` is the event's JSON, as it was sent.
 
-    `kind` says what was in doubt where `reason` is `ambiguous`, otherwise it is ''.
+    `kind` is the kind of doubt if `reason` is `ambiguous`, otherwise ''.
     """
 
     id: str
@@ -58,7 +57,7 @@ class DeadLetter:
 
     @property
     def fields(self) -> dict[str, Any] | None:
-        """Return the event's fields; None when the body is not what we would store."""
+        """Return the event's fields; None when the body is not a JSON object."""
         try:
             parsed = json.loads(self.body)
         except ValueError:
@@ -67,16 +66,16 @@ class DeadLetter:
 
     @property
     def event(self) -> str | None:
-        """Return the event's name; None for an identify, or where it is not a name."""
+        """Return the event's name; None for an identify, or if it is not a string."""
         name = (self.fields or {}).get("event")
         return name if isinstance(name, str) else None
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which letters are meant: those for which everything that is given holds.
+    """Selects the letters that meet every condition that is not None.
 
-    Buried at `since_ms` or later and before `until_ms`. `limit` bounds how many.
+    They were buried at `since_ms` or later and before `until_ms`. `limit` bounds their number.
     """
 
     reason: str | None = None
@@ -89,21 +88,20 @@ class Filter:
     ids: tuple[str, ...] | None = None
     limit: int | None = None
 
-    def holds(self, letter: DeadLetter) -> bool:
-        """Say whether a letter is meant; `ids` and `limit` are for whoever iterates."""
-        wanted = ("reason", "code", "status", "lane")
-        if any(getattr(self, name) not in (None, getattr(letter, name)) for name in wanted):
-            return False
-        if self.since_ms is not None and letter.buried_at_ms < self.since_ms:
-            return False
-        if self.until_ms is not None and letter.buried_at_ms >= self.until_ms:
-            return False
-        # Last, since it reads the JSON.
-        return self.event is None or letter.event == self.event
+    def matches(self, letter: DeadLetter) -> bool:
+        """Return whether a letter meets the conditions; `letters` applies `ids` and `limit`."""
+        names = ("reason", "code", "status", "lane")
+        return (
+            all(getattr(self, name) in {None, getattr(letter, name)} for name in names)
+            and (self.since_ms is None or letter.buried_at_ms >= self.since_ms)
+            and (self.until_ms is None or letter.buried_at_ms < self.until_ms)
+            # Last, because it parses the JSON.
+            and (self.event is None or letter.event == self.event)
+        )
 
 
 class Group(NamedTuple):
-    """Letters that died alike."""
+    """Letters of one lane with the same reason."""
 
     lane: str
     reason: str
@@ -112,7 +110,7 @@ class Group(NamedTuple):
 
 
 class Revived(NamedTuple):
-    """What became of the ids: waiting again, erased since their subject is fenced, or not there."""
+    """Numbers of ids: waiting again, erased because their subject is fenced, not found."""
 
     revived: int
     erased: int
@@ -123,49 +121,43 @@ class DeadLetters:
     """The dead letters of one project, all lanes. Holds a client, no state of its own."""
 
     def __init__(self, redis: Redis, project: str) -> None:
-        """Take everything as arguments; nothing is read or opened here."""
-        # redis-py says of every reply that it may be awaitable.
+        """Take everything as arguments; read and open nothing."""
+        # redis-py types every reply as possibly awaitable.
         self._redis: Any = redis
         self._keys = ProjectKeys(project)
 
     def letters(
         self, chosen: Filter = Filter(), *, newest_first: bool = False
     ) -> Iterator[DeadLetter]:
-        """Yield what the filter means, by burial; given ids in their own order.
+        """Yield the letters that match, by burial; the ids of a filter keep their own order.
 
-        Read in pages. A letter that is there throughout is yielded exactly once, whatever
-        is buried, revived or discarded meanwhile.
+        Reads in pages. A letter that stays throughout is yielded exactly once, even if other
+        letters are buried, revived or discarded meanwhile.
         """
         if chosen.ids is None:
-            pages = self._pages(chosen, newest_first=newest_first)
+            burials = self._burials(chosen, newest_first=newest_first)
         else:
-            pages = self._named(chosen.ids)
-        found = (letter for page in pages for letter in self._read(page) if chosen.holds(letter))
-        return islice(found, chosen.limit)
+            burials = self._burials_of(chosen.ids)
+        letters = (letter for page in burials for letter in self._read(page))
+        return islice(filter(chosen.matches, letters), chosen.limit)
 
     def counts(self, chosen: Filter = Filter()) -> Counter[Group]:
-        """Return how many letters died alike, of those that the filter means."""
+        """Return the number of matching letters of each group."""
         return Counter(
-            Group(one.lane, one.reason, one.status, one.code) for one in self.letters(chosen)
+            Group(letter.lane, letter.reason, letter.status, letter.code)
+            for letter in self.letters(chosen)
         )
 
     def revive(self, ids: Iterable[str]) -> Revived:
-        """Let letters wait to be sent again, in this order within each lane.
+        """Append letters to the waiting records of their lanes, in this order.
 
         Safe to repeat: an id that was revived is unknown from then on.
         """
         keys = self._keys
         revived = erased = unknown = 0
         for lane, page in _by_lane(ids):
-            waiting = keys.lane(lane).waiting
-            places = (
-                keys.dead,
-                keys.dead_at,
-                waiting,
-                keys.counts,
-                keys.fence,
-                keys.caught,
-            )
+            waiting = keys.lane(lane).waiting if lane else ""
+            places = (keys.dead, keys.dead_at, waiting, keys.counts, keys.fence, keys.caught)
             again, gone = _REVIVE(self._redis, places, (lane, *page)) if lane else (0, 0)
             revived += again
             erased += gone
@@ -173,7 +165,7 @@ class DeadLetters:
         return Revived(revived, erased, unknown)
 
     def discard(self, ids: Iterable[str]) -> int:
-        """Remove letters for good, counted as discarded; return how many there were."""
+        """Remove letters for good and count them as discarded; return how many."""
         places = (self._keys.dead, self._keys.dead_at, self._keys.counts)
         return sum(
             int(_DISCARD(self._redis, places, (lane, *page)))
@@ -182,9 +174,9 @@ class DeadLetters:
         )
 
     def trim(self, events_max: int, age_max_ms: int) -> int:
-        """Discard the oldest above a number and an age; return how many.
+        """Discard the oldest letters above a number and an age; return how many.
 
-        Does a bounded part of a large excess; the next call goes on.
+        Removes a bounded part of a large excess; the next call continues.
         """
         places = (self._keys.dead, self._keys.dead_at, self._keys.counts)
         removed = 0
@@ -197,44 +189,32 @@ class DeadLetters:
             log.warning("dead_letters_trimmed", extra={"events": removed})
         return removed
 
-    def _pages(self, chosen: Filter, *, newest_first: bool) -> Iterator[Mapping[str, int]]:
-        """Yield ids and their times of burial, by time and not by rank, which shifts.
+    def _burials(self, chosen: Filter, *, newest_first: bool) -> Iterator[Mapping[str, int]]:
+        """Yield pages of ids and their times of burial, by time: ranks shift meanwhile.
 
-        Many may be buried in one millisecond. So a page begins again with the last
-        time of the one before, and leaves out what was seen of it.
+        Many letters may be buried in one millisecond. So each page starts at the last time of
+        the page before and skips the ids that it shares with it.
         """
         first = "-inf" if chosen.since_ms is None else str(chosen.since_ms)
         last = "+inf" if chosen.until_ms is None else f"({chosen.until_ms}"
+        start, end = (last, first) if newest_first else (first, last)
+        how = {"desc": newest_first, "withscores": True, "byscore": True}
         seen: set[str] = set()
         while True:
-            wanted = _PAGE + len(seen)
-            start, end = (last, first) if newest_first else (first, last)
-            rows = self._redis.zrange(
-                self._keys.dead_at,
-                start,
-                end,
-                desc=newest_first,
-                withscores=True,
-                byscore=True,
-                offset=0,
-                num=wanted,
-            )
+            num = _PAGE + len(seen)
+            rows = self._redis.zrange(self._keys.dead_at, start, end, **how, offset=0, num=num)
             page = {str(id_, "utf-8"): int(at_ms) for id_, at_ms in rows}
             yield {id_: at_ms for id_, at_ms in page.items() if id_ not in seen}
-            if len(rows) < wanted:
+            if len(rows) < num:
                 return
             at_ms = int(rows[-1][1])
             seen = {id_ for id_, at in page.items() if at == at_ms}
-            if newest_first:
-                last = str(at_ms)
-            else:
-                first = str(at_ms)
+            start = str(at_ms)
 
-    def _named(self, ids: tuple[str, ...]) -> Iterator[Mapping[str, int]]:
-        for page in _in_pages(ids):
-            times = self._redis.zmscore(self._keys.dead_at, page)
-            found = zip(page, times, strict=True)
-            yield {id_: int(at_ms) for id_, at_ms in found if at_ms is not None}
+    def _burials_of(self, ids: tuple[str, ...]) -> Iterator[Mapping[str, int]]:
+        for page in pages(dict.fromkeys(ids), _PAGE):
+            times = zip(page, self._redis.zmscore(self._keys.dead_at, page), strict=True)
+            yield {id_: int(at_ms) for id_, at_ms in times if at_ms is not None}
 
     def _read(self, page: Mapping[str, int]) -> Iterator[DeadLetter]:
         if not page:
@@ -263,22 +243,16 @@ def _letter(id_: str, at_ms: int, text: bytes) -> DeadLetter:
 
 
 def _lane(id_: str) -> str:
-    """Return the lane, which an id begins with; '' if it cannot be the id of a letter."""
+    """Return the lane at the start of an id; '' if no letter can have this id."""
     lane = id_.partition(":")[0]
     return lane if lane in LANES else ""
 
 
 def _by_lane(ids: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yield each id once, in pages of one lane; under '' those that no letter can have."""
+    """Yield each id once, in pages of one lane; '' is the lane of impossible ids."""
     lanes: dict[str, list[str]] = {}
-    for id_ in ids:
+    for id_ in dict.fromkeys(ids):
         lanes.setdefault(_lane(id_), []).append(id_)
-    for lane, those in lanes.items():
-        for page in _in_pages(those):
+    for lane, ids_of_lane in lanes.items():
+        for page in pages(ids_of_lane, _PAGE):
             yield lane, page
-
-
-def _in_pages(ids: Iterable[str]) -> Iterator[list[str]]:
-    rest = iter(dict.fromkeys(ids))
-    while page := list(islice(rest, _PAGE)):
-        yield page

@@ -1,8 +1,8 @@
-"""Signs of life: when each worker and each beat was last seen, on Redis's clock.
+"""Heartbeats: when each worker and each beat was last seen, on Redis's clock.
 
-Whoever is alive leaves one every few seconds, and takes it back when it is told to stop.
-So an old sign is of something that hangs, is cut off or was killed; after a day it is
-forgotten. See `pulse` for who leaves them, and `health` for what follows from their age.
+Each process writes a heartbeat every few seconds and deletes it on shutdown. So an old
+heartbeat belongs to a process that hangs, is cut off or was killed. After a day it is
+removed. `tasks.heartbeat_writer` writes them, and `monitoring.health` judges their age.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 Kind = Literal["worker", "beat"]
 
 KEPT_MS = 86_400_000
-_SIGN, _SIGNS = Script("heartbeat_write"), Script("heartbeat_read")
+_WRITE = Script("heartbeat_write")
 
 
 class Heartbeat(NamedTuple):
-    """What one of them left: a worker is known by its node name, a beat by its host."""
+    """The last heartbeat of a process; `name` is a worker's node name or a beat's host."""
 
     kind: Kind
     name: str
@@ -33,33 +33,38 @@ class Heartbeat(NamedTuple):
 
 
 def leave(redis: Redis, project: str, kind: Kind, name: str, queues: Iterable[str] = ()) -> None:
-    """Say that it is alive now; forget the signs of more than a day ago."""
-    _SIGN(redis, [ProjectKeys(project).heartbeats], [f"{kind}:{name}", ",".join(queues), KEPT_MS])
+    """Write the heartbeat of a process; remove heartbeats older than a day."""
+    _WRITE(redis, [ProjectKeys(project).heartbeats], [f"{kind}:{name}", ",".join(queues), KEPT_MS])
 
 
 def withdraw(redis: Redis, project: str, kind: Kind, name: str) -> None:
-    """Forget its sign: it ends because it was told to."""
+    """Delete the heartbeat of a process that shuts down."""
     redis.hdel(ProjectKeys(project).heartbeats, f"{kind}:{name}")
 
 
 def read(redis: Redis, project: str) -> dict[str, Heartbeat]:
-    """Return all signs by `<kind>:<name>`, from one look that changes nothing."""
-    now_us, flat = _SIGNS(redis, [ProjectKeys(project).heartbeats], [])
-    pairs = zip(flat[::2], flat[1::2], strict=True)
-    return {who.decode(): _sign(who.decode(), text.decode(), int(now_us)) for who, text in pairs}
+    """Return all heartbeats by `<kind>:<name>`; write nothing."""
+    pipeline = redis.pipeline(transaction=False)
+    pipeline.time()
+    pipeline.hgetall(ProjectKeys(project).heartbeats)
+    (seconds, micros), stored = pipeline.execute()
+    now_s = seconds + micros / 1e6
+    return {
+        id_.decode(): _heartbeat(id_.decode(), text.decode(), now_s) for id_, text in stored.items()
+    }
 
 
 def refuse_if_unwritable(redis: Redis, project: str) -> None:
-    """Raise what redis-py raises where this server takes no writes; write nothing.
+    """Raise what redis-py raises when this server takes no writes; write nothing.
 
-    A replica, a server that loads, is full, or may not write because it could not save.
+    Such a server is a replica, is loading, is full, or could not save to its disk.
     """
     redis.set(ProjectKeys(project).void, "", xx=True)
 
 
-def _sign(who: str, text: str, now_us: int) -> Heartbeat:
-    kind, _, name = who.partition(":")
-    left_ms, _, queues = text.partition(" ")
-    age_s = max(0.0, (now_us / 1000 - int(left_ms)) / 1000)
-    known: Any = kind  # only `leave` writes it
-    return Heartbeat(known, name, age_s, tuple(queues.split(",")) if queues else ())
+def _heartbeat(id_: str, text: str, now_s: float) -> Heartbeat:
+    kind: Any  # only `leave` writes it
+    kind, _, name = id_.partition(":")
+    written_ms, _, queues = text.partition(" ")
+    age_s = max(0.0, now_s - int(written_ms) / 1000)
+    return Heartbeat(kind, name, age_s, tuple(queues.split(",")) if queues else ())

@@ -2,13 +2,13 @@
 
 They are fields of the hash `histogram_counters`, whole numbers that only grow:
 
-    <lane>:<histogram>:<bound>  how many values were at most that, and above the bound before;
-                                `inf` for those above the last one
+    <lane>:<histogram>:<bound>  number of values in the bucket: at most this bound, and above
+                                the bound before; `inf` is the bucket above the last bound
     <lane>:<histogram>:sum      the sum of all values, in millionths
 
-The script that settles an attempt adds to them. What the process knows (how long a request
-took, how large the batch was) is put into its bucket here; how old the events are is known to
-the script alone, which is given the bounds. Pure.
+The script that settles an attempt adds to them. The process knows the duration of a request
+and the size of its batch, and chooses their buckets here. Only the script knows the age of
+the events; it takes the bounds as an argument. Pure.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from mm_tasks.buffer.attempt import RequestStats
 
 EVENTS, FILL, SECONDS, AGE = "batch_events", "batch_fill", "request_s", "age_s"
-# Of erasures; not in Redis: see `progress`.
+# Of erasures; not in Redis: see `erasure_durations`.
 STEP = "step_s"
 
-# Upper bounds, inclusive, as Prometheus has them. Ages reach from a linger to a long outage.
+# Upper bounds, inclusive, as in Prometheus. Ages reach from a linger to a long outage.
 BOUNDS: Mapping[str, tuple[float, ...]] = {
     EVENTS: (1, 10, 50, 100, 200, 300, 400, 499, 500, 1000),
     FILL: (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1),
@@ -35,59 +35,58 @@ BOUNDS: Mapping[str, tuple[float, ...]] = {
 }
 _MILLION = 1_000_000
 
-# As `batch_ack.lua` is given them.
+# The argument of `batch_ack.lua`.
 AGES = ",".join(map(repr, BOUNDS[AGE]))
 
-One = tuple[str, str, int]
-Tally = tuple[str | int, ...]
+# A bucket to increment, the field of its sum, and the value in millionths.
+Increment = tuple[str, str, int]
+Increments = tuple[str | int, ...]
 
 
 def bucket(name: str, value: float) -> str:
-    """Return the bound whose bucket a value is in."""
+    """Return the bound of the bucket that holds a value."""
     bounds = BOUNDS[name]
     position = bisect_left(bounds, value)
     return repr(bounds[position]) if position < len(bounds) else "inf"
 
 
-def of_request(lane: str, exchange: RequestStats | None) -> Tally:
-    """Return what a request adds: none where there was no exchange."""
-    return () if exchange is None else _tally(lane, SECONDS, exchange.took_s)
+def of_request(lane: str, stats: RequestStats | None) -> Increments:
+    """Return the increments for one request; none if no request was made."""
+    return () if stats is None else _increment(lane, SECONDS, stats.took_s)
 
 
-def of_delivery(lane: str, exchange: RequestStats | None, events_max: int, bytes_max: int) -> Tally:
-    """Return what a request adds whose batch was delivered; the rest is what it might hold.
+def of_delivery(
+    lane: str, stats: RequestStats | None, events_max: int, bytes_max: int
+) -> Increments:
+    """Return the increments for one delivered batch. The other arguments are its limits.
 
-    A batch is as full as the nearer of the two limits says.
+    The fill ratio is that of the nearer limit.
     """
-    if exchange is None:
+    if stats is None:
         return ()
-    events, body_bytes = exchange.events, exchange.body_bytes
-    fill = min(1.0, max(events / events_max, body_bytes / bytes_max))
-    return (
-        *of_request(lane, exchange),
-        *_tally(lane, EVENTS, events),
-        *_tally(lane, FILL, fill),
-    )
+    fill = min(1.0, max(stats.events / events_max, stats.body_bytes / bytes_max))
+    sizes = (*_increment(lane, EVENTS, stats.events), *_increment(lane, FILL, fill))
+    return (*of_request(lane, stats), *sizes)
 
 
-def of_step(step: str, seconds: float) -> One:
-    """Return what a step of an erasure adds."""
-    return _tally(step, STEP, max(0.0, seconds))
+def of_step(step: str, seconds: float) -> Increment:
+    """Return the increment for one step of an erasure."""
+    return _increment(step, STEP, max(0.0, seconds))
 
 
 def read(
     histogram_counters: Mapping[str, int], lane: str, name: str
 ) -> tuple[list[tuple[str, int]], float]:
-    """Return cumulative buckets, as Prometheus has them, up to `+Inf`; and the sum."""
-    found, so_far = [], 0
+    """Return cumulative buckets, as in Prometheus, up to `+Inf`; and the sum."""
+    buckets, total = [], 0
     for bound in BOUNDS[name]:
-        so_far += histogram_counters.get(f"{lane}:{name}:{bound!r}", 0)
-        found.append((str(float(bound)), so_far))
-    so_far += histogram_counters.get(f"{lane}:{name}:inf", 0)
-    found.append(("+Inf", so_far))
-    return found, histogram_counters.get(f"{lane}:{name}:sum", 0) / _MILLION
+        total += histogram_counters.get(f"{lane}:{name}:{bound!r}", 0)
+        buckets.append((str(float(bound)), total))
+    total += histogram_counters.get(f"{lane}:{name}:inf", 0)
+    buckets.append(("+Inf", total))
+    return buckets, histogram_counters.get(f"{lane}:{name}:sum", 0) / _MILLION
 
 
-def _tally(lane: str, name: str, value: float) -> One:
-    at = f"{lane}:{name}:"
-    return at + bucket(name, value), at + "sum", round(value * _MILLION)
+def _increment(lane: str, name: str, value: float) -> Increment:
+    prefix = f"{lane}:{name}:"
+    return prefix + bucket(name, value), prefix + "sum", round(value * _MILLION)

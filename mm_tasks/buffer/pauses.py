@@ -1,8 +1,8 @@
-"""What stops sending: a pause of the project, an outage of an endpoint, the wait of a 429.
+"""A circuit breaker with a half-open probe: pause of the project, outage of an endpoint, 429.
 
-They are separate keys, so that a short wait cannot end a pause, nor the success of
-one call the outage of another; lanes that share an endpoint share those. A pause or
-an outage is lifted by its probe alone: one batch at a time that `begin` admits.
+Each has a key of its own, so that a short wait cannot end a pause, nor the success of one
+request the outage of another endpoint. Lanes of one endpoint share its keys. Only its probe
+ends a pause or an outage: the one batch that `begin` admits meanwhile.
 """
 
 from __future__ import annotations

@@ -118,7 +118,6 @@ class Producer:
         """Take everything as arguments; read and open nothing."""
         keys = ProjectKeys(project)
         of_lane = keys.lane(lane)
-        body_bytes_max = limits.bytes_max - BATCH_BRACKETS_BYTES
         self._redis = redis
         self._connection = PackedConnection(redis)
         self._project = project
@@ -126,7 +125,8 @@ class Producer:
         self._counts = keys.counts
         self._held_bytes_max = held_bytes_max
         self._keys = (of_lane.waiting, keys.counts, keys.fence, of_lane.nudge)
-        self._args = (lane, held_bytes_max, limits.events_max, body_bytes_max, nudge_ms)
+        full = (limits.events_max, limits.bytes_max - BATCH_BRACKETS_BYTES)
+        self._args = (lane, held_bytes_max, *full, nudge_ms)
         self._head = self.append_head()
 
     def append(self, entries: Sequence[Record]) -> Appended:
@@ -154,7 +154,8 @@ class Producer:
         """Pack the part of an append before its records, with more keys and arguments."""
         keys = (*self._keys, *keys)
         words = ("EVALSHA", _APPEND.sha, len(keys), *keys, *self._args, *args)
-        return PackedHead(len(words), _packed(str(word).encode() for word in words))
+        packed = _resp_bulk_strings(str(word).encode() for word in words)
+        return PackedHead(len(words), packed)
 
     def call_append(
         self, connection: PackedConnection, head: PackedHead, entries: Sequence[Record]
@@ -163,8 +164,8 @@ class Producer:
 
         Raises `BufferUnavailable`, or `BufferFull` when Redis is at its maxmemory.
         """
-        count = head.words + len(entries)
-        command = b"*%d\r\n%b%b" % (count, head.packed, _packed(self._encode(entries)))
+        packed = _resp_bulk_strings(self._encode(entries))
+        command = b"*%d\r\n%b%b" % (head.words + len(entries), head.packed, packed)
         try:
             return connection.call(_APPEND, command)
         except RedisError as error:
@@ -186,20 +187,16 @@ class Producer:
 
     def count_dropped_fields(self, n: int) -> None:
         """Count fields dropped from events because the vendor would reject them."""
-        _COUNT_DROPPED(self._redis, (self._counts,), (self._lane, n))
+        self._redis.hincrby(self._counts, f"{self._lane}:left_out", n)
 
     def _encode(self, entries: Sequence[Record]) -> list[bytes]:
         assert len(entries) <= APPEND_RECORDS_MAX
         return [record(self._project, *entry) for entry in entries]
 
 
-def _packed(words: Iterable[bytes]) -> bytes:
-    return b"".join(map(resp_bulk_string, words))
-
-
-def resp_bulk_string(text: bytes) -> bytes:
-    """Return one bulk string of RESP, the protocol of Redis."""
-    return b"$%d\r\n%b\r\n" % (len(text), text)
+def _resp_bulk_strings(words: Iterable[bytes]) -> bytes:
+    """Return words as bulk strings of RESP, the protocol of Redis."""
+    return b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words])
 
 
 def _ensure_connected(connection: Any) -> None:
@@ -223,6 +220,3 @@ def _failed(error: RedisError, count: int) -> BufferFull | BufferUnavailable:
         f"Redis did not store the event ({type(error).__name__})",
         maybe_stored=count if is_doubtful else 0,
     )
-
-
-_COUNT_DROPPED = Script("count_dropped")

@@ -1,7 +1,8 @@
 """Remove a subject's records from everything that Redis holds, in small atomic steps.
 
-The fence is up before, so nothing of theirs is added behind; see the scripts for why
-nothing slips by. What is being sent is left alone, and reported: it must be waited for.
+The subject is fenced before, so no record of theirs is added behind a scan; the scripts
+explain why none moves past it. Records in an attempt that is being sent stay, and the scan
+reports them: the caller must wait for that attempt.
 """
 
 from __future__ import annotations
@@ -21,19 +22,19 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-# Records looked at in one step: about 1 ms.
+# Records read in one step: about 1 ms.
 STEP = 500
 
 _WAITING, _BATCH, _DEAD = map(Script, ("purge_waiting", "purge_batch", "purge_dead"))
-_CAUGHT, _DUE = Script("purge_fenced_count"), Script("batch_due")
+_FENCED_COUNT = Script("purge_fenced_count")
 
 
 class Scan(NamedTuple):
-    """What one look at everything found.
+    """The result of one scan.
 
-    `removed` has a count for each place, zeros included. `sending_ms` is not 0 while an
-    attempt that holds such a record is being sent, or one whose batch is gone and which may
-    hold one: when the last of their leases ends.
+    `removed` has a count for each place, zeros included. `sending_ms` is the time until the
+    last lease ends of the attempts that are being sent and hold such a record, or may hold one
+    because their batch is gone. 0 when there is no such attempt.
     """
 
     removed: Counter[str]
@@ -44,18 +45,18 @@ class Purge:
     """The records of one project. Holds a client, no state of its own."""
 
     def __init__(self, redis: Redis, project: str) -> None:
-        """Take the client; nothing is read here."""
-        # redis-py says of every reply that it may be awaitable.
+        """Take the client; read nothing."""
+        # redis-py types every reply as possibly awaitable.
         self._redis: Any = redis
         self._keys = ProjectKeys(project)
 
     def scan(
         self, tags: Collection[bytes], keep_alive: Callable[[], object] = lambda: None
     ) -> Scan:
-        """Remove and count the subject's records by place; `keep_alive` is called at each step.
+        """Remove and count the subject's records by place; call `keep_alive` at each step.
 
-        Places: `<lane>:waiting`, `<lane>:batches`, `<lane>:dead`, and `fence` for what append
-        had stored and the fence took out on its way since. Safe to repeat.
+        Places: `<lane>:waiting`, `<lane>:batches`, `<lane>:dead`, and `fence` for stored records
+        that claim, begin or revive removed because of the fence. Safe to repeat.
         """
         removed: Counter[str] = Counter()
         sending_ms = 0
@@ -64,65 +65,65 @@ class Purge:
         for lane in LANES:
             removed[f"{lane}:batches"], left_ms = self._batches(lane, tags, keep_alive)
             sending_ms = max(sending_ms, left_ms)
-        # Last, since a batch may have ended here meanwhile.
+        # Last, because a batch may have been buried meanwhile.
         removed.update(self._dead(tags, keep_alive))
-        removed["fence"] = int(_CAUGHT(self._redis, (self._keys.caught,), tuple(tags)))
+        removed["fence"] = int(_FENCED_COUNT(self._redis, (self._keys.caught,), tuple(tags)))
         return Scan(removed, sending_ms)
 
     def rewrite_aof(self, wait_s: float) -> str:
-        """Ask Redis to write its AOF anew, without what was removed; say what came of it.
+        """Make Redis rewrite its AOF without the removed records, and return the result.
 
         `rewritten`; `off`; `running`, when it took longer than `wait_s`; `failed`; `refused`,
-        where a provider does not allow the command.
+        when a provider does not allow the command.
         """
         ends_at = time.monotonic() + wait_s
-        is_asked = False
+        is_requested = False
         while True:
             info = self._redis.info("persistence")
             if not info.get("aof_enabled"):
                 return "off"
             is_busy = info["aof_rewrite_in_progress"] or info["aof_rewrite_scheduled"]
-            if is_asked and not is_busy:
+            if is_requested and not is_busy:
                 return "rewritten" if info["aof_last_bgrewrite_status"] == "ok" else "failed"
-            if not is_asked and not is_busy:
+            if not is_busy:
                 try:
                     self._redis.bgrewriteaof()
                 except ResponseError:
                     return "refused"
-                is_asked = True
+                is_requested = True
             if time.monotonic() > ends_at:
                 return "running"
             time.sleep(0.05)
 
     def _waiting(self, lane: str, tags: Collection[bytes], keep_alive: Callable[[], object]) -> int:
         places = (self._keys.lane(lane).waiting, self._keys.counts)
-        found, last = 0, ""
+        total, last = 0, ""
         while last != "-1":
             removed, following = _WAITING(self._redis, places, (lane, last, STEP, *tags))
-            found, last = found + removed, str(following)
+            total, last = total + removed, str(following)
             keep_alive()
-        return found
+        return total
 
     def _batches(
         self, lane: str, tags: Collection[bytes], keep_alive: Callable[[], object]
     ) -> tuple[int, int]:
         keys = self._keys.lane(lane)
-        found, sending_ms = 0, max(0, self._redis.pttl(keys.orphaned_request))
-        for batch_id in map(bytes.decode, _DUE(self._redis, (keys.leases,), (-1, 1))):
+        total, sending_ms = 0, max(0, self._redis.pttl(keys.orphaned_request))
+        for batch_id in map(bytes.decode, self._redis.zrange(keys.leases, 0, -1)):
             places = (keys.records(batch_id), keys.batch(batch_id), keys.claimed, keys.leases)
             args = (lane, batch_id, *tags)
             removed, left_ms = _BATCH(self._redis, (*places, self._keys.counts), args)
-            found, sending_ms = found + removed, max(sending_ms, left_ms)
+            total, sending_ms = total + removed, max(sending_ms, left_ms)
             keep_alive()
-        return found, sending_ms
+        return total, sending_ms
 
     def _dead(self, tags: Collection[bytes], keep_alive: Callable[[], object]) -> Counter[str]:
         places = (self._keys.dead, self._keys.dead_at, self._keys.counts)
-        found, last = Counter({f"{lane}:dead": 0 for lane in LANES}), ""
+        counts, last = Counter({f"{lane}:dead": 0 for lane in LANES}), ""
         while last != "-1":
             following, *removed = _DEAD(self._redis, places, (last, STEP, *tags))
             for lane, number in zip(LANES, removed, strict=True):
-                found[f"{lane}:dead"] += number
+                counts[f"{lane}:dead"] += number
             last = str(following)
             keep_alive()
-        return found
+        return counts

@@ -11,11 +11,11 @@ NO_TAG = bytes(TAG_BYTES)
 
 
 def tag(project: str, kind: str, subject_id: str) -> bytes:
-    """Return the 16 bytes by which scripts know a subject, the same in every process.
+    """Return the 16 bytes that identify a subject in scripts, the same in every process.
 
-    `kind` is `user` or `anonymous`. Independent of any key, so that a fence can
-    be raised again from the audit store alone. The separator cannot be part of
-    a project's name, so no two triples share their text.
+    `kind` is `user` or `anonymous`. A tag depends on no secret key, so that the audit store
+    alone suffices to load the fence. The separator cannot be part of a project's name, so no
+    two triples share their text.
     """
     text = f"{project}\0{kind}\0{subject_id}"
     return hashlib.sha256(text.encode()).digest()[:TAG_BYTES]
@@ -24,6 +24,5 @@ def tag(project: str, kind: str, subject_id: str) -> bytes:
 def record(project: str, body: bytes, user_id: str | None, anonymous_id: str | None) -> bytes:
     """Return a record without its first 14 bytes."""
     user = NO_TAG if user_id is None else tag(project, "user", user_id)
-    if anonymous_id is None:
-        return user + NO_TAG + body
-    return user + tag(project, "anonymous", anonymous_id) + body
+    anonymous = NO_TAG if anonymous_id is None else tag(project, "anonymous", anonymous_id)
+    return user + anonymous + body

@@ -1,8 +1,7 @@
-"""Run the Lua scripts of `lua/` by their digest, loading one only when it is missing.
+"""Run the Lua scripts of `lua/` by their digest, and load a script that the server lacks.
 
-Every script starts with `lua/common.lua`. Redis forgets scripts when it
-restarts; then the call is repeated once after loading, which is safe: a script
-that was not found has not run.
+Every script starts with `lua/common.lua`. Redis forgets scripts when it restarts. Then the
+call is repeated once after loading, which is safe: a missing script has not run.
 """
 
 from __future__ import annotations
@@ -10,17 +9,20 @@ from __future__ import annotations
 import hashlib
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from redis.exceptions import NoScriptError, ReadOnlyError
 
 from mm_tasks import failpoints
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from redis import Redis
     from redis.asyncio import Redis as AsyncRedis
+
+Item = TypeVar("Item")
 
 
 class Script:
@@ -34,12 +36,13 @@ class Script:
 
     def __call__(self, redis: Redis, keys: Sequence[str], args: Sequence[Any]) -> Any:
         """Run it atomically and return its reply; raises what redis-py raises."""
+        call: Any = redis.execute_command
         failpoints.reach(self.name, "before")
         try:
-            reply = redis.execute_command("EVALSHA", self.sha, len(keys), *keys, *args)  # type: ignore[no-untyped-call]
+            reply = call("EVALSHA", self.sha, len(keys), *keys, *args)
         except NoScriptError:
             redis.script_load(self.text)
-            reply = redis.execute_command("EVALSHA", self.sha, len(keys), *keys, *args)  # type: ignore[no-untyped-call]
+            reply = call("EVALSHA", self.sha, len(keys), *keys, *args)
         except ReadOnlyError:
             # A primary that became a replica keeps its connections: look for the new one.
             redis.connection_pool.disconnect(inuse_connections=False)
@@ -60,6 +63,13 @@ class Script:
             raise
         failpoints.reach(self.name, "after")
         return reply
+
+
+def pages(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Yield the items in lists of at most `size`, as many as one script takes."""
+    rest = iter(items)
+    while page := list(islice(rest, size)):
+        yield page
 
 
 @cache

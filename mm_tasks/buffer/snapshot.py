@@ -1,6 +1,6 @@
-"""One atomic look at all that Redis knows of a project; whatever shows it starts from here.
+"""One atomic read of the state of a project; status, metrics and `top` start from it.
 
-Reads only. Numbers are as the scripts keep them: see `lua/common.lua` for the counts.
+Writes nothing. `lua/common.lua` documents the counts.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from mm_tasks.events.lanes import LANES
 if TYPE_CHECKING:
     from redis import Redis
 
-_STATUS, _REASONS = Script("snapshot"), Script("snapshot_dead_reasons")
-# Letters that one step looks at, in about 1 ms.
+_SNAPSHOT, _DEAD_REASONS = Script("snapshot"), Script("snapshot_dead_reasons")
+# Letters read in one step: about 1 ms.
 STEP = 1000
 
 
@@ -25,8 +25,8 @@ STEP = 1000
 class Lane:
     """One lane: `waiting` events, `batches` of which `claimed` wait for their slot.
 
-    `throttle_until_us` is 0 without a 429's wait, `outage` is empty without one; both belong
-    to the endpoint, so that `track` and `backfill` show the same.
+    `throttle_until_us` is 0 without the wait of a 429, `outage` is empty without one. Both
+    belong to the endpoint, so `track` and `backfill` have the same.
     """
 
     name: str
@@ -43,8 +43,8 @@ class Lane:
 class Snapshot:
     """A project at one instant of Redis's clock.
 
-    `pause` is that of the project: empty, or `kind`, `status`, `code`, `since_ms` and more.
-    `rate_tat_us` is the end of the last slot that was reserved, 0 where none ever was.
+    `pause` is the pause of the project: empty, or `kind`, `status`, `code`, `since_ms` and
+    more. `rate_tat_us` is the end of the last reserved slot, 0 before the first one.
     """
 
     project: str
@@ -68,17 +68,17 @@ class Snapshot:
 
     @property
     def waiting(self) -> int:
-        """Return how many events wait, in all lanes."""
+        """Return the number of waiting events in all lanes."""
         return sum(lane.waiting for lane in self.lanes.values())
 
     @property
     def oldest_waiting_s(self) -> float | None:
-        """Return the age of the oldest event that waits; None when none does."""
+        """Return the age of the oldest waiting event; None without one."""
         return max(self.ages_s.values(), default=None)
 
     @property
     def ages_s(self) -> dict[str, float]:
-        """Return the age of the oldest event that waits, of each lane where one does."""
+        """Return the age of the oldest waiting event of each lane that has one."""
         return {
             name: self._since(lane.oldest_ms / 1e3)
             for name, lane in self.lanes.items()
@@ -87,7 +87,7 @@ class Snapshot:
 
     @property
     def paused_for_s(self) -> float:
-        """Return for how long it has been paused; 0 when it is not."""
+        """Return the duration of the pause so far; 0 without one."""
         return 0.0 if self.paused is None else self._since(self.paused.since)
 
     def _since(self, at_s: float) -> float:
@@ -95,12 +95,12 @@ class Snapshot:
 
     @property
     def slots_ahead_s(self) -> float:
-        """Return how long the quota takes to be full again; 0 when it is."""
+        """Return the time until the quota is full again; 0 when it is full."""
         return max(0.0, (self.rate_tat_us - self.now_us) / 1e6)
 
     @property
     def paused(self) -> Paused | None:
-        """Return why nothing is sent, or one lane is not; None when all goes on."""
+        """Return why the project or one lane is stopped; None when nothing is."""
         if not self.fences_loaded and self.fences_why:
             reason = f"fences_not_loaded: - {self.fences_why}"
             return Paused(reason, self.fences_since_ms / 1000)
@@ -128,12 +128,12 @@ class Paused:
 
 
 def read(redis: Redis, project: str) -> Snapshot:
-    """Return the project as it is now; raises what redis-py raises."""
+    """Return the current state of the project; raises what redis-py raises."""
     keys = ProjectKeys(project)
     lanes = [keys.lane(name) for name in LANES]
     of_lanes = [(k.waiting, k.claimed, k.leases, k.throttle, k.outage) for k in lanes]
     named = (keys.counts, keys.pause, keys.fence, keys.fences, keys.rate)
-    now_us, counts, pause, fence, tat_us, *looks = _STATUS(redis, (*named, *sum(of_lanes, ())), ())
+    now_us, counts, pause, fence, tat_us, *rows = _SNAPSHOT(redis, (*named, *sum(of_lanes, ())), ())
     return Snapshot(
         project=project,
         now_us=int(now_us),
@@ -144,28 +144,28 @@ def read(redis: Redis, project: str) -> Snapshot:
         fences_why=fence[2].decode(),
         fences_since_ms=int(fence[3] or 0),
         rate_tat_us=int(tat_us or 0),
-        lanes={name: _lane(name, look) for name, look in zip(LANES, looks, strict=True)},
+        lanes={name: _lane(name, row) for name, row in zip(LANES, rows, strict=True)},
     )
 
 
 def dead_reasons(redis: Redis, project: str, *, step: int = STEP) -> Counter[str]:
-    """Return how many dead letters there are by reason, in the words of `mm-tasks dead list`.
+    """Return the number of dead letters by reason, in the words of `mm-tasks dead list`.
 
-    In steps of 1 000 letters, which stay in Redis: 100 steps where the bound of 100 000 is
-    reached. A letter that is buried or discarded meanwhile may be counted, or not.
+    Redis counts them in steps of 1 000 letters: 100 steps at the limit of 100 000 letters. A
+    letter that is buried or discarded meanwhile may be counted, or not.
     """
     keys = ProjectKeys(project)
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     first = 0
     while first >= 0:
-        first, *pairs = _REASONS(redis, (keys.dead, keys.dead_at), (first, step))
+        first, *pairs = _DEAD_REASONS(redis, (keys.dead, keys.dead_at), (first, step))
         for reason, number in zip(pairs[::2], pairs[1::2], strict=True):
-            found[reason.decode()] += number
-    return found
+            counts[reason.decode()] += number
+    return counts
 
 
-def _lane(name: str, look: list[Any]) -> Lane:
-    waiting, oldest, claimed, batches, throttle, outage = look
+def _lane(name: str, row: list[Any]) -> Lane:
+    waiting, oldest, claimed, batches, throttle, outage = row
     until_us, since_ms = map(int, throttle.split()) if throttle else (0, 0)
     oldest_ms = int(oldest) if oldest else None
     return Lane(name, waiting, oldest_ms, claimed, batches, until_us, since_ms, _fields(outage))

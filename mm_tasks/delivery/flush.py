@@ -8,11 +8,11 @@ Not here: Celery. The caller publishes the yielded dispatches; `delivery/send` s
 
 from __future__ import annotations
 
-from itertools import islice
 from logging import getLogger
 from typing import TYPE_CHECKING, NamedTuple
 
 from mm_tasks.buffer.rate_limiter import SLOT_VALID_MS
+from mm_tasks.buffer.scripts import pages
 from mm_tasks.client.outcome import Ambiguous
 from mm_tasks.delivery.settle import settle
 from mm_tasks.delivery.slots import CLAIMED_MAX, LATE_MS, take_slot
@@ -137,5 +137,5 @@ def _dispatches(delivery: Delivery, batches: Iterator[tuple[str, float]]) -> Ite
             yield Dispatch(lane, [batch_id], wait_s)
         return
     ids = (batch_id for batch_id, _ in batches)
-    while page := list(islice(ids, IDENTIFIES_A_MESSAGE)):
+    for page in pages(ids, IDENTIFIES_A_MESSAGE):
         yield Dispatch(lane, page, 0)

@@ -79,7 +79,7 @@ def _bisect(
     """Bisect a refused batch; pause when not its events are at fault, but everything is refused."""
     why, exchange, is_paused = decision.why, attempt.exchange, False
     if decision.kind == retry.FILTERED:
-        state: str = delivery.buffer.bisect_filtered(
+        state = delivery.buffer.bisect_filtered(
             batch_id, attempt.token, why=why, is_probe=attempt.paused != "", exchange=exchange
         )
     else:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mm_tasks.buffer.producer import APPEND_RECORDS_MAX, Record
+from mm_tasks.buffer.producer import Record
 from mm_tasks.errors import BufferFull, BufferUnavailable, InvalidEvent, Problem
 
 if TYPE_CHECKING:
@@ -49,12 +49,6 @@ def entries(part: Sequence[Encoded]) -> list[Record]:
 def receipts_of(part: Sequence[Encoded], suppressed: frozenset[int]) -> list[Receipt]:
     """Return the receipts of what one script took."""
     return [Receipt(event.id, position not in suppressed) for position, event in enumerate(part)]
-
-
-def parts(encoded: list[Encoded]) -> Iterator[list[Encoded]]:
-    """Yield what one script stores."""
-    for start in range(0, len(encoded), APPEND_RECORDS_MAX):
-        yield encoded[start : start + APPEND_RECORDS_MAX]
 
 
 @contextmanager

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
+from mm_tasks.buffer.producer import APPEND_RECORDS_MAX
+from mm_tasks.buffer.scripts import pages
 from mm_tasks.errors import InvalidEvent
 from mm_tasks.events.lanes import TRACK
 from mm_tasks.events.limits import ID_CHARACTERS_MAX
 from mm_tasks.tasks.direct import EventTask
-from mm_tasks.tasks.receipts import Receipt, at_index, counting, in_order, parts
+from mm_tasks.tasks.receipts import Receipt, at_index, counting, in_order
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -88,7 +90,7 @@ class TrackTask(EventTask):
         """
         good, bad, total = self._sorted(items, on_error)
         stored: list[Receipt] = []
-        for part in parts(good):
+        for part in pages(good, APPEND_RECORDS_MAX):
             with counting(stored):
                 stored += self._append(part)
         return in_order(stored, bad, total)
@@ -102,7 +104,7 @@ class TrackTask(EventTask):
         """As `delay_many`; only the validation of the events holds up the event loop."""
         good, bad, total = self._sorted(items, on_error)
         stored: list[Receipt] = []
-        for part in parts(good):
+        for part in pages(good, APPEND_RECORDS_MAX):
             with counting(stored):
                 stored += await self._aappend(part)
         return in_order(stored, bad, total)

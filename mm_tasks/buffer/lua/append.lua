@@ -1,26 +1,25 @@
--- append: store records at the tail of a lane, all or none.
+-- append: append records to a lane, all or none.
 --
 -- KEYS[1]  waiting   list of records
 -- KEYS[2]  counts    hash
 -- KEYS[3]  fence     set of tags
 -- KEYS[4]  nudge     string
--- KEYS[5]  imports   hash, only for the rows of an import: then it moves as well
+-- KEYS[5]  imports   hash; only for rows of an import, whose position moves as well
 -- ARGV[1]  lane
--- ARGV[2]  buffer_bytes_max  bytes all records of the project may hold
+-- ARGV[2]  buffer_bytes_max  bytes that all records of the project may hold
 -- ARGV[3]  events_max        events of a full batch
--- ARGV[4]  bytes_max         bytes of a full batch, its brackets taken off
--- ARGV[5]  nudge_ms          no second nudge is asked for within this time
--- With KEYS[5] alone: ARGV[6] field, ARGV[7] what it must hold, '' if there is
--- none, ARGV[8] what it holds then
+-- ARGV[4]  bytes_max         bytes of a full batch without its brackets
+-- ARGV[5]  nudge_ms          at most one nudge within this time
+-- With KEYS[5] only: ARGV[6] field, ARGV[7] its expected value ('' = absent), ARGV[8] its
+-- new value
 -- ARGV[6…] or ARGV[9…] at most 1000 records without their first 14 bytes
 --
--- Returns 1 if the caller should nudge a flush, otherwise 0. Where subjects are
--- fenced: {the same, positions (from 1) of the records refused…}. Where there is no
--- room: {-1, held_bytes}; where an import stands elsewhere: {-2, where}; then nothing
--- was stored.
--- Atomic. O(records). Lost reply: the records may be stored; of an import, the next
--- call tells.
--- Every web request waits for this one: hence locals, and no call to spare.
+-- Returns 1 if the caller should nudge a flush, otherwise 0. If subjects are fenced: {the same,
+-- positions (from 1) of the refused records…}. If the buffer is full: {-1, held_bytes}. If the
+-- import has another position: {-2, position}. The last two store nothing.
+-- Atomic. O(records). Lost reply: the records may be stored; a repeat of an import's step
+-- shows whether they are.
+-- Every web request waits for this script, hence the locals and as few calls as possible.
 
 local call, counts, lane = redis.call, KEYS[2], ARGV[1]
 local first, imports = 6, KEYS[5]

@@ -1,4 +1,4 @@
--- batch_ack: the vendor has stored what was sent of this batch. Forget those records.
+-- batch_ack: remove the records of a batch that the vendor has stored.
 --
 -- KEYS[1]  records   list
 -- KEYS[2]  batch     hash
@@ -11,16 +11,16 @@
 -- KEYS[9]  tallies   hash
 -- ARGV[1]  lane
 -- ARGV[2]  batch_id
--- ARGV[3]  cut           of the attempt: which records those were
--- ARGV[4]  count_differs  1 if the answer's count was not ours
+-- ARGV[3]  generation    of the attempt: identifies the records that it sent
+-- ARGV[4]  count_differs  1 if the vendor's count differs from ours
 -- ARGV[5]  token         of the attempt
 -- ARGV[6]  ages          bounds of the histogram of ages, s, commas between
--- ARGV[7…] what else the histograms get: see `tally`
+-- ARGV[7…] increments of other histograms: see `tally`
 --
--- A success that comes late counts whoever holds the batch now. Whoever that is may be sending
--- it: what goes on its way is then known by `stray` alone, for as long as its lease.
--- Returns the number of records delivered; 0 when the batch or that part of it was
--- gone, and then nothing was changed. O(n).
+-- A late success counts whoever holds the batch. If another worker is sending the batch, its
+-- request is then tracked only by the key `stray`, until its lease ends.
+-- Returns the number of records delivered. 0 when the batch or its generation is gone; then
+-- nothing but failures and refusals changed. O(n).
 
 local lane = ARGV[1]
 redis.call('DEL', KEYS[6], KEYS[7])
@@ -42,7 +42,7 @@ settled(KEYS[5], lane, 'delivered', '')
 count(KEYS[5], lane .. ':count_differs', tonumber(ARGV[4]))
 tally(KEYS[9], ARGV, 7)
 
--- How old each event is now. Those stored together have the same time: look up the bucket once.
+-- The age of each event. Events stored together have the same time: find the bucket once.
 local bounds, now_ms = {}, math.floor(now_us() / 1000)
 for bound in string.gmatch(ARGV[6], '[^,]+') do bounds[#bounds + 1] = bound end
 local in_bucket, sum_ms, stamp, age_ms, at = {}, 0, nil, 0, nil

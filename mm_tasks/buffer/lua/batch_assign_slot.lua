@@ -1,4 +1,4 @@
--- batch_assign_slot: give a slot to a batch that nobody is sending.
+-- batch_assign_slot: give a slot to a batch that no worker is sending.
 --
 -- KEYS[1]  batch    hash
 -- KEYS[2]  claimed  zset

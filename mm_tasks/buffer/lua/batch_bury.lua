@@ -1,4 +1,4 @@
--- batch_bury: set what was sent of a batch aside as dead letters, for a person.
+-- batch_bury: make dead letters of the records that an attempt sent.
 --
 -- KEYS[1]  records  list
 -- KEYS[2]  batch    hash
@@ -11,14 +11,14 @@
 -- ARGV[1]  lane
 -- ARGV[2]  batch_id
 -- ARGV[3]  token
--- ARGV[4]  outcome  counted
--- ARGV[5]  ambiguous kind, counted; '' = it was not
+-- ARGV[4]  outcome  to count
+-- ARGV[5]  ambiguous kind to count; '' = the outcome was definite
 -- ARGV[6]  why      one line of JSON, stored before each record
--- ARGV[7…] what the histograms get: see `tally`
+-- ARGV[7…] increments of histograms: see `tally`
 --
 -- Returns the number of records buried; 0 when the token is old: then nothing was
--- changed. What is left of the batch is free to be sent. O(n).
--- The id of a dead letter: the lane, the batch's id and a number, colons between.
+-- changed. The rest of the batch can be sent at once. O(n).
+-- The id of a dead letter is the lane, the batch's id and a number, with colons between.
 
 local lane, id = ARGV[1], ARGV[2]
 local batch = redis.call('HMGET', KEYS[2], 'state', 'token', 'sent')

@@ -1,4 +1,4 @@
--- batch_claim: take the oldest records, as many as one request may carry, as a batch.
+-- batch_claim: make a batch of the oldest records, as many as one request may carry.
 --
 -- KEYS[1]  waiting   list of records
 -- KEYS[2]  records   list, made here
@@ -10,26 +10,25 @@
 -- KEYS[8]  fences    hash
 -- KEYS[9]  caught    hash
 -- ARGV[1]  lane
--- ARGV[2]  batch_id     chosen by the caller, never used before
--- ARGV[3]  events_max
--- ARGV[4]  bytes_max    of the body, brackets and commas included
--- ARGV[5]  brackets     bytes around the events
--- ARGV[6]  linger_ms    a part-full batch is taken when its oldest record is this old
--- ARGV[7]  slot_us      when it may be sent, '' = now
--- ARGV[8]  found_again_ms  after its slot; then a flush takes it for forgotten
+-- ARGV[2]  events_max
+-- ARGV[3]  bytes_max    of the body, without its brackets; commas count
+-- ARGV[4]  batch_id     chosen by the caller, never used before
+-- ARGV[5]  linger_ms    a part-full batch is ready when its oldest record is this old
+-- ARGV[6]  slot_us      when it may be sent, '' = now
+-- ARGV[7]  found_again_ms  after its slot; then a flush counts it as forgotten
 --
 -- Returns the number of records claimed; 0 when no batch is ready, or not all fences
 -- are loaded.
--- Records of fenced subjects are removed and counted as erased on the way.
--- Atomic. O(records). Lost reply: the batch is found again by its lease.
+-- Removes records of fenced subjects and counts them as erased.
+-- Atomic. O(records). Lost reply: a flush finds the batch by its lease.
 
 if not is_loaded(KEYS[8]) then return 0 end
-local lane, id = ARGV[1], ARGV[2]
-local events_max, bytes_max = tonumber(ARGV[3]), tonumber(ARGV[4])
+local lane, id = ARGV[1], ARGV[4]
+local events_max, bytes_max = tonumber(ARGV[2]), tonumber(ARGV[3])
 local now = now_us()
 local STEP = 100
 
-local kept, gone, body, taken, body_gone = {}, {}, tonumber(ARGV[5]), 0, 0
+local kept, gone, body, taken, body_gone = {}, {}, 0, 0, 0
 local oldest_ms, is_full = nil, false
 repeat
   local step = redis.call('LRANGE', KEYS[1], taken, taken + STEP - 1)
@@ -54,16 +53,14 @@ repeat
 until is_full or #step < STEP
 
 is_full = is_full or #kept >= events_max
-local is_ready = is_full or (oldest_ms and now / 1000 - oldest_ms >= tonumber(ARGV[6]))
+local is_ready = is_full or (oldest_ms and now / 1000 - oldest_ms >= tonumber(ARGV[5]))
 if not is_ready and #gone == 0 then return 0 end
+redis.call('LTRIM', KEYS[1], taken, -1)
 if not is_ready then
-  -- Only the erased leave. The kept ones among them go back to the head, in order.
-  redis.call('LTRIM', KEYS[1], taken, -1)
+  -- Only the erased records leave. The others go back to the head, in order.
   for i = #kept, 1, -1 do redis.call('LPUSH', KEYS[1], kept[i]) end
   for _, record in ipairs(kept) do body_gone = body_gone - (#record - HEADER + 1) end
   kept = {}
-else
-  redis.call('LTRIM', KEYS[1], taken, -1)
 end
 
 count(KEYS[6], lane .. ':waiting_bytes', -body_gone)
@@ -72,10 +69,10 @@ count(KEYS[6], 'held_bytes', -bytes_of(gone))
 caught(KEYS[9], KEYS[7], gone)
 if #kept == 0 then return 0 end
 
-local slot = ARGV[7] == '' and now or tonumber(ARGV[7])
+local slot = ARGV[6] == '' and now or tonumber(ARGV[6])
 redis.call('RPUSH', KEYS[2], unpack(kept))
 redis.call('HSET', KEYS[3], 'state', 'claimed', 'attempt', 0, 'cut', 0, 'held', bytes_of(kept))
 redis.call('ZADD', KEYS[4], whole(slot), id)
-redis.call('ZADD', KEYS[5], whole(math.floor(slot / 1000) + tonumber(ARGV[8])), id)
+redis.call('ZADD', KEYS[5], whole(math.floor(slot / 1000) + tonumber(ARGV[7])), id)
 count(KEYS[6], lane .. ':leased', #kept)
 return #kept

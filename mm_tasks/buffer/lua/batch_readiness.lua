@@ -1,4 +1,4 @@
--- batch_readiness: what a flush of this lane should do next.
+-- batch_readiness: return the next step of a flush of this lane.
 --
 -- KEYS[1]  waiting   list of records
 -- KEYS[2]  claimed   zset
@@ -9,13 +9,14 @@
 -- KEYS[7]  fences    hash
 -- ARGV[1]  lane
 -- ARGV[2]  events_max
--- ARGV[3]  bytes_max    of the body, its brackets taken off
+-- ARGV[3]  bytes_max    of the body, without its brackets
 -- ARGV[4]  linger_ms
 -- ARGV[5]  late_us      a claimed batch this long past its slot is late
--- ARGV[6]  claimed_max  no more batches than this wait for their slot
+-- ARGV[6]  claimed_max  as many batches that wait for their slot are late too
 --
--- Returns 'unloaded' (not all fences are loaded), 'paused', 'throttled', 'late' (what is claimed is not being sent),
--- 'ready' (a batch can be claimed) or 'idle'. Changes nothing. O(log n).
+-- Returns 'unloaded' (not all fences are loaded), 'paused', 'throttled', 'late' (claimed batches
+-- are not sent in time), 'ready' (a batch can be claimed) or 'idle'.
+-- Changes nothing. O(log n).
 
 if not is_loaded(KEYS[7]) then return 'unloaded' end
 local now = now_us()

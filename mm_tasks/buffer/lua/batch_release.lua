@@ -7,14 +7,14 @@
 -- KEYS[5]  tallies  hash
 -- ARGV[1]  lane
 -- ARGV[2]  batch_id
--- ARGV[3]  token     '' = it was never begun
+-- ARGV[3]  token     '' = the batch was never begun
 -- ARGV[4]  wait_ms   until it is due
--- ARGV[5]  grace_ms  until a flush takes care of it, after it is due
--- ARGV[6]  outcome   counted; '' = nothing was sent
--- ARGV[7]  ambiguous kind, counted; '' = it was not
--- ARGV[8…] what the histograms get: see `tally`
+-- ARGV[5]  grace_ms  after it is due, until a flush handles it
+-- ARGV[6]  outcome   to count; '' = nothing was sent
+-- ARGV[7]  ambiguous kind to count; '' = the outcome was definite
+-- ARGV[8…] increments of histograms: see `tally`
 --
--- Returns 1, or 0 when the token is old: then nothing was changed, and whoever took
+-- Returns 1, or 0 when the token is old: then nothing was changed, and the worker that took
 -- the batch over has counted the attempt. So a repeat after a lost reply is safe. O(log n).
 
 local lane, id = ARGV[1], ARGV[2]

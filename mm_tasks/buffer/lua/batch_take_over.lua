@@ -1,14 +1,15 @@
--- batch_take_over: take over a batch whose lease ran out while it was being sent.
+-- batch_take_over: take over a batch whose lease expired while it was being sent.
 --
 -- KEYS[1]  batch   hash
 -- KEYS[2]  leases  zset
 -- ARGV[1]  batch_id
--- ARGV[2]  token     of the one who takes over, to settle it as ambiguous
+-- ARGV[2]  token     of the new holder, which settles the attempt as ambiguous
 -- ARGV[3]  lease_ms
 --
--- Returns {attempt, in a row without an answer, cut, sent} of the attempt that lapsed, or {} when it is not lapsed
--- (its outcome came, or another took over first). O(log n).
--- Lost reply: found again after lease_ms.
+-- Returns {attempt, attempts since the last definite answer, generation, sent} of the expired
+-- attempt; {} when its lease did not expire, its outcome was recorded, or another worker took
+-- it over first. O(log n).
+-- Lost reply: a flush finds it again after lease_ms.
 
 if redis.call('HGET', KEYS[1], 'state') ~= 'sending' then return {} end
 local now_ms = math.floor(now_us() / 1000)

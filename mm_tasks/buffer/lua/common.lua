@@ -1,20 +1,20 @@
--- common: what every script starts with. The layout of a record is in keys.py.
+-- common: start of every script. The layout of a record is in keys.py.
 --
--- Fields of the hash `counts`, whole numbers, changed only by these scripts:
+-- Fields of the hash `counts`, whole numbers:
 --   <lane>:accepted <lane>:leased <lane>:delivered <lane>:dead <lane>:erased
 --   <lane>:discarded        events; with the length of `waiting` they satisfy
 --                           accepted = waiting + leased + delivered + dead + erased + discarded
 --   <lane>:suppressed       events refused at append, never accepted
 --   <lane>:waiting_bytes    bytes of JSON waiting, one comma for each event included
---   <lane>:ambiguous        requests that may have been stored; also by kind, <lane>:ambiguous:<kind>
+--   <lane>:ambiguous        requests that may be stored; also by kind: <lane>:ambiguous:<kind>
 --   <lane>:outcome:<name>   requests by outcome
---   <lane>:count_differs    answers whose count was not ours
---   <lane>:left_out         fields of web requests that events went without: not usable
+--   <lane>:count_differs    answers whose count differs from ours
+--   <lane>:left_out         fields dropped from events of web requests: see producer.py
 --   held_bytes              bytes of all records held: waiting, in batches, dead
 --
--- At maxmemory Redis refuses a script whose first write allocates, and allows
--- all writes of one that began by freeing. So each script but append begins
--- with a DEL, ZREM or LTRIM, even of nothing.
+-- At maxmemory Redis refuses a script whose first write allocates, and allows all writes of a
+-- script whose first write frees. So each script but append begins with a DEL, HDEL, ZREM or
+-- LTRIM, even of nothing.
 
 local HEADER = 46
 local NO_TAG = string.rep('\0', 16)
@@ -33,7 +33,7 @@ local function count(key, field, by)
   if by ~= 0 then redis.call('HINCRBY', key, field, whole(by)) end
 end
 
--- Count how one attempt ended. `ambiguous` is the kind of doubt, '' if there is none.
+-- Count the outcome of one attempt. `ambiguous` is the kind of doubt, '' if there is none.
 local function settled(counts, lane, outcome, ambiguous)
   if outcome ~= '' then count(counts, lane .. ':outcome:' .. outcome, 1) end
   if ambiguous == '' then return end
@@ -41,8 +41,8 @@ local function settled(counts, lane, outcome, ambiguous)
   count(counts, lane .. ':ambiguous:' .. ambiguous, 1)
 end
 
--- Add to histograms: from `first` on there are the field of a bucket, that of its sum, and what
--- that grows by, for each of them. See histograms.py.
+-- Add to histograms: argv holds, from `first` on, the field of a bucket, the field of the sum and
+-- the increment of the sum, for each histogram. See histograms.py.
 local function tally(tallies, argv, first)
   for i = first, #argv, 3 do
     redis.call('HINCRBY', tallies, argv[i], 1)
@@ -50,8 +50,8 @@ local function tally(tallies, argv, first)
   end
 end
 
--- Returns a list of booleans, one for each record: is its subject fenced?
--- `offset` is where the two tags begin, 15 in a stored record.
+-- Return a list of booleans, one for each record: is its subject fenced?
+-- `offset` is the position of the two tags, 15 in a stored record.
 local function fenced(fence, records, offset)
   local result = {}
   if #records == 0 or redis.call('EXISTS', fence) == 0 then return result end
@@ -71,31 +71,31 @@ local function run_id()
   return string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
 end
 
--- Are all fences here, for this very server? After a restart or a failover it has another
+-- Are all fences loaded for this server? After a restart or a failover it has another
 -- run_id; after FLUSHALL there is none.
 local function is_loaded(fences)
   local loaded_for = redis.call('HGET', fences, 'run_id')
   return loaded_for and loaded_for == run_id()
 end
 
--- How many entries the audit log had at least: what was known, or what is said now.
-local function log_size(fences, said)
-  return whole(math.max(tonumber(said), tonumber(redis.call('HGET', fences, 'log_size') or 0)))
+-- Return a lower bound of the entries of the audit log: the larger of the stored and the new one.
+local function log_size(fences, new)
+  return whole(math.max(tonumber(new), tonumber(redis.call('HGET', fences, 'log_size') or 0)))
 end
 
--- Does a record belong to a subject? `tags` has a true for each of their tags.
+-- Does a record belong to a subject? `tags` maps each of their tags to true.
 local function is_of(record, tags)
   return tags[string.sub(record, 15, 30)] or tags[string.sub(record, 31, 46)]
 end
 
--- From ARGV, beginning at `first`.
+-- Return the arguments from `first` on as keys of a table.
 local function set_of(argv, first)
   local set = {}
   for i = first, #argv do set[argv[i]] = true end
   return set
 end
 
--- Say whose records the fence took out on their way, so that their erasure can tell.
+-- Count records that the fence removed, by their subject's tag, for the report of the erasure.
 local function caught(key, fence, records)
   for _, record in ipairs(records) do
     local tag = string.sub(record, 15, 30)
@@ -110,7 +110,7 @@ local function bytes_of(records)
   return sum
 end
 
--- Give a batch back, to be sent as soon as a flush looks.
+-- Give a batch back, due at once.
 local function free(batch, claimed, leases, id)
   redis.call('ZREM', claimed, id)
   redis.call('HDEL', batch, 'token', 'due_ms')
@@ -118,8 +118,8 @@ local function free(batch, claimed, leases, id)
   redis.call('ZADD', leases, whole(math.floor(now_us() / 1000)), id)
 end
 
--- Take the first n records off a batch and return them. What is left is free; nothing
--- left takes the batch along. `keys`: records, batch, claimed, leases.
+-- Take the first n records off a batch and return them. The rest is due at once; an empty
+-- batch is removed. `keys`: records, batch, claimed, leases.
 local function take(keys, id, n)
   local taken = redis.call('LRANGE', keys[1], 0, n - 1)
   redis.call('LTRIM', keys[1], n, -1)
@@ -138,7 +138,7 @@ local function take(keys, id, n)
 end
 
 -- Make dead letters of the first n records of a batch; return how many. `keys` as for
--- `take`, and counts.
+-- `take`, then counts.
 local function bury_head(keys, lane, id, why, n, dead, dead_at)
   local before = tonumber(redis.call('HGET', keys[2], 'buried') or 0)
   local taken = take(keys, id, n)

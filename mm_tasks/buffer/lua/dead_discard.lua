@@ -1,4 +1,4 @@
--- dead_discard: remove dead letters of one lane for good, because a person said so.
+-- dead_discard: remove dead letters of one lane for good.
 --
 -- KEYS[1]  dead     hash
 -- KEYS[2]  dead_at  zset
@@ -6,14 +6,14 @@
 -- ARGV[1]  lane
 -- ARGV[2…] at most 1000 ids of this lane
 --
--- Returns how many were removed; ids that are not there are not counted.
+-- Returns the number of letters removed; unknown ids do not count.
 -- Atomic. O(ids). Lost reply: the ids are gone, so a repeat changes nothing.
 
 local call, lane = redis.call, ARGV[1]
 local n, held = 0, 0
 for i = 2, #ARGV do
   local letter = call('HGET', KEYS[1], ARGV[i])
-  -- One by one, so that an id given twice is counted once.
+  -- One by one, so that an id passed twice is counted once.
   call('HDEL', KEYS[1], ARGV[i])
   call('ZREM', KEYS[2], ARGV[i])
   if letter then

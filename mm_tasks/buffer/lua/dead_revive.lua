@@ -1,4 +1,4 @@
--- dead_revive: put dead letters of one lane back at the tail of its waiting records.
+-- dead_revive: append dead letters of one lane to its waiting records.
 --
 -- KEYS[1]  dead     hash
 -- KEYS[2]  dead_at  zset
@@ -9,17 +9,16 @@
 -- ARGV[1]  lane
 -- ARGV[2…] at most 1000 ids of this lane, in the order in which they will wait
 --
--- Returns {how many wait now, how many were erased}; ids that are not there count
--- as neither. Records go back byte for byte, so the time of acceptance is kept and
--- a flush does not let them linger again.
--- A record whose subject is fenced is removed instead, and counted as erased.
+-- Returns {number waiting now, number erased}; unknown ids count as neither. A record keeps its
+-- bytes and so its time of acceptance: a flush does not let it linger again.
+-- A record of a fenced subject is removed instead, and counted as erased.
 -- Atomic. O(ids). Lost reply: the ids are gone, so a repeat changes nothing.
 
 local call, lane = redis.call, ARGV[1]
 local letters = {}
 for i = 2, #ARGV do
   local letter = call('HGET', KEYS[1], ARGV[i])
-  -- One by one, so that an id given twice is found once.
+  -- One by one, so that an id passed twice is revived once.
   call('HDEL', KEYS[1], ARGV[i])
   call('ZREM', KEYS[2], ARGV[i])
   if letter then letters[#letters + 1] = letter end

@@ -4,10 +4,10 @@
 -- KEYS[2]  dead_at  zset
 -- KEYS[3]  counts   hash
 -- ARGV[1]  events_max    letters of all lanes that may stay
--- ARGV[2]  age_max_ms    how long ago a letter that stays was buried, at most
--- ARGV[3]  discards_max  bounds the work of one call; at most 1000
+-- ARGV[2]  age_max_ms    a letter buried longer ago than this goes
+-- ARGV[3]  discards_max  limit of one call; at most 1000
 --
--- Returns how many were removed; as many as discards_max means: call again.
+-- Returns the number of letters removed; discards_max means: call again.
 -- Atomic. O(letters removed). Lost reply: they are gone and were counted.
 
 local call = redis.call

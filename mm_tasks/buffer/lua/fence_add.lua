@@ -1,15 +1,15 @@
--- fence_add: put up the fence for the tags of a subject, at once and for good.
+-- fence_add: add the tags of a subject to the fence.
 --
 -- KEYS[1]  fence   set of tags
 -- KEYS[2]  fences  hash
--- KEYS[3]  draft   set of tags, of a load that goes on
--- ARGV[1]  store_id  of the audit store that says so
--- ARGV[2]  log_size  entries of its log, by which this erasure is in it
+-- KEYS[3]  draft   set of tags, of a running load
+-- ARGV[1]  store_id  of the audit store that asks for it
+-- ARGV[2]  log_size  entries of its log, this erasure's entry included
 -- ARGV[3…] tags, at most 1000
 --
--- Returns 1, or 0 when the fences here are those of another audit store: then nothing was
--- changed. A load that goes on may have read SQL before these were there: it has them too.
--- Atomic. O(tags). Lost reply: they may be up, and a repeat changes nothing.
+-- Returns 1, or 0 when the fence belongs to another audit store: then nothing was changed.
+-- The tags go into the draft of a running load too, which may have read SQL before.
+-- Atomic. O(tags). Lost reply: they may be in the fence, and a repeat changes nothing.
 
 local store = redis.call('HGET', KEYS[2], 'store')
 if store and store ~= ARGV[1] then return 0 end

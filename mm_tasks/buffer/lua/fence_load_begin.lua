@@ -1,15 +1,16 @@
--- fence_load_begin: from now on what SQL says of fences is newer than what is here.
+-- fence_load_begin: begin a load of all fences from SQL, with an empty draft.
 --
 -- KEYS[1]  fences  hash
 -- KEYS[2]  draft   set of tags
 -- ARGV[1]  store_id  of the audit store that is about to be read
--- ARGV[2]  token     names this load; the one before, if it goes on, ends without effect
--- ARGV[3]  lease_ms  another load that gave a sign within this time is left to go on; 0: it is not
--- ARGV[4]  '1' = there is nothing to do where this server is loaded, '' = it is loaded again
+-- ARGV[2]  token     names this load; a running load with another token ends without effect
+-- ARGV[3]  lease_ms  leave the work to another load that renewed its lease within this time;
+--                    0 = replace it
+-- ARGV[4]  '1' = do nothing if all fences are loaded for this server, '' = load again
 --
--- Returns {run_id of this server, entries that the store's log had at least}; {'loaded', …} or
--- {'loading', …} when there is nothing to do, or another does it; {} when the fences here are
--- those of another audit store. But for the first, nothing was changed. O(draft).
+-- Returns {run_id of this server, known entries of the store's log} when the load began;
+-- {'loaded', …} or {'loading', …} when there is nothing to do or another load does it; {} when
+-- the fence belongs to another audit store. Only the first changes anything. O(draft).
 -- Lost reply: begin again, with the same token.
 
 local store = redis.call('HGET', KEYS[1], 'store')

@@ -1,15 +1,16 @@
--- fence_load_commit: the draft becomes the fence, and this server counts as loaded.
+-- fence_load_commit: replace the fence by the draft, and mark this server as loaded.
 --
 -- KEYS[1]  fences  hash
 -- KEYS[2]  draft   set of tags
 -- KEYS[3]  fence   set of tags
 -- ARGV[1]  token
--- ARGV[2]  run_id    that load_begin saw; '' = SQL could not be read, and another may begin
+-- ARGV[2]  run_id    that fence_load_begin returned; '' = give the load up, so that another
+--                    may begin
 -- ARGV[3]  log_size  entries of the store's log before it was read
 --
--- Returns 1, or 0 when since load_begin another load began, or the server lost what it had
--- (FLUSHALL, a restart, a failover): then the fence was not changed. Without the run_id, a restart
--- could bring the token back, and forget a part of the draft.
+-- Returns 1, or 0 when another load began, or the server lost its data (FLUSHALL, a restart, a
+-- failover): then the fence was not changed. The run_id matters because a restart could restore
+-- the token without a part of the draft.
 -- Atomic. O(tags). Lost reply: it may be loaded, and a repeat of the load is safe.
 
 if redis.call('HGET', KEYS[1], 'loading') ~= ARGV[1] then return 0 end

@@ -1,18 +1,19 @@
--- heartbeat_write: note that a worker or a beat is alive now, and forget those of long ago.
+-- heartbeat_write: store the heartbeat of a worker or a beat, and remove old ones.
 --
 -- KEYS[1]  signs        hash
--- ARGV[1]  who          `worker:<name>` or `beat:<host>`
+-- ARGV[1]  id           `worker:<name>` or `beat:<host>`
 -- ARGV[2]  queues       our queues that it serves, with commas between; '' of beat
--- ARGV[3]  kept_ms      signs older than this are forgotten: containers that are no more
+-- ARGV[3]  kept_ms      heartbeats older than this are removed: of containers that are gone
 --
--- Returns nothing. O(signs). Lost reply: the sign is there all the same.
+-- Returns nothing. O(heartbeats). Lost reply: the heartbeat is stored all the same.
+-- A script, because it uses Redis's clock and must also work on a server at maxmemory.
 
 local now_ms = math.floor(now_us() / 1000)
--- Begins with what frees: also a full server is told who is alive.
+-- Begins with a removal, so that a full server accepts the script.
 redis.call('HDEL', KEYS[1], ARGV[1])
-local signs = redis.call('HGETALL', KEYS[1])
-for i = 1, #signs, 2 do
-  local left_ms = tonumber(string.match(signs[i + 1], '^%d+')) or 0
-  if left_ms < now_ms - tonumber(ARGV[3]) then redis.call('HDEL', KEYS[1], signs[i]) end
+local heartbeats = redis.call('HGETALL', KEYS[1])
+for i = 1, #heartbeats, 2 do
+  local written_ms = tonumber(string.match(heartbeats[i + 1], '^%d+')) or 0
+  if written_ms < now_ms - tonumber(ARGV[3]) then redis.call('HDEL', KEYS[1], heartbeats[i]) end
 end
 redis.call('HSET', KEYS[1], ARGV[1], whole(now_ms) .. ' ' .. ARGV[2])

@@ -9,11 +9,11 @@
 -- ARGV[2]  batch_id
 -- ARGV[3…] tags of the subject
 --
--- Returns {number removed, ms}. The second is not 0 when an attempt that holds such a record
--- is being sent: so long lasts its lease, and nothing was changed.
--- An attempt whose lease ran out is not being sent any more, and loses its token; should its
--- success be recorded all the same, it still counts for what it sent and is still here.
--- Atomic. O(records). Lost reply: what was removed was counted; a repeat finds nothing.
+-- Returns {number removed, ms}. The second is not 0 when an attempt that holds such a record is
+-- being sent: it is the rest of its lease, and nothing was changed.
+-- An attempt whose lease expired counts as not being sent, and loses its token. Its success may
+-- still be recorded; it then counts for the records that it sent and that are still here.
+-- Atomic. O(records). Lost reply: the removed records were counted; a repeat finds nothing.
 
 local lane, id, tags = ARGV[1], ARGV[2], set_of(ARGV, 3)
 local batch = redis.call('HMGET', KEYS[2], 'state', 'sent', 'suspect')
@@ -46,13 +46,13 @@ if #kept == 0 then
 end
 redis.call('RPUSH', KEYS[1], unpack(kept))
 redis.call('HSET', KEYS[2], 'held', bytes_of(kept), 'suspect', suspect_kept)
--- An attempt that comes late may still say that it was stored, for which it needs no token.
--- Were it refused, that would be about more than what is left, and bury an innocent record.
+-- A late success needs no token and still counts. A late refusal must not: it is about more
+-- records than are left, and would bury an innocent one.
 redis.call('HDEL', KEYS[2], 'token')
 if sent_kept > 0 then
   redis.call('HSET', KEYS[2], 'sent', sent_kept)
 elseif sent > 0 then
-  -- Nothing is left of what was sent: a late answer is about none of this.
+  -- No sent record is left: a late answer is about none of the others.
   redis.call('HINCRBY', KEYS[2], 'cut', 1)
   if batch[1] == 'sending' then free(KEYS[2], KEYS[3], KEYS[4], id) end
 end

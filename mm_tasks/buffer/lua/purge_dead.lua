@@ -7,9 +7,9 @@
 -- ARGV[2]  length   of the stretch, at most 1000
 -- ARGV[3…] tags of the subject
 --
--- Returns {`last` of the next stretch, number removed of track, of identify, of backfill}; the first is -1
--- once the oldest was reached. From the newest to the oldest: see purge_waiting.
--- Atomic. O(stretch). Lost reply: what was removed was counted; go on with the same stretch.
+-- Returns {`last` of the next stretch, number removed of track, of identify, of backfill}; the
+-- first is -1 after the oldest letter. From the newest to the oldest: see purge_waiting.
+-- Atomic. O(stretch). Lost reply: the removed letters were counted; repeat the same stretch.
 
 local call, tags = redis.call, set_of(ARGV, 3)
 local last = math.min(call('ZCARD', KEYS[2]) - 1, tonumber(ARGV[1] ~= '' and ARGV[1] or math.huge))

@@ -1,10 +1,11 @@
--- purge_fenced_count: take over the number of a subject's records that the fence took out on their way.
+-- purge_fenced_count: return and forget how many records of a subject the fence removed.
 --
 -- KEYS[1]  caught  hash
 -- ARGV[1…] tags of the subject
 --
--- Returns the number, which is forgotten here. O(tags). Lost reply: so is the number; the
--- records themselves were counted as erased when they were taken out.
+-- Returns the number. O(tags). Lost reply: the number is lost; the records themselves were
+-- counted as erased when they were removed.
+-- A script, because the fence must not add to a number between its read and its removal.
 
 local n = 0
 for _, tag in ipairs(ARGV) do

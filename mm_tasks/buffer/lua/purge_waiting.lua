@@ -1,4 +1,4 @@
--- purge_waiting: remove a subject's records from one stretch of the waiting ones.
+-- purge_waiting: remove a subject's records from one stretch of the waiting records.
 --
 -- KEYS[1]  waiting  list of records
 -- KEYS[2]  counts   hash
@@ -7,11 +7,11 @@
 -- ARGV[3]  length   of the stretch, at most 1000
 -- ARGV[4…] tags of the subject
 --
--- Returns {number removed, `last` of the next stretch}; that is -1 once the head was reached.
--- From the tail to the head: whatever is claimed meanwhile moves the rest towards the head,
--- where it is still to come. Behind the tail nothing of a fenced subject is appended.
--- Atomic. O(stretch), and one pass over a part of the list where something is removed.
--- Lost reply: what was removed was counted; go on with the same stretch.
+-- Returns {number removed, `last` of the next stretch}; the second is -1 after the head.
+-- From the tail to the head: a claim meanwhile moves the remaining records towards the head,
+-- which is still to come. No record of a fenced subject is appended at the tail.
+-- Atomic. O(stretch), and one pass over a part of the list if a record is removed.
+-- Lost reply: the removed records were counted; repeat the same stretch.
 
 local call, lane, tags = redis.call, ARGV[1], set_of(ARGV, 4)
 call('LTRIM', KEYS[1], 0, -1)

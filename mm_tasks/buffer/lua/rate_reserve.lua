@@ -1,21 +1,20 @@
--- rate_reserve: take the next free slot of the shared rate, or nothing (GCRA).
+-- rate_reserve: reserve the next free slot of the shared rate if it is near enough (GCRA).
 --
 -- KEYS[1]  rate      string: end of the last slot (TAT), µs since the epoch
 -- KEYS[2]  throttle  string `until_us since_ms`
 -- ARGV[1]  interval_us  µs between slots at the sustained rate, rounded up
 -- ARGV[2]  burst        slots that may go at once from idle
--- ARGV[3]  max_wait_us  how far off anybody takes a slot, the same for all
--- ARGV[4]  ahead_max_us how far off this one does, at most max_wait_us
+-- ARGV[3]  max_wait_us  the longest wait of any caller, the same for all
+-- ARGV[4]  ahead_max_us the longest wait of this caller, at most max_wait_us
 -- ARGV[5]  now_us       '' = this server's clock, which all workers share;
 --                       only tests pass a number
 --
--- Returns {wait_us, slot_us}, or {-1, 0} when the next slot is further off
--- than ahead_max_us; then nothing was changed.
--- An absent key counts as just used up, not as idle: state lost with Redis
--- must not grant a second burst. The same at the end of a 429's wait, when the
--- vendor's own bucket is as empty. A state further ahead than any reservation
--- could have put it (the clock stepped back, a failover) counts as used up too.
--- Atomic: O(1). Lost reply: the slot is spent; this errs towards sending less.
+-- Returns {wait_us, slot_us}, or {-1, 0} when the wait would exceed ahead_max_us; then nothing
+-- was reserved.
+-- An absent key counts as an empty quota, not as idle: state lost with Redis must not grant a
+-- second burst. So does the end of a 429's wait, when the vendor's own bucket is empty, and a
+-- state further ahead than any reservation allows (the clock stepped back, a failover).
+-- Atomic. O(1). Lost reply: the slot is spent; this errs towards sending less.
 
 local interval, burst = tonumber(ARGV[1]), tonumber(ARGV[2])
 local max_wait, ahead_max = tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -32,7 +31,7 @@ end
 
 local slot = math.max(now, tat - tolerance)
 if slot - now > ahead_max then
-  -- An absent or impossible state must be written down, or it would stay so for ever.
+  -- Store an absent or impossible state, or it would stay so for ever.
   if tat == used_up then
     redis.call('DEL', KEYS[1])
     redis.call('SET', KEYS[1], whole(tat))

@@ -1,4 +1,4 @@
--- snapshot: one consistent look at everything people and programs are shown.
+-- snapshot: read the state of a project at one instant, for status, metrics and `top`.
 --
 -- KEYS[1]  counts  hash
 -- KEYS[2]  pause   hash
@@ -7,13 +7,13 @@
 -- KEYS[5]  rate    string
 -- KEYS[6…] of each lane: waiting list, claimed zset, leases zset, throttle string, outage hash
 --
--- Returns {now_us, counts, pause, {tags, 1 if all fences are loaded for this server, why they
--- could not be, since_ms}, rate, and of each lane {length of waiting, its oldest record's
--- accepted_ms, length of claimed, of leases, throttle, outage}}; absent things are ''.
+-- Returns {now_us, counts, pause, {tags, 1 if all fences are loaded for this server, reason of a
+-- failed load, since_ms}, rate, and of each lane {length of waiting, accepted_ms of its oldest
+-- record, size of claimed, of leases, throttle, outage}}; absent values are ''.
 -- Changes nothing. O(lanes).
 
 local call = redis.call
-local look = {
+local reply = {
   whole(now_us()),
   call('HGETALL', KEYS[1]),
   call('HGETALL', KEYS[2]),
@@ -27,7 +27,7 @@ local look = {
 }
 for i = 6, #KEYS, 5 do
   local oldest = call('LINDEX', KEYS[i], 0)
-  look[#look + 1] = {
+  reply[#reply + 1] = {
     call('LLEN', KEYS[i]),
     oldest and string.sub(oldest, 2, 14) or '',
     call('ZCARD', KEYS[i + 1]),
@@ -36,4 +36,4 @@ for i = 6, #KEYS, 5 do
     call('HGETALL', KEYS[i + 4]),
   }
 end
-return look
+return reply
