@@ -1,8 +1,9 @@
-"""A circuit breaker with a half-open probe: pause of the project, outage of an endpoint, 429.
+"""A circuit breaker with a half-open probe: pauses, outages and the waits of 429s.
 
-Each has a key of its own, so that a short wait cannot end a pause, nor the success of one
-request the outage of another endpoint. Lanes of one endpoint share its keys. Only its probe
-ends a pause or an outage: the one batch that `begin` admits meanwhile.
+A pause stops the project, an outage one endpoint, a throttle one endpoint until a time. They
+are separate keys: a short wait cannot end a pause, and a success of one endpoint cannot end the
+outage of another. Only its probe ends a pause or an outage: one batch at a time that `begin`
+admits.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _PAUSE, _PROBE, _LIFT, _THROTTLE = map(
 
 
 class Pauses:
-    """What stops one lane of one project."""
+    """The pause of a project, and the outage and throttle of the endpoint of one lane."""
 
     def __init__(self, redis: Redis, project: str, lane: str) -> None:
         """Take the client; nothing is read here."""
@@ -42,9 +43,9 @@ class Pauses:
         probe_ms: int,
         failures_max: int = 0,
     ) -> bool:
-        """Pause, or count one of `failures_max` failures in a row; say whether paused.
+        """Pause, or count one of `failures_max` failures in a row; return whether paused.
 
-        By its kind it concerns the project or this lane: see `pause_start.lua`.
+        The kind decides whether the project or this endpoint pauses: see `pause_start.lua`.
         """
         keys = (*self._stops, self._failures)
         args = (batch_id, kind, status, code, first_ms, probe_ms, failures_max)

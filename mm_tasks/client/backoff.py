@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 BACKOFF_FIRST_S = 1.0
 BACKOFF_MAX_S = 60.0
-# "clamped to 1 s … 15 min": a vendor that asks for less or more is not obeyed to the letter.
+# "clamped to 1 s … 15 min": a shorter or longer request of the vendor is not obeyed.
 THROTTLE_MIN_S = 1.0
 THROTTLE_MAX_S = 900.0
 

@@ -91,7 +91,7 @@ def _settle_expired(delivery: Delivery, batch_id: str) -> bool:
     attempt = delivery.buffer.take_over(batch_id, lease_ms=delivery.policy.lease_ms)
     if attempt is None:
         return False
-    log.warning("batch_lapsed", extra={"batch_id": batch_id})
+    log.warning("batch_lease_expired", extra={"batch_id": batch_id})
     settle(delivery, batch_id, attempt, Ambiguous("lease"))
     return True
 

@@ -1,4 +1,4 @@
--- batch_filter: a proxy or filter before the vendor refused what was sent of this batch.
+-- batch_filter: a proxy or filter before the vendor refused the sent records of this batch.
 --
 -- KEYS[1]  records   list         KEYS[5]  counts   hash
 -- KEYS[2]  batch     hash         KEYS[6]  dead     hash
@@ -10,7 +10,7 @@
 -- ARGV[4]  why       one line of JSON, stored before a record that is buried
 -- ARGV[5]  is_probe  1 = sent while its endpoint or project is paused
 -- ARGV[6]  lanes     of the endpoint, spaces between
--- ARGV[7…] what the histograms get: see `tally`
+-- ARGV[7…] arguments of `tally`
 --
 -- The body is at fault if the endpoint delivered anything since the batch was refused first: then
 -- the batch is bisected, and an event refused alone is buried. Without a delivery nothing is

@@ -1,4 +1,4 @@
--- pause_resume: the probe was answered; the project, or this lane, goes on.
+-- pause_resume: the probe was answered; end the pause of the project or of this endpoint.
 --
 -- KEYS[1]  pause     hash, of the project
 -- KEYS[2]  outage    hash, of this lane
