@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, assert_never
+from typing import TYPE_CHECKING, assert_never
 
 from mm_tasks.client.backoff import backoff_s, throttle_s
 from mm_tasks.client.outcome import (
@@ -29,6 +29,8 @@ from mm_tasks.client.outcome import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mm_tasks.buffer.attempt import Admitted
+
 # "at least 20 single events refused and none accepted": the vendor changed its rules.
 ISOLATION_MAX = 20
 REJECTED, FILTERED, UNAVAILABLE = "rejected", "filtered", "unavailable"
@@ -36,22 +38,6 @@ REJECTED, FILTERED, UNAVAILABLE = "rejected", "filtered", "unavailable"
 FAILURES_MAX = 5
 # This many requests in a row refused by a filter, and none delivered: it refuses everything.
 FILTERED_MAX = 3
-
-
-class AttemptState(Protocol):
-    """The fields of an attempt that the decisions need; see `buffer/attempt`."""
-
-    @property
-    def attempt(self) -> int:
-        """Return the number of the attempt; the first is 1."""
-
-    @property
-    def in_a_row(self) -> int:
-        """Return the number of attempts since the last answer that left no doubt."""
-
-    @property
-    def paused(self) -> str:
-        """Return the kind of the pause that this attempt probes, or ''."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +95,7 @@ Signal = Pause | Throttle | None
 
 
 def decide(  # noqa: PLR0911 - a row of the table each
-    outcome: Outcome, attempt: AttemptState, *, park: bool, random_s: Callable[[float], float]
+    outcome: Outcome, attempt: Admitted, *, park: bool, random_s: Callable[[float], float]
 ) -> Decision:
     """Return the next step of a batch after an attempt."""
     name = NAMES[type(outcome)]
@@ -133,7 +119,7 @@ def decide(  # noqa: PLR0911 - a row of the table each
             assert_never(outcome)
 
 
-def signal(outcome: Outcome, attempt: AttemptState, random_s: Callable[[float], float]) -> Signal:
+def signal(outcome: Outcome, attempt: Admitted, random_s: Callable[[float], float]) -> Signal:
     """Return the change of the whole project after an outcome.
 
     Batches of `Filtered` and `Rejected` pause their endpoint when bisecting shows that everything
@@ -177,7 +163,7 @@ def lifts(paused: str, outcome: Outcome) -> bool:
             assert_never(outcome)
 
 
-def _why(reason: str, answer: Response, attempt: AttemptState, **doubt: str) -> str:
+def _why(reason: str, answer: Response, attempt: Admitted, **doubt: str) -> str:
     why = {
         "reason": reason,
         "status": answer.status,
