@@ -24,7 +24,7 @@ from mm_tasks.client.access import vendor_access
 from mm_tasks.client.api import Client
 from mm_tasks.connections import redis_client
 from mm_tasks.connections.async_client import AsyncClients
-from mm_tasks.delivery.flush import Delivery, Policy
+from mm_tasks.delivery.slots import Delivery, Policy
 from mm_tasks.erasure.fence_sync import PATIENCE_S, FenceSync
 from mm_tasks.erasure.service import ErasureService
 from mm_tasks.erasure.workflow import ErasurePolicy, ErasureWorkflow

@@ -28,7 +28,7 @@ KILLS = 200
 SCRIPTS = (
     *("batch_readiness", "rate_reserve", "batch_claim", "batch_assign_slot"),
     *("batch_take_over", "batch_begin", "batch_ack", "batch_release", "batch_bury"),
-    *("batch_bisect", "batch_isolate", "pause_start", "pause_probe", "pause_resume"),
+    *("batch_bisect", "batch_filter", "pause_start", "pause_probe", "pause_resume"),
     "pause_throttle",
 )
 FREQUENT = {

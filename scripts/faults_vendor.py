@@ -118,6 +118,7 @@ def steady() -> dict[str, Rule]:
     return {
         **poison(),
         "401": {**refusals()["401"], "times": None, "every": 61},
+        "403 of a filter": {**_status(403, PAGE), "times": None, "every": 53},
         "429": {**_status(429, '{"error":"rate_limited"}', headers={"Retry-After": "1"})}
         | {"times": None, "every": 23},
         "503 before storing": {**_status(503), "times": None, "every": 17},

@@ -30,7 +30,6 @@ class Admitted:
     sent: int
     left: int = 0  # records of the batch that this attempt does not send
     paused: str = ""  # the kind of the pause, if this is its probe
-    is_alone: bool = False  # others passed where this batch was refused
     asked_at_s: float = 0  # monotonic clock of the process, just before it was admitted
     exchange: RequestStats | None = None  # None until a request was made
 

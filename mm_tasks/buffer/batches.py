@@ -20,6 +20,7 @@ from mm_tasks.buffer.attempt import Admitted, Rejection
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.records import HEADER_BYTES
 from mm_tasks.buffer.scripts import Script
+from mm_tasks.events.lanes import sharing
 from mm_tasks.events.limits import BATCH_BRACKETS_BYTES
 
 if TYPE_CHECKING:
@@ -31,10 +32,11 @@ _READINESS, _CLAIM, _ASSIGN_SLOT = map(
     Script, ("batch_readiness", "batch_claim", "batch_assign_slot")
 )
 _BEGIN, _TAKE_OVER, _ACK = map(Script, ("batch_begin", "batch_take_over", "batch_ack"))
-_RELEASE, _BISECT, _BURY = map(Script, ("batch_release", "batch_bisect", "batch_bury"))
-_ISOLATE = Script("batch_isolate")
+_RELEASE, _BISECT, _FILTER, _BURY = map(
+    Script, ("batch_release", "batch_bisect", "batch_filter", "batch_bury")
+)
 
-Bisected = Literal["old", "narrowed", "buried", "systematic"]
+Bisected = Literal["old", "narrowed", "buried", "systematic", "refused"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,7 @@ class Batches:
             (self.lane, batch_id, token, slot, slot_valid_ms * 1000, lease_ms),
         )
         if verdict == b"admitted":
-            attempt, in_a_row, generation, left, paused, is_alone, *records = rest
+            attempt, in_a_row, generation, left, paused, *records = rest
             bodies = [record[HEADER_BYTES:] for record in records]
             return Admitted(
                 token,
@@ -129,7 +131,6 @@ class Batches:
                 len(bodies),
                 left,
                 paused=str(paused, "ascii"),
-                is_alone=bool(is_alone),
                 asked_at_s=asked_at_s,
             )
         reason: Any = str(verdict, "ascii")
@@ -204,9 +205,23 @@ class Batches:
         stats = histograms.of_request(self.lane, exchange)
         return cast("Bisected", str(_BISECT(self._redis, places, (*args, *stats)), "ascii"))
 
-    def isolate(self, batch_id: str) -> bool:
-        """Note that other batches pass where this one was refused; False when it is gone."""
-        return bool(_ISOLATE(self._redis, (self._keys.batch(batch_id),), ()))
+    def bisect_filtered(
+        self,
+        batch_id: str,
+        token: str,
+        *,
+        why: str,
+        is_probe: bool,
+        exchange: RequestStats | None = None,
+    ) -> Bisected:
+        """Bisect a batch that a filter refused if other events pass: see `batch_filter.lua`."""
+        assert "\n" not in why
+        project = self._project
+        dead = (project.dead, project.dead_at, project.histogram_counters)
+        places = (*self._places(batch_id), *dead)
+        args = (self.lane, batch_id, token, why, int(is_probe), " ".join(sharing(self.lane)))
+        stats = histograms.of_request(self.lane, exchange)
+        return cast("Bisected", str(_FILTER(self._redis, places, (*args, *stats)), "ascii"))
 
     def bury(  # noqa: PLR0913 - one for each value that the script records
         self,

@@ -101,7 +101,8 @@ class LaneKeys:
         records left its head, so that a late answer never counts for other records),
         `answered` (the attempt of the last definite answer, from which waits grow), and while
         a refused event is sought: `suspect` (it is one of the first so many), `refused`
-        (events refused alone), `accepted`, `buried`, `alone` (other batches pass).
+        (events refused alone), `accepted`, `buried`, `passed` (events that the endpoint had
+        delivered when a filter refused this batch first).
         """
         return f"{self.prefix}batch:{batch_id}"
 

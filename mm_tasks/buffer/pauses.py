@@ -1,8 +1,9 @@
-"""A circuit breaker with a half-open probe: pause of the project, outage of an endpoint, 429.
+"""A circuit breaker with a half-open probe: pauses, outages and the waits of 429s.
 
-Each has a key of its own, so that a short wait cannot end a pause, nor the success of one
-request the outage of another endpoint. Lanes of one endpoint share its keys. Only its probe
-ends a pause or an outage: the one batch that `begin` admits meanwhile.
+A pause stops the project, an outage one endpoint, a throttle one endpoint until a time. They
+are separate keys: a short wait cannot end a pause, and a success of one endpoint cannot end the
+outage of another. Only its probe ends a pause or an outage: one batch at a time that `begin`
+admits.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _PAUSE, _PROBE, _LIFT, _THROTTLE = map(
 
 
 class Pauses:
-    """The pause, outage and throttle that apply to one lane of one project."""
+    """The pause of a project, and the outage and throttle of the endpoint of one lane."""
 
     def __init__(self, redis: Redis, project: str, lane: str) -> None:
         """Take the client; read nothing."""
@@ -42,26 +43,26 @@ class Pauses:
         probe_ms: int,
         failures_max: int = 0,
     ) -> bool:
-        """Pause, or count one of `failures_max` failures in a row; return whether it is paused.
+        """Pause, or count one of `failures_max` failures in a row; return whether paused.
 
-        The kind decides between the project and this lane: see `pause_start.lua`.
+        The kind decides whether the project or this endpoint pauses: see `pause_start.lua`.
         """
         keys = (*self._stops, self._failures)
         args = (batch_id, kind, status, code, first_ms, probe_ms, failures_max)
         return bool(_PAUSE(self._redis, keys, args))
 
-    def probe_due(self) -> str | None:
-        """Return the id of the batch that was refused ('' if none) when a probe is due."""
+    def probe_due(self) -> list[str] | None:
+        """Return the ids of the refused batches when a probe is due, otherwise None."""
         due, refused = _PROBE(self._redis, self._stops, ("", 0))
-        return str(refused, "ascii") if due else None
+        return str(refused, "ascii").split() if due else None
 
     def choose_probe(self, batch_id: str, *, lost_ms: int) -> bool:
         """Make this batch the probe; False when another flush was first."""
         return bool(_PROBE(self._redis, self._stops, (batch_id, lost_ms))[0])
 
-    def lift(self, batch_id: str) -> str:
-        """End the pause if this batch is its probe; return the id of the refused batch."""
-        return str(_LIFT(self._redis, self._stops, (batch_id,)), "ascii")
+    def lift(self, batch_id: str) -> bool:
+        """End the pause if this batch is its probe; return whether it was."""
+        return bool(_LIFT(self._redis, self._stops, (batch_id,)))
 
     def throttle(self, wait_ms: int, *, keep_ms: int) -> float:
         """Make all workers of this lane wait; return the wait in force, in seconds."""

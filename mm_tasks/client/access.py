@@ -1,4 +1,4 @@
-"""Where requests go and with which key, checked before the first."""
+"""Host and key of the vendor, checked before the first request."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _OTHER_KEYS = {
 
 @dataclass(frozen=True, slots=True)
 class VendorAccess:
-    """Where requests go and with which key; its repr hides the key."""
+    """The host and the key of requests; the repr hides the key."""
 
     host: str
     key: SecretStr
@@ -46,22 +46,23 @@ def vendor_access(host: str, key: SecretStr | None) -> VendorAccess:
 
 def _checked_host(host: str) -> str:
     try:
-        url = urlsplit(host)
-        rule = _host_rule(url.scheme, url.hostname, url.port)
+        rule = _host_rule(host)
     except ValueError:
         rule = "must be a URL"
-        url = urlsplit("")
-    if not rule and (url.username or url.password or url.query or url.fragment):
-        rule = "must hold no user, query or fragment"
     if rule:
         msg = f"MILLIMETRIC_HOST: {rule}"
         raise ConfigurationError(msg)
     return host.rstrip("/")
 
 
-def _host_rule(scheme: str, name: str | None, _port: int | None) -> str:
-    if not name or scheme not in {"http", "https"}:
+def _host_rule(host: str) -> str:
+    """Return the rule that a host breaks, or ''; raise `ValueError` if it is no URL."""
+    url = urlsplit(host)
+    _ = url.port  # raises
+    if not url.hostname or url.scheme not in {"http", "https"}:
         return "must be an https URL"
-    if scheme == "http" and not is_loopback(name):
+    if url.scheme == "http" and not is_loopback(url.hostname):
         return "must be https, unless the host is loopback: the key would travel in the clear"
+    if url.username or url.password or url.query or url.fragment:
+        return "must hold no user, query or fragment"
     return ""

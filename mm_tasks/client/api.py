@@ -1,8 +1,8 @@
 """The vendor's API over HTTP. Every call returns an `Outcome` and raises nothing.
 
-Doubt is `Ambiguous`: a request that may have been stored is never called
-refused, and a success needs the complete JSON body to say so, because an
-answer cut inside its headers looks like an empty 200. Retries live elsewhere.
+Doubt is `Ambiguous`: a request that may have been stored never counts as refused, and a
+success needs the complete JSON body, because a response cut inside its headers looks like an
+empty 200. Retries are not here: see `delivery/retry`.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ if TYPE_CHECKING:
 
     from mm_tasks.client.access import VendorAccess
 
-# More than this is no answer of this API.
+# A larger body is no response of this API.
 ANSWER_BYTES_MAX = 64 * 1024
 
 
 def batch_body(bodies: Sequence[bytes]) -> bytes:
-    """Return the body of `/v1/batch`; its length is what `claim` promised."""
+    """Return the body of `/v1/batch`; `batch_claim.lua` bounded its length."""
     return b'{"events":[' + b",".join(bodies) + b"]}"
 
 
 class _Session(requests.Session):
-    """A session that does not even look where a redirect points to.
+    """A session that ignores the target of a redirect.
 
-    requests resolves it although it will not follow: it would read the whole body,
-    and raise on a `Location` that is no URL.
+    Otherwise requests resolves it even without following it: it would read the whole body, and
+    raise on a `Location` that is no URL.
     """
 
     def get_redirect_target(self, resp: requests.Response) -> None:
-        """Return nothing: there are no redirects here."""
+        """Return None: no redirect is followed."""
 
 
 class Client:
@@ -52,7 +52,7 @@ class Client:
     def __init__(
         self, access: VendorAccess, *, request_timeout_s: float = 10, proxy_url: str | None = None
     ) -> None:
-        """Open nothing yet. `request_timeout_s` bounds a whole exchange, all but DNS."""
+        """Open nothing yet. `request_timeout_s` bounds a whole exchange except DNS."""
         self._host = access.host
         self._timeout_s = request_timeout_s
         self._session = session = _Session()
@@ -92,8 +92,8 @@ class Client:
     def forget(self, user_id: str) -> Outcome:
         """Ask for the deletion of all rows with this id.
 
-        Success is 200 with the complete body `{"ok": true, "queued": true}`; it says that
-        the deletion was put into the vendor's queue, not that it is done ("Forget").
+        Success is 200 with the complete body `{"ok": true, "queued": true}`: the deletion is in
+        the vendor's queue, and not yet done ("Forget").
         """
         body = json.dumps({"user_id": user_id}, ensure_ascii=False, separators=(",", ":"))
         return self._post("/v1/forget", body.encode(), step="forget")
@@ -138,14 +138,14 @@ def _kind(error: Exception) -> str:
 
 
 def _causes(error: BaseException | None) -> list[BaseException]:
-    found: list[BaseException] = []
-    while error is not None and error not in found:
-        found.append(error)
+    causes: list[BaseException] = []
+    while error is not None and error not in causes:
+        causes.append(error)
         inner = [arg for arg in error.args if isinstance(arg, BaseException)]
         reason = getattr(error, "reason", None)
         error = reason if isinstance(reason, BaseException) else next(iter(inner), None)
-        error = error or found[-1].__cause__ or found[-1].__context__
-    return found
+        error = error or causes[-1].__cause__ or causes[-1].__context__
+    return causes
 
 
 def _read(response: requests.Response) -> bytes | None:
@@ -156,6 +156,6 @@ def _read(response: requests.Response) -> bytes | None:
             return body
     except (HTTPError, OSError):
         pass
-    # What is left unread would be taken for the next answer.
+    # Unread bytes would be taken for the next response.
     response.raw.close()
     return None

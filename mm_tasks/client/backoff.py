@@ -1,17 +1,26 @@
-"""How long to wait: after a failure, and after a 429. Pure."""
+"""How long to wait after a failure or a 429, and the loop that records a result with retries."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import random
+import time
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+T = TypeVar("T")
+
 BACKOFF_FIRST_S = 1.0
 BACKOFF_MAX_S = 60.0
-# "clamped to 1 s … 15 min": a vendor that asks for less or more is not obeyed to the letter.
+# "clamped to 1 s … 15 min": a shorter or longer request of the vendor is not obeyed.
 THROTTLE_MIN_S = 1.0
 THROTTLE_MAX_S = 900.0
+
+
+def random_s(below: float) -> float:
+    """Return a random number of seconds in [0, `below`): the jitter of a wait."""
+    return random.uniform(0, below)  # noqa: S311 - jitter, no secret
 
 
 def backoff_s(
@@ -22,17 +31,38 @@ def backoff_s(
     `random_s(x)` returns a number in [0, x). See "Exponential Backoff And
     Jitter" of the AWS Architecture Blog for why the whole range is random.
     """
-    return random_s(min(max_s, BACKOFF_FIRST_S * 2 ** min(attempt - 1, 16)))
+    return random_s(_doubled_s(attempt, max_s))
 
 
 def throttle_s(
     retry_after_s: float | None, attempt: int, random_s: Callable[[float], float]
 ) -> float:
-    """Return how long to obey a 429: what it asked for, clamped, and up to a tenth more.
+    """Return how long to obey a 429: the requested wait, clamped, and up to a tenth more.
 
-    Where it asked for nothing usable: 1, 2, 4 … 60 s.
+    Without a usable request: 1, 2, 4 … 60 s.
     """
-    guess = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2 ** min(attempt - 1, 16))
-    asked = guess if retry_after_s is None else retry_after_s
-    wait = min(THROTTLE_MAX_S, max(THROTTLE_MIN_S, asked))
-    return min(THROTTLE_MAX_S, wait + random_s(wait / 10))
+    wait_s = _doubled_s(attempt, BACKOFF_MAX_S) if retry_after_s is None else retry_after_s
+    wait_s = min(THROTTLE_MAX_S, max(THROTTLE_MIN_S, wait_s))
+    return min(THROTTLE_MAX_S, wait_s + random_s(wait_s / 10))
+
+
+def record_with_retry(
+    record: Callable[[], T], errors: tuple[type[Exception], ...], within_s: float
+) -> T:
+    """Return the result of `record`; repeat it with jitter while it raises one of `errors`.
+
+    After `within_s` seconds the error is raised. `record` must be safe to repeat.
+    """
+    ends_at, wait_s = time.monotonic() + within_s, 0.05
+    while True:
+        try:
+            return record()
+        except errors:
+            if time.monotonic() > ends_at:
+                raise
+        time.sleep(wait_s / 2 + random_s(wait_s / 2))
+        wait_s = min(1.0, 2 * wait_s)
+
+
+def _doubled_s(attempt: int, max_s: float) -> float:
+    return min(max_s, BACKOFF_FIRST_S * 2.0 ** min(attempt - 1, 16))

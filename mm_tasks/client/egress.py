@@ -1,6 +1,6 @@
-"""Who may refuse a request to the vendor before it is sent: nobody, but in tests.
+"""Hooks that can veto an outgoing request. Only the pytest plugin installs one.
 
-One look at an empty list is what it costs elsewhere. See `testing.guard`.
+Elsewhere a request costs one read of an empty list. See `testing/guard`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ _guards: list[Callable[[str], None]] = []
 
 
 def admit(host: str) -> None:
-    """Let each guard look at where a request goes; one that refuses it raises."""
+    """Call each guard with the host of a request; a guard raises to veto it."""
     for guard in _guards:
         guard(host)
 
 
 @contextmanager
 def guarded(by: Callable[[str], None]) -> Iterator[None]:
-    """Let `by` look at every request of this process meanwhile."""
+    """Call `by` with the host of every request of this process meanwhile."""
     _guards.append(by)
     try:
         yield

@@ -1,8 +1,7 @@
-"""How one attempt ended, as a value. What follows is decided in `retry`.
+"""The outcome of one attempt, as a value; `delivery/retry` decides on the next step.
 
-Each class is a row of the table *Outcomes* in the README's link to the design:
-what was seen on the wire decides, and doubt always means `Ambiguous`, because
-the vendor does not deduplicate.
+Each class is a row of the table *Outcomes* in `docs/architecture.md`. The bytes on the wire
+decide, and doubt is always `Ambiguous`, because the vendor does not deduplicate.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import get_args
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What an answer said of itself: HTTP status and the vendor's error code, or "-"."""
+    """HTTP status and the error code of a response; the code is "-" if it has none."""
 
     status: int
     code: str = "-"
@@ -28,7 +27,7 @@ class Delivered:
 
 @dataclass(frozen=True, slots=True)
 class Throttled:
-    """429. `retry_after_s` is what the vendor asked for, unclamped; None if unusable."""
+    """429. `retry_after_s` is the requested wait, unclamped; None if it is unusable."""
 
     answer: Response
     retry_after_s: float | None = None
@@ -36,36 +35,48 @@ class Throttled:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """400, 413 or 422: something in this request is refused; nothing was stored."""
+    """400, 413 or 422: an event of this request is refused; nothing was stored."""
 
     answer: Response
 
 
 @dataclass(frozen=True, slots=True)
 class Unauthorized:
-    """401 or 403: the key is refused; nothing was stored."""
+    """401 or 403 with a code of the vendor: the key is refused; nothing was stored."""
 
     answer: Response
 
 
 @dataclass(frozen=True, slots=True)
 class Misdirected:
-    """3xx, 404, 405 or another 4xx: the host is wrong, not the data; nothing was stored."""
+    """3xx, or another 4xx with a code of the vendor: the host is wrong, not the data.
+
+    Nothing was stored.
+    """
+
+    answer: Response
+
+
+@dataclass(frozen=True, slots=True)
+class Filtered:
+    """4xx without a code of the vendor: a page of a proxy or filter; nothing was stored."""
 
     answer: Response
 
 
 @dataclass(frozen=True, slots=True)
 class Unavailable:
-    """No connection came about, so the request was provably not sent."""
+    """No connection was made, so the request was provably not sent."""
 
     kind: str
 
 
 @dataclass(frozen=True, slots=True)
 class Ambiguous:
-    """The request may have been stored. `kind` is a short word for counting, never text
-    of the answer: `timeout`, `reset`, `cut`, `unusable`, `lease` or the status.
+    """The request may have been stored.
+
+    `kind` is a short word for counting, never text of the response: `timeout`, `reset`, `cut`,
+    `unusable`, `lease` or the status.
     """
 
     kind: str
@@ -73,6 +84,15 @@ class Ambiguous:
     code: str = "-"
 
 
-Outcome = Delivered | Throttled | Rejected | Unauthorized | Misdirected | Unavailable | Ambiguous
-# What they are counted and logged as.
+Outcome = (
+    Delivered
+    | Throttled
+    | Rejected
+    | Unauthorized
+    | Misdirected
+    | Filtered
+    | Unavailable
+    | Ambiguous
+)
+# The names by which outcomes are counted and logged.
 NAMES = {kind: kind.__name__.lower() for kind in get_args(Outcome)}

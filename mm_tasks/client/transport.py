@@ -1,9 +1,8 @@
-"""HTTP connections with one deadline for the whole exchange, and the truth about what was sent.
+"""HTTP connections with one deadline for the whole exchange.
 
-`requests` times each read alone, so a server that drips a byte a second holds a
-worker for ever. Here every socket call gets what is left of the exchange. A
-connection says whether it was up before anything went wrong: only then may the
-vendor have stored something.
+`requests` times each read by itself, so a server that drips a byte a second holds a worker for
+ever. Here every socket call gets the time left of the exchange. `Deadline.is_connected` records
+whether a connection was made: only then can the vendor have stored anything.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ CONNECT_TIMEOUT_S = 2.0
 
 
 class Deadline(threading.local):
-    """The request under way in this thread: when it must end, and whether it began."""
+    """The current request of this thread: when it must end, and whether it had a connection."""
 
     ends_at: float = 0
     is_connected: bool = False
@@ -39,7 +38,7 @@ class Deadline(threading.local):
         self.is_connected = False
 
     def left_s(self) -> float:
-        """Return the time left; raise `TimeoutError` when there is none."""
+        """Return the time left; raise `TimeoutError` if none is left."""
         left = self.ends_at - time.monotonic()
         if left <= 0:
             raise TimeoutError
@@ -50,7 +49,7 @@ DEADLINE = Deadline()
 
 
 class _DeadlineReader(io.RawIOBase):
-    """A socket's stream whose every read gets what is left of the exchange."""
+    """The stream of a socket; every read gets the time left of the exchange."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -76,7 +75,7 @@ class _Response(http.client.HTTPResponse):
 
 
 class _Deadlines:
-    """What both kinds of connection do differently; mixed in before urllib3's class."""
+    """The deadline of both kinds of connection; mixed in before urllib3's class."""
 
     response_class: Any = _Response
     sock: Any

@@ -1,21 +1,22 @@
-"""What follows an outcome: for the batch, and for the project. Pure.
+"""The decisions after an outcome, for the batch and for the project. Pure.
 
-Two questions, each an exhaustive match: `decide` says what happens to the
-batch, `signal` what all workers should know. `random_s` is an argument, so
-that a test can be exact.
+Two questions, each an exhaustive match: `decide` returns the next step of the batch, `signal`
+the change that concerns all workers. `random_s` is an argument, so that a test can be exact.
+See the table *Outcomes* in `docs/architecture.md`.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, assert_never
+from typing import TYPE_CHECKING, assert_never
 
 from mm_tasks.client.backoff import backoff_s, throttle_s
 from mm_tasks.client.outcome import (
     NAMES,
     Ambiguous,
     Delivered,
+    Filtered,
     Misdirected,
     Outcome,
     Rejected,
@@ -28,36 +29,27 @@ from mm_tasks.client.outcome import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mm_tasks.buffer.attempt import Admitted
+
 # "at least 20 single events refused and none accepted": the vendor changed its rules.
 ISOLATION_MAX = 20
-REJECTED, UNAVAILABLE = "rejected", "unavailable"
+REJECTED, FILTERED, UNAVAILABLE = "rejected", "filtered", "unavailable"
 # This many requests in a row without an answer make the project probe instead.
 FAILURES_MAX = 5
-
-
-class AttemptState(Protocol):
-    """What the decisions need to know of an attempt; see `buffer.Admitted`."""
-
-    @property
-    def attempt(self) -> int: ...  # noqa: D102 - the number, the first is 1
-    @property
-    def in_a_row(self) -> int: ...  # noqa: D102 - since the last answer that left no doubt
-    @property
-    def paused(self) -> str: ...  # noqa: D102 - the kind of the pause it is the probe of, or ""
-    @property
-    def is_alone(self) -> bool: ...  # noqa: D102 - others passed where its batch was refused
+# This many requests in a row refused by a filter, and none delivered: it refuses everything.
+FILTERED_MAX = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """The vendor has it."""
+    """The vendor has stored the events."""
 
     count: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Send it again, not before `wait_s`. `ambiguous` names the doubt, '' if there is none."""
+    """Send the batch again, not before `wait_s`. `ambiguous` is the kind of doubt, or ''."""
 
     wait_s: float
     outcome: str
@@ -65,13 +57,12 @@ class Retry:
 
 
 @dataclass(frozen=True, slots=True)
-class Narrow:
-    """Something in it is refused: find out what. `why` becomes that of a dead letter."""
+class Bisect:
+    """An event of the batch is refused: find it. `why` becomes the reason of a dead letter."""
 
     kind: str
     answer: Response
     why: str
-    isolation_max: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +76,7 @@ class Bury:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Sending is of no use for anybody; `failures_max` 0 pauses at once."""
+    """No request can succeed now. `failures_max` in a row pause; 0 pauses at once."""
 
     kind: str
     answer: Response
@@ -94,73 +85,70 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class Throttle:
-    """The vendor asked all of us to wait."""
+    """The vendor asked all workers to wait."""
 
     wait_s: float
 
 
-Decision = Ack | Retry | Narrow | Bury
+Decision = Ack | Retry | Bisect | Bury
 Signal = Pause | Throttle | None
 
 
 def decide(  # noqa: PLR0911 - a row of the table each
-    outcome: Outcome, attempt: AttemptState, *, park: bool, random_s: Callable[[float], float]
+    outcome: Outcome, attempt: Admitted, *, park: bool, random_s: Callable[[float], float]
 ) -> Decision:
-    """Say what happens to a batch after an attempt."""
+    """Return the next step of a batch after an attempt."""
+    name = NAMES[type(outcome)]
     match outcome:
         case Delivered(count=count):
             return Ack(count)
         case Rejected() if attempt.paused == REJECTED:
-            return Retry(0, REJECTED)  # the vendor still refuses: bury nothing
-        case Rejected(answer=answer):
-            return _narrow(outcome, answer, attempt, 0 if attempt.is_alone else ISOLATION_MAX)
-        case Unauthorized(answer=answer) | Misdirected(answer=answer) if _is_its_own(attempt):
-            return _narrow(outcome, answer, attempt, ISOLATION_MAX)
-        case Ambiguous(kind=kind, status=status, code=code):
-            if park:
-                why = _why("ambiguous", Response(status or 0, code), attempt.attempt, kind)
-                return Bury(why, "ambiguous", kind)
-            return Retry(backoff_s(attempt.in_a_row, random_s), "ambiguous", kind)
+            return Retry(0, name)  # the vendor still refuses: bury nothing
+        case Rejected(answer=answer) | Filtered(answer=answer):
+            return Bisect(name, answer, _why(name, answer, attempt))
+        case Ambiguous(kind=kind, status=status, code=code) if park:
+            return Bury(_why(name, Response(status or 0, code), attempt, kind=kind), name, kind)
+        case Ambiguous(kind=kind):
+            return Retry(backoff_s(attempt.in_a_row, random_s), name, kind)
         case Unavailable():
-            return Retry(backoff_s(attempt.in_a_row, random_s), "unavailable")
+            return Retry(backoff_s(attempt.in_a_row, random_s), name)
         case Throttled() | Unauthorized() | Misdirected():
             # Not sent again before the wait or the pause of the project is over.
-            return Retry(0, NAMES[type(outcome)])
+            return Retry(0, name)
         case _:
             assert_never(outcome)
 
 
-def signal(  # noqa: PLR0911 - a row of the table each
-    outcome: Outcome, attempt: AttemptState, random_s: Callable[[float], float]
-) -> Signal:
-    """Say what the whole project should know of this outcome."""
+def signal(outcome: Outcome, attempt: Admitted, random_s: Callable[[float], float]) -> Signal:
+    """Return the change of the whole project after an outcome.
+
+    Batches of `Filtered` and `Rejected` pause their endpoint when bisecting shows that everything
+    is refused: see `delivery/settle`.
+    """
     match outcome:
         case Rejected(answer=answer) if attempt.paused == REJECTED:
             return Pause(REJECTED, answer)
-        case Delivered() | Rejected():
+        case Delivered() | Rejected() | Filtered():
             return None
-        case Throttled(retry_after_s=asked):
-            return Throttle(throttle_s(asked, attempt.in_a_row, random_s))
-        case Unauthorized() | Misdirected() if _is_its_own(attempt):
-            return None
+        case Throttled(retry_after_s=retry_after_s):
+            return Throttle(throttle_s(retry_after_s, attempt.in_a_row, random_s))
         case Unauthorized(answer=answer) | Misdirected(answer=answer):
             return Pause(NAMES[type(outcome)], answer)
         case Unavailable(kind=kind):
             return Pause(UNAVAILABLE, Response(0, kind), FAILURES_MAX)
         case Ambiguous(kind=kind, status=status, code=code):
-            return Pause(
-                UNAVAILABLE, Response(status or 0, code if code != "-" else kind), FAILURES_MAX
-            )
+            shown = Response(status or 0, code if code != "-" else kind)
+            return Pause(UNAVAILABLE, shown, FAILURES_MAX)
         case _:
             assert_never(outcome)
 
 
 def lifts(paused: str, outcome: Outcome) -> bool:
-    """Say whether this outcome of its probe ends a pause of the kind `paused`.
+    """Return whether this outcome of a probe ends a pause of the kind `paused`.
 
-    A pause for a key or a host ends with any answer other than 401, 403 and their like,
-    a 5xx included: the key was not what it complained of. An outage ends with an answer
-    that leaves no doubt; refusals of everything with a success alone.
+    A pause for a key or a host ends with any answer of the vendor other than 401, 403 and 3xx,
+    a 5xx included. An outage, and a filter that refused everything, end with an answer that
+    leaves no doubt. A vendor that refused everything ends it with a success only.
     """
     match outcome:
         case Delivered():
@@ -169,24 +157,18 @@ def lifts(paused: str, outcome: Outcome) -> bool:
             return paused not in {"", REJECTED}
         case Ambiguous(status=status):
             return paused in {"unauthorized", "misdirected"} and status is not None
-        case Unauthorized() | Misdirected() | Unavailable():
+        case Unauthorized() | Misdirected() | Filtered() | Unavailable():
             return False
         case _:
             assert_never(outcome)
 
 
-def _is_its_own(attempt: AttemptState) -> bool:
-    """Say whether a refusal is this batch's own fault: others pass, and nothing is paused."""
-    return attempt.is_alone and not attempt.paused
-
-
-def _narrow(
-    outcome: Outcome, answer: Response, attempt: AttemptState, isolation_max: int
-) -> Narrow:
-    name = NAMES[type(outcome)]
-    return Narrow(name, answer, _why(name, answer, attempt.attempt), isolation_max)
-
-
-def _why(reason: str, answer: Response, attempt: int, kind: str = "") -> str:
-    why = {"reason": reason, "status": answer.status, "code": answer.code, "attempts": attempt}
-    return json.dumps(why | ({"kind": kind} if kind else {}), separators=(",", ":"))
+def _why(reason: str, answer: Response, attempt: Admitted, **doubt: str) -> str:
+    why = {
+        "reason": reason,
+        "status": answer.status,
+        "code": answer.code,
+        "attempts": attempt.attempt,
+        **doubt,
+    }
+    return json.dumps(why, separators=(",", ":"))

@@ -10,7 +10,6 @@ stays whatever happens, and the vendor is asked until it acknowledges.
 
 from __future__ import annotations
 
-import random
 import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -20,11 +19,12 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
-from mm_tasks.client.backoff import backoff_s, throttle_s
+from mm_tasks.client.backoff import backoff_s, random_s, record_with_retry, throttle_s
 from mm_tasks.client.outcome import (
     NAMES,
     Ambiguous,
     Delivered,
+    Filtered,
     Misdirected,
     Outcome,
     Rejected,
@@ -182,7 +182,7 @@ class ErasureWorkflow:
         if then == "retrying":
             wait_s = _backoff_s(erasure.attempts - erasure.acknowledged)
             if isinstance(outcome, Throttled):
-                wait_s = throttle_s(outcome.retry_after_s, 1, _random_s)
+                wait_s = throttle_s(outcome.retry_after_s, 1, random_s)
         elif then == "waiting_key":
             wait_s = self._policy.probe_interval_s
         next_at = self._in(wait_s) if then else None
@@ -192,14 +192,11 @@ class ErasureWorkflow:
         """Note the answer, also where SQL is away for a while: an intent without a result is
         a call of which nobody can say how it ended.
         """
-        ends_at = time.monotonic() + self._policy.lease_s / 2
-        while True:
-            try:
-                return self._steps.result(attempt, answer, self._clock())
-            except AuditUnavailable:
-                if time.monotonic() > ends_at:
-                    raise
-                time.sleep(0.5)
+        return record_with_retry(
+            lambda: self._steps.result(attempt, answer, self._clock()),
+            (AuditUnavailable,),
+            self._policy.lease_s / 2,
+        )
 
     def _complete(self, claim: Claim) -> Claim | None:
         wait_s = min(_AOF_WAIT_S, self._policy.lease_s / 2)
@@ -244,7 +241,7 @@ def _read(  # noqa: PLR0911 - a row of the table each
         case Ambiguous(kind=kind, status=status, code=code):
             word = _word("ambiguous", code if code != "-" else kind)
             return word, status, "retrying", 0
-        case Rejected(answer=answer) | Misdirected(answer=answer):
+        case Rejected(answer=answer) | Misdirected(answer=answer) | Filtered(answer=answer):
             name = NAMES[type(outcome)]
             return _word(name, answer.code), answer.status, "attention", _ATTENTION_S
 
@@ -255,8 +252,4 @@ def _word(name: str, code: str) -> str:
 
 def _backoff_s(failures: int) -> float:
     """Return a wait with full jitter above a second: up to 2, 4, 8 … 900 s."""
-    return max(_BACKOFF_MIN_S, backoff_s(failures + 2, _random_s, _BACKOFF_MAX_S))
-
-
-def _random_s(below: float) -> float:
-    return random.uniform(0, below)  # noqa: S311 - jitter, no secret
+    return max(_BACKOFF_MIN_S, backoff_s(failures + 2, random_s, _BACKOFF_MAX_S))

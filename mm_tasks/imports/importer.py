@@ -131,7 +131,8 @@ class Import:
         step, wait_s, gives_up_s = Step(self._before, chunk.after), _WAIT_INITIAL_S, 0.0
         while True:
             try:
-                done = self._positions.append(self._producer, self._result.name, step, chunk.entries)
+                name, entries = self._result.name, chunk.entries
+                done = self._positions.append(self._producer, name, step, entries)
             except BufferFull:
                 why, gives_up_s = "for room in the buffer", 0.0
             except BufferUnavailable:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 # Kinds of pauses: shown as 0 where there is none, so that an alert can tell.
 PAUSES = (
     "fences_not_loaded",
+    "filtered",
     "misdirected",
     "rejected",
     "throttled",

@@ -10,6 +10,8 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from mm_tasks import runtime
+from mm_tasks.delivery.flush import flush as flush_lane
+from mm_tasks.delivery.send import send
 from mm_tasks.errors import AuditUnavailable
 from mm_tasks.events.lanes import QUEUES, TRACK, sharing
 from mm_tasks.tasks.base import BaseTask
@@ -59,7 +61,7 @@ class Flush(BaseTask):
 
     def _flush(self, lane: str, *, linger: bool) -> Exception | None:
         try:
-            for dispatch in runtime.current().deliveries[lane].flush(linger=linger):
+            for dispatch in flush_lane(runtime.current().deliveries[lane], linger=linger):
                 # Should this fail, the batch is found again by a later flush.
                 send_batch.apply_async(
                     (dispatch.lane, dispatch.batch_ids),
@@ -83,7 +85,7 @@ class SendBatch(BaseTask):
         """Make one attempt for each batch, and ask for the next where one is due."""
         delivery = runtime.current().deliveries[lane]
         for batch_id in batch_ids:
-            wait_s = delivery.send(batch_id)
+            wait_s = send(delivery, batch_id)
             # The time is in Redis too: should the message be lost, a flush finds the batch.
             # Run eagerly, there is none, and `retry` would not wait.
             if wait_s is not None and not self.request.is_eager:

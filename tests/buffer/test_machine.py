@@ -38,6 +38,8 @@ Sabotages of the scripts that turn this machine red, each tried on a copy:
 - purge_dead forgets a count or the time of burial, counts the line before the record, or counts
   for the other lane; a purge looks at one tag alone, leaves what it told of those caught, or
   finds only batches that are due;
+- bisect_filtered buries an event although nothing passed, or none although another batch did;
+  sends the same event alone again; counts a success of before for the event sent next;
 - a pause is overwritten by a batch that is not its probe, or lifted by it; two probes at
   a time; the wait does not double, or has no end; a shorter throttle shortens a longer one.
 
@@ -164,6 +166,8 @@ class Batch:
     refused: int = 0
     accepted: int = 0
     buried: int = 0
+    passed: int | None = None
+    is_rotated: bool = False
 
 
 @dataclass
@@ -660,7 +664,8 @@ class Lane(RuleBasedStateMachine):
             del model.batches[batch_id]
             return
         assert isinstance(begun, Admitted)
-        sent, batch.sent = batch.sent, (batch.suspect + 1) // 2 or len(kept)
+        is_single = model.stop is not None and model.stop.kind == "filtered"
+        sent, batch.sent = batch.sent, is_single or (batch.suspect + 1) // 2 or len(kept)
         # A success of the attempt before must not count for what only this one carries.
         batch.generation += 0 < sent < batch.sent
         assert begun.bodies == [record.body for record in kept[: batch.sent]]
@@ -668,7 +673,7 @@ class Lane(RuleBasedStateMachine):
         assert begun.generation == batch.generation
         assert len(begun.bodies) <= EVENTS_MAX
         assert body_bytes(begun.bodies) <= BYTES_MAX
-        assert begun.bodies == sorted(begun.bodies)
+        assert batch.is_rotated or begun.bodies == sorted(begun.bodies)
         assert begun.attempt == batch.attempt + 1
         assert begun.paused == (model.stop.kind if model.stop else "")
         batch.records, batch.attempt, batch.state = kept, begun.attempt, "sending"
@@ -837,6 +842,55 @@ class Lane(RuleBasedStateMachine):
         self.laid_aside(batch_id, batch, 1)
         batch.suspect = 0 if batch.accepted else 1
 
+    @rule(which=WHICH, whose=WHOSE, is_probe=st.booleans())
+    def bisect_filtered(self, which, whose, is_probe):
+        """Where nothing passed since the first refusal, another event is sent alone."""
+        batch_id = self.named(which, "sending")
+        token = self.token(batch_id, whose)
+        batch, delivered = self.holder(batch_id, token), self.model.counts["delivered"]
+        said = self.buffer.bisect_filtered(
+            batch_id, token, why='{"a":1}', is_probe=is_probe, exchange=EXCHANGE
+        )
+        if batch is None:
+            assert said == "old"
+            self.assert_unchanged()
+            return
+
+        self.note("filtered")
+        others_pass = not is_probe and batch.passed is not None and delivered > batch.passed
+        if others_pass and batch.sent > 1:
+            assert said == "narrowed"
+            batch.suspect = batch.sent
+            self.freed(batch)
+        elif others_pass:
+            assert said == "buried"
+            assert all(len(all_) == 1 for _, by, all_ in self.carried[batch_id] if by == token)
+            self.laid_aside(batch_id, batch, 1)
+            batch.suspect, batch.passed = 0, delivered
+        else:
+            assert said == "refused"
+            batch.suspect, batch.passed = 1, delivered if batch.passed is None else batch.passed
+            if batch.sent == 1 and len(batch.records) > 1:
+                batch.records.append(batch.records.pop(0))
+                batch.generation += 1
+                batch.is_rotated = True
+            self.freed(batch)
+
+    @rule(times=st.integers(2, 5), which=WHICH, other=WHICH)
+    def filter_down(self, times, which, other):
+        """The honest way: a filter refuses one part after another, and another batch passes."""
+        self.clear_the_way()
+        for turn in range(times):
+            self.begin(which, "none", HOUR_MS)
+            self.agrees()
+            self.bisect_filtered(which, "last", is_probe=False)
+            self.agrees()
+            if turn == 0:
+                self.begin(other, "none", HOUR_MS)
+                self.agrees()
+                self.ack(other, is_first=False, differs=False)
+                self.agrees()
+
     @rule(times=st.integers(1, 4), which=WHICH)
     def narrow_down(self, times, which):
         """The honest way: the part that is sent is refused, or accepted, again and again."""
@@ -878,7 +932,7 @@ class Lane(RuleBasedStateMachine):
 
     @rule(
         which=WHICH | PROBE,
-        kind=st.sampled_from(["unauthorized", "unavailable", "rejected"]),
+        kind=st.sampled_from(["unauthorized", "unavailable", "rejected", "filtered"]),
         first_ms=st.sampled_from([0, 0, HOUR_MS]),
         failures_max=st.sampled_from([0, 2, 2]),
     )
@@ -896,9 +950,13 @@ class Lane(RuleBasedStateMachine):
                 model.outage = None
                 continue
             assert paused
-            is_other = kind not in {old.kind, "unavailable"}
+            is_other = kind not in {old.kind, "unavailable"} and (is_for_all or place == "outage")
             wait_ms = first_ms if is_other else max(first_ms, 2 * old.wait_ms)
-            self.stopped(place, kind if is_other else old.kind, batch_id, wait_ms)
+            kind, refused = kind if is_other else old.kind, batch_id
+            if kind == "filtered":
+                is_known = batch_id in old.refused
+                refused = old.refused if is_known else f"{old.refused} {batch_id}"[-50 * 37 + 1 :]
+            self.stopped(place, kind, refused, wait_ms)
             return
         place = "pause" if is_for_all else "outage"
         if getattr(model, place) is not None or model.pause is not None:
@@ -912,9 +970,9 @@ class Lane(RuleBasedStateMachine):
         model.failures = 0
         self.stopped(place, kind, batch_id, first_ms)
 
-    def stopped(self, place, kind, batch_id, wait_ms):
+    def stopped(self, place, kind, refused, wait_ms):
         wait_ms = min(wait_ms, 3 * HOUR_MS)
-        setattr(self.model, place, Pause(kind, batch_id, wait_ms, self.now_ms() + wait_ms))
+        setattr(self.model, place, Pause(kind, refused, wait_ms, self.now_ms() + wait_ms))
 
     @rule(which=WHICH, lost_ms=WAITS_MS, is_time=st.booleans())
     def choose_probe(self, which, lost_ms, is_time):
@@ -926,7 +984,7 @@ class Lane(RuleBasedStateMachine):
         pause, now_ms = self.model.stop, self.now_ms()
         is_due = pause is not None and pause.probe_at_ms <= now_ms
 
-        assert self.pauses.probe_due() == (pause.refused if is_due else None)
+        assert self.pauses.probe_due() == (pause.refused.split() if is_due else None)
         assert self.pauses.choose_probe(batch_id, lost_ms=lost_ms) == is_due
         if is_due:
             pause.probe, pause.probe_at_ms = batch_id, self.now_ms() + lost_ms
@@ -941,9 +999,8 @@ class Lane(RuleBasedStateMachine):
             for place in ("pause", "outage")
             if getattr(model, place) is not None and getattr(model, place).probe == batch_id
         ][:1]
-        refused = getattr(model, lifted[0]).refused if lifted else ""
 
-        assert self.pauses.lift(batch_id) == refused
+        assert self.pauses.lift(batch_id) == bool(lifted)
         if lifted:
             setattr(model, lifted[0], None)
         else:
@@ -1060,6 +1117,7 @@ class Lane(RuleBasedStateMachine):
             assert int(stored.get(b"cut", 0)) == batch.generation
             for name in ("sent", "suspect", "refused", "accepted", "buried"):
                 assert int(stored.get(name.encode(), 0)) == getattr(batch, name), name
+            assert stored.get(b"passed") == (None if batch.passed is None else b"%d" % batch.passed)
             assert (due_ms > now_ms) == ((batch.due_ms or 0) > now_ms)
             assert (seen[LANE.leases][batch_id] > now_ms) == (batch.found_ms > now_ms)
 

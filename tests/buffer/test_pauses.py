@@ -109,7 +109,7 @@ def test_after_a_pause_failures_are_counted_from_one_again(pauses):
 def test_a_project_that_is_not_paused_wants_no_probe(pauses):
     assert pauses.probe_due() is None
     assert not pauses.choose_probe("a", lost_ms=0)
-    assert pauses.lift("a") == ""
+    assert not pauses.lift("a")
 
 
 def test_no_probe_is_due_before_its_time(pauses):
@@ -120,10 +120,21 @@ def test_no_probe_is_due_before_its_time(pauses):
 
 
 def test_a_probe_that_is_due_says_which_batch_was_refused(pauses):
-    """Another one is tried if there is one: a filter may dislike this batch alone."""
+    """Another batch is tried if there is one."""
     pause(pauses, "a")
 
-    assert pauses.probe_due() == "a"
+    assert pauses.probe_due() == ["a"]
+
+
+def test_a_filter_pause_remembers_every_batch_refused_in_it(pauses):
+    """None of them is a probe while another is left. A batch is named once, and 50 at most."""
+    ids = [f"{n:036}" for n in range(60)]
+    pause(pauses, ids[0], "filtered")
+    for batch_id in (*ids[1:], ids[-1]):
+        assert pauses.choose_probe(batch_id, lost_ms=0)
+        pause(pauses, batch_id, "filtered")
+
+    assert pauses.probe_due() == ids[-50:]
 
 
 def test_there_is_one_probe_at_a_time(pauses):
@@ -132,7 +143,7 @@ def test_there_is_one_probe_at_a_time(pauses):
     assert pauses.choose_probe("b", lost_ms=HOUR_MS)
     assert pauses.probe_due() is None
     assert not pauses.choose_probe("c", lost_ms=HOUR_MS)
-    assert pauses.lift("c") == ""
+    assert not pauses.lift("c")
 
 
 def test_a_probe_whose_worker_died_is_given_up_in_time(pauses):
@@ -141,8 +152,8 @@ def test_a_probe_whose_worker_died_is_given_up_in_time(pauses):
     pauses.choose_probe("b", lost_ms=0)
 
     assert pauses.choose_probe("c", lost_ms=HOUR_MS)
-    assert pauses.lift("b") == ""
-    assert pauses.lift("c") == "a"
+    assert not pauses.lift("b")
+    assert pauses.lift("c")
 
 
 def test_asking_whether_a_probe_is_due_chooses_none(redis, pauses):
@@ -190,8 +201,8 @@ def test_a_failed_probe_makes_way_for_the_next(pauses):
     pauses.choose_probe("b", lost_ms=HOUR_MS)
     pause(pauses, "b")
 
-    assert pauses.lift("b") == ""
-    assert pauses.probe_due() == "b"
+    assert not pauses.lift("b")
+    assert pauses.probe_due() == ["b"]
     assert pauses.choose_probe("c", lost_ms=HOUR_MS)
 
 
@@ -209,6 +220,19 @@ def test_a_probe_that_fails_differently_changes_the_reason_and_not_the_time(redi
     assert_next_probe_in(redis, 1000)
 
 
+@pytest.mark.parametrize("kind", ["filtered", "unavailable"])
+def test_a_probe_that_does_not_reach_the_vendor_keeps_the_reason_of_a_key_pause(
+    redis, pauses, kind
+):
+    pause(pauses, "a", first_ms=1000)
+    redis.hset(KEYS.pause, "probe_at_ms", 0)
+    pauses.choose_probe("b", lost_ms=HOUR_MS)
+    pause(pauses, "b", kind, status="404", code="-", first_ms=1000)
+
+    assert (found(redis)["kind"], found(redis)["status"]) == ("unauthorized", "401")
+    assert_next_probe_in(redis, 2000)
+
+
 @pytest.mark.parametrize("failures_max", [0, 5], ids=["at once", "one of five failures"])
 def test_a_pause_is_left_alone_by_all_but_its_probe(redis, pauses, failures_max):
     """Requests under way when the key was revoked come back one after the other."""
@@ -224,9 +248,9 @@ def test_the_probe_lifts_the_pause_and_nothing_is_left_of_it(redis, pauses):
     pause(pauses, "a")
     pauses.choose_probe("b", lost_ms=HOUR_MS)
 
-    assert pauses.lift("b") == "a"
+    assert pauses.lift("b")
     assert redis.keys() == []
-    assert pauses.lift("b") == ""
+    assert not pauses.lift("b")
 
 
 # The wait of a 429.
@@ -296,8 +320,8 @@ def test_the_outage_of_one_lane_is_not_that_of_the_other(redis, pauses):
 
     assert identify.probe_due() is None
     assert not identify.choose_probe("i", lost_ms=0)
-    assert identify.lift("i") == ""
-    assert pauses.probe_due() == "a"
+    assert not identify.lift("i")
+    assert pauses.probe_due() == ["a"]
 
 
 def test_a_refused_key_stops_both_lanes_and_either_may_probe(redis, pauses):
@@ -305,5 +329,5 @@ def test_a_refused_key_stops_both_lanes_and_either_may_probe(redis, pauses):
     pause(pauses, "a", "unauthorized", first_ms=0)
 
     assert identify.choose_probe("i", lost_ms=HOUR_MS)
-    assert identify.lift("i") == "a"
+    assert identify.lift("i")
     assert pauses.probe_due() is None

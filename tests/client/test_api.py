@@ -14,6 +14,7 @@ from mm_tasks.client.api import Client
 from mm_tasks.client.outcome import (
     Ambiguous,
     Delivered,
+    Filtered,
     Misdirected,
     Rejected,
     Response,
@@ -99,8 +100,15 @@ TABLE = {
     "400": (http(400, b'{"error":"invalid_payload"}'), Rejected),
     "413 of a proxy": (http(413, b"<html>"), Rejected),
     "401": (http(401, b'{"error":"invalid_api_key"}'), Unauthorized),
-    "403": (http(403), Unauthorized),
-    "404": (http(404), Misdirected),
+    "403": (http(403, b'{"error":"insufficient_scope"}'), Unauthorized),
+    "403 of a filter": (http(403), Filtered(Response(403))),
+    "403 of a proxy that speaks JSON": (
+        http(403, b'{"error":"blocked"}'),
+        Filtered(Response(403, "blocked")),
+    ),
+    "404 of a page": (http(404, b"<html>"), Filtered(Response(404))),
+    "404 with a code": (http(404, b'{"error":"invalid_payload"}'), Misdirected),
+    "451": (http(451), Filtered),
     "307 elsewhere": (http(307, b"", "Location: http://127.0.0.1:1/"), Misdirected),
     "307 to nonsense": (http(307, b"", "Location: http://["), Misdirected),
     "307 to no text": (

@@ -22,7 +22,9 @@ from mm_tasks.buffer.producer import Record
 from mm_tasks.buffer.rate_limiter import Limiter
 from mm_tasks.client.access import vendor_access
 from mm_tasks.client.api import Client
-from mm_tasks.delivery.flush import Delivery, Policy
+from mm_tasks.delivery.flush import flush as dispatches
+from mm_tasks.delivery.send import send
+from mm_tasks.delivery.slots import Delivery, Policy
 from tests.buffer.lane_buffer import LaneBuffer
 from tests.conftest import load_fences
 
@@ -115,7 +117,7 @@ class Flow:
         """Flush and send until nothing is left to do, with time passing in between."""
         for _ in range(rounds):
             for batch_id in flush(delivery):
-                delivery.send(batch_id)
+                send(delivery, batch_id)
             self.time_passes()
 
     def counts(self):
@@ -144,7 +146,7 @@ class Flow:
 
 def flush(delivery):
     """Return the ids of all batches that one flush wants sent, part-full ones too."""
-    return [id_ for dispatch in delivery.flush(linger=False) for id_ in dispatch.batch_ids]
+    return [id_ for dispatch in dispatches(delivery, linger=False) for id_ in dispatch.batch_ids]
 
 
 @pytest.fixture(scope="session")

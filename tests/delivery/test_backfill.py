@@ -10,7 +10,9 @@ import json
 import pytest
 
 from mm_tasks.buffer.records import tag
+from mm_tasks.delivery.flush import flush as dispatches
 from mm_tasks.delivery.retry import FAILURES_MAX
+from mm_tasks.delivery.send import send
 from tests.delivery.conftest import KEYS, flush
 
 LANES = ["track", "backfill"]
@@ -29,14 +31,14 @@ class Pair:
         return [
             (dispatch.lane, batch_id)
             for worker in self.workers.values()
-            for dispatch in worker.flush(linger=False)
+            for dispatch in dispatches(worker, linger=False)
             for batch_id in dispatch.batch_ids
         ]
 
     def settle(self, rounds):
         for _ in range(rounds):
             for lane, batch_id in self.flush():
-                self.workers[lane].send(batch_id)
+                send(self.workers[lane], batch_id)
             self.time_passes()
 
     def time_passes(self):
@@ -85,7 +87,7 @@ def test_a_backfill_takes_no_slot_while_a_live_batch_is_ready(pair, sandbox, kin
         (batch_id,) = flush(worker)
     if kind == "due for a retry":
         sandbox.fault("status", status=500)
-        worker.send(batch_id)
+        send(worker, batch_id)
     pair.backfill.time_passes()
     pair.live.append(4)
 
@@ -121,7 +123,7 @@ def test_a_429_of_one_lane_stops_both(pair, sandbox, lane):
     sandbox.fault("status", status=429, headers={"Retry-After": "60"})
     pair.flows[lane].append(4)
     ((_, batch_id),) = pair.flush()
-    pair.workers[lane].send(batch_id)
+    send(pair.workers[lane], batch_id)
     pair.other(lane).append(4)
 
     assert pair.flush() == []
@@ -134,14 +136,14 @@ def test_an_outage_seen_by_one_lane_stops_both_and_one_probe_is_for_both(pair, s
     sandbox.fault("status", status=503, times=FAILURES_MAX)
     pair.flows[lane].append(4 * FAILURES_MAX)
     for _, batch_id in pair.flush():
-        pair.workers[lane].send(batch_id)
+        send(pair.workers[lane], batch_id)
     pair.other(lane).append(4)
     assert pair.flush() == []
     pair.time_passes()
 
     ((probing, probe),) = pair.flush()
     assert pair.flush() == []
-    pair.workers[probing].send(probe)
+    send(pair.workers[probing], probe)
     assert not pair.live.redis.exists(pair.live.keys.outage)
     pair.settle(3)
     assert pair.delivered() == 4 * FAILURES_MAX + 4
@@ -152,35 +154,32 @@ def test_failures_of_both_lanes_make_one_row(pair, sandbox, lane):
     sandbox.fault("status", status=503, times=FAILURES_MAX)
     pair.flows[lane].append(4 * (FAILURES_MAX - 1))
     for _, batch_id in pair.flush():
-        pair.workers[lane].send(batch_id)
+        send(pair.workers[lane], batch_id)
     pair.other(lane).append(4)
     ((other, batch_id),) = pair.flush()
-    pair.workers[other].send(batch_id)
+    send(pair.workers[other], batch_id)
 
     assert pair.live.redis.exists(pair.live.keys.outage)
 
 
 @pytest.mark.parametrize("lane", LANES)
-@pytest.mark.parametrize("status", [403, 404])
-def test_a_refused_batch_is_compared_with_one_of_the_other_lane(pair, sandbox, lane, status):
-    """Else a lane with nothing but that batch would probe with it, and keep both stopped for ever.
-
-    And were it not singled out in its own lane, the next pause would follow each comparison.
-    """
+def test_an_event_that_a_filter_refuses_is_compared_with_those_of_the_other_lane(
+    pair, sandbox, lane
+):
+    """Else a lane with nothing but that event would keep both stopped for ever."""
     pair.append_bad(lane)
-    pair.flows[lane].append(3)
-    sandbox.fault("status", status=status, poison=True, event="bad")
+    sandbox.fault("status", status=404, body="<html>", poison=True, event="bad")
     pair.settle(3)
-    assert pair.live.redis.hget(KEYS.pause, "status").decode() == str(status)
+    assert pair.live.redis.hget(pair.live.keys.outage, "kind") == b"filtered"
     pair.other(lane).append(4)
     pair.settle(1)
-    assert not pair.live.redis.exists(KEYS.pause)
-    pair.settle(8)
+    assert not pair.live.redis.exists(pair.live.keys.outage)
+    pair.settle(3)
     (letter,) = pair.live.redis.hvals(KEYS.dead)
 
     assert b'"bad"' in letter
-    assert json.loads(letter.partition(b"\n")[0])["status"] == status
-    assert pair.delivered() == 7
+    assert json.loads(letter.partition(b"\n")[0])["reason"] == "filtered"
+    assert pair.delivered() == 4
     assert not pair.live.redis.exists(KEYS.pause, pair.live.keys.outage)
 
 
@@ -194,7 +193,7 @@ def test_an_import_that_is_refused_as_a_whole_stops_live_events_only_shortly(
     flow.append(40)
     for _ in range(60):
         for batch_id in flush(worker):
-            worker.send(batch_id)
+            send(worker, batch_id)
         if flow.redis.exists(flow.keys.outage):
             break
         flow.time_passes()
@@ -217,7 +216,7 @@ def test_a_fenced_person_is_in_no_backfill(pair, sandbox):
     pair.backfill.append_bodies(theirs, "u")
     pair.live.redis.sadd(KEYS.fence, tag("p", "user", "u"))
     pair.backfill.append_bodies(theirs, "u")
-    pair.workers[lane].send(claimed)
+    send(pair.workers[lane], claimed)
     pair.settle(2)
 
     assert set(sandbox.get("ids")) == {"e0", "e1", "e2"}

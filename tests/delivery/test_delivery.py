@@ -14,7 +14,9 @@ import pytest
 
 from mm_tasks.buffer.attempt import Admitted
 from mm_tasks.buffer.records import tag
-from mm_tasks.delivery.retry import FAILURES_MAX, ISOLATION_MAX
+from mm_tasks.delivery.flush import flush as dispatches
+from mm_tasks.delivery.retry import FAILURES_MAX, FILTERED_MAX, ISOLATION_MAX
+from mm_tasks.delivery.send import send
 from tests.delivery.conftest import KEYS, flush
 
 
@@ -50,7 +52,7 @@ def assert_all_delivered(flow, sandbox, n, *, repeated=0):
 def test_what_was_appended_arrives_as_it_was_and_is_forgotten(flow, delivery, sandbox):
     flow.append(10)
     for batch_id in flush(delivery):
-        assert delivery.send(batch_id) is None
+        assert send(delivery, batch_id) is None
 
     assert b"".join(sandbox.bodies()).count(flow.body(9)) == 1
     assert [body.count(b'"event"') for body in sandbox.bodies()] == [4, 4, 2]
@@ -61,7 +63,7 @@ def test_what_was_appended_arrives_as_it_was_and_is_forgotten(flow, delivery, sa
 def test_a_part_full_batch_is_not_sent_before_it_has_lingered(flow, delivery):
     flow.append(6)
 
-    assert len([dispatch.batch_ids for dispatch in delivery.flush()]) == 1
+    assert len([dispatch.batch_ids for dispatch in dispatches(delivery)]) == 1
     assert flow.counts()["leased"] == 4
 
 
@@ -74,7 +76,7 @@ def test_batches_whose_message_was_lost_are_found_again_and_sent_once(flow, deli
     found = flush(delivery)
     assert sorted(found) == sorted(lost)
     for batch_id in [*found, *lost]:
-        delivery.send(batch_id)
+        send(delivery, batch_id)
 
     assert_all_delivered(flow, sandbox, 8)
     assert requests_seen(sandbox) == 2
@@ -86,7 +88,7 @@ def test_a_subject_fenced_after_the_claim_is_not_sent(flow, delivery, sandbox):
     flow.append_bodies([b'{"event":"signup","event_id":"x","user_id":"u"}'], "u")
     (batch_id,) = flush(delivery)
     flow.redis.sadd(KEYS.fence, tag("p", "user", "u"))
-    delivery.send(batch_id)
+    send(delivery, batch_id)
 
     assert sorted(sandbox.get("ids")) == ["e0", "e1", "e2"]
     assert flow.counts()["erased"] == 1
@@ -98,13 +100,13 @@ def test_identifies_travel_one_a_request_and_together_in_a_message(make_flow, sa
     sandbox.fault("status", status=429, headers={"Retry-After": "60"})
     track.append(1)
     busy = track.delivery()
-    busy.send(flush(busy)[0])
+    send(busy, flush(busy)[0])
     delivery = flow.delivery()
     flow.append(30)
-    messages = [dispatch.batch_ids for dispatch in delivery.flush()]
+    messages = [dispatch.batch_ids for dispatch in dispatches(delivery)]
     assert [len(ids) for ids in messages] == [25, 5]
     for batch_id in [id_ for ids in messages for id_ in ids]:
-        assert delivery.send(batch_id) is None
+        assert send(delivery, batch_id) is None
 
     assert sorted(sandbox.bodies()) == sorted(flow.body(i) for i in range(30))
     assert flow.counts()["delivered"] == 30
@@ -120,9 +122,9 @@ def test_a_429_stops_the_lane_for_all_until_its_time(flow, delivery, sandbox):
     other = flow.delivery()
     flow.append(12)
     first, second, third = flush(delivery)
-    wait_s = delivery.send(first)
+    wait_s = send(delivery, first)
     assert 60 - 2 < wait_s <= 66
-    assert all(58 < worker.send(id_) <= 66 for worker, id_ in ((other, second), (delivery, third)))
+    assert all(58 < send(worker, id_) <= 66 for worker, id_ in ((other, second), (delivery, third)))
     assert flush(delivery) == flush(other) == []
     assert requests_seen(sandbox) == 1
 
@@ -139,18 +141,20 @@ def test_a_429_stops_the_lane_for_all_until_its_time(flow, delivery, sandbox):
             {"status": 401, "body": '{"error":"invalid_api_key"}'},
             "unauthorized 401 invalid_api_key",
         ),
-        ({"status": 403, "body": "<html>"}, "unauthorized 403 -"),
-        ({"status": 404, "body": "not here"}, "misdirected 404 -"),
+        (
+            {"status": 403, "body": '{"error":"insufficient_scope"}'},
+            "unauthorized 403 insufficient_scope",
+        ),
         ({"status": 307, "body": "", "headers": {"Location": "/"}}, "misdirected 307 -"),
     ],
-    ids=["401", "403 of a proxy", "404", "307"],
+    ids=["401", "403", "307"],
 )
 def test_a_refused_key_or_host_stops_all_but_one_probe(flow, delivery, sandbox, said, reason):
     sandbox.fault("status", times=3, **said)
     flow.append(12)
     first, *others = flush(delivery)
-    delivery.send(first)
-    assert [delivery.send(id_) for id_ in others] == [None, None]
+    send(delivery, first)
+    assert [send(delivery, id_) for id_ in others] == [None, None]
     assert flush(delivery) == []
     assert requests_seen(sandbox) == 1
     parts = flow.redis.hmget(KEYS.pause, "kind", "status", "code")
@@ -160,8 +164,8 @@ def test_a_refused_key_or_host_stops_all_but_one_probe(flow, delivery, sandbox, 
         (probe,) = flush(delivery)
         assert flush(delivery) == []
         for id_ in {first, *others} - {probe}:
-            delivery.send(id_)
-        delivery.send(probe)
+            send(delivery, id_)
+        send(delivery, probe)
 
         assert requests_seen(sandbox) == n
         assert flow.redis.exists(KEYS.pause)
@@ -170,15 +174,64 @@ def test_a_refused_key_or_host_stops_all_but_one_probe(flow, delivery, sandbox, 
     assert "ambiguous" not in flow.counts()
 
 
-def test_the_probe_is_another_batch_than_the_refused_one(flow, delivery, sandbox):
-    """A proxy's filter may refuse one batch for ever; that must not keep the others back."""
-    sandbox.fault("status", status=403)
-    flow.append(8)
-    refused, other = flush(delivery)
-    delivery.send(refused)
+def probe_after_a_wait(flow, delivery):
+    """Let the wait for the next probe be over; return the probe."""
     flow.time_passes()
+    (probe,) = flush(delivery)
+    assert flush(delivery) == []
+    return probe
 
-    assert flush(delivery) == [other]
+
+@pytest.mark.parametrize("n", [1, 4, 12])
+@pytest.mark.parametrize("status", [401, 403, 404, 451])
+def test_a_page_for_every_request_pauses_within_three_and_buries_nothing(
+    flow, delivery, sandbox, status, n
+):
+    """The host or the key is wrong, however many batches there are."""
+    sandbox.fault("status", status=status, body="<html>", times=10_000)
+    flow.append(n)
+    for _ in range(20):
+        for batch_id in flush(delivery):
+            while send(delivery, batch_id) == 0:
+                pass
+        if flow.redis.exists(flow.keys.outage):
+            break
+        flow.time_passes()
+    assert requests_seen(sandbox) == FILTERED_MAX == 3
+    parts = flow.redis.hmget(flow.keys.outage, "kind", "status", "code", "wait_ms")
+    assert parts == [b"filtered", b"%d" % status, b"-", b"1000"]
+    for wait_ms in (2000, 4000):
+        assert send(delivery, probe_after_a_wait(flow, delivery)) is None
+        assert sandbox.get("requests")[-1]["events"] == 1
+        assert int(flow.redis.hget(flow.keys.outage, "wait_ms")) == wait_ms
+
+    assert "dead" not in flow.counts()
+    assert not flow.redis.exists(KEYS.pause)
+    sandbox.post("faults")
+    flow.settle(delivery, 8)
+    assert_all_delivered(flow, sandbox, n)
+
+
+def test_a_probe_is_no_batch_that_a_filter_refused_while_another_is_left(flow, delivery, sandbox):
+    """Nor is a new one withheld: the refused batches may be the only ones with a bad event."""
+    sandbox.fault("status", status=403, body="<html>", times=10_000)
+    flow.append(12)
+    for batch_id in flush(delivery):
+        send(delivery, batch_id)
+    batches = flow.redis.zrange(flow.keys.leases, 0, -1)
+    flow.append_bodies([flow.body(i) for i in range(12, 20)])
+    probes = []
+    for _ in range(4):
+        probes.append(probe_after_a_wait(flow, delivery))
+        send(delivery, probes[-1])
+    assert len(set(probes)) == 4
+    everything = {*probes, *map(bytes.decode, batches)}
+    assert len(everything) == 5
+    assert probe_after_a_wait(flow, delivery) in everything
+
+    sandbox.post("faults")
+    flow.settle(delivery, 30)
+    assert_all_delivered(flow, sandbox, 20)
 
 
 def test_a_refused_connection_keeps_the_data_and_is_no_doubt(flow, sandbox, nobody):
@@ -186,7 +239,7 @@ def test_a_refused_connection_keeps_the_data_and_is_no_doubt(flow, sandbox, nobo
     flow.append(4)
     (batch_id,) = flush(cut_off)
 
-    assert cut_off.send(batch_id) <= 1
+    assert send(cut_off, batch_id) <= 1
     assert flow.counts()["outcome:unavailable"] == 1
     assert "ambiguous" not in flow.counts()
     assert flow.counts()["leased"] == 4
@@ -199,18 +252,18 @@ def test_an_outage_ends_in_one_probe_at_a_time_and_with_it(flow, sandbox, nobody
     flow.append(4 * (FAILURES_MAX + 2))
     ids = flush(cut_off)
     for batch_id in ids:
-        cut_off.send(batch_id)
+        send(cut_off, batch_id)
     assert flow.counts()["outcome:unavailable"] == FAILURES_MAX
     assert flow.redis.hget(flow.keys.outage, "wait_ms") == b"1000"
     flow.time_passes()
     (probe,) = flush(cut_off)
-    cut_off.send(probe)
+    send(cut_off, probe)
     assert flow.redis.hget(flow.keys.outage, "wait_ms") == b"2000"
     flow.time_passes()
 
     working = flow.delivery()
     (probe,) = flush(working)
-    working.send(probe)
+    send(working, probe)
     assert not flow.redis.exists(KEYS.pause, flow.keys.outage)
     flow.settle(working, 3)
     assert_all_delivered(flow, sandbox, 4 * (FAILURES_MAX + 2))
@@ -239,22 +292,53 @@ def test_a_poison_event_is_buried_and_its_neighbours_arrive(flow, delivery, sand
     assert requests_seen(sandbox) <= 1 + 5
 
 
-@pytest.mark.parametrize("status", [403, 404])
-def test_a_batch_that_a_filter_refuses_does_not_stop_the_others(flow, delivery, sandbox, status):
-    """A proxy that dislikes one event answers as if the key or the host were wrong."""
-    flow.append_bodies([b'{"event":"bad","event_id":"x","anonymous_id":"a"}'])
-    flow.append(3)
-    sandbox.fault("status", status=status, poison=True, event="bad")
-    flow.settle(delivery, 3)
-    assert flow.redis.hget(KEYS.pause, "status").decode() == str(status)
-    flow.append_bodies([flow.body(i) for i in range(3, 8)])  # another batch, to compare with
-    flow.settle(delivery, 12)
+@pytest.mark.parametrize("position", range(4))
+@pytest.mark.parametrize("n", [4, 9])
+def test_an_event_that_a_filter_refuses_is_buried_and_stops_no_other(
+    flow, delivery, sandbox, position, n
+):
+    """A proxy that dislikes one event answers with a page, as if the key or host were wrong."""
+    sandbox.fault("status", status=403, body="<html>", poison=True, event="bad")
+    bodies = [flow.body(i) for i in range(n - 1)]
+    bodies.insert(position, b'{"event":"bad","event_id":"x","anonymous_id":"a"}')
+    flow.append_bodies(bodies)
+    for _ in range(12):
+        for batch_id in flush(delivery):
+            send(delivery, batch_id)
+            assert not flow.redis.exists(KEYS.pause, flow.keys.outage)
+        flow.time_passes()
     (letter,) = flow.redis.hvals(KEYS.dead)
+    why, _, record = letter.partition(b"\n")
 
-    assert b'"bad"' in letter
-    assert json.loads(letter.partition(b"\n")[0])["status"] == status
-    assert flow.counts()["delivered"] == 8
-    assert not flow.redis.exists(KEYS.pause, flow.keys.outage)
+    assert b'"bad"' in record
+    attempts = json.loads(why)["attempts"]
+    expected = {"reason": "filtered", "status": 403, "code": "-"}
+    assert json.loads(why) == expected | {"attempts": attempts}
+    assert sorted(sandbox.get("ids")) == sorted(f"e{i}" for i in range(n - 1))
+    assert flow.counts()["delivered"] == n - 1
+
+
+def test_a_lone_event_that_a_filter_refuses_waits_until_another_passes(flow, delivery, sandbox):
+    sandbox.fault("status", status=404, body="<html>", poison=True, event="bad")
+    flow.append_bodies([b'{"event":"bad","event_id":"x","anonymous_id":"a"}'])
+    flow.settle(delivery, 5)
+    assert flow.redis.hget(flow.keys.outage, "kind") == b"filtered"
+    assert flow.counts()["leased"] == 1
+    flow.append(4)
+    flow.settle(delivery, 4)
+
+    assert (flow.counts()["delivered"], flow.counts()["dead"]) == (4, 1)
+    assert not flow.redis.exists(flow.keys.outage)
+
+
+def test_a_batch_that_an_earlier_release_singled_out_is_delivered(flow, delivery, sandbox):
+    """Its workers share the Redis: they left `alone`, and `suspect` of a bisected batch."""
+    flow.append(4)
+    (batch_id,) = flush(delivery)
+    flow.redis.hset(flow.keys.batch(batch_id), mapping={"alone": 1, "suspect": 4})
+    flow.settle(delivery, 4)
+
+    assert_all_delivered(flow, sandbox, 4)
 
 
 def test_a_vendor_that_refuses_everything_stops_the_project_and_keeps_the_data(
@@ -292,8 +376,8 @@ def test_doubt_is_counted_and_the_batch_sent_again(flow, sandbox, fault, kind, r
     sandbox.fault(**fault)
     flow.append(8)
     doubtful, other = flush(delivery)
-    assert delivery.send(doubtful) <= 1
-    assert delivery.send(other) is None
+    assert send(delivery, doubtful) <= 1
+    assert send(delivery, other) is None
     assert flow.counts()["ambiguous"] == flow.counts()[f"ambiguous:{kind}"] == 1
     flow.settle(delivery, 2)
 
@@ -331,7 +415,7 @@ def test_a_lease_that_ran_out_is_doubt_and_the_batch_sent_again(flow, delivery, 
     flow.append(4)
     (batch_id,) = flush(delivery)
     begun_and_dead(flow, batch_id)
-    assert delivery.send(batch_id) is None
+    assert send(delivery, batch_id) is None
     assert flush(delivery) == []
     flow.time_passes()
     assert flush(delivery) == []
@@ -340,7 +424,7 @@ def test_a_lease_that_ran_out_is_doubt_and_the_batch_sent_again(flow, delivery, 
     flow.time_passes()
 
     assert flush(delivery) == [batch_id]
-    delivery.send(batch_id)
+    send(delivery, batch_id)
     assert_all_delivered(flow, sandbox, 4)
     assert flow.counts()["ambiguous"] == 1
 
@@ -376,7 +460,7 @@ def test_a_dead_probe_gives_way_to_another(flow, delivery, sandbox):
     sandbox.fault("status", status=401)
     flow.append(8)
     first, _ = flush(delivery)
-    delivery.send(first)
+    send(delivery, first)
     flow.time_passes()
     (probe,) = flush(delivery)
     begun_and_dead(flow, probe)
@@ -390,12 +474,12 @@ def test_a_dead_probe_gives_way_to_another(flow, delivery, sandbox):
 def test_two_flushes_at_once_claim_no_record_twice(flow, sandbox):
     one, other = flow.delivery(), flow.delivery()
     flow.append(40)
-    steps = zip_longest(one.flush(linger=False), other.flush(linger=False))
+    steps = zip_longest(dispatches(one, linger=False), dispatches(other, linger=False))
     ids = [id_ for step in steps for dispatch in step if dispatch for id_ in dispatch.batch_ids]
     assert len(ids) == len(set(ids)) == 10
     for batch_id in ids:
-        one.send(batch_id)
-        other.send(batch_id)
+        send(one, batch_id)
+        send(other, batch_id)
 
     assert_all_delivered(flow, sandbox, 40)
     assert requests_seen(sandbox) == 10
@@ -407,7 +491,7 @@ def test_two_workers_with_the_same_messages_send_no_batch_twice(flow, sandbox):
     flow.append(80)
     ids = flush(workers[0])
     with ThreadPoolExecutor(len(workers)) as threads:
-        list(threads.map(lambda worker: [worker.send(id_) for id_ in ids], workers))
+        list(threads.map(lambda worker: [send(worker, id_) for id_ in ids], workers))
 
     assert_all_delivered(flow, sandbox, 80)
     assert requests_seen(sandbox) == 20
@@ -418,7 +502,7 @@ def test_an_admission_that_became_old_sends_nothing(flow, sandbox):
     flow.append(4)
     stale = flow.delivery(lease_s=0)
     for batch_id in flush(stale):
-        stale.send(batch_id)
+        send(stale, batch_id)
 
     assert requests_seen(sandbox) == 0
     assert flow.counts()["outcome:unavailable"] == 1

@@ -9,6 +9,7 @@ import pytest
 from mm_tasks.client.outcome import (
     Ambiguous,
     Delivered,
+    Filtered,
     Misdirected,
     Rejected,
     Response,
@@ -16,7 +17,7 @@ from mm_tasks.client.outcome import (
     Unauthorized,
     Unavailable,
 )
-from mm_tasks.delivery.retry import Ack, Bury, Narrow, Pause, Retry, Throttle, decide, lifts, signal
+from mm_tasks.delivery.retry import Ack, Bisect, Bury, Pause, Retry, Throttle, decide, lifts, signal
 
 REFUSED = Response(400, "invalid_payload")
 
@@ -27,25 +28,18 @@ class Try(NamedTuple):
     attempt: int = 1
     in_a_row: int = 1
     paused: str = ""
-    is_alone: bool = False
 
 
 FIRST = Try()
-ALONE = Try(is_alone=True)
 TABLE = {
     "a success is acknowledged": (Delivered(3), FIRST, Ack),
-    "a refused batch is narrowed": (Rejected(REFUSED), FIRST, Narrow),
+    "a refused batch is bisected": (Rejected(REFUSED), FIRST, Bisect),
+    "a batch that a filter refuses is bisected": (Filtered(Response(404)), FIRST, Bisect),
     "a throttled batch is kept": (Throttled(Response(429), 1.0), FIRST, Retry),
     "a refused key keeps the data": (Unauthorized(Response(401)), FIRST, Retry),
-    "a wrong host keeps the data": (Misdirected(Response(404)), FIRST, Retry),
+    "a wrong host keeps the data": (Misdirected(Response(301)), FIRST, Retry),
     "an unreachable host keeps the data": (Unavailable("refused"), FIRST, Retry),
     "doubt is repeated": (Ambiguous("timeout"), FIRST, Retry),
-    "a filter's refusal of one batch alone narrows it": (Misdirected(Response(404)), ALONE, Narrow),
-    "while paused it does not": (
-        Unauthorized(Response(403)),
-        Try(paused="unauthorized", is_alone=True),
-        Retry,
-    ),
     "while everything is refused nothing is buried": (
         Rejected(REFUSED),
         Try(paused="rejected"),
@@ -74,7 +68,13 @@ LIFTS = {
     "a key, by a 5xx": ("unauthorized", Ambiguous("502", 502), True),
     "a key, not by silence": ("unauthorized", Ambiguous("timeout"), False),
     "a key, not by a dead host": ("unauthorized", Unavailable("refused"), False),
-    "a key, not by another refusal": ("unauthorized", Misdirected(Response(404)), False),
+    "a key, not by another refusal": ("unauthorized", Misdirected(Response(301)), False),
+    "a key, not by a filter": ("unauthorized", Filtered(Response(403)), False),
+    "a filter, by a success": ("filtered", Delivered(1), True),
+    "a filter, by a refused event": ("filtered", Rejected(REFUSED), True),
+    "a filter, not by its refusal": ("filtered", Filtered(Response(404)), False),
+    "a filter, not by a 5xx": ("filtered", Ambiguous("502", 502), False),
+    "a new rule, not by a filter": ("rejected", Filtered(Response(404)), False),
     "a host, by a success": ("misdirected", Delivered(1), True),
     "an outage, by a success": ("unavailable", Delivered(1), True),
     "an outage, by a 429": ("unavailable", Throttled(Response(429)), True),

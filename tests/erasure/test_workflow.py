@@ -24,6 +24,7 @@ from mm_tasks.buffer.purge import Purge
 from mm_tasks.buffer.records import tag
 from mm_tasks.client.access import vendor_access
 from mm_tasks.client.api import Client
+from mm_tasks.delivery.send import send
 from mm_tasks.erasure.audit.protocol import IllegalTransition
 from mm_tasks.erasure.audit.verification import verify
 from mm_tasks.erasure.fence_sync import FenceSync
@@ -168,7 +169,7 @@ def test_an_erasure_is_fenced_purged_called_three_times_and_completed(make_flow,
     flow.append(1, USER)
     sandbox.fault("close_after_store")
     parking = flow.delivery(park_ambiguous=True)
-    parking.send(*flush(parking))
+    send(parking, *flush(parking))
     flow.append(1, OTHER)
     flow.append(1, USER)
     assert len(flush(parking)) == 1
@@ -320,7 +321,7 @@ def test_what_comes_back_from_an_attempt_is_taken_out_and_counted(erasures, sand
     (batch_id,) = flush(delivery)
     sandbox.fault("status", status=503, latency_s=0.5)
     with ThreadPoolExecutor() as pool:
-        sending = pool.submit(delivery.send, batch_id)
+        sending = pool.submit(send, delivery, batch_id)
         while not sandbox.get("requests"):
             pass
         erasure = erasures.forget()

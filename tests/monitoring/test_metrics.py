@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from prometheus_client import CollectorRegistry
 
+from mm_tasks.delivery.send import send
 from mm_tasks.erasure.request import ErasureRequest
 from mm_tasks.monitoring.metrics import collector
 from mm_tasks.runtime import Runtime
@@ -43,7 +44,7 @@ def test_events_requests_and_histograms_add_up(flow, sandbox, scrape):
     delivery = flow.delivery()
     flow.append(10)
     for batch_id in flush(delivery):
-        delivery.send(batch_id)
+        send(delivery, batch_id)
 
     assert scrape("events_accepted_total", lane="track") == 10
     assert scrape("events_delivered_total", lane="track") == 10
@@ -77,7 +78,7 @@ def test_a_request_is_timed_whatever_came_of_it(flow, sandbox, scrape):
     for status in (429, 400, 500):
         sandbox.fault("status", status=status)
         for batch_id in flush(delivery):
-            delivery.send(batch_id)
+            send(delivery, batch_id)
         flow.time_passes()
 
     assert scrape("request_seconds_count", lane="track") >= 2
@@ -90,7 +91,7 @@ def test_a_pause_and_its_kind_are_shown(flow, sandbox, scrape):
     sandbox.fault("status", status=401)
     flow.append(4)
     for batch_id in flush(delivery):
-        delivery.send(batch_id)
+        send(delivery, batch_id)
 
     assert scrape("paused", kind="unauthorized") == 1
     assert scrape("paused", kind="throttled") == 0

@@ -24,19 +24,19 @@ RELEASED_ONCE = """(buffer.ack(batch_id, attempt.generation) if attempt.attempt 
 BUGS = {
     "an ambiguous failure is taken for a success": (
         "delivery/retry.py",
-        'return Retry(backoff_s(attempt.in_a_row, random_s), "ambiguous", kind)',
+        "return Retry(backoff_s(attempt.in_a_row, random_s), name, kind)",
         "return Ack(None)",
         (120, 1, "BROKEN lost: "),
     ),
     "a delivered batch is sent once more": (
-        "delivery/flush.py",
+        "delivery/settle.py",
         """buffer.ack(
-                    batch_id,
-                    attempt.generation,
-                    token=token,
-                    count_differs=differs,
-                    exchange=exchange,
-                )""",
+                batch_id,
+                attempt.generation,
+                token=token,
+                count_differs=differs,
+                exchange=exchange,
+            )""",
         RELEASED_ONCE,
         (90, 1, "BROKEN sent again without a cause: "),
     ),

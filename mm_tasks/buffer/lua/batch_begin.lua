@@ -1,4 +1,4 @@
--- batch_begin: admit one attempt to send a batch. The fence is looked at here, last.
+-- batch_begin: admit one attempt to send a batch. This is the last check of the fence.
 --
 -- KEYS[1]  records   list
 -- KEYS[2]  batch     hash
@@ -14,29 +14,29 @@
 -- ARGV[1]  lane
 -- ARGV[2]  batch_id
 -- ARGV[3]  token     names this attempt
--- ARGV[4]  slot_us   a slot just reserved, '' = the one it was claimed with,
+-- ARGV[4]  slot_us   a slot just reserved, '' = the slot of its claim,
 --                    'none' = this lane has no limit
--- ARGV[5]  slot_valid_us  how long after its start a slot is good
+-- ARGV[5]  slot_valid_us  how long a slot is valid after its start
 -- ARGV[6]  lease_ms
 --
 -- Returns one of
---   {'gone'}           finished or buried by somebody
+--   {'gone'}           the batch is finished or buried
 --   {'unloaded'}       not all fences are loaded, so nothing may be sent
---   {'held'}           another attempt is sending it
---   {'paused'}         the project or the lane is, and this batch is not the probe
+--   {'held'}           another attempt is sending the batch
+--   {'paused'}         the project or the endpoint is paused, and this batch is not the probe
 --   {'wait', us}       its slot, its retry or the end of a 429's wait is not yet due
 --   {'slot'}           it has no slot, or its slot is over: reserve one
---   {'empty'}          all of its subjects are fenced: nothing left to send
---   {'admitted', attempt, how many in a row this is without an answer, cut, number of
---    records not sent, kind of the pause it is the probe of or '', 1 if it was singled
---    out, records…}
+--   {'empty'}          all of its subjects are fenced, so nothing is left to send
+--   {'admitted', attempt, attempts in a row without an answer, cut, number of records
+--    not sent, kind of the pause that this batch probes or '', records…}
 -- Only the last two change anything. O(records).
--- Sent are all records or, where some at the head are suspect, the first half of those.
--- Lost reply: the batch counts as being sent until the lease runs out.
+-- An attempt sends all records; if some at the head are suspect, the first half of those; as the
+-- probe of a pause of kind `filtered`, one record.
+-- Lost reply: the batch counts as being sent until the lease expires.
 
 local lane, id = ARGV[1], ARGV[2]
 local now = now_us()
-local batch = redis.call('HMGET', KEYS[2], 'state', 'suspect', 'alone', 'sent')
+local batch = redis.call('HMGET', KEYS[2], 'state', 'suspect', 'sent')
 if not batch[1] then return {'gone'} end
 if batch[1] == 'sending' then return {'held'} end
 if not is_loaded(KEYS[10]) then return {'unloaded'} end
@@ -88,13 +88,14 @@ end
 
 local attempt = redis.call('HINCRBY', KEYS[2], 'attempt', 1)
 local sent = suspect == 0 and #kept or math.ceil(suspect / 2)
--- A purge may have made this part longer than what is left of the one before, of which a
--- late success must not count for what it did not carry.
-if batch[4] and sent > tonumber(batch[4]) then redis.call('HINCRBY', KEYS[2], 'cut', 1) end
+if pause[1] == 'filtered' then sent = 1 end
+-- After a purge this part may be longer than the part that the previous attempt sent. A late
+-- success of that attempt must not count for records that it did not carry.
+if batch[3] and sent > tonumber(batch[3]) then redis.call('HINCRBY', KEYS[2], 'cut', 1) end
 redis.call('HSET', KEYS[2], 'state', 'sending', 'token', ARGV[3], 'sent', sent)
 redis.call('ZADD', KEYS[4], whole(math.floor(now / 1000) + tonumber(ARGV[6])), id)
 local more = redis.call('HMGET', KEYS[2], 'cut', 'answered')
 local about = {'admitted', attempt, attempt - tonumber(more[2] or 0), more[1], #kept - sent,
-  pause[1] or '', batch[3] and 1 or 0}
+  pause[1] or ''}
 for i = 1, sent do about[#about + 1] = kept[i] end
 return about

@@ -1,4 +1,4 @@
--- batch_bisect: the vendor refused what was sent of this batch. Find out which event it was.
+-- batch_bisect: the vendor refused the sent records of this batch. Find the event at fault.
 --
 -- KEYS[1]  records   list         KEYS[6]  failures  string
 -- KEYS[2]  batch     hash         KEYS[7]  dead      hash
@@ -9,18 +9,18 @@
 -- ARGV[2]  batch_id
 -- ARGV[3]  token
 -- ARGV[4]  why          one line of JSON, stored before a record that is buried
--- ARGV[5]  singles_max  this many events refused by themselves, and none accepted, mean
---                       that the vendor's rules changed; 0 = there is no such number
--- ARGV[6…] what the histograms get: see `tally`
+-- ARGV[5]  singles_max  so many events refused alone in a row, and none accepted, mean that
+--                       the vendor's rules changed; 0 = no limit
+-- ARGV[6…] arguments of `tally`
 --
--- Of several records the first half is sent next. One that was sent alone is buried; then
--- the rest is sent whole, unless nothing of this batch was accepted yet: then its next
--- record alone, so that a vendor that refuses everything is noticed soon.
+-- If several records were sent, the first half of them is sent next. A record sent alone is
+-- buried; then the rest is sent as a whole. Only while nothing of this batch was accepted, the
+-- next record is sent alone, so that a vendor that refuses everything is noticed soon.
 -- Returns one of
---   'old'         the token is; then nothing was changed
+--   'old'         the token is old; nothing was changed
 --   'narrowed'    fewer are sent next
---   'buried'      one dead letter; if anything is left, it is sent next
---   'systematic'  nothing was buried, though an event was refused alone: pause the project
+--   'buried'      one dead letter; the rest is sent next
+--   'systematic'  an event was refused alone and not buried: pause the endpoint
 -- Lost reply: the same as a lost message. O(records sent).
 
 local lane, id = ARGV[1], ARGV[2]

@@ -1,13 +1,13 @@
--- pause_probe: choose the one batch that may be sent while nothing else is.
+-- pause_probe: choose the only batch that may be sent during a pause.
 --
 -- KEYS[1]  pause   hash, of the project
--- KEYS[2]  outage  hash, of this lane; looked at where the project is not paused
--- ARGV[1]  batch_id  '' = only ask
--- ARGV[2]  lost_ms   a probe without an outcome is given up after this time
+-- KEYS[2]  outage  hash, of this lane; read if the project is not paused
+-- ARGV[1]  batch_id  '' = only read
+-- ARGV[2]  lost_ms   a probe without an outcome expires after this time
 --
--- Returns {1, refused} when a probe is due ({1, ''} where no batch was refused);
--- with a batch_id it now is the probe and no other is due until its outcome or
--- lost_ms. {0, ''} when none is due, or nothing is stopped. O(1).
+-- Returns {1, ids} when a probe is due: the refused batches, spaces between. With a batch_id
+-- that batch is the probe now, and no other is due until its outcome or lost_ms. {0, ''} when
+-- no probe is due or nothing is paused. O(1).
 
 local key = redis.call('EXISTS', KEYS[1]) == 1 and KEYS[1] or KEYS[2]
 local now_ms = math.floor(now_us() / 1000)

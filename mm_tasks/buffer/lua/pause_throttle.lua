@@ -1,11 +1,11 @@
--- pause_throttle: the vendor answered 429; one wait that all workers obey.
+-- pause_throttle: the vendor answered 429; make all workers wait.
 --
 -- KEYS[1]  throttle  string `until_us since_ms`
 -- KEYS[2]  failures  string: an answer ends a row of failures
 -- ARGV[1]  wait_ms
--- ARGV[2]  keep_ms   how long after the wait the key is kept, for `rate_reserve`
+-- ARGV[2]  keep_ms   how long the key outlives the wait, for `rate_reserve`
 --
--- A wait that ends later than the new one stays. Returns the wait in force (ms).
+-- A longer wait in force stays. Returns the wait in force (ms).
 
 local now = now_us()
 local until_us, since_ms = now + tonumber(ARGV[1]) * 1000, math.floor(now / 1000)

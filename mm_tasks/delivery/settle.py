@@ -1,0 +1,136 @@
+"""Apply an outcome: first to the project (throttle, pause, resume), then to the batch."""
+
+from __future__ import annotations
+
+from logging import getLogger
+from typing import TYPE_CHECKING, assert_never
+
+from mm_tasks.client.backoff import random_s
+from mm_tasks.client.outcome import NAMES
+from mm_tasks.delivery import retry
+
+if TYPE_CHECKING:
+    from mm_tasks.buffer.attempt import Admitted
+    from mm_tasks.client.outcome import Outcome
+    from mm_tasks.delivery.slots import Delivery
+
+log = getLogger(__name__)
+
+# The message of a retry has this long before a flush takes care of the batch.
+RETRY_GRACE_MS = 2000
+
+
+def settle(delivery: Delivery, batch_id: str, attempt: Admitted, outcome: Outcome) -> float | None:
+    """Apply an outcome; return in how many seconds to send the batch again, or None."""
+    wait_s = _signal(delivery, batch_id, attempt, outcome)
+    park = delivery.policy.park_ambiguous
+    decision = retry.decide(outcome, attempt, park=park, random_s=random_s)
+    name = NAMES[type(outcome)]
+    extra = {"batch_id": batch_id, "attempt": attempt.attempt, "outcome": name}
+    log.info("batch_settled", extra=extra)
+    return _apply(delivery, batch_id, attempt, decision, wait_s)
+
+
+def _apply(
+    delivery: Delivery, batch_id: str, attempt: Admitted, decision: retry.Decision, wait_s: float
+) -> float | None:
+    buffer, token, exchange = delivery.buffer, attempt.token, attempt.exchange
+    match decision:
+        case retry.Ack(count=count):
+            differs = count is not None and count != attempt.sent
+            if differs:
+                log.warning("batch_count_differs", extra={"batch_id": batch_id})
+            buffer.ack(
+                batch_id,
+                attempt.generation,
+                token=token,
+                count_differs=differs,
+                exchange=exchange,
+            )
+            return 0 if attempt.left else None
+        case retry.Bisect():
+            return _bisect(delivery, batch_id, attempt, decision)
+        case retry.Bury(why=why, outcome=outcome, ambiguous=ambiguous):
+            log.warning("batch_buried", extra={"batch_id": batch_id})
+            buffer.bury(
+                batch_id, token, why=why, outcome=outcome, ambiguous=ambiguous, exchange=exchange
+            )
+        case retry.Retry(wait_s=own_wait_s, outcome=outcome, ambiguous=ambiguous):
+            due_s = max(wait_s, own_wait_s)
+            kept = buffer.release(
+                batch_id,
+                token,
+                wait_ms=round(due_s * 1000),
+                grace_ms=RETRY_GRACE_MS,
+                outcome=outcome,
+                ambiguous=ambiguous,
+                exchange=exchange,
+            )
+            # At 0 the project is paused, and a flush will choose its probe.
+            return due_s if kept and due_s > 0 else None
+        case _:
+            assert_never(decision)
+    return None
+
+
+def _bisect(
+    delivery: Delivery, batch_id: str, attempt: Admitted, decision: retry.Bisect
+) -> float | None:
+    """Bisect a refused batch; pause when not its events are at fault, but everything is refused."""
+    why, exchange, is_paused = decision.why, attempt.exchange, False
+    if decision.kind == retry.FILTERED:
+        state = delivery.buffer.bisect_filtered(
+            batch_id, attempt.token, why=why, is_probe=attempt.paused != "", exchange=exchange
+        )
+    else:
+        state = delivery.buffer.bisect(
+            batch_id,
+            attempt.token,
+            why=why,
+            isolation_max=retry.ISOLATION_MAX,
+            exchange=exchange,
+        )
+    if state == "buried":
+        log.warning("event_buried", extra={"batch_id": batch_id})
+    elif state in {"systematic", "refused"}:
+        failures_max = retry.FILTERED_MAX if state == "refused" else 0
+        pause = retry.Pause(decision.kind, decision.answer, failures_max)
+        is_paused = _pause(delivery, batch_id, pause)
+    return None if is_paused or state == "old" else 0
+
+
+def _signal(delivery: Delivery, batch_id: str, attempt: Admitted, outcome: Outcome) -> float:
+    """Throttle, pause or resume; return the seconds that this batch has to wait for it."""
+    if retry.lifts(attempt.paused, outcome):
+        delivery.pauses.lift(batch_id)
+    signal = retry.signal(outcome, attempt, random_s)
+    match signal:
+        case None:
+            return 0
+        case retry.Throttle(wait_s=wait_s):
+            keep_ms = delivery.limiter.refill_ms if delivery.limiter else 0
+            log.warning("project_throttled", extra={"wait_s": wait_s})
+            return delivery.pauses.throttle(round(wait_s * 1000), keep_ms=keep_ms)
+        case retry.Pause():
+            _pause(delivery, batch_id, signal)
+            return 0
+        case _:
+            assert_never(signal)
+
+
+def _pause(delivery: Delivery, batch_id: str, pause: retry.Pause) -> bool:
+    probe_ms = round(delivery.policy.probe_interval_s * 1000)
+    # A batch of the other lane soon shows whether only a bad import was refused.
+    is_import = delivery.low_priority and pause.kind == retry.REJECTED
+    is_paused = delivery.pauses.pause(
+        batch_id,
+        pause.kind,
+        status=str(pause.answer.status or "-"),
+        code=pause.answer.code,
+        first_ms=1000 if pause.failures_max or is_import else probe_ms,
+        probe_ms=probe_ms,
+        failures_max=pause.failures_max,
+    )
+    if is_paused:
+        log.warning("project_paused", extra={"reason": pause.kind})
+    return is_paused
