@@ -171,7 +171,7 @@ def test_who_waits_too_long_for_another_is_told(sqlite_url, tmp_path, monkeypatc
 
     with store.database.write(), pytest.raises(AuditUnavailable):
         store.ask("another")
-    assert store.ask("another").is_new
+    assert store.ask("another").id
 
 
 def test_who_waits_too_long_for_another_is_told_by_postgresql(
@@ -292,9 +292,9 @@ def test_what_has_ended_is_not_read_for_what_is_open(sqlite_store):
     late = sqlite_store.ask("late")
     sqlite_store.ask("late")
     assert sqlite_store.steps.due(after(hours=1)) == [late.id]
-    assert len(sqlite_store.register.newly_overdue(after(days=40))) == 1
-    assert sqlite_store.register.summary(after(days=40))["open"] == 1
-    sqlite_store.register.cancel(late.id, "dpo", NOW)
+    assert len(sqlite_store.commands.newly_overdue(after(days=40))) == 1
+    assert sqlite_store.queries.summary(after(days=40))["open"] == 1
+    sqlite_store.commands.cancel(late.id, "dpo", NOW)
 
     ways = set()
     with raw_engine(sqlite_store.url).connect() as connection:

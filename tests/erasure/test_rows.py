@@ -49,7 +49,7 @@ def test_ids_leave_the_write_ahead_log_while_others_are_connected(sqlite_url, tm
         claim = store.quiesced()
         assert "audit.sqlite-wal" in holding(tmp_path, USER)
         if end == "cancel":
-            store.register.cancel(claim.id, "dpo", NOW)
+            store.commands.cancel(claim.id, "dpo", NOW)
         else:
             for offset_s in PASSES_S:
                 store.call(claim, now=after(seconds=offset_s))
@@ -68,11 +68,11 @@ def test_a_reader_that_holds_the_write_ahead_log_back_is_said_so(
     claim = store.ask().claim
     with store.database.read() as connection:
         connection.execute(text("SELECT count(*) FROM mm_erasures")).scalar()
-        store.register.cancel(claim.id, "dpo", NOW)
+        store.commands.cancel(claim.id, "dpo", NOW)
         assert "wal_not_truncated" in caplog.text
-        assert not store.work.truncate_wal()
+        assert not store.session.truncate_wal()
 
-    assert store.work.truncate_wal()
+    assert store.session.truncate_wal()
     assert holding(tmp_path, USER) == []
 
 
@@ -93,10 +93,10 @@ def test_no_remains_are_left_in_pages_that_were_split_or_merged(tmp_path_factory
         if rng.random() < 0.3:
             store.ask(f"kept-{n}")
         if rng.random() < 0.3:
-            store.register.cancel(claims.pop(rng.randrange(len(claims))).id, "dpo", NOW)
+            store.commands.cancel(claims.pop(rng.randrange(len(claims))).id, "dpo", NOW)
     rng.shuffle(claims)
     for claim in claims:
-        store.register.cancel(claim.id, "dpo", NOW)
+        store.commands.cancel(claim.id, "dpo", NOW)
 
     assert holding(folder, "-wiped-") == []
 
@@ -127,7 +127,7 @@ def test_no_column_but_one_ever_holds_an_id(store):
 @pytest.mark.parametrize("end", ["cancel", "complete"])
 def test_after_the_end_no_column_holds_an_id(store, end):
     if end == "cancel":
-        store.register.cancel(store.ask(anonymous_ids=(VISITOR,)).id, "dpo", NOW)
+        store.commands.cancel(store.ask(anonymous_ids=(VISITOR,)).id, "dpo", NOW)
     else:
         store.completed(anonymous_ids=(VISITOR,))
 

@@ -49,7 +49,7 @@ def test_an_erasure_goes_from_request_to_completed(store):
         store.steps.release(claim)
 
     assert steps == ["fence", "purge", "quiesce", "call", "call", "call", "complete"]
-    shown = store.register.show(opened.id)
+    shown = store.queries.show(opened.id)
     assert shown["state"] == "completed"
     assert shown["removed"] == {"dead": 1}
     assert [(one["n"], one["status"], one["outcome"]) for one in shown["passes"]] == [
@@ -147,7 +147,7 @@ def test_a_call_without_success_blocks_and_is_made_again(store, state):
     assert store.steps.due(after(seconds=59)) == []
     claim = store.steps.claim(claim.id, after(minutes=1), 60)
     assert store.call(claim, now=after(minutes=1)).state == "settling"
-    [shown] = store.register.show(claim.id)["passes"]
+    [shown] = store.queries.show(claim.id)["passes"]
     assert (shown["attempts"], shown["status"]) == (2, 200)
 
 
@@ -158,7 +158,7 @@ def test_a_pass_that_waits_for_a_person_is_due_once_they_ask(store):
     assert store.steps.due(after(days=300)) == []
     assert store.steps.claim(claim.id, after(days=300), 60) is None
 
-    store.register.retry(claim.id, "dpo", after(days=1))
+    store.commands.retry(claim.id, "dpo", after(days=1))
 
     assert store.steps.due(after(days=1)) == [claim.id]
 
@@ -167,7 +167,7 @@ def test_a_call_without_an_answer_is_shown_as_such(store):
     claim = store.quiesced()
     store.steps.intent(claim, NOW)
 
-    [shown] = store.register.show(claim.id)["passes"]
+    [shown] = store.queries.show(claim.id)["passes"]
     assert (shown["sent_at"], shown["status"], shown["outcome"]) == (
         "2026-01-31T12:00:00.000Z",
         None,
@@ -218,7 +218,7 @@ def test_new_ids_during_the_last_call_start_another_round(store):
         assert claim.erasure.step == "call"
         store.call(claim, now=after(seconds=offset_s))
     assert store.steps.complete(claim, NOW).state == "completed"
-    rounds = [(one["round"], one["n"]) for one in store.register.show(claim.id)["passes"]]
+    rounds = [(one["round"], one["n"]) for one in store.queries.show(claim.id)["passes"]]
     assert rounds == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3)]
     verify(store.log)
 
@@ -242,7 +242,7 @@ def test_what_is_due_is_of_this_project_and_the_longest_due_first(url, tmp_path)
     assert mine.steps.due(after(days=1)) == [early.id, late.id]
     assert mine.steps.due(after(days=1), limit=1) == [early.id]
     assert mine.steps.claim(theirs.id, after(days=1), 60) is None
-    assert mine.register.show(theirs.id) is None
+    assert mine.queries.show(theirs.id) is None
     verify(mine.log)
 
 
@@ -269,7 +269,7 @@ def test_mode_once_lets_later_events_in(store):
     erasure = store.completed(mode="once")
 
     assert erasure.state == "lifted"
-    assert set(store.register.fences()) == set()
+    assert set(store.queries.fences()) == set()
     verify(store.log)
 
 

@@ -10,8 +10,9 @@ from sqlalchemy import text
 from mm_tasks.erasure.audit.checkpoints import Checkpoint
 from mm_tasks.erasure.audit.log import canonical, hash_of
 from mm_tasks.erasure.audit.verification import verify, verify_lines
-from mm_tasks.erasure.rows import transition
+from mm_tasks.erasure.rows import Transition, transaction
 from mm_tasks.errors import AuditChainBroken
+from mm_tasks.timestamps import stamp
 from tests.erasure.stores import NOW, Store
 from tests.erasure.test_audit_log import rewritten
 
@@ -116,7 +117,7 @@ TAMPERED = {
         lambda c: edit(c, 2, '"details":{}', f'"details":{"[" * 9999}{"]" * 9999}'),
         "entry 2",
     ),
-    "spaces": (lambda c: edit(c, 2, '":"', '": "'), "entry 2: it is not written the way"),
+    "spaces": (lambda c: edit(c, 2, '":"', '": "'), "entry 2: it is not in the canonical form"),
     "a field more": (lambda c: edit(c, 2, '"details"', '"a":1,"details"'), "entry 2: .*fields"),
     "another type": (lambda c: edit(c, 2, '"epoch":1', '"epoch":true'), "entry 2: .*fields"),
     "a work row gone": (
@@ -165,7 +166,7 @@ def test_what_was_tampered_with_is_found_and_named(request, tmp_path, kind, name
 
     with pytest.raises(AuditChainBroken, match=rule) as broken:
         verify(store.log)
-    assert store.work.pseudonyms.of("x") not in str(broken.value)
+    assert store.session.pseudonyms.of("x") not in str(broken.value)
 
 
 ILLEGAL = {
@@ -274,16 +275,16 @@ def test_a_verification_during_appends_sees_one_moment(store):
 def test_a_log_of_thousands_is_verified_in_pages(sqlite_url, tmp_path):
     store = Store(sqlite_url, tmp_path)
     claim = store.ask().claim
-    with store.log.transaction() as connection:
-        row = store.work.find(connection, claim.id)
+    with transaction(store.session) as rows:
+        row = rows.get(claim.id)
         details = {
             "requested_by": "dpo",
             "ticket": None,
             "reason": "ccpa",
-            "received_at": row["received_at"],
+            "received_at": stamp(row["received_at"]),
             "mode": "suppress",
             "via": "call",
         }
-        store.work.advance(connection, row, [transition("ticket_added", details)] * 2000, NOW)
+        rows.advance(row, [Transition("ticket_added", details)] * 2000, NOW)
 
     assert verify(store.log).size == 2001

@@ -51,7 +51,7 @@ class Erasures:
         self.opened = []
         self.fence_sync = self.fencing_on(flow.redis, store)
         self.erasure_service = ErasureService(
-            store.steps, store.register, self.fence_sync, self.clock
+            store.steps, store.commands, self.fence_sync, self.clock
         )
         self.workflow = self.worker()
         # Delivery looks at the same fences.
@@ -62,7 +62,7 @@ class Erasures:
 
     @staticmethod
     def fencing_on(redis, store):
-        return FenceSync(Fence(redis, "p"), store.register)
+        return FenceSync(Fence(redis, "p"), store.queries)
 
     def client(self, url=None, kind=Client):
         return kind(vendor_access(url or self.flow.url, SECRET), request_timeout_s=0.5)
@@ -74,7 +74,7 @@ class Erasures:
         self.opened += [redis, client]
         return ErasureWorkflow(
             store.steps,
-            store.register,
+            store.commands,
             self.fencing_on(redis, store),
             Purge(redis, "p"),
             client,
@@ -90,7 +90,7 @@ class Erasures:
 
     def time_comes(self, erasure):
         """Go on to when its next step is due; return how far off that was."""
-        due_at = self.store.register.show(erasure)["next_at"]
+        due_at = self.store.queries.show(erasure)["next_at"]
         waited_s = (self.moment(due_at) - self.now).total_seconds()
         # A stamp has milliseconds, and cuts off what is below.
         self.time_passes(seconds=max(0, waited_s) + 0.001)
@@ -110,7 +110,7 @@ class Erasures:
         assert self.state(erasure) == "completed"
 
     def shown(self, erasure):
-        return self.store.register.show(erasure)
+        return self.store.queries.show(erasure)
 
     def state(self, erasure):
         return self.shown(erasure)["state"]
@@ -591,9 +591,8 @@ def test_asked_twice_while_open_it_is_one_erasure_with_both_tickets(erasures, sa
     erasures.complete(first.id)
     third = erasures.erasure_service.request(ErasureRequest(USER, "dpo", ticket="T-3"))
 
-    assert (second.id, second.is_new, second.is_fenced) == (first.id, False, True)
+    assert (second.id, second.is_fenced) == (first.id, True)
     assert erasures.shown(first.id)["tickets"] == ["T-1", "T-2"]
-    assert third.is_new
     assert third.id != first.id
     assert len(calls(sandbox)) == 3
 
@@ -646,10 +645,10 @@ def away():
 def test_without_redis_a_request_is_accepted_and_the_next_sweep_raises_the_fence(erasures, away):
     store = erasures.store
     door = ErasureService(
-        store.steps, store.register, erasures.fencing_on(away, store), erasures.clock
+        store.steps, store.commands, erasures.fencing_on(away, store), erasures.clock
     )
     accepted = door.request(ErasureRequest(USER, "dpo"))
-    assert (accepted.is_new, accepted.is_fenced) == (True, False)
+    assert not accepted.is_fenced
     assert erasures.flow.redis.scard(KEYS.fence) == 0
     erasures.workflow.sweep()
 
@@ -675,7 +674,7 @@ def test_a_fence_that_could_not_be_lowered_is_lowered_by_the_next_sweep(erasures
     erasure = erasures.forget()
     store = erasures.store
     door = ErasureService(
-        store.steps, store.register, erasures.fencing_on(away, store), erasures.clock
+        store.steps, store.commands, erasures.fencing_on(away, store), erasures.clock
     )
     door.cancel(erasure, "dpo")
     assert not erasures.is_accepted()
@@ -737,7 +736,7 @@ def test_a_flush_waits_for_the_load_of_another_and_not_for_long(erasures):
         return ()
 
     with ThreadPoolExecutor(1) as pool:
-        other = pool.submit(Fence(flow.redis, "p").load, erasures.store.work.store_id, read)
+        other = pool.submit(Fence(flow.redis, "p").load, erasures.store.session.store_id, read)
         assert reading.wait(30)
         flow.load = partial(erasures.fence_sync.try_load, 0.2)
         assert flush(flow.delivery()) == []
@@ -758,7 +757,7 @@ def test_without_sql_nothing_is_sent_and_the_reason_is_noted(erasures, sandbox, 
     assert flow.redis.hget(KEYS.fences, "why") == b"audit_unavailable"
     assert sandbox.get("requests") == []
     with pytest.raises(AuditUnavailable):
-        ErasureService(broken.steps, broken.register, erasures.fence_sync, erasures.clock).request(
+        ErasureService(broken.steps, broken.commands, erasures.fence_sync, erasures.clock).request(
             ErasureRequest(USER, "dpo")
         )
     flow.load = erasures.fencing_on(flow.redis, store).try_load
@@ -774,10 +773,10 @@ def test_another_audit_store_is_refused_and_has_no_say(erasures, sandbox, tmp_pa
     (tmp_path / "b").mkdir()
     other = Store(f"sqlite:///{tmp_path}/b/audit.sqlite", tmp_path / "b")
     fence_sync = erasures.fencing_on(erasures.flow.redis, other)
-    door = ErasureService(other.steps, other.register, fence_sync, erasures.clock)
+    door = ErasureService(other.steps, other.commands, fence_sync, erasures.clock)
     with pytest.raises(ConfigurationError):
         door.request(ErasureRequest("another", "dpo"))
-    assert other.register.listed() == []
+    assert other.queries.listed() == []
     assert not fence_sync.try_load()
     erasures.flow.load = fence_sync.try_load
     erasures.flow.append(1, OTHER)
