@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,6 +17,7 @@ from mm_tasks import runtime
 from mm_tasks.buffer.dead_letters import DeadLetter, DeadLetters, Filter, Group
 from mm_tasks.cli.dead_filter import filtered, meant
 from mm_tasks.cli.output import destination, fail, plain, show_table
+from mm_tasks.timestamps import stamp_s
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -184,8 +184,8 @@ def _about(letter: DeadLetter) -> dict[str, Any]:
     return {
         "id": letter.id,
         "lane": letter.lane,
-        "buried_at": _instant(letter.buried_at_ms),
-        "accepted_at": _instant(letter.accepted_at_ms),
+        "buried_at": stamp_s(letter.buried_at_ms / 1000),
+        "accepted_at": stamp_s(letter.accepted_at_ms / 1000),
         "reason": letter.reason,
         "status": letter.status,
         "code": letter.code,
@@ -231,8 +231,3 @@ def _table_of_counts(counts: Counter[Group]) -> Table:
     for group, events in counts.most_common():
         table.add_row(*map(plain, group), f"{events:,}")
     return table
-
-
-def _instant(at_ms: int) -> str:
-    at = datetime.fromtimestamp(at_ms / 1000, UTC)
-    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -21,7 +21,7 @@ from redis.exceptions import RedisError
 
 from mm_tasks import runtime
 from mm_tasks.errors import ConfigurationError, MMTasksError
-from mm_tasks.events.context import usable
+from mm_tasks.events.context import valid_fields
 from mm_tasks.events.lanes import TRACK
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ class Visit:
         elif host:
             dropped_fields += 1
         given = {name: value for name, value in found.items() if value}
-        kept = usable(given)
+        kept = valid_fields(given)
         return kept, dropped_fields + len(given) - len(kept)
 
     def _anonymous_id(self) -> tuple[str | None, int]:
@@ -202,7 +202,7 @@ class Visit:
             found.append(cookie(request.header("cookie") or "", options.cookie))
         texts = [_text(text.strip()) for text in found if text and text.strip()]
         for refused, text in enumerate(texts):
-            if usable({"anonymous_id": text}):
+            if valid_fields({"anonymous_id": text}):
                 return text, refused
         return None, len(texts)
 

@@ -1,1 +1,1 @@
-"""What may be sent: validated bytes from a caller's fields. No I/O."""
+"""Events: validation of a caller's fields, encoded to the bytes that are sent. No I/O."""

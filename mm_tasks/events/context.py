@@ -1,10 +1,10 @@
-"""What the events of one request, job or script have in common.
+"""Fields that all events of one request, job or script share.
 
-Set around the code that tracks (`context`, or a middleware of `contrib`), and added to each
-`track` and `identify` in it. What a call gives itself wins, `None` included: that leaves a
-field out. `delay_many` takes nothing from here: a backfill is about others.
+`context`, or a middleware of `contrib`, sets them around the code that tracks. They are added
+to each `track` and `identify` inside. Arguments of the call win. Passing `None` removes the
+field. `delay_many` ignores the context: the events of a backfill are about other people.
 
-Kept in a context variable, so threads, tasks of asyncio and greenlets do not mix.
+Kept in a context variable, so threads, asyncio tasks and greenlets do not mix.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from mm_tasks.errors import InvalidEvent, Problem
 from mm_tasks.events.encode import encode_track
-from mm_tasks.events.lanes import TRACK
-from mm_tasks.events.models import TrackEvent
+from mm_tasks.events.lanes import IDENTIFY, TRACK
+from mm_tasks.events.models import IDENTIFY_FIELDS, SHARED_FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
     from mm_tasks.events.fields import SharedFields
 
-# What an event says of its own is not here: its name, id, time and properties.
-SHARED = ("anonymous_id", "user_id", "session_id", "url", "path", "referrer")
-_FOR = {TRACK: SHARED, "identify": ("anonymous_id", "user_id")}
-assert set(SHARED) < set(TrackEvent.model_fields)
+_SHARED_BY_LANE = {
+    TRACK: SHARED_FIELDS.keys(),
+    IDENTIFY: SHARED_FIELDS.keys() & IDENTIFY_FIELDS.keys(),
+}
 
 Reader = Callable[[], Mapping[str, Any]]
 
@@ -37,18 +37,18 @@ _current: ContextVar[Reader | None] = ContextVar("mm_tasks_ambient", default=Non
 
 
 class RequestScope:
-    """What one request gives its events, in each of its steps and nowhere else.
+    """The shared fields of one request, set during each of its steps and at no other time.
 
-        with carried:  # a step
+        with scope:  # a step
 
-    `read` is asked by each event; it must return usable fields and not raise. What a step began
-    and did not end, such as a `context` in a stream, is there again in the next step.
+    Each event calls `read`, which must return valid fields and not raise. A `context` that a
+    step began and did not end, such as one in a stream, is restored in the next step.
     """
 
     __slots__ = ("_inside", "_token")
 
     def __init__(self, read: Reader) -> None:
-        """Begin anew: what is around the request does not count."""
+        """Begin without the fields of a `context` around the request."""
         self._inside: Reader | None = read
 
     def __enter__(self) -> None:
@@ -56,66 +56,61 @@ class RequestScope:
         self._token = _current.set(self._inside)
 
     def __exit__(self, *_: object) -> None:
-        """End it."""
+        """End the step."""
         self._inside = _current.get()
         try:
             _current.reset(self._token)
         except ValueError:
-            # A task that was dropped is closed from outside. Its context ended with it.
+            # An abandoned task is closed from another context. Its own context has ended.
             return
 
 
 @contextmanager
 def context(**fields: Unpack[SharedFields]) -> Iterator[None]:
-    """Give these fields to all events tracked inside. Contexts may be nested; the inner one wins.
+    """Add these fields to all events tracked inside. Contexts may be nested; the inner one wins.
 
         with mm_tasks.context(anonymous_id=visitor, url=page):
             track.delay("report_opened")
 
-    Raises `InvalidEvent` at once where the vendor would refuse a field, naming field and rule.
+    Raises `InvalidEvent` at once if the vendor would refuse a field, naming field and rule.
     """
-    if unknown := fields.keys() - set(SHARED):
-        raise InvalidEvent(_unknown(unknown))
+    if unknown := fields.keys() - SHARED_FIELDS.keys():
+        rule = f"cannot be shared; known are {', '.join(SHARED_FIELDS)}"
+        raise InvalidEvent([Problem(name, rule) for name in sorted(unknown)])
     encode_track({"event": "context", **fields})
-    around = _current.get()
+    outer = _current.get()
 
     def read() -> Mapping[str, Any]:
-        return {**(around() if around is not None else {}), **fields}
+        return {**(outer() if outer is not None else {}), **fields}
 
     _current.set(read)
     try:
         yield
     finally:
-        # Elsewhere it has ended by itself: a generator may be closed after its request.
+        # A generator may be closed after its request, when another reader is set.
         if _current.get() is read:
-            _current.set(around)
+            _current.set(outer)
 
 
-def with_context(lane: str, given: dict[str, Any], taken: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return the fields of a call with what it did not give; `taken` were given by position."""
-    around = _current.get()
-    if around is None:
-        return given
-    known = _FOR[lane]
-    more = {name: value for name, value in around().items() if name in known and name not in taken}
-    return {**more, **given}
+def with_context(
+    lane: str, fields: dict[str, Any], positional: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Return the fields of a call with those of the context that the call did not pass.
+
+    `positional` names the fields that the call passed by position.
+    """
+    read = _current.get()
+    if read is None:
+        return fields
+    names = _SHARED_BY_LANE[lane] - set(positional)
+    return {**{name: value for name, value in read().items() if name in names}, **fields}
 
 
-def usable(fields: Mapping[str, str]) -> dict[str, str]:
-    """Return those of these fields that the vendor would not refuse."""
-    if _is_usable(fields):
-        return dict(fields)
-    return {name: value for name, value in fields.items() if _is_usable({name: value})}
-
-
-def _is_usable(fields: Mapping[str, str]) -> bool:
+def valid_fields(fields: Mapping[str, str]) -> dict[str, str]:
+    """Return the fields that the vendor would accept."""
     try:
         encode_track({"event": "context", **fields})
-    except InvalidEvent:
-        return False
-    return True
-
-
-def _unknown(names: set[str]) -> list[Problem]:
-    rule = f"cannot be shared; known are {', '.join(SHARED)}"
-    return [Problem(name, rule) for name in sorted(names)]
+    except InvalidEvent as error:
+        refused = {problem.field for problem in error.problems}
+        return {name: value for name, value in fields.items() if name not in refused}
+    return dict(fields)

@@ -1,43 +1,42 @@
-"""Events, validated as strictly as the vendor would, encoded once to the bytes sent.
+"""Events, validated as strictly as by the vendor, encoded once to the bytes that are sent.
 
-What the vendor would refuse raises here, naming field and rule and never the
-value, so that a rejected batch is an exception and not a habit. Nothing is
-truncated or repaired: `None` means "not given", all else is sent as it is.
+An event that the vendor would refuse raises here. The error names field and rule and never
+the value. Nothing is truncated or repaired: `None` means "not given", every other value is
+sent as it is.
 
-Lengths are in UTF-16 code units, the way the vendor's JavaScript counts.
+Lengths are in UTF-16 code units, as the vendor's JavaScript counts them.
 
-Two passes: the first only decides, fast, since every `track.delay` waits for it;
-the second runs when the first refused, and says why. Whatever a hostile object
-raises in between is dropped, as its text may hold the value.
+The first pass only decides, fast, since every `track.delay` waits for it. If it refuses, a
+second pass finds the broken rules.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import uuid_utils
-from pydantic_core import Url, to_json
+from pydantic_core import to_json
 
-from mm_tasks.errors import EventTooLarge, Problem
-from mm_tasks.events.explain import refusal
+from mm_tasks.errors import EventTooLarge, InvalidEvent, Problem
+from mm_tasks.events.explain import UNREADABLE, refusal
 from mm_tasks.events.limits import BATCH_BRACKETS_BYTES, BATCH_BYTES_MAX
-from mm_tasks.events.properties import InvalidValue, check_size, now, plain_object, surely_fits
+from mm_tasks.events.properties import InvalidValue, check_size, plain_object, surely_fits
 from mm_tasks.events.rules import (
     IDENTIFY_SHAPE,
-    TOO_LONG,
     TRACK_SHAPE,
     Shape,
     present_fields,
-    too_long_fields,
+    too_long_rules,
     vendor_timestamp,
 )
+from mm_tasks.timestamps import now
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
 class Encoded(NamedTuple):
-    """One event, ready to be stored: `body` is the exact JSON that will be sent."""
+    """One event, ready to be stored: `body` is the exact JSON that is sent."""
 
     id: str
     body: bytes
@@ -51,14 +50,9 @@ def encode_track(
     """Validate and encode one event; raise `InvalidEvent` with every broken rule.
 
     `event_id` and `timestamp` are made here where absent, so that a repeat
-    carries the same ones. `bytes_max` is what fits into a batch alone.
+    carries the same ones. `bytes_max` is the room for one event in a batch.
     """
-    try:
-        encoded = _encode_track(present_fields(fields, TRACK_SHAPE))
-    except Exception:  # noqa: BLE001 - a hostile object raises what it likes
-        encoded = None
-    if encoded is None:
-        raise refusal(fields, TRACK_SHAPE)
+    encoded = _encode(fields, TRACK_SHAPE)
     if len(encoded.body) > bytes_max:
         rule = f"is {len(encoded.body)} bytes; {bytes_max} fit into a batch"
         raise EventTooLarge([Problem("event", rule)])
@@ -66,34 +60,35 @@ def encode_track(
 
 
 def encode_identify(fields: Mapping[str, object]) -> Encoded:
-    """Validate and encode one identify; its id is ours alone, the vendor knows none."""
+    """Validate and encode one identify; its id is ours alone and is not sent."""
+    return _encode(fields, IDENTIFY_SHAPE)
+
+
+def _encode(fields: Mapping[str, object], shape: Shape) -> Encoded:
     try:
-        event, body = _encode(present_fields(fields, IDENTIFY_SHAPE), IDENTIFY_SHAPE)
-    except Exception:  # noqa: BLE001 - a hostile object raises what it likes
-        event, body = {}, b""
-    if not event:
-        raise refusal(fields, IDENTIFY_SHAPE)
-    return Encoded(str(uuid_utils.uuid7()), body, event["user_id"], event["anonymous_id"])
+        try:
+            return _encode_valid(fields, shape)
+        except (InvalidValue, ValueError):  # pydantic's errors are ValueErrors
+            error = refusal(fields, shape)
+    except Exception:  # noqa: BLE001 - an object of the caller, such as a tzinfo, raises anything
+        error = InvalidEvent([Problem("event", UNREADABLE)])
+    # Outside of the handlers: an error that holds a value must not be chained to this one.
+    raise error
 
 
-def _encode_track(given: dict[str, Any]) -> Encoded:
-    given["timestamp"] = vendor_timestamp(given["timestamp"]) if "timestamp" in given else now()
-    if "event_id" not in given:
-        given["event_id"] = str(uuid_utils.uuid7())
-    event, body = _encode(given, TRACK_SHAPE)
-    return Encoded(event["event_id"], body, event.get("user_id"), event.get("anonymous_id"))
-
-
-def _encode(given: dict[str, Any], shape: Shape) -> tuple[dict[str, Any], bytes]:
-    """Return the fields in the vendor's order and their JSON, or raise anything."""
+def _encode_valid(fields: Mapping[str, object], shape: Shape) -> Encoded:
+    given = present_fields(fields, shape)
+    if shape is TRACK_SHAPE:
+        given["timestamp"] = vendor_timestamp(given["timestamp"]) if "timestamp" in given else now()
+        if "event_id" not in given:
+            given["event_id"] = str(uuid_utils.uuid7())
     if shape.free in given:
         given[shape.free] = plain_object(given[shape.free])
     event = shape.read(given)
-    if "url" in event:
-        Url(event["url"])
     body = to_json(event)
-    if not body.isascii() and too_long_fields(event, shape):
-        raise InvalidValue(TOO_LONG)
+    if not body.isascii() and (rules := too_long_rules(event, shape)):
+        raise InvalidValue(*rules.values())
     if shape.free in event and not surely_fits(len(body)):
         check_size(event[shape.free])
-    return event, body
+    event_id = event.get("event_id") or str(uuid_utils.uuid7())
+    return Encoded(event_id, body, event.get("user_id"), event.get("anonymous_id"))

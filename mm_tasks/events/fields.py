@@ -1,12 +1,12 @@
-"""What the calls take, for editors and type checkers: each field and what it means.
+"""The fields of each call and their meaning, for editors and type checkers.
 
-Nothing here is looked at when a call is made: `events` and `asking` decide, and say why.
-None means "not given"; in a `context` it leaves out what is set around.
+No call reads these types: `events/models` and `erasure/request` have the rules.
+None means "not given"; in an inner `context` it removes a field of the outer one.
 """
 
 from __future__ import annotations
 
-# Here and not for type checkers alone: who asks `get_type_hints` of a class is answered.
+# Imported at run time too, so that `get_type_hints` of a class works.
 from collections.abc import Collection, Mapping  # noqa: TC003
 from datetime import datetime  # noqa: TC003
 from typing import Any, Literal, Required, TypedDict
@@ -26,13 +26,13 @@ Mode = Literal["suppress", "once"]
 
 
 class SharedFields(TypedDict, total=False):
-    """The fields that events may have in common: what `context` takes."""
+    """The fields of `context`, which events may share."""
 
     anonymous_id: str | None
     """The visitor, as the browser knows them; at most 128 characters."""
 
     user_id: str | None
-    """The person, once known; at most 256 characters. What `forget` goes by."""
+    """The person, once known; at most 256 characters. `forget` erases by it."""
 
     session_id: str | None
     """At most 128 characters. The vendor derives one when absent."""
@@ -48,10 +48,10 @@ class SharedFields(TypedDict, total=False):
 
 
 class TrackFields(SharedFields, total=False):
-    """The fields of `track` beside `event`, which says what happened."""
+    """The fields of `track` besides `event`."""
 
     event_id: str | None
-    """What the event is known by, at most 128 characters. Made up (UUIDv7) when absent."""
+    """The id of the event, at most 128 characters. Made up (UUIDv7) when absent."""
 
     timestamp: datetime | str | None
     """When it happened: an aware datetime, or ISO 8601 with an offset. Now, when absent."""
@@ -64,7 +64,7 @@ class TrackItem(TrackFields):
     """One event of `track.delay_many`."""
 
     event: Required[str]
-    """What happened: snake_case, past tense, at most 128 characters; `$…` for systems."""
+    """The name of the event: snake_case, past tense, at most 128 characters; `$…` for systems."""
 
 
 class IdentifyFields(TypedDict, total=False):
@@ -77,44 +77,44 @@ class IdentifyFields(TypedDict, total=False):
     """The person that the visitor turned out to be; at most 256 characters."""
 
     traits: Mapping[str, Any] | None
-    """What is known of the person, as JSON: at most 8 192 bytes and 32 levels."""
+    """Facts about the person, as JSON: at most 8 192 bytes and 32 levels."""
 
 
 class OnCommit(TypedDict, total=False):
-    """What `delay_on_commit` takes beside the fields of an event."""
+    """The options of `delay_on_commit`."""
 
     using: str | None
-    """Which of Django's databases; the default one, when absent."""
+    """The name of one of Django's databases; the default one, when absent."""
 
     robust: bool
-    """As for Django: log what the store raises at the commit, and go on."""
+    """As in Django: log an error that the store raises at the commit, and continue."""
 
 
 class TrackOnCommit(TrackFields, OnCommit):
-    """What `track.delay_on_commit` takes beside `event`."""
+    """The fields and options of `track.delay_on_commit` besides `event`."""
 
 
 class IdentifyOnCommit(IdentifyFields, OnCommit):
-    """What `identify.delay_on_commit` takes."""
+    """The fields and options of `identify.delay_on_commit`."""
 
 
 class ForgetDetails(TypedDict, total=False):
-    """What `forget` takes beside whom to forget and who asks."""
+    """The optional fields of `forget`."""
 
     reason: Reason | None
-    """The ground, a fixed word. `gdpr_17_1_b`, consent withdrawn, when absent."""
+    """The legal ground. `gdpr_17_1_b`, consent withdrawn, when absent."""
 
     ticket: str | None
     """An opaque reference of yours: at most 128 characters, no space, no @, no id of the person."""
 
     received_at: datetime | str | None
-    """When the person asked, which is when the month begins. Now, when absent."""
+    """The time of the person's request, when the month begins. Now, when absent."""
 
     anonymous_ids: Collection[str] | None
-    """Ids of the same person in browsers. Fenced and purged here; the vendor deletes by none."""
+    """Ids of the same person in browsers. Fenced and purged here; the vendor cannot use them."""
 
     mode: Mode | None
-    """`suppress`, the default: later events are refused until lifted. `once`: they are not."""
+    """`suppress`, the default: later events are refused until lifted. `once`: they are accepted."""
 
 
 class ForgetFields(ForgetDetails):
@@ -124,4 +124,4 @@ class ForgetFields(ForgetDetails):
     """The person; at most 256 characters."""
 
     requested_by: Required[str]
-    """Who asks, as an opaque reference: at most 128 characters, no spaces, no @."""
+    """The requester, as an opaque reference: at most 128 characters, no spaces, no @."""

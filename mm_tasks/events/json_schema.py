@@ -1,9 +1,8 @@
 """JSON Schema of the events, for programs in other languages and for editors.
 
-The names, types and descriptions are the models' own. What is refused here, `events` refuses.
-Valid here does not mean accepted there: what JSON Schema cannot say (a limit in bytes, a date
-that exists) is said in words. No `format`: a validator that checks it refuses times and URLs
-that a call takes.
+Made from the tables of `models`. A call refuses everything that the schema refuses, and more:
+JSON Schema cannot express some rules (a limit in bytes, a date that exists), so a comment states
+them. No `format`: a validator that checks it refuses times and URLs that a call accepts.
 """
 
 from __future__ import annotations
@@ -12,22 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from mm_tasks.events import limits
 from mm_tasks.events.lanes import IDENTIFY, TRACK
-from mm_tasks.events.models import IdentifyEvent, TrackEvent
+from mm_tasks.events.models import IDENTIFY_FIELDS, TRACK_FIELDS
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
+    from collections.abc import Mapping
+
+    from mm_tasks.events.models import EventField
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
-# As `events` reads them, in what ECMA, Python and Rust read alike: to ECMA's \s, U+FEFF is a
-# space; to Rust's, as to the vendor's URL parser, it is not.
-_SPACES_AND_CONTROLS = (
-    r"\u0000-\u0020\u007f-\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-)
-_PATTERNS = {
-    "timestamp": r"T.*(Z|[+\-][0-9]{2}[0-9:.,]*)$",
-    "url": rf"^[A-Za-z][A-Za-z0-9+.\-]*://[^{_SPACES_AND_CONTROLS}]*$",
-}
-_TIMESTAMP_CHARACTERS_MAX = 64
 _FREE = (
     f"At most {limits.PROPERTIES_BYTES_MAX} bytes as JSON (8 KB), "
     f"{limits.PROPERTIES_DEPTH_MAX} levels; integers within ±{limits.INTEGER_MAX}, no NaN, "
@@ -38,6 +29,10 @@ _COMMENT = (
     "characters; lone surrogates in any text; a timestamp or a url with the form of one that is "
     "none; properties and traits above their limits. null, where it may be, is as good as absent."
 )
+_TRACK_DESCRIPTION = (
+    "One product event (`POST /v1/track`, `/v1/batch`), fields in the vendor's order."
+)
+_IDENTIFY_DESCRIPTION = "The link between a visitor and a person (`POST /v1/identify`)."
 
 
 def schemas() -> dict[str, Any]:
@@ -51,37 +46,32 @@ def schemas() -> dict[str, Any]:
         "title": "Events of mm_tasks",
         "$comment": _COMMENT,
         "oneOf": [{"$ref": f"#/$defs/{kind}"} for kind in (TRACK, IDENTIFY)],
-        "$defs": {TRACK: _schema(TrackEvent), IDENTIFY: _schema(IdentifyEvent)},
+        "$defs": {
+            TRACK: _schema("TrackEvent", _TRACK_DESCRIPTION, TRACK_FIELDS),
+            IDENTIFY: _schema("IdentifyEvent", _IDENTIFY_DESCRIPTION, IDENTIFY_FIELDS),
+        },
     }
 
 
-def _schema(model: type[BaseModel]) -> dict[str, Any]:
-    made = model.model_json_schema()
-    fields = {name: _field(name, given) for name, given in made["properties"].items()}
+def _schema(title: str, description: str, fields: Mapping[str, EventField]) -> dict[str, Any]:
     return {
-        "title": made["title"],
-        "description": made["description"],
+        "title": title,
+        "description": description,
         "type": "object",
-        "properties": fields,
-        "required": made["required"],
+        "properties": {name: _field_schema(field) for name, field in fields.items()},
+        "required": [name for name, field in fields.items() if field.is_required],
         "additionalProperties": False,
     }
 
 
-def _field(name: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of one field; one that may be absent may be null."""
-    kinds = {kind["type"]: kind for kind in given.get("anyOf", [given])}
-    is_optional = kinds.pop("null", None) is not None
-    ((type_, known),) = kinds.items()
-    field = {
-        "type": [type_, "null"] if is_optional else type_,
-        "description": given["description"],
+def _field_schema(field: EventField) -> dict[str, Any]:
+    """Return the schema of one field; an optional one may be null."""
+    kind = "string" if field.characters_max else "object"
+    schema: dict[str, Any] = {
+        "type": kind if field.is_required else [kind, "null"],
+        "description": field.description,
     }
-    if type_ == "object":
-        return {**field, "description": f"{given['description']} {_FREE}"}
-    field |= {key: known[key] for key in ("minLength", "maxLength") if key in known}
-    if name == "timestamp":
-        field |= {"minLength": 1, "maxLength": _TIMESTAMP_CHARACTERS_MAX}
-    if name in _PATTERNS:
-        field["pattern"] = _PATTERNS[name]
-    return field
+    if not field.characters_max:
+        return {**schema, "description": f"{field.description} {_FREE}"}
+    schema |= {"minLength": 1, "maxLength": field.characters_max}
+    return {**schema, "pattern": field.pattern} if field.pattern else schema

@@ -7,17 +7,17 @@ from typing import Literal
 TRACK: Literal["track"] = "track"
 IDENTIFY: Literal["identify"] = "identify"
 BACKFILL: Literal["backfill"] = "backfill"
-# A backfill's events are those of `track`, in no hurry: see `keys.ENDPOINTS`.
+# A backfill holds events of `track` with a low priority: see `ENDPOINTS`.
 LANES = (TRACK, IDENTIFY, BACKFILL)
-# Celery's queues, in the order in which a worker of several serves them. With a Redis as broker
-# they are keys too, in its database and without our prefix.
+# Celery's queues, in the order in which a worker of several queues serves them. With Redis as
+# broker they are also its keys, without our prefix.
 QUEUE_NAMES = ("mm.forget", "mm.deliver", "mm.identify")
-# Lanes by the endpoint of the vendor that they go to, the one that goes first at the head.
+# The lanes of each endpoint of the vendor, highest priority first.
 ENDPOINTS = (("track", "backfill"), ("identify",))
 
 
 def sharing(lane: str) -> tuple[str, ...]:
-    """Return the lanes that share this one's endpoint, its rate and whatever stops it."""
+    """Return the lanes that share an endpoint with this one, and so its rate and its pauses."""
     return next(lanes for lanes in ENDPOINTS if lane in lanes)
 
 

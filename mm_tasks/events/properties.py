@@ -1,4 +1,4 @@
-"""What `properties` and `traits` may hold, and how it becomes JSON.
+"""Values of `properties` and `traits`, and their form as JSON.
 
 JSON's own types are sent as they are. Beyond them:
 
@@ -9,44 +9,39 @@ JSON's own types are sent as they are. Beyond them:
     tuple            an array
     str, int, float subclasses   their plain value
 
-All else is refused: `Decimal` because JSON numbers are binary in JavaScript
-(send integer cents, or decide for str() or float()), bytes, sets, NaN,
+Everything else is refused: `Decimal` because JSON numbers are binary in JavaScript
+(send integer cents, or choose str() or float()), bytes, sets, NaN, and
 integers that JavaScript would change. A message gives positions ("entry 2,
 then entry 1"), never a key or a value: both may be personal data.
 """
 
 from __future__ import annotations
 
+import math
 import re
-import time
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from decimal import Decimal
 from enum import Enum
-from functools import lru_cache
-from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 import uuid_utils
 from pydantic_core import to_json
 
 from mm_tasks.events.limits import INTEGER_MAX, PROPERTIES_BYTES_MAX, PROPERTIES_DEPTH_MAX
+from mm_tasks.timestamps import stamp
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-# An entry is at least one digit and its comma. The bound ends what would take for ever:
-# a list that holds itself twice has 2^32 entries before it is too deep.
+# An entry is at least one digit and its comma. The bound also ends structures that share
+# lists: a list that holds itself twice has 2^32 entries before it is too deep.
 ENTRIES_MAX = PROPERTIES_BYTES_MAX // 2
 _RULES_MAX = 20
-# JavaScript prints at most this many times our bytes: 1e+20 becomes 21 digits.
+# The longest text of a number in JavaScript, such as -0.0000012345678901234567.
+_JS_NUMBER_CHARACTERS_MAX = 25
+# Our shortest number with an exponent and its comma, 1e-7 and 5 bytes, may count as 26.
 _JS_GROWTH_MAX = 6
-# ECMA-262, Number::toString: where a decimal point is still written without an exponent.
-_JS_POINT_MIN, _JS_POINT_MAX = -6, 21
 
-_MILLISECONDS = tuple(f".{ms:03d}Z" for ms in range(1000))
 _Path = tuple[int, ...]
-_PLAIN = frozenset({str, bool, type(None)})
+_PLAIN = {str, bool, type(None)}
 _SURROGATE = re.compile("[\\ud800-\\udfff]")
 _TOO_DEEP = f"must not be nested deeper than {PROPERTIES_DEPTH_MAX}"
 _TOO_LARGE = f"is above {PROPERTIES_BYTES_MAX} bytes as JSON"
@@ -54,62 +49,36 @@ _UNSAFE_INTEGER = "must be within ±(2^53-1), or JavaScript changes it; send a s
 _NOT_FINITE = "must be finite: JSON has no NaN and no infinity"
 _NAIVE = "must have an offset from UTC; a naive time could mean any zone"
 _OUT_OF_YEARS = "must be between the years 1 and 9999 in UTC"
-_UNREADABLE = "could not be read"
-_OTHER = "must be a JSON type, datetime, date, UUID or Enum"
-_REFUSED_TYPES: tuple[tuple[tuple[type, ...], str], ...] = (
-    ((Decimal,), "must not be a Decimal: send integer cents, or str()/float() of it"),
-    ((bytes, bytearray, memoryview), "must not be bytes: JSON holds text"),
-)
 
 
 class InvalidValue(Exception):  # noqa: N818 - never leaves `events`
-    """The rules that were broken; `is_size` if a limit in bytes was the only one."""
+    """The broken rules; `is_size` if a limit in bytes is the only one."""
 
     def __init__(self, *rules: str, is_size: bool = False) -> None:
-        """Take at least one rule, with its place where there is one."""
+        """Take at least one rule, with its place if it has one."""
         self.rules = rules
         self.is_size = is_size
         super().__init__(*rules)
 
 
-def now() -> str:
-    """Return this moment in the form of `instant`."""
-    ms = time.time_ns() // 1_000_000
-    return _second(ms // 1000) + _MILLISECONDS[ms % 1000]
-
-
-@lru_cache(maxsize=2)
-def _second(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-
-
 def instant(value: datetime) -> str:
-    """Return `YYYY-MM-DDTHH:MM:SS.mmmZ`, truncated to milliseconds (the vendor's form).
+    """Return a datetime in the vendor's form, `YYYY-MM-DDTHH:MM:SS.mmmZ`, truncated.
 
     Raise `InvalidValue` for a naive time, and for one that UTC cannot express.
     """
-    rule = _NAIVE
+    if value.utcoffset() is None:
+        raise InvalidValue(_NAIVE)
     try:
-        offset = value.utcoffset()
-        if offset is not None:
-            rule = _OUT_OF_YEARS
-            # Rebuilt as a plain datetime: a subclass may print itself in another way.
-            day = (value.year, value.month, value.day)
-            clock = (value.hour, value.minute, value.second, value.microsecond)
-            utc = datetime(*day, *clock) - offset  # noqa: DTZ001 - the offset is taken off
-            return utc.isoformat(timespec="milliseconds") + "Z"
+        return stamp(value)
     except OverflowError:
-        pass
-    except Exception:  # noqa: BLE001 - a tzinfo is the caller's code
-        rule = _UNREADABLE
-    raise InvalidValue(rule)
+        raise InvalidValue(_OUT_OF_YEARS) from None
 
 
 def plain_object(value: object) -> dict[str, Any]:
-    """Return `value` as a JSON object that holds JSON's types alone, or raise `InvalidValue`.
+    """Return `value` as a JSON object of JSON's types, or raise `InvalidValue`.
 
-    What is already plain is returned itself, not a copy. Two rules are left to the
-    caller, who sees them for nothing while encoding: lone surrogates and the size.
+    A plain value is returned itself, not a copy. The caller checks two rules that cost
+    nothing while encoding: lone surrogates and the size.
     """
     if type(value) is dict and _entries_left(value, 1, ENTRIES_MAX) >= 0:
         return value
@@ -117,31 +86,38 @@ def plain_object(value: object) -> dict[str, Any]:
 
 
 def check_object(value: object) -> None:
-    """Raise `InvalidValue` with every broken rule found, those left to the caller included."""
+    """Raise `InvalidValue` with every broken rule, lone surrogates and the size included."""
     check_size(_converted(value))
 
 
 def check_size(plain: dict[str, Any]) -> None:
-    """Raise `InvalidValue` above the limit in bytes, in our text or in JavaScript's."""
-    text = to_json(plain)
-    size = max(len(text), len(text) + _js_growth(plain))
+    """Raise `InvalidValue` if the object may be above the limit, sent or as JavaScript's text.
+
+    The vendor measures the text of JSON.stringify, whose numbers may be longer than ours.
+    """
+    size = len(to_json(plain)) + _js_growth(plain)
     if size > PROPERTIES_BYTES_MAX:
         msg = f"is {size} bytes as JSON; the limit is {PROPERTIES_BYTES_MAX}"
         raise InvalidValue(msg, is_size=True)
 
 
 def surely_fits(body_bytes: int) -> bool:
-    """Say whether no object inside `body_bytes` of JSON can be above the limit in bytes."""
+    """Say whether an object within `body_bytes` of JSON cannot be above the limit in bytes."""
     return body_bytes * _JS_GROWTH_MAX <= PROPERTIES_BYTES_MAX
 
 
 def _entries_left(value: Any, depth: int, left: int) -> int:
     """Return how many of `left` entries a plain `value` leaves; negative if it is not plain."""
     left -= len(value)
-    is_dict = type(value) is dict
-    if left < 0 or (is_dict and not _has_text_keys(value)):
+    if left < 0:
         return -1
-    for item in value.values() if is_dict else value:
+    items = value
+    if type(value) is dict:
+        items = value.values()
+        for key in value:
+            if type(key) is not str:
+                return -1
+    for item in items:
         kind = type(item)
         if kind in _PLAIN:
             continue
@@ -155,144 +131,102 @@ def _entries_left(value: Any, depth: int, left: int) -> int:
     return left
 
 
-def _has_text_keys(value: dict[Any, Any]) -> bool:
-    for key in value:  # noqa: SIM110 - all() takes twice as long
-        if type(key) is not str:
-            return False
-    return True
-
-
 def _js_growth(value: object) -> int:
-    """Return by how many characters JSON.stringify prints the numbers of `value` longer."""
-    if type(value) is float:
-        return _js_length(value) - len(to_json(value))
-    if type(value) is dict:
+    """Return a bound of how much longer JSON.stringify prints the numbers of `value`.
+
+    Both print the shortest digits that identify a number. If we print no exponent, JavaScript
+    prints none, and nothing after the digits of 5.0.
+    """
+    if isinstance(value, float):
+        text = to_json(value)
+        return _JS_NUMBER_CHARACTERS_MAX - len(text) if b"e" in text else 0
+    if isinstance(value, dict):
         return sum(map(_js_growth, value.values()))
-    if type(value) is list:
+    if isinstance(value, list):
         return sum(map(_js_growth, value))
     return 0
 
 
-def _js_length(value: float) -> int:
-    """Return the length of Number::toString(value) (ECMA-262, 6.1.6.1.20)."""
-    if value == 0:
-        return 1
-    decimal = Decimal(repr(value))  # exact, whatever the caller's decimal context is
-    digits = len("".join(map(str, decimal.as_tuple().digits)).rstrip("0"))
-    point = decimal.adjusted() + 1
-    sign = int(value < 0)
-    if digits <= point <= _JS_POINT_MAX:
-        return sign + point
-    if 0 < point <= _JS_POINT_MAX:
-        return sign + digits + 1
-    if _JS_POINT_MIN < point <= 0:
-        return sign + 2 - point + digits
-    return sign + digits + int(digits > 1) + len(f"e{point - 1:+d}")
-
-
 def _converted(value: object) -> dict[str, Any]:
-    if not issubclass(type(value), dict):
+    if not isinstance(value, dict):
         msg = "must be an object (a dict)"
         raise InvalidValue(msg)
     conversion = _Conversion()
-    plain: dict[str, Any] = conversion.value(value, (), 0)
+    plain: dict[str, Any] = conversion.value(value)
     if conversion.rules:
         raise InvalidValue(*conversion.rules)
     return plain
 
 
 class _Conversion:
-    """One walk over a value that is not plain: converts it and collects broken rules."""
+    """One walk over a value that is not plain: converts it and collects broken rules.
+
+    The path of a value has one position for each container around it.
+    """
 
     def __init__(self) -> None:
         self.rules: list[str] = []
         self.entries_left = ENTRIES_MAX
 
-    def value(self, value: Any, path: _Path, depth: int) -> Any:
-        kind = type(value)
-        if value is None or kind is bool:
-            return value
-        if issubclass(kind, Enum):
-            return self.value(value.value, path, depth)
-        if issubclass(kind, str):
-            return self._text(value, path)
-        if issubclass(kind, int | float):
-            return self._number(value, path)
-        if issubclass(kind, dict | list | tuple):
-            return self._container(value, path, depth + 1)
-        return self._extra(value, path)
+    def value(self, value: Any, path: _Path = ()) -> Any:
+        match value:
+            case Enum():
+                return self.value(value.value, path)
+            case dict() | list() | tuple():
+                return self._container(value, path)
+            case None | bool():
+                pass
+            case str():
+                self._check_text(value, path)
+            case int():
+                if not -INTEGER_MAX <= value <= INTEGER_MAX:
+                    self._refuse(_UNSAFE_INTEGER, path)
+            case float():
+                if not math.isfinite(value):
+                    self._refuse(_NOT_FINITE, path)
+            case _:
+                return self._extra(value, path)
+        return value
 
-    def _container(self, value: Any, path: _Path, depth: int) -> Any:
-        if depth > PROPERTIES_DEPTH_MAX:
-            # Without the path, and at once: a cycle has no end of places.
+    def _container(self, value: Any, path: _Path) -> Any:
+        if len(path) >= PROPERTIES_DEPTH_MAX:
+            # At once and without the path: a cycle has no end.
             raise InvalidValue(*self.rules, _TOO_DEEP)
-        if issubclass(type(value), dict):
-            return self._object(value.items(), path, depth)
-        return [
-            self.value(item, (*path, position), depth)
-            for position, item in enumerate(self._counted(value), 1)
-        ]
-
-    def _object(self, items: Iterable[tuple[Any, Any]], path: _Path, depth: int) -> dict[str, Any]:
-        plain: dict[str, Any] = {}
-        for position, (key, item) in enumerate(self._counted(items), 1):
-            here = (*path, position)
-            text = str.__str__(key) if issubclass(type(key), str) else None
-            if text is None:
-                self._refuse("must have text as its key", here)
-            elif text in plain:
-                self._refuse("must not have the key of an earlier entry", here)
-            else:
-                plain[text] = None
-            converted = self.value(item, here, depth)
-            if text is not None:
-                plain[self._text(text, here)] = converted
-        return plain
-
-    def _counted(self, items: Iterable[Any]) -> Iterable[Any]:
-        for item in islice(items, ENTRIES_MAX + 1):
+        is_dict = isinstance(value, dict)
+        plain = {}
+        for position, (key, item) in enumerate(value.items() if is_dict else enumerate(value), 1):
             self.entries_left -= 1
             if self.entries_left < 0:
                 raise InvalidValue(*self.rules, _TOO_LARGE, is_size=not self.rules)
-            yield item
+            place = (*path, position)
+            if isinstance(key, str):
+                self._check_text(key, place)
+            elif is_dict:
+                self._refuse("must have text as its key", place)
+            plain[key] = self.value(item, place)
+        return plain if is_dict else list(plain.values())
 
-    def _number(self, value: float, path: _Path) -> float | None:
-        if isinstance(value, int):
-            number = int.__index__(value)
-            if -INTEGER_MAX <= number <= INTEGER_MAX:
-                return number
-            self._refuse(_UNSAFE_INTEGER, path)
-            return None
-        real = float.__float__(value)
-        if real - real != 0.0:  # NaN for both infinities and NaN
-            self._refuse(_NOT_FINITE, path)
-        return real
-
-    def _text(self, value: str, path: _Path) -> str:
-        text = str.__str__(value)
-        if not text.isascii() and _SURROGATE.search(text):
+    def _check_text(self, value: str, path: _Path) -> None:
+        if not value.isascii() and _SURROGATE.search(value):
             self._refuse("must not hold lone surrogates", path)
-        return text
 
     def _extra(self, value: Any, path: _Path) -> str | None:
-        kind = type(value)
-        if issubclass(kind, datetime):
-            return self._instant(value, path)
-        if issubclass(kind, date):
-            return date.isoformat(value)
-        if issubclass(kind, UUID):
-            return UUID.__str__(value)
-        if kind is uuid_utils.UUID:
-            return str(value)
-        rule = next((rule for types, rule in _REFUSED_TYPES if issubclass(kind, types)), _OTHER)
-        self._refuse(rule, path)
-        return None
-
-    def _instant(self, value: datetime, path: _Path) -> str | None:
-        try:
-            return instant(value)
-        except InvalidValue as refused:
-            rule = refused.rules[0]
+        match value:
+            case datetime():
+                try:
+                    return instant(value)
+                except InvalidValue as error:
+                    rule = error.rules[0]
+            case date():
+                return value.isoformat()
+            case UUID() | uuid_utils.UUID():
+                return str(value)
+            case Decimal():
+                rule = "must not be a Decimal: send integer cents, or str()/float() of it"
+            case bytes() | bytearray() | memoryview():
+                rule = "must not be bytes: JSON holds text"
+            case _:
+                rule = "must be a JSON type, datetime, date, UUID or Enum"
         self._refuse(rule, path)
         return None
 

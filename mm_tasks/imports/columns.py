@@ -20,13 +20,13 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mm_tasks.errors import ImportRefused, InvalidEvent, Problem
-from mm_tasks.events.models import TrackEvent
+from mm_tasks.events.models import TRACK_FIELDS
 from mm_tasks.imports.reader import CellError, decode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-FIELDS = tuple(TrackEvent.model_fields)
+FIELDS = tuple(TRACK_FIELDS)
 _FREE = "properties"
 _PREFIX = f"{_FREE}."
 _INTEGER = re.compile(r"[+-]?\d{1,30}", re.ASCII)

@@ -16,10 +16,10 @@ import logging
 import re
 import traceback
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from mm_tasks.errors import MMTasksError
+from mm_tasks.timestamps import stamp_s
 
 if TYPE_CHECKING:
     from mm_tasks.settings import LogFormat
@@ -84,9 +84,8 @@ class _Json(logging.Formatter):
     """An object with `time`, `level`, `logger`, `event` or `message`, and the fields."""
 
     def format(self, record: logging.LogRecord) -> str:
-        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         line: dict[str, Any] = {
-            "time": time.replace("+00:00", "Z"),
+            "time": stamp_s(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
         }

@@ -13,11 +13,11 @@ from mm_tasks import runtime
 from mm_tasks.erasure.request import request_of
 from mm_tasks.errors import AuditUnavailable, ConfigurationError
 from mm_tasks.events.lanes import FORGET_QUEUE
-from mm_tasks.events.properties import now
 from mm_tasks.tasks.celery_app import RUN_ERASURE
 from mm_tasks.tasks.direct import InProcessTask
 from mm_tasks.tasks.publisher import nudge
 from mm_tasks.tasks.receipts import ErasureReceipt
+from mm_tasks.timestamps import now
 
 if TYPE_CHECKING:
     from celery.canvas import Signature

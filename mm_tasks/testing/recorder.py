@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from mm_tasks import runtime
 from mm_tasks.erasure.request import ErasureRequest
-from mm_tasks.events.models import IdentifyEvent, TrackEvent
+from mm_tasks.events.models import IDENTIFY_FIELDS, TRACK_FIELDS
 from mm_tasks.testing import matching
 from mm_tasks.testing.records import Records
 from mm_tasks.testing.runtime import RecordingRuntime
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from mm_tasks.testing.records import Lane, Recorded
 
 _KNOWN: dict[Lane, tuple[str, ...]] = {
-    "track": tuple(TrackEvent.model_fields),
-    "identify": tuple(IdentifyEvent.model_fields),
+    "track": tuple(TRACK_FIELDS),
+    "identify": tuple(IDENTIFY_FIELDS),
     "forget": (*(one.name for one in fields_of(ErasureRequest)), "via"),
 }
 _NOT_TEXT = ("properties", "traits", "anonymous_ids")

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from mm_tasks.errors import EventTooLarge, InvalidEvent
 from mm_tasks.events.encode import encode_identify, encode_track
 from mm_tasks.events.limits import INTEGER_MAX
-from mm_tasks.events.models import IdentifyEvent, TrackEvent
+from mm_tasks.events.models import IDENTIFY_FIELDS, TRACK_FIELDS
 
 SECRET = "s3cretmarker"
 CYCLE: list = []
@@ -72,11 +72,6 @@ class Endless(dict):
     def items(self):
         while True:
             yield "a", SECRET
-
-
-class TwoAs(dict):
-    def items(self):
-        return [("a", 1), ("a", 2)]
 
 
 class Loud(str):
@@ -201,7 +196,6 @@ BAD = {
         "event": "e",
         "properties": {"a": datetime(2026, 1, 1, tzinfo=RaisingZone())},
     },
-    "two keys of one text": {"event": "e", "properties": TwoAs()},
     "timedelta inside": {"event": "e", "properties": {"a": timedelta(1)}},
     "complex number inside": {"event": "e", "properties": {"a": 1j}},
     "cycle of dicts": {"event": "e", "properties": {"a": {"b": WIDE_CYCLE}}},
@@ -307,7 +301,7 @@ def test_every_field_is_sent_in_the_order_of_the_vendors_table():
     }
     body = encode_track(given_fields).body
 
-    assert list(json.loads(body)) == list(TrackEvent.model_fields)
+    assert list(json.loads(body)) == list(TRACK_FIELDS)
     assert body.endswith(b'"referrer":"r","properties":{"b":1,"a":2}}')
 
 
@@ -326,7 +320,7 @@ def test_an_identify_has_an_id_that_is_not_sent():
 
     assert encoded.body == b'{"anonymous_id":"a","user_id":"u","traits":{"plan":"pro"}}'
     assert UUID(encoded.id).version == 7
-    assert list(IdentifyEvent.model_fields) == list(json.loads(encoded.body))
+    assert list(IDENTIFY_FIELDS) == list(json.loads(encoded.body))
 
 
 def test_text_of_a_subclass_is_sent_and_tagged_as_the_text_it_holds():

@@ -20,10 +20,10 @@ from mm_tasks import app, forget, identify, install, track
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.records import HEADER_BYTES
 from mm_tasks.errors import ConfigurationError, InvalidEvent
-from mm_tasks.events.properties import now
 from mm_tasks.tasks import install as install_module
 from mm_tasks.tasks import registry, worker
 from mm_tasks.tasks.celery_app import _Owner
+from mm_tasks.timestamps import now
 
 NAMES = {task.name for task in registry.TASKS}
 ENTRIES = {"mm_tasks-flush-track", "mm_tasks-flush-identify", "mm_tasks-sweep-erasures"}

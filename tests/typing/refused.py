@@ -1,4 +1,4 @@
-"""Calls that a type checker must refuse, in each line that says so. Checked, never run."""
+"""Calls that a type checker must refuse, one in each marked line. Checked, never run."""
 
 from __future__ import annotations
 

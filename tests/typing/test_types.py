@@ -1,34 +1,34 @@
-"""mypy and pyright agree with us about right and wrong calls."""
+"""mypy and pyright accept the right calls and refuse the wrong ones; the types match the tables."""
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
 import subprocess
 import sys
 from dataclasses import fields
-from itertools import pairwise
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
 from mm_tasks.erasure.request import MODES, ErasureRequest, Reason
-from mm_tasks.events import fields as signatures
-from mm_tasks.events.context import SHARED
-from mm_tasks.events.models import IdentifyEvent, TrackEvent
+from mm_tasks.events import fields as typed
+from mm_tasks.events.models import IDENTIFY_FIELDS, SHARED_FIELDS, TRACK_FIELDS
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 FILES = (str(HERE / "accepted.py"), str(HERE / "refused.py"))
+SOURCE = Path(typed.__file__).read_text()
 
 
-def ran(*command):
+def output_of(*command):
     done = subprocess.run(
         [sys.executable, "-m", *command, *FILES],
         cwd=ROOT,
-        # What pyright needs comes with its wheels: nothing may be downloaded.
+        # pyright's wheels bring everything that it needs: nothing may be downloaded.
         env={**os.environ, "npm_config_registry": "http://127.0.0.1:1"},
         capture_output=True,
         text=True,
@@ -39,67 +39,76 @@ def ran(*command):
     return done.stdout
 
 
-def found_by_mypy():
-    """Return what mypy finds wrong in which line of which file."""
+def mypy_errors():
+    """Return mypy's messages, by file and line."""
     options = ("--strict", "--show-column-numbers", "--no-error-summary")
-    printed = ran("mypy", *options, "--config-file", "pyproject.toml")
-    found = re.findall(r"(\w+\.py):(\d+):\d+: error: (.*)", printed)
-    return {(name, int(line)): said for name, line, said in found}
+    printed = output_of("mypy", *options, "--config-file", "pyproject.toml")
+    errors = re.findall(r"(\w+\.py):(\d+):\d+: error: (.*)", printed)
+    return {(name, int(line)): message for name, line, message in errors}
 
 
-def found_by_pyright():
-    """Return what pyright finds wrong in which line of which file."""
-    told = json.loads(ran("pyright", "--outputjson", "--pythonpath", sys.executable))
-    assert told["summary"]["filesAnalyzed"] == len(FILES)
+def pyright_errors():
+    """Return pyright's messages, by file and line."""
+    report = json.loads(output_of("pyright", "--outputjson", "--pythonpath", sys.executable))
+    assert report["summary"]["filesAnalyzed"] == len(FILES)
     return {
-        (Path(one["file"]).name, one["range"]["start"]["line"] + 1): one["message"]
-        for one in told["generalDiagnostics"]
-        if one["severity"] == "error"
+        (Path(entry["file"]).name, entry["range"]["start"]["line"] + 1): entry["message"]
+        for entry in report["generalDiagnostics"]
+        if entry["severity"] == "error"
     }
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("found_by", [found_by_mypy, found_by_pyright], ids=["mypy", "pyright"])
-def test_each_wrong_call_is_refused_and_nothing_else(found_by):
-    """None in `accepted.py`, and in `refused.py` each line that says so."""
+@pytest.mark.parametrize("errors_of", [mypy_errors, pyright_errors], ids=["mypy", "pyright"])
+def test_each_wrong_call_is_refused_and_nothing_else(errors_of):
+    """No call in `accepted.py`, and in `refused.py` each one marked with a comment."""
     wrong = {
         (Path(name).name, number)
         for name in FILES
         for number, line in enumerate(Path(name).read_text().splitlines(), 1)
         if line.endswith("# refused")
     }
-    found = found_by()
+    errors = errors_of()
 
-    assert {place: found[place] for place in found.keys() - wrong} == {}
-    assert wrong - found.keys() == set()
+    assert {place: errors[place] for place in errors.keys() - wrong} == {}
+    assert wrong - errors.keys() == set()
 
 
 @pytest.mark.parametrize(
-    ("fields", "names"),
+    ("types", "names"),
     [
-        (signatures.TrackItem, set(TrackEvent.model_fields)),
-        (signatures.IdentifyFields, set(IdentifyEvent.model_fields)),
-        (signatures.ForgetFields, {one.name for one in fields(ErasureRequest)}),
-        (signatures.SharedFields, set(SHARED)),
+        (typed.TrackItem, set(TRACK_FIELDS)),
+        (typed.IdentifyFields, set(IDENTIFY_FIELDS)),
+        (typed.ForgetFields, {field.name for field in fields(ErasureRequest)}),
+        (typed.SharedFields, set(SHARED_FIELDS)),
     ],
-    ids=lambda given: getattr(given, "__name__", ""),
+    ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_the_signatures_have_the_fields_that_are_taken(fields, names):
-    assert set(fields.__annotations__) == names
+def test_the_types_have_the_fields_of_the_calls(types, names):
+    assert set(types.__annotations__) == names
 
 
-def test_the_words_of_forget_are_those_that_are_taken():
-    assert set(get_args(signatures.Reason)) == set(Reason)
-    assert set(get_args(signatures.Mode)) == set(MODES)
+def test_the_words_of_forget_are_those_of_its_request():
+    assert set(get_args(typed.Reason)) == set(Reason)
+    assert set(get_args(typed.Mode)) == set(MODES)
 
 
-def test_each_field_says_what_it_means():
-    """Editors show the text below a field; Python does not keep it."""
-    lines = Path(signatures.__file__).read_text().splitlines()
-    missing = [
-        line.strip()
-        for line, below in pairwise(lines)
-        if re.match(r"    [a-z_]+: ", line) and not below.strip().startswith('"""')
-    ]
+def help_texts():
+    """Return the text below each field, by class and field: Python does not keep it."""
+    classes = [node for node in ast.parse(SOURCE).body if isinstance(node, ast.ClassDef)]
+    return {
+        (one.name, field.target.id): ast.unparse(below) if isinstance(below, ast.Expr) else ""
+        for one in classes
+        for field, below in zip(one.body, [*one.body[1:], None], strict=True)
+        if isinstance(field, ast.AnnAssign)
+    }
 
-    assert missing == []
+
+def test_each_field_has_a_help_text_with_the_limit_of_the_table():
+    """Editors show it, and nobody looks up a limit that is shown."""
+    assert [field for field, text in help_texts().items() if not text] == []
+    for (class_name, name), text in help_texts().items():
+        table = IDENTIFY_FIELDS if class_name == "IdentifyFields" else TRACK_FIELDS
+        limit = re.search(r"at most (\d+) characters", text.lower())
+        if name in table and limit:
+            assert int(limit[1]) == table[name].characters_max, (class_name, name)
