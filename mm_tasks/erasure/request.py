@@ -7,7 +7,6 @@ is the one table of the fields; `events/fields` repeats them for type checkers.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -15,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from mm_tasks.erasure.audit import protocol
 from mm_tasks.errors import InvalidEvent, Problem
+from mm_tasks.events.explain import field_problem
 from mm_tasks.events.limits import ID_CHARACTERS_MAX, USER_ID_CHARACTERS_MAX
-from mm_tasks.events.rules import TOO_LONG
+from mm_tasks.events.rules import too_long_rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -30,7 +30,6 @@ ANONYMOUS_IDS_MAX = 500
 _TELLING_CHARACTERS = 6
 # Tolerated clock skew.
 _CLOCK_SKEW = timedelta(minutes=5)
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _NOT_AN_ID = "must be text that is not empty, without lone surrogates"
 _NOT_A_LIST = "must be a list of strings"
 NAMES_SUBJECT = "must not hold an id of the subject: the log outlives the erasure"
@@ -95,7 +94,8 @@ _TEXTS = tuple(name for name in _NAMES if name not in {"anonymous_ids", "receive
 def request_of(arguments: Mapping[str, object]) -> ErasureRequest:
     """Return the request; None means "not given". Raises `InvalidEvent` with every problem."""
     values: dict[str, Any] = {k: value for k, value in arguments.items() if value is not None}
-    problems = [_unknown(name) for name in arguments if name not in _NAMES]
+    unknown = f"is not a field of this call; known are {', '.join(_NAMES)}"
+    problems = [field_problem(name, unknown, "forget") for name in arguments if name not in _NAMES]
     problems += [
         Problem(name, "is required") for name in ("user_id", "requested_by") if name not in values
     ]
@@ -146,17 +146,11 @@ def _is_id(value: object) -> bool:
         return False
 
 
-def _unknown(name: object) -> Problem:
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        return Problem("forget", "has a field with an unusable name")
-    return Problem(name, f"is not a field of this call; known are {', '.join(_NAMES)}")
-
-
 def _text_rule(name: str, value: object) -> str:
     if not isinstance(value, str):
         hint = "; use str()" if name == "user_id" and type(value) is int else ""
         return f"must be a string{hint}"
-    return _length_rule(value, USER_ID_CHARACTERS_MAX) if name == "user_id" else ""
+    return too_long_rule(value, USER_ID_CHARACTERS_MAX) if name == "user_id" else ""
 
 
 def _ids_rule(ids: object) -> str:
@@ -166,12 +160,7 @@ def _ids_rule(ids: object) -> str:
         return f"must be at most {ANONYMOUS_IDS_MAX} ids"
     if not all(isinstance(id_, str) for id_ in ids):
         return _NOT_A_LIST
-    return max((_length_rule(id_, ID_CHARACTERS_MAX) for id_ in ids), default="")
-
-
-def _length_rule(text: str, characters_max: int) -> str:
-    units = len(text.encode("utf-16-le", "surrogatepass")) // 2
-    return TOO_LONG.format(characters_max) if units > characters_max else ""
+    return max((too_long_rule(id_, ID_CHARACTERS_MAX) for id_ in ids), default="")
 
 
 def _time(value: object) -> datetime | None:

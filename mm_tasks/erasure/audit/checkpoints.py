@@ -14,6 +14,8 @@ import re
 from logging import getLogger
 from typing import TYPE_CHECKING, NamedTuple
 
+from mm_tasks.erasure.audit.database import create_private_file
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -67,25 +69,12 @@ class CheckpointSinks:
         return [Checkpoint(int(size), head, at) for size, head, at in map(re.Match.groups, matches)]
 
     def _append(self, line: bytes) -> None:
-        is_new = not self._path.exists()
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
-        try:
-            end = os.lseek(file, 0, os.SEEK_END)
-            if end and os.pread(file, 1, end - 1) != b"\n":
+        if not self._path.exists():
+            create_private_file(self._path)
+        descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND)
+        with os.fdopen(descriptor, "r+b", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            if end and os.pread(descriptor, 1, end - 1) != b"\n":
                 line = b"\n" + line  # the last line was cut: keep this one readable
-            os.write(file, line)
+            file.write(line)
             os.fsync(file)
-        finally:
-            os.close(file)
-        if is_new:
-            _sync_folder(self._path.parent)
-
-
-def _sync_folder(path: Path) -> None:
-    """Let a new file in this folder survive a crash of the machine."""
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -154,6 +154,12 @@ def create_private_file(path: Path, content: bytes = b"") -> None:
             os.link(draft, path)
     finally:
         draft.unlink()
+    # The new name survives a crash of the machine.
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def lock(connection: Connection) -> None:
@@ -178,10 +184,8 @@ def _parsed(setting: str) -> URL:
     try:
         url = make_url(setting)
     except ArgumentError:
-        url = None
-    if url is None:
         msg = f"{_SETTING}: must be a URL such as postgresql://host/database"
-        raise ConfigurationError(msg)
+        raise ConfigurationError(msg) from None
     if url.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
         return url.set(drivername="postgresql+psycopg")
     if url.drivername not in ("sqlite", "sqlite+pysqlite"):
@@ -204,10 +208,8 @@ def _engine(url: URL) -> Engine:
             url, poolclass=NullPool, connect_args=arguments, hide_parameters=True
         )
     except ModuleNotFoundError:
-        engine = None
-    if engine is None:
         msg = f"{_SETTING}: PostgreSQL needs pip install mm-tasks[postgres]"
-        raise ConfigurationError(msg)
+        raise ConfigurationError(msg) from None
     if is_sqlite:
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)

@@ -37,9 +37,9 @@ ENDED = frozenset({"completed", "lifted", "cancelled", "rejected", "duplicate_of
 STATES = OPEN | ENDED
 
 # Texts of an entry: never free text, and nothing that looks like an e-mail address.
-REFERENCE = re.compile(r"[^\s@\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,128}")
+_REFERENCE = re.compile(r"[^\s@\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,128}")
 WORD_CHARACTERS_MAX = 64
-WORD = re.compile(r"[a-z0-9][a-z0-9_.:-]{0,63}", re.ASCII)
+_WORD = re.compile(r"[a-z0-9][a-z0-9_.:-]{0,63}", re.ASCII)
 # A request is accepted in the call itself, or by a worker that received it in a message.
 VIA = frozenset({"call", "message"})
 
@@ -223,27 +223,19 @@ def _are_counts(value: object) -> bool:
     )
 
 
-is_reference = _text(REFERENCE)
-is_word = _text(WORD)
+is_reference = _text(_REFERENCE)
+is_word = _text(_WORD)
 _is_stamp = _text(STAMP)
 
+# The form of each detail.
 _ALLOWED: Mapping[str, Callable[[object], bool]] = {
-    "acknowledged": _is_count,
-    "anonymous": _is_count,
-    "attempt": _is_count,
-    "due_at": _is_stamp,
-    "mode": is_word,
+    **dict.fromkeys(("acknowledged", "anonymous", "attempt", "pass", "passes"), _is_count),
+    **dict.fromkeys(("mode", "outcome", "reason"), is_word),
+    **dict.fromkeys(("due_at", "received_at"), _is_stamp),
+    **dict.fromkeys(("original", "project"), is_reference),
+    **dict.fromkeys(("requested_by", "ticket"), _optional(is_reference)),
     "next_at": _optional(_is_stamp),
-    "original": is_reference,
-    "outcome": is_word,
-    "pass": _is_count,
-    "passes": _is_count,
-    "project": is_reference,
-    "reason": is_word,
-    "received_at": _is_stamp,
-    "removed": _are_counts,
-    "requested_by": _optional(is_reference),
     "status": _optional(_is_count),
-    "ticket": _optional(is_reference),
-    "via": lambda value: value in VIA,
+    "removed": _are_counts,
+    "via": VIA.__contains__,
 }
