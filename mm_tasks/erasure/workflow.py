@@ -188,14 +188,14 @@ class ErasureWorkflow:
         next_at = self._in(wait_s) if then else None
         return VendorAck(status, word, then, next_at)
 
-    def _record_with_retry(self, attempt: StepAttempt, ack: VendorAck) -> Erasure:
-        """Record the result, retrying while SQL is away: an intent without a result is a
-        call with an unknown end.
+    def _record_with_retry(self, attempt: StepAttempt, answer: VendorAck) -> Erasure:
+        """Note the answer, also where SQL is away for a while: an intent without a result is
+        a call of which nobody can say how it ended.
         """
         ends_at = time.monotonic() + self._policy.lease_s / 2
         while True:
             try:
-                return self._steps.result(attempt, ack, self._clock())
+                return self._steps.result(attempt, answer, self._clock())
             except AuditUnavailable:
                 if time.monotonic() > ends_at:
                     raise
