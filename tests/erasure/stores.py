@@ -53,9 +53,12 @@ class Store:
         return self.steps.result(self.steps.intent(claim, now), answer, now)
 
     def completed(self, now=NOW, aof="", **fields):
-        claim = self.quiesced(now, **fields)
-        for n in range(len(PASSES_S)):
-            self.call(claim, now=now + timedelta(seconds=PASSES_S[n]))
+        return self.complete(self.quiesced(now, **fields), now, aof)
+
+    def complete(self, claim, now=NOW, aof=""):
+        """Call the vendor for every pass, and complete the erasure."""
+        for offset_s in PASSES_S:
+            self.call(claim, now=now + timedelta(seconds=offset_s))
         return self.steps.complete(claim, now + timedelta(days=1), aof)
 
     def entries(self):

@@ -1,4 +1,4 @@
-"""The ledger: what is due, who has it, and what an answer leads to.
+"""The steps: the erasures that are due, their claims, and the effect of each result.
 
 Sabotages that turn this file red, each tried on a copy:
 
@@ -90,14 +90,15 @@ def test_a_worker_that_died_is_taken_over(store):
     again = store.steps.intent(second, after(minutes=5))
 
     assert (again.n, again.attempt) == (lost.n, lost.attempt + 1)
-    assert store.steps.intent(claim, after(minutes=5)) is None
-    assert store.steps.mark_fenced(claim, after(minutes=5)) is None
-    assert store.steps.mark_purged(claim, {}, after(minutes=5)) is None
-    assert store.steps.mark_quiesced(claim, (0,), after(minutes=5)) is None
-    assert store.steps.complete(claim, after(minutes=5)) is None
-    assert not store.steps.extend(claim, after(minutes=5), 60)
-    store.steps.release(claim)
-    assert store.steps.claim(claim.id, after(minutes=5), 60) is None
+    steps, now = store.steps, after(minutes=5)
+    assert steps.intent(claim, now) is None
+    assert steps.mark_fenced(claim, now) is None
+    assert steps.mark_purged(claim, {}, now) is None
+    assert steps.mark_quiesced(claim, (0,), now) is None
+    assert steps.complete(claim, now) is None
+    assert not steps.extend(claim, now, 60)
+    steps.release(claim)
+    assert steps.claim(claim.id, now, 60) is None
 
 
 def test_a_late_answer_is_in_the_log_and_does_not_count_twice(store):
@@ -168,11 +169,8 @@ def test_a_call_without_an_answer_is_shown_as_such(store):
     store.steps.intent(claim, NOW)
 
     [shown] = store.queries.show(claim.id)["passes"]
-    assert (shown["sent_at"], shown["status"], shown["outcome"]) == (
-        "2026-01-31T12:00:00.000Z",
-        None,
-        None,
-    )
+    assert shown["sent_at"] == "2026-01-31T12:00:00.000Z"
+    assert shown["status"] is shown["outcome"] is None
 
 
 def test_an_answer_in_free_text_is_refused_and_changes_nothing(store):
@@ -214,10 +212,8 @@ def test_new_ids_during_the_last_call_start_another_round(store):
     claim = store.steps.mark_fenced(again.claim, NOW)
     claim = store.steps.mark_purged(claim, {}, NOW)
     claim = store.steps.mark_quiesced(claim, PASSES_S, NOW)
-    for offset_s in PASSES_S:
-        assert claim.erasure.step == "call"
-        store.call(claim, now=after(seconds=offset_s))
-    assert store.steps.complete(claim, NOW).state == "completed"
+    assert claim.erasure.step == "call"
+    assert store.complete(claim).state == "completed"
     rounds = [(one["round"], one["n"]) for one in store.queries.show(claim.id)["passes"]]
     assert rounds == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3)]
     verify(store.log)
