@@ -110,7 +110,7 @@ class RecordingBuffer:
 
 
 class RecordingErasureService:
-    """Stands where `Intake` does, for callers."""
+    """Stands where `ErasureService` does, for callers."""
 
     def __init__(self, journal: Records) -> None:
         """Take where to record."""

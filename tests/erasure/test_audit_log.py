@@ -370,7 +370,7 @@ def test_the_documented_role_can_do_no_more(role_url):
     assert all("permission denied" in why or "must be owner" in why for why in refused.values())
 
 
-def test_what_counts_as_success_is_one_word(sqlite_url, tmp_path):
+def test_success_is_recorded_as_one_word(sqlite_url, tmp_path):
     """The log's reader looks for it."""
     store = Store(sqlite_url, tmp_path)
     store.completed()

@@ -18,7 +18,7 @@ def path(tmp_path):
     return tmp_path / "state" / "checkpoints"
 
 
-def test_what_is_published_is_read_again(path):
+def test_published_checkpoints_are_read_again(path):
     outside = CheckpointSinks(path)
     assert outside.read() == []
 

@@ -23,7 +23,7 @@ def entries(store, kind):
     return [one["details"] for one in parsed if one["entry"] == kind]
 
 
-def test_a_request_is_kept_with_all_that_was_said(store):
+def test_a_request_is_stored_with_every_field(store):
     opened = store.ask(
         ticket="GDPR-1093", anonymous_ids=(VISITOR, VISITOR), received_at=after(days=-3)
     )
@@ -41,7 +41,7 @@ def test_a_request_is_kept_with_all_that_was_said(store):
     assert json.dumps(shown)
 
 
-def test_the_same_person_asked_twice_is_one_erasure_with_both_tickets(store):
+def test_a_second_request_for_the_same_person_adds_its_ticket(store):
     first = store.ask(ticket="T-1")
     second = store.ask(ticket="T-2", requested_by="support", now=after(seconds=1))
 
@@ -52,13 +52,13 @@ def test_the_same_person_asked_twice_is_one_erasure_with_both_tickets(store):
     assert len(store.queries.listed()) == 1
 
 
-def test_who_asks_again_is_told_that_the_fence_is_up(store):
+def test_a_repeated_request_reports_that_the_fence_is_up(store):
     store.steps.mark_fenced(store.ask().claim, NOW)
 
     assert store.ask().is_fenced
 
 
-def test_who_asks_again_raises_a_fence_that_nobody_raised(store):
+def test_a_repeated_request_claims_an_erasure_without_a_fence(store):
     store.ask()
 
     assert store.ask(now=after(minutes=1)).claim is not None
@@ -71,14 +71,14 @@ def test_the_earlier_deadline_holds(store):
     assert store.queries.show(opened.id)["due_at"] == "2026-02-11T12:00:00.000Z"
 
 
-def test_the_mode_that_keeps_more_out_holds(store):
+def test_the_mode_that_refuses_more_events_holds(store):
     opened = store.ask(mode="once")
     store.ask()
 
     assert store.queries.show(opened.id)["mode"] == "suppress"
 
 
-def test_known_anonymous_ids_send_nothing_back(store):
+def test_known_anonymous_ids_do_not_restart_the_erasure(store):
     claim = store.quiesced(anonymous_ids=(VISITOR,))
 
     again = store.ask(anonymous_ids=(VISITOR,))
@@ -96,7 +96,7 @@ def test_after_the_end_the_same_person_is_another_erasure(store):
     assert set(store.queries.fences()) == {USER_TAG}
 
 
-def test_another_project_knows_nothing_of_it(store):
+def test_another_project_does_not_see_the_erasure(store):
     opened = store.ask()
     other = type(store)(store.url, store.folder, "q")
 
@@ -135,7 +135,7 @@ def test_a_key_that_changed_does_not_hide_an_open_erasure(store):
         ({"anonymous_ids": (None,)}, "anonymous_ids"),
     ],
 )
-def test_what_the_log_could_not_hold_is_refused(sqlite_store, fields, named):
+def test_a_field_that_the_log_may_not_hold_is_refused(sqlite_store, fields, named):
     with pytest.raises(InvalidEvent) as refused:
         sqlite_store.ask(**fields)
 
@@ -183,7 +183,7 @@ def test_reject_and_duplicate_end_it_as_well(store):
     verify(store.log)
 
 
-def test_what_may_not_follow_is_refused_in_words_and_changes_nothing(store):
+def test_an_illegal_command_raises_the_rule_and_changes_nothing(store):
     claim = store.quiesced()
     store.steps.intent(claim, NOW)
     before = store.entries()
@@ -234,7 +234,7 @@ def test_a_list_is_newest_first_and_can_be_narrowed(store):
     assert [one["id"] for one in store.queries.listed(limit=1)] == [second.id]
 
 
-def test_each_mark_of_a_deadline_is_told_once_and_shown_for_as_long_as_it_is_open(store):
+def test_each_mark_of_a_deadline_is_returned_once_and_stays_in_the_deadlines(store):
     claim = store.quiesced()
     store.call(claim, VendorAck(401, "unauthorized", "waiting_key", after(days=99)))
     told = {}
@@ -247,7 +247,7 @@ def test_each_mark_of_a_deadline_is_told_once_and_shown_for_as_long_as_it_is_ope
     assert (deadline.id, deadline.state, deadline.mark) == (claim.id, "waiting_key", 100)
 
 
-def test_what_has_ended_is_not_overdue(store):
+def test_an_ended_erasure_has_no_deadline(store):
     store.completed()
 
     assert store.queries.deadlines(after(days=99)) == []

@@ -268,7 +268,7 @@ def test_one_step_takes_milliseconds(store):
     assert min(timeit.repeat(lambda: store.ask(next(users)), number=1, repeat=5)) < 0.5
 
 
-def test_what_has_ended_is_not_read_for_what_is_open(sqlite_store):
+def test_a_query_for_open_erasures_reads_no_ended_one(sqlite_store):
     """After years they are many, and workers ask each second: all goes by an index."""
     asked = []
 

@@ -151,7 +151,7 @@ def test_a_reference_is_never_free_text(value):
 
 
 @pytest.mark.parametrize("value", [{"a b": 1}, {"a": -1}, {"a": 1.5}, {"a": True}, [], "x", None])
-def test_what_was_removed_is_counts_by_place(value):
+def test_removed_has_counts_by_place_only(value):
     with pytest.raises(IllegalTransition, match="removed"):
         step(ErasureState("fenced"), "purged", {"removed": value})
 

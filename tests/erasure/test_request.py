@@ -32,18 +32,18 @@ def problems(**fields):
 # What is accepted.
 
 
-def test_the_least_that_is_needed_leaves_the_rest_to_the_defaults():
+def test_required_fields_alone_take_the_defaults():
     assert request_of(LEAST) == ErasureRequest("user-1", "dpo")
 
 
-def test_none_is_as_good_as_not_given():
+def test_none_means_not_given():
     everything = dict.fromkeys(("reason", "ticket", "received_at", "anonymous_ids", "mode"))
 
     assert request_of({**LEAST, **everything}) == request_of(LEAST)
 
 
 @pytest.mark.parametrize("kind", [list, tuple, set, frozenset])
-def test_every_collection_of_ids_will_do(kind):
+def test_ids_may_be_in_any_collection(kind):
     assert request_of({**LEAST, "anonymous_ids": kind(["a"])}).anonymous_ids == ("a",)
 
 
@@ -177,7 +177,7 @@ def checked(values):
 
 
 @given(fields)
-def test_whatever_comes_is_a_request_or_an_invalid_event(values):
+def test_any_fields_give_a_request_or_an_invalid_event(values):
     """Never a `TypeError`, nor what a parser or a clock raises."""
     asked = checked(values)
 

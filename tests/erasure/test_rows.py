@@ -54,7 +54,7 @@ def test_ids_leave_the_write_ahead_log_while_others_are_connected(sqlite_url, tm
         assert (tmp_path / "audit.sqlite-wal").stat().st_size == 0
 
 
-def test_a_reader_that_keeps_the_write_ahead_log_is_logged(
+def test_a_reader_that_blocks_the_truncation_of_the_wal_is_logged(
     sqlite_url, tmp_path, caplog, monkeypatch
 ):
     impatient = ("busy_timeout=50", *_SQLITE_PRAGMAS[1:])

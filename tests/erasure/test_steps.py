@@ -173,7 +173,7 @@ def test_a_call_without_an_answer_is_shown_as_such(store):
     assert shown["status"] is shown["outcome"] is None
 
 
-def test_an_answer_in_free_text_is_refused_and_changes_nothing(store):
+def test_an_outcome_in_free_text_is_refused_and_changes_nothing(store):
     claim = store.quiesced()
     attempt = store.steps.intent(claim, NOW)
     before = store.entries()
@@ -230,7 +230,7 @@ def test_a_claim_can_be_kept_and_put_off(store):
     assert store.steps.due(after(hours=2)) == [opened.id]
 
 
-def test_what_is_due_is_of_this_project_and_the_longest_due_first(url, tmp_path):
+def test_due_erasures_are_of_this_project_and_the_longest_due_first(url, tmp_path):
     mine, other = Store(url, tmp_path, "p"), Store(url, tmp_path, "q")
     late, early = mine.ask("b", after(hours=1)), mine.ask("a")
     theirs = other.ask("a")
@@ -242,14 +242,14 @@ def test_what_is_due_is_of_this_project_and_the_longest_due_first(url, tmp_path)
     verify(mine.log)
 
 
-def test_what_became_of_the_aof_is_noted_with_the_end(store):
+def test_the_result_of_the_aof_rewrite_is_recorded_with_the_end(store):
     store.completed(aof="running")
 
     assert kinds(store)[-3:] == ["aof_rewritten", "completed", "wiped"]
     verify(store.log)
 
 
-def test_no_call_is_made_before_its_time_whoever_holds_the_erasure(store):
+def test_no_worker_calls_before_the_pass_is_due(store):
     """The answer to an earlier call came while another worker had taken over."""
     claim = store.quiesced()
     attempt = store.steps.intent(claim, NOW)
@@ -261,7 +261,7 @@ def test_no_call_is_made_before_its_time_whoever_holds_the_erasure(store):
     verify(store.log)
 
 
-def test_mode_once_lets_later_events_in(store):
+def test_mode_once_lifts_the_fence_at_the_end(store):
     erasure = store.completed(mode="once")
 
     assert erasure.state == "lifted"

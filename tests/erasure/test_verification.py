@@ -124,7 +124,7 @@ ON_BOTH = ["an edit", "a deletion in the middle", "a cut tail", "all gone", "a w
     ("kind", "name"),
     [*(("sqlite", name) for name in TAMPERED), *(("postgresql", name) for name in ON_BOTH)],
 )
-def test_what_was_tampered_with_is_found_and_named(request, tmp_path, kind, name):
+def test_tampering_is_detected_and_its_entry_named(request, tmp_path, kind, name):
     """Must hold 5: with the guards dropped, the chain and the checkpoints still tell."""
     store = Store(request.getfixturevalue(f"{kind}_url"), tmp_path)
     changes, rule = TAMPERED[name]
@@ -160,7 +160,7 @@ ILLEGAL = {
 
 
 @pytest.mark.parametrize("name", ILLEGAL)
-def test_a_log_whose_hashes_are_right_must_also_tell_a_possible_story(sqlite_store, name):
+def test_a_log_with_correct_hashes_must_also_follow_the_protocol(sqlite_store, name):
     """Whoever wrote it anew and has every checkpoint in hand must not get away with gaps."""
     rewrite, rule = ILLEGAL[name]
     sqlite_store.completed()

@@ -316,7 +316,7 @@ def test_a_request_without_the_persons_events_is_not_waited_for(erasures):
     assert erasures.state(erasure) == "settling"
 
 
-def test_what_comes_back_from_an_attempt_is_taken_out_and_counted(erasures, sandbox):
+def test_events_of_a_failed_attempt_are_removed_and_counted(erasures, sandbox):
     """It was being sent at the fence, and failed: the next look finds it."""
     flow = erasures.flow
     flow.append(1, OTHER)
@@ -387,7 +387,7 @@ PASSING = {
 
 
 @pytest.mark.parametrize(("how", "said"), PASSING.values(), ids=PASSING)
-def test_what_may_pass_is_retried_until_the_vendor_acknowledges(erasures, sandbox, how, said):
+def test_a_temporary_failure_is_retried_until_the_vendor_acknowledges(erasures, sandbox, how, said):
     erasure = meets(erasures, sandbox, times=3, **how)
     assert said is None or outcome(erasures, erasure) == said
     waits_s = []
@@ -434,7 +434,7 @@ UNEXPECTED = {
 
 
 @pytest.mark.parametrize(("how", "said"), UNEXPECTED.values(), ids=UNEXPECTED)
-def test_what_nobody_expected_waits_for_a_person_who_may_let_it_go_on(erasures, sandbox, how, said):
+def test_an_unexpected_response_waits_for_a_person_who_can_retry(erasures, sandbox, how, said):
     erasure = meets(erasures, sandbox, **how)
     assert erasures.state(erasure) == "attention"
     assert outcome(erasures, erasure) == (how["status"], said)
@@ -447,7 +447,7 @@ def test_what_nobody_expected_waits_for_a_person_who_may_let_it_go_on(erasures, 
     assert erasures.kinds(erasure).count("retried") == 1
 
 
-def test_what_waits_for_a_person_is_also_tried_each_hour(erasures, sandbox):
+def test_an_erasure_that_waits_for_a_person_is_also_tried_each_hour(erasures, sandbox):
     erasure = meets(erasures, sandbox, status=404, body="{}", times=2)
     for state in ("attention", "settling"):
         erasures.time_passes(minutes=61)
@@ -466,7 +466,7 @@ def test_a_later_pass_that_fails_is_repeated_and_the_others_are_not(erasures, sa
 
 
 @both
-def test_a_call_that_nobody_recorded_has_no_result_and_is_made_again(erasures, sandbox):
+def test_a_call_without_a_recorded_result_is_made_again(erasures, sandbox):
     """The worker was killed after the intent; nobody knows how that attempt ended."""
     erasure = erasures.forget()
     erasures.time_passes(seconds=1)
@@ -578,7 +578,7 @@ def test_after_the_first_call_none_can_be_called_off(erasures, sandbox, end):
 
 
 @both
-def test_asked_twice_while_open_it_is_one_erasure_with_both_tickets(erasures, sandbox):
+def test_two_requests_while_open_are_one_erasure_with_both_tickets(erasures, sandbox):
     first, second = erasures.request(ticket="T-1"), erasures.request(ticket="T-2")
     erasures.complete(first.id)
 
@@ -606,7 +606,7 @@ def test_new_anonymous_ids_are_fenced_purged_and_followed_by_all_passes_again(er
 
 
 @pytest.mark.parametrize(("percent", "days"), [(50, 15), (80, 23), (100, 29)])
-def test_who_is_late_is_warned_of_once_for_each_mark(erasures, sandbox, caplog, percent, days):
+def test_each_mark_of_a_deadline_is_logged_once(erasures, sandbox, caplog, percent, days):
     """February has 28 days: an erasure of 31 January is due on the 28th."""
     erasure = meets(erasures, sandbox, status=404, body="{}", times=9)
     erasures.time_passes(days=days)
@@ -667,7 +667,7 @@ def test_a_fence_that_could_not_be_lowered_is_lowered_by_the_next_sweep(erasures
     assert erasures.is_accepted()
 
 
-def test_what_a_dead_load_had_read_is_gone_after_a_sweep(erasures):
+def test_a_sweep_removes_the_draft_of_a_dead_load(erasures):
     """Tags of persons, who may be let in again by then; the fence itself is whole."""
     erasure = erasures.forget()
     erasures.complete(erasure)
@@ -681,7 +681,7 @@ def test_what_a_dead_load_had_read_is_gone_after_a_sweep(erasures):
     assert redis.smembers(KEYS.fence) == fence
 
 
-def test_fences_that_differ_are_found_by_a_sweep_that_found_none_before(erasures):
+def test_a_sweep_repairs_a_fence_that_changed_since_the_last_sweep(erasures):
     erasure = erasures.forget()
     erasures.complete(erasure)
     redis, fence = erasures.flow.redis, erasures.flow.redis.smembers(KEYS.fence)
@@ -749,7 +749,7 @@ def test_without_sql_nothing_is_sent_and_the_reason_is_noted(erasures, sandbox, 
     assert len(sandbox.get("ids")) == 2
 
 
-def test_another_audit_store_is_refused_and_has_no_say(erasures, sandbox, tmp_path):
+def test_another_audit_store_is_refused_and_changes_no_fence(erasures, sandbox, tmp_path):
     """Two hosts with a file each would each forget the other's fences."""
     erasures.forget()
     (tmp_path / "b").mkdir()

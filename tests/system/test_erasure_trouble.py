@@ -210,12 +210,12 @@ except AuditUnavailable as error:
 def test_without_its_database_a_request_is_refused_in_time_and_leaves_nothing(
     stack, redis, erasing
 ):
-    """The caller has to ask again: nothing was accepted, fenced or sent."""
+    """The caller has to retry: nothing was accepted, fenced or sent."""
     stack.env["MM_TASKS_AUDIT_URL"] = CLOSED
     took_s, _, said = stack.produce(AWAY).partition(" ")
 
     assert float(took_s) < 15
-    assert "ask again" in said
+    assert "; retry" in said
     assert redis.keys() == []
     assert holders(stack, redis, PERSON) == []
     del stack.env["MM_TASKS_AUDIT_URL"]

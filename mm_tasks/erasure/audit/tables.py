@@ -76,10 +76,10 @@ class _Encoded(TypeDecorator[Any]):
         super().__init__()
         self.impl, self.encode, self.decode = impl, encode, decode
 
-    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:  # noqa: ARG002
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:  # noqa: ARG002 - as its base
         return None if value is None else self.encode(value)
 
-    def process_result_value(self, value: str | None, dialect: Dialect) -> Any:  # noqa: ARG002
+    def process_result_value(self, value: str | None, dialect: Dialect) -> Any:  # noqa: ARG002 - as its base
         return None if value is None else self.decode(value)
 
 
