@@ -41,8 +41,9 @@ if TYPE_CHECKING:
 
     from mm_tasks.erasure.audit.checkpoints import Checkpoint
     from mm_tasks.erasure.audit.log import AuditLog
-    from mm_tasks.erasure.commands import Register
+    from mm_tasks.erasure.commands import ErasureCommands
     from mm_tasks.erasure.models import ErasureDeadline
+    from mm_tasks.erasure.queries import ErasureQueries
     from mm_tasks.erasure.store import AuditStore
 
 # A web request waits at most this long for Redis: connect, then one answer. No blind
@@ -150,8 +151,8 @@ class Runtime:
         )
 
     def look_at_erasures(self, now: datetime) -> tuple[dict[str, Any], list[ErasureDeadline]]:
-        """Return their numbers and all open ones, and make nothing: see `AuditStore.look`."""
-        return self._audit_store.look(now)
+        """Return their numbers and all open ones, and make nothing: see `AuditStore`."""
+        return self._audit_store.open_erasures(now)
 
     @property
     def audit_log(self) -> AuditLog:
@@ -159,15 +160,21 @@ class Runtime:
         return self._audit_store.log
 
     @cached_property
-    def register(self) -> Register:
-        """Return what is known of erasures; raises as `audit_log`."""
-        return self._audit_store.register
+    def erasure_commands(self) -> ErasureCommands:
+        """Return the commands on erasures; raises as `audit_log`."""
+        return self._audit_store.commands
+
+    @cached_property
+    def erasure_queries(self) -> ErasureQueries:
+        """Return the queries of erasures; raises as `audit_log`."""
+        return self._audit_store.queries
 
     @cached_property
     def erasure_service(self) -> ErasureService:
         """Return the door for erasure requests, on the client that fails fast."""
-        fence_sync = FenceSync(Fence(self.producer_redis, self.settings.project), self.register)
-        return ErasureService(self._audit_store.steps, self.register, fence_sync)
+        fence = Fence(self.producer_redis, self.settings.project)
+        fence_sync = FenceSync(fence, self.erasure_queries)
+        return ErasureService(self._audit_store.steps, self.erasure_commands, fence_sync)
 
     @cached_property
     def fence(self) -> Fence:
@@ -177,7 +184,7 @@ class Runtime:
     @cached_property
     def fence_sync(self) -> FenceSync:
         """Return what keeps the fences in Redis as they are in SQL."""
-        return FenceSync(self.fence, self.register)
+        return FenceSync(self.fence, self.erasure_queries)
 
     @cached_property
     def erasures(self) -> ErasureWorkflow:
@@ -185,7 +192,7 @@ class Runtime:
         settings = self.settings
         return ErasureWorkflow(
             self._audit_store.steps,
-            self.register,
+            self.erasure_commands,
             self.fence_sync,
             Purge(self.worker_redis, settings.project),
             self.client,

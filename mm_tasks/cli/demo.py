@@ -55,7 +55,7 @@ import json, time
 from mm_tasks import forget, runtime, track
 asked = forget.delay(user_id="shopper-0", requested_by="demo", ticket="DEMO-1")
 is_refused = not track.delay("product_viewed", user_id="shopper-0").accepted
-show = runtime.current().register.show
+show = runtime.current().erasure_queries.show
 while (found := show(asked.id))["state"] != "completed":
     time.sleep(0.2)
 acknowledged = [one for one in found["passes"] if one["outcome"] == "acknowledged"]

@@ -104,7 +104,7 @@ def list_command(
         rule = f"must be one of {', '.join(sorted(protocol.STATES))}"
         raise typer.BadParameter(rule, param_hint="--state")
     states = {*(state or ()), *(protocol.OPEN if is_open else ())}
-    rows = runtime.current().register.listed(states or None, limit)
+    rows = runtime.current().erasure_queries.listed(states or None, limit)
     if as_json:
         typer.echo(json.dumps({"erasures": rows}))
         return
@@ -139,7 +139,7 @@ def show(
     if with_receipt:
         typer.echo(_receipt(current, id_))
         return
-    found = current.register.show(id_)
+    found = current.erasure_queries.show(id_)
     if found is None:
         fail(_UNKNOWN)
     if as_json:
@@ -259,7 +259,7 @@ def _reference(field: str, given: str) -> str:
 
 
 def _receipt(current: Runtime, id_: str) -> str:
-    entries, end = current.register.history(id_)
+    entries, end = current.erasure_queries.history(id_)
     if not entries:
         fail(_UNKNOWN)
     database = current.audit_log.database

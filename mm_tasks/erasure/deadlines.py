@@ -5,7 +5,7 @@ from __future__ import annotations
 import calendar
 from datetime import UTC, datetime
 
-# At these parts of the time allowed, in percent, someone has to be told.
+# The workflow logs a warning at these parts of the time allowed, in percent.
 MARKS = (50, 80, 100)
 
 
@@ -21,7 +21,7 @@ def one_month_after(received_at: datetime) -> datetime:
 
 
 def mark(received_at: datetime, due_at: datetime, now: datetime) -> int:
-    """Return the highest of `MARKS` that was reached, or 0."""
-    # In parts of the time allowed, not in days: a month is not always as long.
+    """Return the highest of `MARKS` that `now` has reached, or 0."""
+    # Not in days: months differ in length.
     passed, allowed = now - received_at, due_at - received_at
-    return max((one for one in MARKS if passed * 100 >= allowed * one), default=0)
+    return max((percent for percent in MARKS if passed * 100 >= allowed * percent), default=0)

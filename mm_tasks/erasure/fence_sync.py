@@ -1,7 +1,8 @@
-"""SQL's fences and Redis's: the second is made what the first says, whenever it may differ.
+"""Keeps the fence in Redis equal to the one in SQL, which is authoritative.
 
-Nothing is sent before that was done for this server (`claim` and `begin` look), so a Redis
-that lost its memory sends nothing of an erased subject. Without SQL it waits, and says so.
+`claim` and `begin` refuse to work on a Redis server on which the fence was not loaded, so a
+server that lost its memory sends no event of an erased subject. While SQL is unavailable it
+sends nothing, and `status` has the reason.
 """
 
 from __future__ import annotations
@@ -14,52 +15,50 @@ from mm_tasks.errors import AuditChainBroken, AuditUnavailable, ConfigurationErr
 
 if TYPE_CHECKING:
     from mm_tasks.buffer.fence import Fence, When
-    from mm_tasks.erasure.commands import Register
     from mm_tasks.erasure.models import Claim
+    from mm_tasks.erasure.queries import ErasureQueries
 
-# How long whoever wants to send waits for the load of another, and how often it looks.
+# How long a flush waits for the load of another process, and how often it polls.
 PATIENCE_S = 1.0
-_LOOK_S = 0.05
+_POLL_S = 0.05
 
 _log = getLogger(__name__)
 
 
 class FenceSync:
-    """The fences of one project in both places."""
+    """The fence of one project, in SQL and in Redis."""
 
-    def __init__(self, fence: Fence, register: Register) -> None:
+    def __init__(self, fence: Fence, queries: ErasureQueries) -> None:
         """Take both; nothing is read here."""
         self._fence = fence
-        self._register = register
+        self._queries = queries
         self._seen: tuple[int, int] | None = None
 
     def check_store(self) -> None:
-        """Raise `ConfigurationError` when Redis has the fences of another audit store."""
-        self._fence.check_store(self._register.store_id)
+        """Raise `ConfigurationError` if the fence in Redis is of another audit store."""
+        self._fence.check_store(self._queries.store_id)
 
     def add(self, claim: Claim) -> None:
-        """Put up the fence for the subject of an erasure; raises what Redis raises."""
-        register = self._register
-        self._fence.add(claim.erasure.tags, register.store_id, register.log_size())
+        """Fence the subject of an erasure in Redis. Raises Redis's errors."""
+        queries = self._queries
+        self._fence.add(claim.erasure.tags, queries.store_id, queries.log_size())
 
     def load(self, when: When = "always") -> bool:
-        """Make Redis's fences what SQL's are, and let this server count as loaded.
+        """Replace the fence in Redis by the one in SQL, and mark this server as loaded.
 
-        False where it was left to another load: see `Fence.load` for `when`. Raises
+        Returns False if another load is left to finish: see `Fence.load` for `when`. Raises
         `AuditUnavailable`, and `ConfigurationError` or `AuditChainBroken` as `Fence.load`.
         """
-        register = self._register
-        is_loaded = self._fence.load(
-            register.store_id, register.fences, register.log_size, when=when
-        )
+        queries = self._queries
+        is_loaded = self._fence.load(queries.store_id, queries.fences, queries.log_size, when=when)
         _log.info("fences_loaded" if is_loaded else "fences_loaded_by_another")
         return is_loaded
 
     def try_load(self, patience_s: float = 0) -> bool:
-        """Load what was found not loaded; where SQL fails, say why and go on.
+        """Load the fence if this server is not loaded; log a failure of SQL instead of raising.
 
-        The load of another, which mostly takes milliseconds, is waited for that long: a flush
-        that a person asked for comes only once.
+        Waits up to `patience_s` for the load of another process, which usually takes
+        milliseconds: a flush that a person starts is not repeated.
         """
         try:
             return self.load("unless loaded") or (
@@ -80,22 +79,22 @@ class FenceSync:
         while time.monotonic() < ends_at:
             if not self._fence.state().is_loading:
                 return True
-            time.sleep(_LOOK_S)
+            time.sleep(_POLL_S)
         return False
 
     def reconcile(self) -> None:
-        """Load again where Redis has another number of fences than SQL, or a load died.
+        """Load the fence if Redis has another number of tags than SQL, or a load died.
 
-        So was one that could not be raised, or lowered, because Redis was away; and what a
-        dead load had read is still there.
+        This repairs a fence that could not be added or lifted while Redis was away, and
+        removes the draft of a dead load.
         """
         state = self._fence.state()
         if not state.is_loading:
-            # Whatever changes SQL's fences adds to the log. To count them takes its time.
-            seen = (state.tags, self._register.log_size())
+            # Each change of SQL's fence adds to the log. Counting a fence takes time.
+            seen = (state.tags, self._queries.log_size())
             if seen == self._seen:
                 return
-            if state.tags == self._register.fence_count():
+            if state.tags == self._queries.fence_count():
                 self._seen = seen
                 return
         self.load("unless loading")

@@ -1,65 +1,67 @@
-"""Erasures as values: what was asked, how far one is, and what a worker holds of it.
+"""Erasures as values: the state of one, a worker's claim on it, a call of the vendor.
 
-Ids of a subject are in two of these, and in no `repr`. See `steps` for the steps of
-the workflow and `register` for what people ask.
+Ids of a subject are in `Erasure` alone, and in no `repr`.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 from mm_tasks.buffer import records
 from mm_tasks.erasure.audit import protocol
-from mm_tasks.timestamps import moment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
     from datetime import datetime
+
+    from sqlalchemy import RowMapping
+
+    from mm_tasks.erasure.audit.tables import SubjectIds
 
 Step = Literal["fence", "purge", "quiesce", "call", "complete"]
 
 
 @dataclass(frozen=True, slots=True)
 class Erasure:
-    """How far one erasure is, as the database had it a moment ago.
-
-    `ids` are the user id and the anonymous ids; None once they were wiped.
-    """
+    """The state of one erasure at the time it was read. `ids` is None once they are wiped."""
 
     id: str
     project: str
     state: str
     mode: str
-    ids: tuple[str, tuple[str, ...]] | None = field(repr=False)
+    ids: SubjectIds | None
     received_at: datetime
     due_at: datetime
     fenced_at: datetime | None
     quiesced_at: datetime | None
     next_at: datetime | None
-    passes_s: tuple[float, ...]
+    passes_s: list[float]
     acknowledged: int
     attempts: int
     removed: Mapping[str, int]
 
+    @classmethod
+    def of(cls, row: RowMapping) -> Self:
+        """Return the value of a row of `mm_erasures`, whose columns have the same names."""
+        return cls(**{column.name: row[column.name] for column in fields(cls)})
+
     @property
     def user_id(self) -> str:
-        """Return the id that the vendor is told; there until the erasure ended."""
+        """Return the id to send to the vendor. The erasure must not have ended."""
         assert self.ids is not None, self.id
-        return self.ids[0]
+        return self.ids.user
 
     @property
     def tags(self) -> tuple[bytes, ...]:
         """Return the tags to fence and to purge: the user's, then the anonymous ones."""
         assert self.ids is not None, self.id
-        user, anonymous = self.ids
-        user_tag = records.tag(self.project, "user", user)
-        return (user_tag, *(records.tag(self.project, "anonymous", one) for one in anonymous))
+        anonymous = (records.tag(self.project, "anonymous", id_) for id_ in self.ids.anonymous)
+        return (records.tag(self.project, "user", self.user_id), *anonymous)
 
     @property
     def step(self) -> Step | None:
-        """Return what is to be done next, once it is due; None when it has ended."""
+        """Return the next step, which may not be due yet; None once the erasure has ended."""
         match self.state:
             case "received":
                 return "fence"
@@ -77,28 +79,31 @@ class Erasure:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """An erasure that this worker alone may take a step of, until the lease runs out."""
+    """The exclusive right to take steps of an erasure until the lease expires."""
 
-    id: str
     token: str
     erasure: Erasure
 
+    @property
+    def id(self) -> str:
+        """Return the id of the erasure."""
+        return self.erasure.id
+
 
 class Opened(NamedTuple):
-    """What became of a request.
+    """An accepted request: the id of its new erasure, or of the open one of the same user.
 
-    `id` is that of the open erasure where there was one. With a `claim` the fence is to be
-    raised, and the caller may do it; without one it is up, or another worker is at it.
+    With a `claim` the fence must be raised, and the caller may do it. Without one the fence
+    is up, or another process is raising it.
     """
 
     id: str
-    is_new: bool
     is_fenced: bool
     claim: Claim | None
 
 
 class StepAttempt(NamedTuple):
-    """One call to the vendor that is about to be made: of pass `n`."""
+    """A call of the vendor that is about to be made, for pass `n`."""
 
     erasure: str
     n: int
@@ -106,11 +111,11 @@ class StepAttempt(NamedTuple):
 
 
 class VendorAck(NamedTuple):
-    """How a call ended.
+    """The result of a call of the vendor.
 
-    `status` is HTTP's, None when there was no answer. `outcome` is a fixed word;
+    `status` is HTTP's; None without a response. `outcome` is a fixed word;
     `protocol.ACKNOWLEDGED` is success. Otherwise `then` is one of `protocol.BLOCKED` and
-    `next_at` says when the pass is tried again; None waits for a person.
+    `next_at` is the time of the next attempt; None waits for a person.
     """
 
     status: int | None
@@ -120,83 +125,14 @@ class VendorAck(NamedTuple):
 
 
 class ErasureDeadline(NamedTuple):
-    """An open erasure that has used up `mark` percent of its time, or more."""
+    """An open erasure that has used `mark` percent of its time, 0 below the first mark.
+
+    `warned` is the highest mark that was logged.
+    """
 
     id: str
     state: str
     received_at: datetime
     due_at: datetime
+    warned: int
     mark: int
-
-
-def erasure_of(row: Mapping[str, Any]) -> Erasure:
-    """Return the value of a row of `mm_erasures`."""
-    ids = None if row["ids"] is None else json.loads(row["ids"])
-    return Erasure(
-        id=row["id"],
-        project=row["project"],
-        state=row["state"],
-        mode=row["mode"],
-        ids=None if ids is None else (ids["user"], tuple(ids["anonymous"])),
-        received_at=moment(row["received_at"]),
-        due_at=moment(row["due_at"]),
-        fenced_at=optional(row["fenced_at"]),
-        quiesced_at=optional(row["quiesced_at"]),
-        next_at=optional(row["next_at"]),
-        passes_s=tuple(json.loads(row["passes_s"])),
-        acknowledged=row["acknowledged"],
-        attempts=row["attempts"],
-        removed=json.loads(row["removed"]),
-    )
-
-
-def optional(text: str | None) -> datetime | None:
-    """Return the moment of a stamp that may be absent."""
-    return None if text is None else moment(text)
-
-
-def packed(user_id: str, anonymous_ids: tuple[str, ...]) -> str:
-    """Return the text of the column `ids`, which can hold any id in any database."""
-    return json.dumps({"user": user_id, "anonymous": anonymous_ids})
-
-
-def summary_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is told of a row of `mm_erasures`, ready for JSON: no id of the subject."""
-    plain = (
-        "id",
-        "project",
-        "state",
-        "mode",
-        "epoch",
-        "anonymous",
-        "requested_by",
-        "reason",
-        "received_at",
-        "due_at",
-        "accepted_at",
-        "fenced_at",
-        "quiesced_at",
-        "ended_at",
-        "next_at",
-        "acknowledged",
-        "attempts",
-        "duplicate_of",
-    )
-    parsed = ("tickets", "removed", "passes_s")
-    return {
-        **{name: row[name] for name in plain},
-        **{name: json.loads(row[name]) for name in parsed},
-        "subject": row["pseudonym"],
-        "is_wiped": row["ids"] is None,
-    }
-
-
-def passes_of(attempts: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the last attempt of each pass, and how many there were."""
-    found: dict[tuple[int, int], dict[str, Any]] = {}
-    for row in attempts:
-        key = (row["round"], row["n"])
-        shown = ("round", "n", "due_at", "sent_at", "answered_at", "status", "outcome")
-        before = found.get(key, {"attempts": 0})
-        found[key] = {name: row[name] for name in shown} | {"attempts": before["attempts"] + 1}
-    return list(found.values())

@@ -1,12 +1,12 @@
-"""The arguments of `forget`, read: what becomes an `ErasureRequest`, or why it does not.
+"""The fields of a request for erasure, and their rules.
 
-As strict as `events`: an unknown name, a wrong type and a missing field all raise
-`InvalidEvent`, which names field and rule and never the value.
+`request_of` reads the arguments of `forget`: an unknown name, a wrong type and a missing
+field raise `InvalidEvent`, which names field and rule and never the value. `ErasureRequest`
+is the one table of the fields; `events/fields` repeats them for type checkers.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -14,23 +14,29 @@ from typing import TYPE_CHECKING, Any
 
 from mm_tasks.erasure.audit import protocol
 from mm_tasks.errors import InvalidEvent, Problem
+from mm_tasks.events.explain import field_problem
 from mm_tasks.events.limits import ID_CHARACTERS_MAX, USER_ID_CHARACTERS_MAX
+from mm_tasks.events.rules import too_long_rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-# What becomes of the subject's later events once the erasure is completed: they are refused
-# until someone lifts that, or are accepted again at once.
+# After the erasure, later events of the subject are refused until a person lifts the fence,
+# or are accepted again at once.
 SUPPRESS, ONCE = MODES = ("suppress", "once")
-# In anything shorter, an id may be part of a reference by chance: ticket GDPR-1093 of user 109.
+# Each tag is searched for in every record; no person has more ids than this.
+ANONYMOUS_IDS_MAX = 500
+# A shorter id may be part of a reference by chance: ticket GDPR-1093 of user 109.
 _TELLING_CHARACTERS = 6
+# Tolerated clock skew.
+_CLOCK_SKEW = timedelta(minutes=5)
+_NOT_AN_ID = "must be text that is not empty, without lone surrogates"
+_NOT_A_LIST = "must be a list of strings"
 NAMES_SUBJECT = "must not hold an id of the subject: the log outlives the erasure"
-# Whose clock is right, the caller's or ours, is nothing to refuse a request for.
-_CLOCKS_DIFFER = timedelta(minutes=5)
 
 
 class Reason(StrEnum):
-    """On which ground an erasure was asked for."""
+    """The legal ground of an erasure."""
 
     NO_LONGER_NEEDED = "gdpr_17_1_a"
     CONSENT_WITHDRAWN = "gdpr_17_1_b"
@@ -45,7 +51,7 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ErasureRequest:
-    """What was asked. `received_at` is None when that is now."""
+    """A request for erasure. `received_at` None means now."""
 
     user_id: str = field(repr=False)
     requested_by: str
@@ -56,136 +62,114 @@ class ErasureRequest:
     mode: str = SUPPRESS
 
     def check(self, now: datetime) -> None:
-        """Raise `InvalidEvent` with each field that could not be kept, never its value.
+        """Raise `InvalidEvent` with each field that cannot be stored, never its value.
 
-        How long an id may be is for the caller to check.
+        `request_of` limits the length of ids.
         """
-        ids = (("user_id", self.user_id), *(("anonymous_ids", one) for one in self.anonymous_ids))
-        problems = [
-            Problem(name, "must be text that is not empty, without lone surrogates")
-            for name, one in ids
-            if not _is_id(one)
-        ]
-        if problems:
-            raise InvalidEvent(problems)
-        problems = [
-            Problem(name, rule)
-            for name in ("requested_by", "ticket")
-            if (rule := self._broken_rule(getattr(self, name), is_optional=name == "ticket"))
-        ]
+        are_ids = all(map(_is_id, self.anonymous_ids))
+        _raise_broken(
+            user_id="" if _is_id(self.user_id) else _NOT_AN_ID,
+            anonymous_ids="" if are_ids else _NOT_AN_ID,
+        )
+        ids = (self.user_id, *self.anonymous_ids)
+        received_at = ""
         if self.received_at is not None:
             if self.received_at.tzinfo is None:
-                problems.append(Problem("received_at", "must have a time zone"))
-            elif self.received_at > now + _CLOCKS_DIFFER:
-                problems.append(Problem("received_at", "must not be in the future"))
-        if self.reason not in set(Reason):
-            problems.append(Problem("reason", f"must be one of {', '.join(Reason)}"))
-        if self.mode not in MODES:
-            problems.append(Problem("mode", f"must be one of {', '.join(MODES)}"))
-        if problems:
-            raise InvalidEvent(problems)
-
-    def _broken_rule(self, reference: object, *, is_optional: bool) -> str:
-        if reference is None and is_optional:
-            return ""
-        return reference_rule(reference, (self.user_id, *self.anonymous_ids))
+                received_at = "must have a time zone"
+            elif self.received_at > now + _CLOCK_SKEW:
+                received_at = "must not be in the future"
+        _raise_broken(
+            requested_by=reference_rule(self.requested_by, ids),
+            ticket="" if self.ticket is None else reference_rule(self.ticket, ids),
+            received_at=received_at,
+            reason=_choice_rule(self.reason, Reason),
+            mode=_choice_rule(self.mode, MODES),
+        )
 
 
-def reference_rule(reference: object, ids: Iterable[str]) -> str:
-    """Return why the log may not hold this reference, '' if it may; `ids` are the subject's."""
-    if not isinstance(reference, str) or not protocol.is_reference(reference):
-        return "must be an opaque reference: 1-128 characters, no @, no spaces"
-    folded = reference.casefold()
-    for one in map(str.casefold, ids):
-        if one == folded or (len(one) >= _TELLING_CHARACTERS and one in folded):
-            return NAMES_SUBJECT
-    return ""
+_NAMES = tuple(column.name for column in fields(ErasureRequest))
+_TEXTS = tuple(name for name in _NAMES if name not in {"anonymous_ids", "received_at"})
 
 
-def _is_id(given: object) -> bool:
-    if not isinstance(given, str) or not given:
-        return False
-    try:
-        given.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-# Each tag is looked for in every record; more ids than this are no one person's.
-ANONYMOUS_IDS_MAX = 500
-_NAMES = tuple(one.name for one in fields(ErasureRequest))
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
-_TOO_LONG = "must have at most {} characters, counted in UTF-16 as JavaScript does"
-
-
-def request_of(given: Mapping[str, object]) -> ErasureRequest:
+def request_of(arguments: Mapping[str, object]) -> ErasureRequest:
     """Return the request; None means "not given". Raises `InvalidEvent` with every problem."""
-    values: dict[str, Any] = {name: one for name, one in given.items() if one is not None}
-    problems = [_unknown(name) for name in given if name not in _NAMES]
+    values: dict[str, Any] = {k: value for k, value in arguments.items() if value is not None}
+    unknown = f"is not a field of this call; known are {', '.join(_NAMES)}"
+    problems = [field_problem(name, unknown, "forget") for name in arguments if name not in _NAMES]
     problems += [
         Problem(name, "is required") for name in ("user_id", "requested_by") if name not in values
     ]
-    problems += _text_problems(values)
-    if "anonymous_ids" in values:
-        ids = values["anonymous_ids"]
-        rule = _ids_rule(ids)
-        problems += [Problem("anonymous_ids", rule)] if rule else []
-        values["anonymous_ids"] = () if rule else tuple(ids)
-    if isinstance(values.get("received_at"), str):
-        values["received_at"] = _instant(values["received_at"])
-    if "received_at" in values and not _is_instant(values["received_at"]):
-        problems.append(Problem("received_at", "must be an aware datetime, or ISO 8601 text"))
+    for name in _TEXTS:
+        if rule := _text_rule(name, values.get(name, "")):
+            problems.append(Problem(name, rule))
+    ids = values.get("anonymous_ids", ())
+    if rule := _ids_rule(ids):
+        problems.append(Problem("anonymous_ids", rule))
+    else:
+        values["anonymous_ids"] = tuple(ids)
+    if "received_at" in values:
+        values["received_at"] = _time(values["received_at"])
+        if values["received_at"] is None:
+            rule = "must be an aware datetime, or ISO 8601 text"
+            problems.append(Problem("received_at", rule))
     if problems:
         raise InvalidEvent(problems)
     return ErasureRequest(**values)
 
 
-def _unknown(name: object) -> Problem:
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        return Problem("forget", "has a field with an unusable name")
-    return Problem(name, f"is not a field of this call; known are {', '.join(_NAMES)}")
+def reference_rule(reference: object, ids: Iterable[str]) -> str:
+    """Return the rule that keeps this reference out of the log, or ''; `ids` are the subject's."""
+    if not protocol.is_reference(reference):
+        return "must be an opaque reference: 1-128 characters, no @, no spaces"
+    folded = str(reference).casefold()
+    for id_ in map(str.casefold, ids):
+        if id_ == folded or (len(id_) >= _TELLING_CHARACTERS and id_ in folded):
+            return NAMES_SUBJECT
+    return ""
 
 
-def _text_problems(values: Mapping[str, object]) -> list[Problem]:
-    texts = [name for name in _NAMES if name not in {"anonymous_ids", "received_at"}]
-    found = []
-    for name in texts:
-        value = values.get(name, "")
-        if not isinstance(value, str):
-            hint = "; use str()" if name == "user_id" and type(value) is int else ""
-            found.append(Problem(name, f"must be a string{hint}"))
-        elif name == "user_id" and _units(value) > USER_ID_CHARACTERS_MAX:
-            found.append(Problem(name, _TOO_LONG.format(USER_ID_CHARACTERS_MAX)))
-    return found
+def _raise_broken(**rules: str) -> None:
+    """Raise `InvalidEvent` for the fields with a broken rule."""
+    problems = [Problem(name, rule) for name, rule in rules.items() if rule]
+    if problems:
+        raise InvalidEvent(problems)
+
+
+def _choice_rule(value: str, choices: Iterable[str]) -> str:
+    return "" if value in tuple(choices) else f"must be one of {', '.join(choices)}"
+
+
+def _is_id(value: object) -> bool:
+    try:
+        return isinstance(value, str) and bool(value.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+def _text_rule(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        hint = "; use str()" if name == "user_id" and type(value) is int else ""
+        return f"must be a string{hint}"
+    return too_long_rule(value, USER_ID_CHARACTERS_MAX) if name == "user_id" else ""
 
 
 def _ids_rule(ids: object) -> str:
     if not isinstance(ids, list | tuple | set | frozenset):
-        return "must be a list of strings"
+        return _NOT_A_LIST
     if len(ids) > ANONYMOUS_IDS_MAX:
         return f"must be at most {ANONYMOUS_IDS_MAX} ids"
-    if not all(isinstance(one, str) for one in ids):
-        return "must be a list of strings"
-    if any(_units(one) > ID_CHARACTERS_MAX for one in ids):
-        return _TOO_LONG.format(ID_CHARACTERS_MAX)
-    return ""
+    if not all(isinstance(id_, str) for id_ in ids):
+        return _NOT_A_LIST
+    return max((too_long_rule(id_, ID_CHARACTERS_MAX) for id_ in ids), default="")
 
 
-def _units(text: str) -> int:
-    return len(text.encode("utf-16-le", "surrogatepass")) // 2
-
-
-def _is_instant(given: object) -> bool:
+def _time(value: object) -> datetime | None:
     try:
-        # The first and the last hours of the calendar have no date in UTC.
-        return isinstance(given, datetime) and bool(given.tzinfo is None or given.astimezone(UTC))
-    except OverflowError:
-        return False
-
-
-def _instant(text: str) -> object:
-    try:
-        return datetime.fromisoformat(text)
-    except ValueError:
-        return text
+        time = datetime.fromisoformat(value) if isinstance(value, str) else value
+        if not isinstance(time, datetime):
+            return None
+        if time.tzinfo is not None:
+            time.astimezone(UTC)  # the first and last hours of the calendar have no date in UTC
+    except (ValueError, OverflowError):
+        return None
+    return time

@@ -1,231 +1,160 @@
-"""Work rows: read one, move one on. Each move is a change of the row and its entry, or neither.
+"""The rows of one project's erasures within one transaction.
 
-`steps` and `register` say which move; what may follow is `protocol`'s to say. Here is also
-the one row that says which store this is, and whether ours is its pseudonym key.
+Each transition changes a row and appends its entry to the log, or does neither. `steps` and
+`commands` choose the transition; `audit/protocol` decides whether it is legal.
 """
 
 from __future__ import annotations
 
-import json
 import secrets
 from contextlib import contextmanager
 from datetime import timedelta
 from logging import getLogger
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import uuid_utils
 from sqlalchemy import insert, select, update
 
+from mm_tasks.buffer import records
 from mm_tasks.erasure.audit import log as audit_log
 from mm_tasks.erasure.audit import protocol, tables
-from mm_tasks.erasure.audit.protocol import ErasureState
-from mm_tasks.erasure.audit.pseudonyms import SETTING
-from mm_tasks.erasure.models import Claim, erasure_of
-from mm_tasks.errors import AuditUnavailable, ConfigurationError
+from mm_tasks.erasure.audit.protocol import ErasureState, IllegalTransition
+from mm_tasks.erasure.models import Claim, Erasure
 from mm_tasks.timestamps import stamp
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
 
+    from sqlalchemy import RowMapping as Row
     from sqlalchemy.engine import Connection
 
-    from mm_tasks.erasure.audit.log import AuditLog
-    from mm_tasks.erasure.audit.pseudonyms import Pseudonyms
-
-    Row = Mapping[str, Any]
-
+    from mm_tasks.erasure.audit.session import AuditSession
 _log = getLogger(__name__)
 
 
 class Transition(NamedTuple):
-    """An entry to be made, and what changes in the row besides what the entry implies."""
+    """An entry to append, and the columns to change besides those that the entry implies."""
 
     kind: str
-    details: Mapping[str, object]
-    changes: Mapping[str, object]
+    details: Mapping[str, object] = MappingProxyType({})
+    changes: Mapping[str, object] = MappingProxyType({})
 
 
-def transition(
-    kind: str, details: Mapping[str, object] | None = None, **changes: object
-) -> Transition:
-    """Return a move: its kind, what the entry says, and the columns that change."""
-    return Transition(kind, details or {}, changes)
+@contextmanager
+def transaction(session: AuditSession) -> Iterator[ErasureRows]:
+    """Run a transaction that no other one overlaps, and commit it."""
+    with session.transaction() as connection:
+        yield ErasureRows(connection, session.project)
 
 
 class ErasureRows:
-    """The erasures of one project in one audit store."""
+    """The rows of one project's erasures; lives as long as its transaction."""
 
-    def __init__(self, log: AuditLog, pseudonyms: Pseudonyms, project: str) -> None:
-        """Take everything as arguments; nothing is opened here."""
-        self.log = log
-        self.pseudonyms = pseudonyms
+    def __init__(self, connection: Connection, project: str) -> None:
+        """Take the connection of an open transaction."""
+        self.connection = connection
         self.project = project
-        self._store_id: str | None = None
-        self._is_wal_left = False
 
-    @contextmanager
-    def transaction(self) -> Iterator[Connection]:
-        """Run a transaction alone, in a store that is ours."""
-        with self.log.transaction() as connection:
-            store_id = self._store_id or self._checked_store(connection)
-            yield connection
-        self._store_id = store_id
-        if self._is_wal_left:
-            self.truncate_wal()
+    def find(self, erasure: str) -> Row | None:
+        """Return the row of an erasure, or None."""
+        return tables.find_erasure(self.connection, self.project, erasure)
 
-    @contextmanager
-    def read(self) -> Iterator[Connection]:
-        """Run a transaction that changes nothing, in a store that is ours."""
-        if self._store_id is None:
-            with self.transaction():
-                pass
-        with self.log.database.read() as connection:
-            yield connection
-
-    @property
-    def store_id(self) -> str:
-        """Return the id that this store was given when it was made."""
-        if self._store_id is None:
-            with self.transaction():
-                pass
-        assert self._store_id is not None
-        return self._store_id
-
-    def find(self, connection: Connection, erasure: str) -> Row | None:
-        """Return a row of this project, or None."""
-        column = tables.erasures.c
-        query = select(tables.erasures).where(column.id == erasure, column.project == self.project)
-        row = connection.execute(query).mappings().one_or_none()
-        return None if row is None else dict(row)
-
-    def advance(
-        self, connection: Connection, row: Row, moves: list[Transition], now: datetime
-    ) -> Row:
-        """Make the moves in order, each with its entry; return the row as it is then.
-
-        Raises `Illegal`, and the transaction changes nothing, where one may not follow.
-        """
-        progress = _progress(connection, row)
-        changes: dict[str, object] = {}
-        for one in moves:
-            progress = protocol.step(progress, one.kind, one.details, row["id"])
-            audit_log.append(connection, _entry(row, one, now))
-            changes |= one.changes
-        changes |= {
-            "state": progress.state,
-            "acknowledged": progress.acknowledged,
-            "attempts": progress.attempts,
-        }
-        self.change(connection, row["id"], **changes)
-        for one in moves:
-            about = {"erasure": row["id"], "entry": one.kind}
-            _log.info("erasure_entry erasure=%s entry=%s", row["id"], one.kind, extra=about)
-        return {**row, **changes}
-
-    def open(self, connection: Connection, values: dict[str, Any], details: Row) -> None:
-        """Insert a new row and its first entry."""
-        first = transition("received", details)
-        values["state"] = protocol.step(None, first.kind, first.details).state
-        connection.execute(insert(tables.erasures).values(values))
-        audit_log.append(connection, _entry(values, first, values["accepted_at"]))
-
-    def change(self, connection: Connection, erasure: str, **changes: object) -> None:
-        """Change columns that are no part of the protocol."""
-        query = update(tables.erasures).where(tables.erasures.c.id == erasure)
-        connection.execute(query.values(changes))
-
-    def lease(self, connection: Connection, row: Row, now: datetime, lease_s: float) -> Claim:
-        """Give an erasure to the caller alone, whoever had it before."""
-        token = secrets.token_hex(16)
-        until = stamp(now + timedelta(seconds=lease_s))
-        self.change(connection, row["id"], token=token, lease_until=until)
-        return Claim(row["id"], token, erasure_of(row))
-
-    def truncate_wal(self) -> bool:
-        """Remove what was wiped from SQLite's write-ahead log too; say whether it is gone.
-
-        Never raises: what was wiped is committed.
-        """
-        try:
-            done = self.log.database.truncate_wal()
-        except AuditUnavailable:
-            done = False
-        self._is_wal_left = not done
-        if not done:
-            # Somebody reads. It goes after the next transaction, or with the last connection.
-            _log.warning("wal_not_truncated")
-        return done
-
-    def _checked_store(self, connection: Connection) -> str:
-        """Return the store's id; refuse a newer store, another key, and one that lost its log."""
-        ours = {"epoch": self.pseudonyms.epoch, "fingerprint": self.pseudonyms.fingerprint}
-        row = connection.execute(select(tables.store)).one_or_none()
+    def get(self, erasure: str, name: str = "erasure") -> Row:
+        """Return the row of an erasure; raise `IllegalTransition`, which calls it `name`."""
+        row = self.find(erasure)
         if row is None:
-            if seen := max((one.size for one in self.log.outside.read()), default=0):
-                rule = f"names an empty database, and the checkpoints here are of {seen} entries"
-                msg = f"MM_TASKS_AUDIT_URL: {rule}; put the log back, see docs/erasure.md"
-                raise ConfigurationError(msg)
-            store_id = str(uuid_utils.uuid7())
-            values = {"one": 1, "id": store_id, "schema_version": tables.SCHEMA_VERSION, **ours}
-            connection.execute(insert(tables.store).values(values))
-            return store_id
-        if row.schema_version != tables.SCHEMA_VERSION:
-            rule = f"its tables are of version {row.schema_version}"
-            msg = f"MM_TASKS_AUDIT_URL: {rule}, this release needs {tables.SCHEMA_VERSION}"
-            raise ConfigurationError(msg)
-        if (row.epoch, row.fingerprint) != (ours["epoch"], ours["fingerprint"]):
-            rule = f"is not the key of this audit store, whose fingerprint is {row.fingerprint}"
-            msg = f"{SETTING}: {rule}; every host needs the same one"
-            raise ConfigurationError(msg)
-        return str(row.id)
+            msg = f"there is no such {name}"
+            raise IllegalTransition(msg)
+        return row
+
+    def insert(self, values: Mapping[str, Any], details: Mapping[str, object]) -> Row:
+        """Insert the row of a new erasure, append its first entry, and return the row."""
+        state = protocol.step(None, "received", details).state
+        self.connection.execute(insert(tables.erasures).values(**values, state=state))
+        row = self.get(values["id"])
+        self._append(row, Transition("received", details), row["accepted_at"])
+        return row
+
+    def advance(self, row: Row, transitions: Sequence[Transition], now: datetime) -> Row:
+        """Make the transitions in order, each with its entry; return the new row.
+
+        Raises `IllegalTransition` if one is not legal.
+        """
+        state = self._state(row)
+        changes: dict[str, object] = {}
+        for transition in transitions:
+            state = protocol.step(state, transition.kind, transition.details, row["id"])
+            self._append(row, transition, now)
+            changes |= transition.changes
+        changes |= {
+            "state": state.state,
+            "acknowledged": state.acknowledged,
+            "attempts": state.attempts,
+        }
+        self.change(row["id"], **changes)
+        for transition in transitions:
+            fields = {"erasure": row["id"], "entry": transition.kind}
+            _log.info("erasure_entry erasure=%s entry=%s", *fields.values(), extra=fields)
+        return self.get(row["id"])
+
+    def change(self, erasure: str, **changes: object) -> None:
+        """Change columns without an entry."""
+        query = update(tables.erasures).where(tables.erasures.c.id == erasure)
+        self.connection.execute(query.values(changes))
+
+    def lease(self, row: Row, now: datetime, lease_s: float) -> Claim:
+        """Lease an erasure to the caller; an earlier claim is lost."""
+        token = secrets.token_hex(16)
+        self.change(row["id"], token=token, lease_until=now + timedelta(seconds=lease_s))
+        return Claim(token, Erasure.of(row))
+
+    def fence(self, erasure: str, kind: str, ids: Iterable[str], now: datetime) -> None:
+        """Fence ids of this kind on behalf of an erasure."""
+        shared = {"erasure": erasure, "project": self.project, "kind": kind, "since": now}
+        for id_ in ids:
+            tag = records.tag(self.project, kind, id_).hex()
+            self.connection.execute(insert(tables.suppressions).values(**shared, tag=tag))
+
+    def unfence(self, erasure: str, now: datetime) -> None:
+        """Lift the fence of an erasure; ids that another one fences stay fenced."""
+        column = tables.suppressions.c
+        query = update(tables.suppressions).where(column.erasure == erasure)
+        self.connection.execute(query.where(column.lifted_at.is_(None)).values(lifted_at=now))
+
+    def _append(self, row: Row, transition: Transition, now: datetime) -> None:
+        subject = (row["id"], row["pseudonym"], row["epoch"])
+        entry = audit_log.StoredEntry(*subject, transition.kind, transition.details, stamp(now))
+        audit_log.append(self.connection, entry)
+
+    def _state(self, row: Row) -> ErasureState:
+        """Return the state that a replay of the erasure's entries must give."""
+        column = tables.passes.c
+        query = select(column.attempt, column.n, column.round, column.outcome)
+        attempts = self.connection.execute(query.where(column.erasure == row["id"])).all()
+        current = (row["attempts"], row["round"])
+        return ErasureState(
+            state=row["state"],
+            passes=len(row["passes_s"]),
+            acknowledged=row["acknowledged"],
+            called=next((a.n for a in attempts if (a.attempt, a.round) == current), 0),
+            attempts=row["attempts"],
+            waiting={a.attempt: a.n for a in attempts if a.outcome is None},
+            wiped=row["ids"] is None,
+        )
 
 
 def is_held(row: Row, now: datetime) -> bool:
-    """Say whether a worker has the erasure and its lease has not run out."""
-    return row["lease_until"] is not None and row["lease_until"] > stamp(now)
+    """Return whether a worker has the erasure and its lease has not expired."""
+    return row["lease_until"] is not None and row["lease_until"] > now
 
 
-def unfence(connection: Connection, erasure: str, now: datetime) -> frozenset[bytes]:
-    """Lift an erasure's suppressions; return the tags that no other one holds."""
-    column = tables.suppressions.c
-    mine = select(tables.suppressions).where(column.erasure == erasure)
-    rows = connection.execute(mine).all()
-    lifted = update(tables.suppressions).where(
-        column.erasure == erasure, column.lifted_at.is_(None)
-    )
-    connection.execute(lifted.values(lifted_at=stamp(now)))
-    held = select(column.tag).where(
-        column.project.in_({row.project for row in rows}), column.lifted_at.is_(None)
-    )
-    still = set(connection.execute(held.where(column.tag.in_([row.tag for row in rows]))).scalars())
-    return frozenset(bytes.fromhex(row.tag) for row in rows if row.tag not in still)
-
-
-def numbers(row: Row, column: str) -> Any:
-    """Return what a column holds as JSON."""
-    return json.loads(row[column])
-
-
-def _entry(row: Row, one: Transition, now: datetime | str) -> audit_log.StoredEntry:
-    at = now if isinstance(now, str) else stamp(now)
-    return audit_log.StoredEntry(
-        row["id"], row["pseudonym"], row["epoch"], one.kind, one.details, at
-    )
-
-
-def _progress(connection: Connection, row: Row) -> ErasureState:
-    """Return how far the rows say an erasure is: what a replay of its entries gives."""
-    column = tables.passes.c
-    query = select(column.attempt, column.n, column.round, column.outcome)
-    rows = connection.execute(query.where(column.erasure == row["id"])).all()
-    newest = next((one for one in rows if one.attempt == row["attempts"]), None)
-    return ErasureState(
-        state=row["state"],
-        passes=len(json.loads(row["passes_s"])),
-        acknowledged=row["acknowledged"],
-        called=newest.n if newest is not None and newest.round == row["round"] else 0,
-        attempts=row["attempts"],
-        waiting={one.attempt: one.n for one in rows if one.outcome is None},
-        wiped=row["ids"] is None,
-    )
+def ending(
+    kind: str, details: Mapping[str, object], now: datetime, **changes: object
+) -> list[Transition]:
+    """Return the transitions that end an erasure and wipe its ids."""
+    ended = {"ended_at": now, "next_at": None, "token": None, "lease_until": None}
+    return [
+        Transition(kind, details, {**ended, **changes}),
+        Transition("wiped", changes={"ids": None}),
+    ]

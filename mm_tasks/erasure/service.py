@@ -1,7 +1,7 @@
-"""What people ask of erasures, and what it does to the fence.
+"""Requests and commands of people, together with their effect on the fence in Redis.
 
-SQL first: once that has it, it will be done. The fence follows at once where Redis is in
-reach, otherwise with the next sweep.
+SQL first: a committed request will be done. The fence in Redis follows at once if Redis
+answers, otherwise with the next sweep.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mm_tasks.errors import AuditUnavailable
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mm_tasks.erasure.commands import Register
+    from mm_tasks.erasure.commands import ErasureCommands
     from mm_tasks.erasure.fence_sync import FenceSync
     from mm_tasks.erasure.models import Claim
     from mm_tasks.erasure.request import ErasureRequest
@@ -28,73 +28,69 @@ _log = getLogger(__name__)
 
 
 class Accepted(NamedTuple):
-    """An erasure that will be done: its id, and whether the fence is up already.
-
-    `is_new` is False where one of the same subject was open: then it is that one's id.
-    """
+    """A committed erasure: its id, and whether the fence in Redis is up."""
 
     id: str
     is_fenced: bool
-    is_new: bool
 
 
 class ErasureService:
-    """The door for people; `erasure` does the work."""
+    """The entry point for requests and commands; `workflow` does the erasures."""
 
     def __init__(
         self,
         steps: ErasureSteps,
-        register: Register,
+        commands: ErasureCommands,
         fence_sync: FenceSync,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """Take everything as arguments; nothing is read here."""
         self._steps = steps
-        self._register = register
+        self._commands = commands
         self._fence_sync = fence_sync
         self._clock = clock
 
-    def request(self, asked: ErasureRequest, *, via: str = "call") -> Accepted:
-        """Accept a request, then raise the fence; the log says that it came by `via`.
+    def request(self, request: ErasureRequest, *, via: str = "call") -> Accepted:
+        """Commit a request, then raise the fence. `via` is one of `protocol.VIA`.
 
-        Raises `InvalidEvent`, `AuditUnavailable` or `ConfigurationError` (the fences in Redis
-        are those of another audit store); then nothing was accepted.
+        Raises `InvalidEvent`, `AuditUnavailable` or `ConfigurationError` (the fence in Redis
+        is of another audit store); then nothing was accepted.
         """
-        # Where Redis is away nobody can tell, and the fence itself is refused later.
+        # Without Redis the check is impossible here; raising the fence repeats it.
         with suppress(RedisError):
             self._fence_sync.check_store()
-        opened = self._register.open_request(asked, self._clock(), via=via)
+        opened = self._commands.open_request(request, self._clock(), via=via)
         is_fenced = opened.is_fenced
         if opened.claim is not None:
-            is_fenced = self._raised(opened.claim)
-        return Accepted(opened.id, is_fenced, opened.is_new)
+            is_fenced = self._raise_fence(opened.claim)
+        return Accepted(opened.id, is_fenced)
 
     def cancel(self, erasure: str, requested_by: str) -> None:
-        """End an erasure before the vendor was called; its subject is fenced no more."""
-        self._register.cancel(erasure, requested_by, self._clock())
-        self._lower()
+        """See `ErasureCommands.cancel`."""
+        self._commands.cancel(erasure, requested_by, self._clock())
+        self._lower_fence()
 
     def reject(self, erasure: str, requested_by: str, outcome: str) -> None:
-        """As `cancel`, for a reason in a fixed word, such as `not_verified`."""
-        self._register.reject(erasure, requested_by, outcome, self._clock())
-        self._lower()
+        """See `ErasureCommands.reject`."""
+        self._commands.reject(erasure, requested_by, outcome, self._clock())
+        self._lower_fence()
 
     def mark_duplicate(self, erasure: str, original: str, requested_by: str) -> None:
-        """As `cancel`, for the reason that another erasure does the same."""
-        self._register.mark_duplicate(erasure, original, requested_by, self._clock())
-        self._lower()
+        """See `ErasureCommands.mark_duplicate`."""
+        self._commands.mark_duplicate(erasure, original, requested_by, self._clock())
+        self._lower_fence()
 
     def lift(self, erasure: str, requested_by: str) -> None:
-        """Let events of a completed erasure's subject in again."""
-        self._register.lift(erasure, requested_by, self._clock())
-        self._lower()
+        """See `ErasureCommands.lift`."""
+        self._commands.lift(erasure, requested_by, self._clock())
+        self._lower_fence()
 
     def retry(self, erasure: str, requested_by: str) -> None:
-        """Let a blocked erasure call the vendor again at once."""
-        self._register.retry(erasure, requested_by, self._clock())
+        """See `ErasureCommands.retry`."""
+        self._commands.retry(erasure, requested_by, self._clock())
 
-    def _raised(self, claim: Claim) -> bool:
-        """Raise the fence and note that; give the erasure back in any case."""
+    def _raise_fence(self, claim: Claim) -> bool:
+        """Raise the fence, record it, and release the claim; return whether the fence is up."""
         is_up = False
         try:
             try:
@@ -105,12 +101,12 @@ class ErasureService:
                 _log.warning("fence_not_raised", extra={"error": type(error).__name__})
             self._steps.release(claim)
         except AuditUnavailable:
-            # The request is committed. A sweep takes over once the short lease has run out.
+            # The request is committed. A sweep takes over when the short lease has expired.
             _log.warning("fence_not_noted", extra={"erasure": claim.id})
         return is_up
 
-    def _lower(self) -> None:
-        """Take what SQL fences no more out of Redis; a sweep does it where that is away."""
+    def _lower_fence(self) -> None:
+        """Load the fence of SQL into Redis; if that fails, the next sweep does it."""
         try:
             self._fence_sync.load()
         except (RedisError, AuditUnavailable) as error:

@@ -1,38 +1,39 @@
-"""The ledger: every step of an erasure's workflow, each one transaction with its entry.
+"""The steps of the erasure workflow, each one transaction with its entry.
 
-A worker claims an erasure that is due, takes its next step, notes it here, and gives it
-back. A claim runs out, so that a worker which died is taken over; and it is taken away when
-new ids arrive, since what was fenced or purged meanwhile lacks them. A step noted without
-a claim that still holds returns None and changes nothing: whoever holds it goes on.
+A worker claims an erasure that is due, takes its next step, records it here, and releases
+the claim. A claim is lost when its lease expires, so that another worker takes over from one
+that died, and when new ids arrive, which the step in progress lacks. A step recorded with a
+lost claim returns None and changes nothing.
 
-Only an answer is always taken: the call was made, whoever made it. It counts if the
-erasure waits for it, and is in the log in any case.
+Only the result of a call is always recorded, because the call was made. It counts for its
+pass if the erasure still waits for it.
 
-What people ask (`forget`, `cancel`, `show`) is in `register`. Time is an argument.
+`commands` has the writes that people ask for. Time is an argument.
 """
 
 from __future__ import annotations
 
-import json
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from sqlalchemy import insert, or_, select, update
 
-from mm_tasks.erasure.audit import protocol, tables
+from mm_tasks.erasure.audit import tables
 from mm_tasks.erasure.audit.protocol import ACKNOWLEDGED, OPEN
-from mm_tasks.erasure.models import Claim, Erasure, StepAttempt, VendorAck, erasure_of
+from mm_tasks.erasure.models import Claim, Erasure, StepAttempt, VendorAck
 from mm_tasks.erasure.request import ONCE
-from mm_tasks.erasure.rows import ErasureRows, Transition, is_held, numbers, transition, unfence
-from mm_tasks.timestamps import moment, stamp
+from mm_tasks.erasure.rows import ErasureRows, Transition, ending, is_held, transaction
+from mm_tasks.timestamps import stamp
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from datetime import datetime
 
-    from sqlalchemy.engine import Connection
+    from sqlalchemy import RowMapping as Row
 
-    from mm_tasks.erasure.rows import Row
+    from mm_tasks.erasure.audit.session import AuditSession
 
 _DUE_MAX = 100
 
@@ -40,212 +41,166 @@ _DUE_MAX = 100
 class ErasureSteps:
     """The steps of the erasures of one project."""
 
-    def __init__(self, work: ErasureRows) -> None:
-        """Take the work rows; nothing is opened here."""
-        self._work = work
+    def __init__(self, session: AuditSession) -> None:
+        """Take the store; nothing is opened here."""
+        self._session = session
 
     def due(self, now: datetime, limit: int = _DUE_MAX) -> list[str]:
-        """Return ids of erasures whose next step is due and nobody is at, longest due first."""
+        """Return the ids of unclaimed erasures whose next step is due, longest due first."""
         column = tables.erasures.c
-        at = stamp(now)
         query = (
             select(column.id)
-            .where(column.project == self._work.project, column.state.in_(OPEN))
-            .where(column.next_at <= at)
-            .where(or_(column.lease_until.is_(None), column.lease_until <= at))
+            .where(column.project == self._session.project, column.state.in_(OPEN))
+            .where(column.next_at <= now)
+            .where(or_(column.lease_until.is_(None), column.lease_until <= now))
             .order_by(column.next_at, column.id)
             .limit(limit)
         )
-        with self._work.read() as connection:
+        with self._session.read() as connection:
             return list(connection.execute(query).scalars())
 
     def claim(self, erasure: str, now: datetime, lease_s: float) -> Claim | None:
-        """Take an erasure for a limited time; None when it is not due, ended or taken."""
-        with self._work.transaction() as connection:
-            row = self._work.find(connection, erasure)
+        """Claim an erasure; return None if it is not due, has ended or is claimed."""
+        with transaction(self._session) as rows:
+            row = rows.find(erasure)
             if row is None or row["state"] not in OPEN or is_held(row, now):
                 return None
-            if row["next_at"] is None or row["next_at"] > stamp(now):
-                return None
-            return self._work.lease(connection, row, now, lease_s)
+            return rows.lease(row, now, lease_s) if _is_due(row, now) else None
 
     def extend(self, claim: Claim, now: datetime, lease_s: float) -> bool:
-        """Keep a claim for longer, from now; False when it is lost."""
-        with self._work.transaction() as connection:
-            if self._held(connection, claim) is None:
-                return False
-            until = stamp(now + timedelta(seconds=lease_s))
-            self._work.change(connection, claim.id, lease_until=until)
-            return True
+        """Let the lease end `lease_s` from now; return False if the claim is lost."""
+        with self._held(claim) as (rows, row):
+            if row is not None:
+                rows.change(claim.id, lease_until=now + timedelta(seconds=lease_s))
+            return row is not None
 
     def release(self, claim: Claim, next_at: datetime | None = None) -> None:
-        """Give an erasure back, to be looked at again at `next_at` if that is given.
-
-        A claim that was lost meanwhile is left to its new holder.
-        """
-        with self._work.transaction() as connection:
-            if self._held(connection, claim) is None:
-                return
-            later = {} if next_at is None else {"next_at": stamp(next_at)}
-            self._work.change(connection, claim.id, token=None, lease_until=None, **later)
+        """Give up a claim; `next_at` postpones the next step. Does nothing if it is lost."""
+        with self._held(claim) as (rows, row):
+            if row is not None:
+                later = next_at or row["next_at"]
+                rows.change(claim.id, token=None, lease_until=None, next_at=later)
 
     def mark_fenced(self, claim: Claim, now: datetime) -> Claim | None:
-        """Note that the fence is up: no attempt with the subject's events is admitted."""
-        return self._noted(claim, now, transition("fenced", fenced_at=stamp(now)))
+        """Record that the fence is up: no attempt with the subject's events is admitted."""
+        return self._record(claim, now, Transition("fenced", changes={"fenced_at": now}))
 
     def mark_purged(self, claim: Claim, removed: Mapping[str, int], now: datetime) -> Claim | None:
-        """Note that our own copies are gone, and how many there were in which place."""
+        """Record that our own copies are removed, with their number by place."""
         before = claim.erasure.removed
-        # Places where nothing was found are kept: that is an answer too.
+        # A place with 0 is kept: it was searched.
         total = {
             place: before.get(place, 0) + removed.get(place, 0) for place in {**before, **removed}
         }
-        return self._noted(
-            claim, now, transition("purged", {"removed": dict(removed)}, removed=json.dumps(total))
-        )
+        details, changes = {"removed": dict(removed)}, {"removed": total}
+        return self._record(claim, now, Transition("purged", details, changes))
 
     def mark_quiesced(self, claim: Claim, passes_s: Sequence[float], now: datetime) -> Claim | None:
-        """Note that no attempt with the subject's events is on its way, and plan the passes.
+        """Record that no attempt with the subject's events is in progress; plan the passes.
 
-        `passes_s` says when the vendor is called, counted from now; at least one.
+        `passes_s` has the time of each call of the vendor, counted from now; at least one.
         """
-        with self._work.transaction() as connection:
-            row = self._held(connection, claim)
-            if row is None:
-                return None
-            changes = {
-                "quiesced_at": stamp(now),
-                "round": row["round"] + 1,
-                "passes_s": json.dumps(list(passes_s)),
-                "next_at": stamp(now + timedelta(seconds=passes_s[0])),
-            }
-            noted = Transition("quiesced", {"passes": len(passes_s)}, changes)
-            return _claim(claim, self._work.advance(connection, row, [noted], now))
+        changes = {
+            "quiesced_at": now,
+            "round": tables.erasures.c.round + 1,
+            "passes_s": list(passes_s),
+            "next_at": now + timedelta(seconds=passes_s[0]),
+        }
+        return self._record(claim, now, Transition("quiesced", {"passes": len(passes_s)}, changes))
 
     def intent(self, claim: Claim, now: datetime) -> StepAttempt | None:
-        """Note that the vendor is about to be called; call only with what this returns.
+        """Record that the vendor is about to be called; the caller then makes this attempt.
 
-        None where the claim is lost, or no pass is due any more.
+        None if the claim is lost, or no pass is due any more.
         """
-        with self._work.transaction() as connection:
-            row = self._held(connection, claim)
-            # An answer to an earlier call may have come since the claim, late.
-            if row is None or row["next_at"] is None or row["next_at"] > stamp(now):
+        with self._held(claim) as (rows, row):
+            # The result of an earlier call may have arrived since the claim.
+            if row is None or not _is_due(row, now):
                 return None
-            n, attempt = row["acknowledged"] + 1, row["attempts"] + 1
-            noted = transition("intent", {"pass": n, "attempt": attempt})
-            self._work.advance(connection, row, [noted], now)
-            values = {
-                "erasure": claim.id,
-                "attempt": attempt,
-                "round": row["round"],
-                "n": n,
-                "due_at": stamp(_due_at(row, n)),
-                "sent_at": stamp(now),
-            }
-            connection.execute(insert(tables.passes).values(values))
-            return StepAttempt(claim.id, n, attempt)
+            attempt = StepAttempt(claim.id, row["acknowledged"] + 1, row["attempts"] + 1)
+            details = {"pass": attempt.n, "attempt": attempt.attempt}
+            rows.advance(row, [Transition("intent", details)], now)
+            times = {"due_at": _due_at(row, attempt.n), "sent_at": now}
+            values = {**attempt._asdict(), **times, "round": row["round"]}
+            rows.connection.execute(insert(tables.passes).values(values))
+            return attempt
 
-    def result(self, attempt: StepAttempt, answer: VendorAck, now: datetime) -> Erasure:
-        """Note how a call ended, and what follows if the erasure still waits for it.
+    def result(self, attempt: StepAttempt, ack: VendorAck, now: datetime) -> Erasure:
+        """Record the result of a call, and its effect if the erasure still waits for it.
 
-        Safe to repeat: the first answer to an attempt stays.
+        Safe to repeat: the first result of an attempt stays.
         """
-        with self._work.transaction() as connection:
-            row = self._work.find(connection, attempt.erasure)
-            if row is None:
-                msg = "there is no such erasure"
-                raise protocol.IllegalTransition(msg)
-            if _is_answered(connection, attempt):
-                return erasure_of(row)
-            moves = [_result(attempt, answer), *_following(row, attempt, answer)]
-            row = self._work.advance(connection, row, moves, now)
-            column = tables.passes.c
-            query = update(tables.passes).where(
-                column.erasure == attempt.erasure, column.attempt == attempt.attempt
+        column = tables.passes.c
+        is_attempt = (column.erasure == attempt.erasure, column.attempt == attempt.attempt)
+        with transaction(self._session) as rows:
+            row = rows.get(attempt.erasure)
+            recorded = rows.connection.execute(select(column.outcome).where(*is_attempt)).scalar()
+            if recorded is not None:
+                return Erasure.of(row)
+            values = {"status": ack.status, "outcome": ack.outcome}
+            details = {"pass": attempt.n, "attempt": attempt.attempt, **values}
+            row = rows.advance(
+                row, [Transition("result", details), *_following(row, attempt, ack)], now
             )
-            values = {
-                "answered_at": stamp(now),
-                "status": answer.status,
-                "outcome": answer.outcome,
-            }
-            connection.execute(query.values(values))
-            return erasure_of(row)
+            query = update(tables.passes).where(*is_attempt)
+            rows.connection.execute(query.values(**values, answered_at=now))
+            return Erasure.of(row)
 
     def complete(self, claim: Claim, now: datetime, aof: str = "") -> Erasure | None:
-        """Note that every pass was acknowledged, and wipe the subject's ids.
+        """Record that every pass was acknowledged, and wipe the subject's ids.
 
-        `aof` is what came of the request to rewrite Redis's AOF, in a fixed word; '' if nobody
-        asked. None where the claim is lost.
-        In mode `once` the fence ends as well; see `Register.fences`.
+        `aof` is the result of the rewrite of Redis's AOF in a fixed word; '' if none was
+        started. None if the claim is lost. In mode `once` this also lifts the fence.
         """
-        with self._work.transaction() as connection:
-            row = self._held(connection, claim)
+        with self._held(claim) as (rows, row):
             if row is None:
                 return None
-            ended = {"ended_at": stamp(now), "next_at": None, "token": None, "lease_until": None}
-            moves = [transition("aof_rewritten", {"outcome": aof})] if aof else []
-            moves += [
-                Transition("completed", {"acknowledged": row["acknowledged"]}, ended),
-                transition("wiped", ids=None),
-            ]
+            transitions = [Transition("aof_rewritten", {"outcome": aof})] if aof else []
+            transitions += ending("completed", {"acknowledged": row["acknowledged"]}, now)
             if row["mode"] == ONCE:
-                moves.append(transition("lifted", {"requested_by": None}))
-                unfence(connection, claim.id, now)
-            row = self._work.advance(connection, row, moves, now)
-        self._work.truncate_wal()
-        return erasure_of(row)
+                transitions.append(Transition("lifted", {"requested_by": None}))
+                rows.unfence(claim.id, now)
+            erasure = Erasure.of(rows.advance(row, transitions, now))
+        self._session.truncate_wal()
+        return erasure
 
-    def _held(self, connection: Connection, claim: Claim) -> Row | None:
-        """Return the row if it is still the caller's: late is good, taken over is not."""
-        row = self._work.find(connection, claim.id)
-        return row if row is not None and row["token"] == claim.token else None
+    @contextmanager
+    def _held(self, claim: Claim) -> Iterator[tuple[ErasureRows, Row | None]]:
+        """Run a transaction on the claimed row, None if the claim is lost.
 
-    def _noted(self, claim: Claim, now: datetime, noted: Transition) -> Claim | None:
-        with self._work.transaction() as connection:
-            row = self._held(connection, claim)
+        A claim whose lease expired is valid until another worker takes over.
+        """
+        with transaction(self._session) as rows:
+            row = rows.find(claim.id)
+            yield rows, row if row is not None and row["token"] == claim.token else None
+
+    def _record(self, claim: Claim, now: datetime, transition: Transition) -> Claim | None:
+        with self._held(claim) as (rows, row):
             if row is None:
                 return None
-            return _claim(claim, self._work.advance(connection, row, [noted], now))
+            return replace(claim, erasure=Erasure.of(rows.advance(row, [transition], now)))
 
 
-def _claim(claim: Claim, row: Row) -> Claim:
-    return Claim(claim.id, claim.token, erasure_of(row))
+def _is_due(row: Row, now: datetime) -> bool:
+    return row["next_at"] is not None and row["next_at"] <= now
 
 
-def _is_answered(connection: Connection, attempt: StepAttempt) -> bool:
-    column = tables.passes.c
-    query = select(column.outcome).where(
-        column.erasure == attempt.erasure, column.attempt == attempt.attempt
-    )
-    return connection.execute(query).scalar() is not None
-
-
-def _result(attempt: StepAttempt, answer: VendorAck) -> Transition:
-    details = {
-        "pass": attempt.n,
-        "attempt": attempt.attempt,
-        "status": answer.status,
-        "outcome": answer.outcome,
-    }
-    return transition("result", details)
-
-
-def _following(row: Row, attempt: StepAttempt, answer: VendorAck) -> list[Transition]:
-    """Return what follows an answer; nothing where another attempt is waited for."""
+def _following(row: Row, attempt: StepAttempt, ack: VendorAck) -> list[Transition]:
+    """Return the effect of a result; nothing if the erasure waits for another attempt."""
     if row["state"] != "submitted" or row["attempts"] != attempt.attempt:
         return []
-    if answer.outcome != ACKNOWLEDGED:
-        next_at = None if answer.next_at is None else stamp(answer.next_at)
-        return [transition(answer.then, {"next_at": next_at}, next_at=next_at)]
-    if attempt.n == len(numbers(row, "passes_s")):
-        # Stays submitted and due, with nothing left to call: `complete` is its next step.
+    if ack.outcome != ACKNOWLEDGED:
+        kind, next_at = ack.then, ack.next_at
+    elif attempt.n < len(row["passes_s"]):
+        kind, next_at = "settling", _due_at(row, attempt.n + 1)
+    else:
+        # The erasure stays submitted and due; its next step is `complete`.
         return []
-    next_at = stamp(_due_at(row, attempt.n + 1))
-    return [transition("settling", {"next_at": next_at}, next_at=next_at)]
+    details = {"next_at": None if next_at is None else stamp(next_at)}
+    return [Transition(kind, details, {"next_at": next_at})]
 
 
 def _due_at(row: Row, n: int) -> datetime:
-    """Return when a pass of this round was to be made."""
-    offset_s = numbers(row, "passes_s")[n - 1]
-    return moment(row["quiesced_at"]) + timedelta(seconds=offset_s)
+    """Return the planned time of a pass of this round."""
+    quiesced_at: datetime = row["quiesced_at"]
+    return quiesced_at + timedelta(seconds=row["passes_s"][n - 1])

@@ -1,11 +1,12 @@
-"""The audit store of one process, wired: its log, its work rows, and what is built on them.
+"""The audit store of one process: its log, and the steps, commands and queries on it.
 
-Apart from `runtime`, which imports this when it is first needed: SQLAlchemy takes as long to
-import as all the rest, and most processes only track.
+`runtime` imports this module at its first use: importing SQLAlchemy takes as long as all
+the rest, and most processes only track.
 """
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from mm_tasks.erasure.audit import pseudonyms
@@ -13,8 +14,9 @@ from mm_tasks.erasure.audit.checkpoints import Checkpoint, CheckpointSinks
 from mm_tasks.erasure.audit.database import Database
 from mm_tasks.erasure.audit.log import AuditLog
 from mm_tasks.erasure.audit.pseudonyms import Pseudonyms
-from mm_tasks.erasure.commands import Register, summed
-from mm_tasks.erasure.rows import ErasureRows
+from mm_tasks.erasure.audit.session import AuditSession
+from mm_tasks.erasure.commands import ErasureCommands
+from mm_tasks.erasure.queries import ErasureQueries, summarize
 from mm_tasks.erasure.steps import ErasureSteps
 from mm_tasks.errors import ConfigurationError
 
@@ -29,7 +31,7 @@ CHECKPOINTS = "checkpoints"
 
 
 class AuditStore:
-    """What is kept of erasures. Opens nothing until it is asked."""
+    """The audit store of one project. Opens nothing until it is used."""
 
     def __init__(
         self,
@@ -40,44 +42,47 @@ class AuditStore:
         pseudonym_key: str | None = None,
         hook: Callable[[Checkpoint], None] | None = None,
     ) -> None:
-        """Take the URL of the database, and where the checkpoints and the key are.
+        """Take the URL of the database, and the directory of the checkpoints and the key.
 
-        Without `pseudonym_key` the state directory has one, which is made when it is first
-        needed. `hook` is called with each checkpoint.
+        Without `pseudonym_key` the first use creates a key in the state directory. `hook` is
+        called with each checkpoint.
         """
         self._project = project
         self._state_dir = state_dir
         self._pseudonym_key = pseudonym_key
         self.log = AuditLog(Database(url), CheckpointSinks(state_dir / CHECKPOINTS, hook))
-        self._work: ErasureRows | None = None
 
     @property
     def steps(self) -> ErasureSteps:
         """Return the steps of erasures; raises `ConfigurationError` without a usable key."""
-        return ErasureSteps(self._opened())
+        return ErasureSteps(self._session)
 
     @property
-    def register(self) -> Register:
-        """Return what is known of erasures; raises `ConfigurationError` without a usable key."""
-        return Register(self._opened())
+    def commands(self) -> ErasureCommands:
+        """Return the commands on erasures; raises as `steps`."""
+        return ErasureCommands(self._session)
 
-    def look(self, now: datetime) -> tuple[dict[str, Any], list[ErasureDeadline]]:
-        """Return the numbers of erasures, as `Register.summary`, and all open ones.
+    @property
+    def queries(self) -> ErasureQueries:
+        """Return the queries of erasures; raises as `steps`."""
+        return ErasureQueries(self._session)
 
-        Nothing is made by looking: no database, no key. Raises `AuditUnavailable` or
+    def open_erasures(self, now: datetime) -> tuple[dict[str, Any], list[ErasureDeadline]]:
+        """Return the numbers of erasures, as `ErasureQueries.summary`, and all open ones.
+
+        Creates neither the database nor the key. Raises `AuditUnavailable` or
         `ConfigurationError`.
         """
         if self.log.database.is_missing:
-            return summed([], now), []
+            return summarize([], now), []
         key_file = self._state_dir / pseudonyms.FILE
         if self._pseudonym_key is None and not key_file.exists():
             msg = f"{pseudonyms.SETTING}: not set, and the state directory has none"
             raise ConfigurationError(msg)
-        known = self.register.deadlines(now)
-        return summed(known, now), known
+        deadlines = self.queries.deadlines(now)
+        return summarize(deadlines, now), deadlines
 
-    def _opened(self) -> ErasureRows:
-        if self._work is None:
-            mine = Pseudonyms.load(self._pseudonym_key, self._state_dir)
-            self._work = ErasureRows(self.log, mine, self._project)
-        return self._work
+    @cached_property
+    def _session(self) -> AuditSession:
+        key = Pseudonyms.load(self._pseudonym_key, self._state_dir)
+        return AuditSession(self.log, key, self._project)

@@ -1,11 +1,11 @@
 """The erasure workflow: fence, purge, quiesce, call as often as planned, complete.
 
-    run(id) ─▶ claim ─▶ the next step that is due, and the next … ─▶ give back
-    sweep() ─▶ fences as SQL says ─▶ run whatever is due ─▶ warn of deadlines
+    run(id) ─▶ claim ─▶ each step that is due ─▶ release
+    sweep() ─▶ reconcile the fence ─▶ run each erasure that is due ─▶ log deadlines
 
-Each step is a transaction of the ledger, and safe to repeat: a worker that dies leaves a
-claim that runs out, and the next sweep goes on. No step needs a Celery message. The fence
-stays whatever happens, and the vendor is asked until it acknowledges.
+Each step is a transaction of `steps`, and safe to repeat: if a worker dies, its lease expires
+and the next sweep continues. No step needs a Celery message. The fence stays up in every
+case, and the vendor is called until it acknowledges.
 """
 
 from __future__ import annotations
@@ -42,22 +42,22 @@ if TYPE_CHECKING:
 
     from mm_tasks.buffer.purge import Purge
     from mm_tasks.client.api import Client
-    from mm_tasks.erasure.commands import Register
+    from mm_tasks.erasure.commands import ErasureCommands
     from mm_tasks.erasure.fence_sync import FenceSync
     from mm_tasks.erasure.models import Claim, Erasure, StepAttempt
     from mm_tasks.erasure.steps import ErasureSteps
 
 _log = getLogger(__name__)
 
-# Each attempt is three entries of the log for ever, so the waits grow longer than delivery's.
+# Each attempt adds three entries to the log, so the waits grow longer than delivery's.
 _BACKOFF_MIN_S = 1.0
 _BACKOFF_MAX_S = 900.0
-# An answer that nobody expected needs a person, and may also pass by itself.
+# An unexpected response needs a person; it is also tried again, as its cause may pass.
 _ATTENTION_S = 3600.0
-# What is being sent is looked at again this soon.
+# The longest pause before the next scan for requests in progress.
 _QUIESCE_S = 0.25
 _REDIS_AWAY_S = 1.0
-# One sweep takes no longer than about this; the next goes on.
+# A sweep starts no erasure after this time; the next sweep continues.
 _SWEEP_S = 5.0
 _AOF_WAIT_S = 20.0
 
@@ -72,12 +72,12 @@ class ErasurePolicy:
 
 
 class ErasureWorkflow:
-    """The erasures of one project, as a worker does them."""
+    """The workflow of one project's erasures, run by a worker."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - the stages that it knows
+    def __init__(  # noqa: PLR0913, PLR0917 - the parts of each step
         self,
         steps: ErasureSteps,
-        register: Register,
+        commands: ErasureCommands,
         fence_sync: FenceSync,
         purge: Purge,
         client: Client,
@@ -86,7 +86,7 @@ class ErasureWorkflow:
     ) -> None:
         """Take the parts; nothing is read here."""
         self._steps = steps
-        self._register = register
+        self._commands = commands
         self._fence_sync = fence_sync
         self._purge = purge
         self._client = client
@@ -94,9 +94,9 @@ class ErasureWorkflow:
         self._clock = clock
 
     def run(self, erasure_id: str) -> None:
-        """Take every step that is due, unless another worker is at it.
+        """Take every step that is due, unless another worker has the claim.
 
-        Raises what Redis raises, and `AuditUnavailable`; the erasure is then found again.
+        Raises Redis's errors and `AuditUnavailable`; a later sweep then finds the erasure.
         """
         claim = self._steps.claim(erasure_id, self._clock(), self._policy.lease_s)
         try:
@@ -110,12 +110,12 @@ class ErasureWorkflow:
             self._steps.release(claim)
 
     def sweep(self) -> None:
-        """Do whatever is due, although all messages were lost; warn of deadlines."""
+        """Run every erasure that is due, and log deadlines. Needs no message."""
         ends_at = time.monotonic() + _SWEEP_S
         try:
             self._fence_sync.reconcile()
         except (RedisError, AuditChainBroken, ConfigurationError) as error:
-            # The fence stays as it is, and what does not need it goes on.
+            # The fence stays as it is; steps that do not need it continue.
             kind = type(error).__name__
             _log.error("fences_not_mended error=%s", kind, extra={"error": kind})
         for erasure_id in self._steps.due(self._clock()):
@@ -125,11 +125,11 @@ class ErasureWorkflow:
                 self.run(erasure_id)
             except AuditUnavailable:
                 raise
-            except Exception as error:  # noqa: BLE001 - one that fails must not stop the others
+            except Exception as error:  # noqa: BLE001 - one failure must not stop the other erasures
                 kind = type(error).__name__
                 about = {"erasure": erasure_id, "error": kind}
                 _log.error("erasure_failed erasure=%s error=%s", erasure_id, kind, extra=about)
-        for late in self._register.newly_overdue(self._clock()):
+        for late in self._commands.newly_overdue(self._clock()):
             _log.warning(
                 "erasure_deadline erasure=%s state=%s percent=%d",
                 *(late.id, late.state, late.mark),
@@ -140,13 +140,13 @@ class ErasureWorkflow:
         return erasure.next_at is not None and erasure.next_at <= self._clock()
 
     def _step(self, claim: Claim) -> Claim | None:
-        """Take the next step; return None when the erasure ended, or is not ours any more."""
+        """Take the next step; return None if the erasure ended, or the claim is lost."""
         match claim.erasure.step:
             case "fence":
                 self._fence_sync.add(claim)
                 return self._steps.mark_fenced(claim, self._clock())
             case "purge":
-                scan = self._purge.scan(claim.erasure.tags, self._keeping(claim))
+                scan = self._purge.scan(claim.erasure.tags, self._keep_alive(claim))
                 return self._steps.mark_purged(claim, scan.removed, self._clock())
             case "quiesce":
                 return self._quiesce(claim)
@@ -158,8 +158,8 @@ class ErasureWorkflow:
                 return None
 
     def _quiesce(self, claim: Claim) -> Claim | None:
-        """Go on once nothing is left and nothing on its way; otherwise look again soon."""
-        scan = self._purge.scan(claim.erasure.tags, self._keeping(claim))
+        """Record quiesce if no event is left or in progress; otherwise scan again soon."""
+        scan = self._purge.scan(claim.erasure.tags, self._keep_alive(claim))
         now = self._clock()
         if scan.removed.total():
             return self._steps.mark_purged(claim, scan.removed, now)
@@ -174,11 +174,11 @@ class ErasureWorkflow:
             self._steps.release(claim)
             return None
         outcome = self._client.forget(claim.erasure.user_id)
-        erasure = self._record_with_retry(attempt, self._answer(claim.erasure, outcome))
+        erasure = self._record_with_retry(attempt, self._ack(claim.erasure, outcome))
         return replace(claim, erasure=erasure)
 
-    def _answer(self, erasure: Erasure, outcome: Outcome) -> VendorAck:
-        word, status, then, wait_s = _read(outcome)
+    def _ack(self, erasure: Erasure, outcome: Outcome) -> VendorAck:
+        word, status, then, wait_s = _classify(outcome)
         if then == "retrying":
             wait_s = _backoff_s(erasure.attempts - erasure.acknowledged)
             if isinstance(outcome, Throttled):
@@ -206,8 +206,8 @@ class ErasureWorkflow:
             self._fence_sync.load()
         return None
 
-    def _keeping(self, claim: Claim) -> Callable[[], object]:
-        """Return what keeps the claim through a purge of many steps."""
+    def _keep_alive(self, claim: Claim) -> Callable[[], object]:
+        """Return a function that extends the claim during a long scan."""
         lease_s = self._policy.lease_s
         extend_at = time.monotonic() + lease_s / 3
 
@@ -223,10 +223,10 @@ class ErasureWorkflow:
         return self._clock() + timedelta(seconds=seconds)
 
 
-def _read(  # noqa: PLR0911 - a row of the table each
+def _classify(  # noqa: PLR0911 - one return for each outcome
     outcome: Outcome,
 ) -> tuple[str, int | None, str, float]:
-    """Return an outcome as a fixed word, its status, the state that follows, and its wait."""
+    """Return the fixed word of an outcome, its status, the next state, and the wait."""
     match outcome:
         case Delivered():
             return ACKNOWLEDGED, HTTPStatus.OK, "", 0

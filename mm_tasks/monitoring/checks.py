@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from mm_tasks.erasure.audit.checkpoints import Checkpoint, CheckpointSinks
     from mm_tasks.erasure.audit.log import AuditLog
-    from mm_tasks.erasure.commands import Register
     from mm_tasks.erasure.fence_sync import FenceSync
+    from mm_tasks.erasure.queries import ErasureQueries
     from mm_tasks.settings import Settings
 
 REDIS_MIN = (6, 2)
@@ -59,8 +59,8 @@ class Parts(Protocol):
         """The log in its database."""
 
     @property
-    def register(self) -> Register:
-        """What is known of erasures."""
+    def erasure_queries(self) -> ErasureQueries:
+        """The state of erasures."""
 
     @property
     def fence_sync(self) -> FenceSync:
@@ -149,7 +149,7 @@ def _clock(skew_s: float) -> Verdict:
 def store(parts: Parts) -> Verdict:
     """Return the verdict on the audit store; makes its tables where they are missing."""
     try:
-        store_id = parts.register.store_id
+        store_id = parts.erasure_queries.store_id
         kind = "SQLite" if parts.audit_log.database.is_sqlite else "PostgreSQL"
         parts.fence_sync.check_store()
     except ConfigurationError as error:
@@ -173,7 +173,7 @@ def erasures(redis: Redis, settings: Settings, parts: Parts) -> Iterator[Verdict
             missing = tables.guards_missing(connection)
         yield _guards(missing)
         yield _checkpoints(parts.audit_log)
-        yield _open(parts.register.summary(datetime.now(UTC)))
+        yield _open(parts.erasure_queries.summary(datetime.now(UTC)))
     except AuditUnavailable as error:
         yield _away(error)
 
@@ -207,7 +207,7 @@ def _checkpoints(log: AuditLog) -> Verdict:
     newest = _newest(log.outside)
     with log.database.read() as connection:
         end = head(connection)
-    if newest is not None and (newest.size, newest.head) == (end.size, end.hash):
+    if newest is not None and (newest.size, newest.head) == (end.size, end.head):
         return Verdict("checkpoints", "ok", f"the newest is of all {end.size:,} entries")
     if newest is not None and newest.size >= end.size:
         said = f"one saw {newest.size:,} entries that the log ({end.size:,}) has not as they were"
@@ -236,7 +236,7 @@ def _open(summary: dict[str, Any]) -> Verdict:
 
 
 def in_words(summary: dict[str, Any]) -> str:
-    """Return what `Register.summary` says, for people."""
+    """Return what `ErasureQueries.summary` says, for people."""
     said = "{open:,} open, {overdue:,} overdue, {blocked:,} blocked".format(**summary)
     why = ", ".join(f"{state} {n:,}" for state, n in summary["blocked_reasons"].items())
     return f"{said} ({why})" if why else said

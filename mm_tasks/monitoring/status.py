@@ -19,7 +19,7 @@ def read(redis: Redis, project: str) -> dict[str, Any]:
     {"tags", "loaded"}, "left_out"}`. Counts are of events, but `ambiguous` is of requests that
     may have been stored; `left_out` is of fields that events of web requests went without, as
     the vendor would have refused them. What is known of erasures is in the audit database:
-    see `register`.
+    see `erasure/queries`.
     """
     found = snapshot.read(redis, project)
     paused, age_s = found.paused, found.oldest_waiting_s

@@ -110,7 +110,7 @@ class RecordingProducer:
 
 
 class RecordingErasureService:
-    """Stands where `Intake` does, for callers."""
+    """Stands where `ErasureService` does, for callers."""
 
     def __init__(self, journal: Records) -> None:
         """Take where to record."""
@@ -123,14 +123,13 @@ class RecordingErasureService:
         """
         asked.check(datetime.now(UTC))
         self._journal.fail("forget")
-        is_new = asked.user_id not in self._journal.erasures
         erasure = self._journal.erasures.setdefault(asked.user_id, new_id())
         self._journal.suppress([asked.user_id], asked.anonymous_ids)
         given = {name: plain(getattr(asked, name)) for name in asked.__dataclass_fields__}
         fields = {name: value for name, value in given.items() if value not in (None, [])}
         fields["via"] = "message" if self._journal.is_through_broker() else via
         self._journal.add("forget", fields, erasure)
-        return Accepted(erasure, is_fenced=True, is_new=is_new)
+        return Accepted(erasure, is_fenced=True)
 
 
 class NoClients:

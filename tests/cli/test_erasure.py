@@ -27,7 +27,7 @@ from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.records import tag
 from mm_tasks.cli.check import masked
 from mm_tasks.erasure import certificate
-from mm_tasks.erasure.audit.log import Head
+from mm_tasks.erasure.audit.checkpoints import Checkpoint
 from mm_tasks.erasure.models import VendorAck
 from mm_tasks.erasure.request import ErasureRequest
 from tests.erasure.stores import KEY, USER, VISITOR, Store
@@ -261,7 +261,7 @@ def test_without_an_audit_database_nothing_is_accepted(stack, redis, ask):
     done = ask()
 
     assert done.returncode == 1
-    assert done.stderr.startswith("mm-tasks: the audit database did not do it")
+    assert done.stderr.startswith("mm-tasks: audit database error")
     assert redis.scard(KEYS.fence) == 0
 
 
@@ -337,7 +337,7 @@ def test_an_unknown_erasure_is_one_sentence(store, command, words):
 
 def test_the_receipt_tells_a_request_that_came_in_a_message(store, command):
     request = ErasureRequest("another", "dpo")
-    id_ = store.register.open_request(request, NOW, via="message").id
+    id_ = store.commands.open_request(request, NOW, via="message").id
 
     assert (
         "requested by dpo, in a message through the broker"
@@ -406,9 +406,9 @@ def test_anonymous_ids_added_later_are_open_until_they_are_done(store, command):
     after = command("erasure", "show", claim.id, "--receipt").stdout
 
     assert "stopping the events is not recorded" in before
-    assert "still on their way to the vendor is not settled" in before
+    assert "events may still be on their way to the vendor" in before
     assert "none was on its way" not in before
-    assert "For the anonymous ids added later that holds since" in after
+    assert "For the anonymous ids added later, this applies since" in after
 
 
 @pytest.mark.parametrize("word", ["rewritten", "off", "running", "failed", "refused"])
@@ -423,8 +423,8 @@ def test_the_receipt_says_what_became_of_the_aof(sqlite_receipt, word):
 def sqlite_receipt(store):
     def text(word, **where):
         id_ = store.completed(aof=word).id
-        entries, end = store.register.history(id_)
-        assert isinstance(end, Head)
+        entries, end = store.queries.history(id_)
+        assert isinstance(end, Checkpoint)
         return certificate.text(entries, end, **{"is_sqlite": True, "is_wal_empty": True, **where})
 
     return text
@@ -464,7 +464,7 @@ def test_cancel_lowers_the_fence_and_cannot_be_repeated(redis, command, ask):
 
 def test_lift_of_a_completed_erasure_lowers_the_fence(redis, store, command):
     id_ = store.completed().id
-    Fence(redis, "default").load(store.register.store_id, store.register.fences)
+    Fence(redis, "default").load(store.queries.store_id, store.queries.fences)
     assert redis.scard(KEYS.fence) == 1
     done = command("erasure", "lift", id_, "--requested-by", "dpo")
 
@@ -556,7 +556,7 @@ def test_verify_warns_of_guards_and_refuses_what_was_changed_behind_them(store, 
     assert verdict(checked, "audit guards")[0] == "warning"
     assert broken.returncode == listed.returncode == 1
     assert broken.stdout == ""
-    assert broken.stderr.startswith("mm-tasks: entry 1: it is not the one that a checkpoint saw")
+    assert broken.stderr.startswith("mm-tasks: entry 1: it differs from the entry of a checkpoint")
 
 
 def test_an_export_is_private_and_is_verified_by_ours_and_by_a_strangers_program(
@@ -720,7 +720,7 @@ def test_status_without_the_audit_database_still_tells_of_events(stack, command,
 
     assert status(command)["erasures"] is None
     assert said.returncode == 0
-    assert "erasures: unknown: the audit database did not do it" in said.stdout
+    assert "erasures: unknown: audit database error" in said.stdout
     del stack.env["MM_TASKS_PSEUDONYM_KEY"]
     assert "unknown: MM_TASKS_PSEUDONYM_KEY: not set" in command("status").stdout
     assert not list(tmp_path.iterdir())

@@ -11,10 +11,11 @@ from mm_tasks.erasure.audit.checkpoints import CheckpointSinks
 from mm_tasks.erasure.audit.database import Database
 from mm_tasks.erasure.audit.log import AuditLog
 from mm_tasks.erasure.audit.pseudonyms import Pseudonyms
-from mm_tasks.erasure.commands import Register
+from mm_tasks.erasure.audit.session import AuditSession
+from mm_tasks.erasure.commands import ErasureCommands
 from mm_tasks.erasure.models import VendorAck
+from mm_tasks.erasure.queries import ErasureQueries
 from mm_tasks.erasure.request import ErasureRequest
-from mm_tasks.erasure.rows import ErasureRows
 from mm_tasks.erasure.steps import ErasureSteps
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -32,13 +33,14 @@ class Store:
         self.folder = folder
         self.database = Database(url)
         self.log = AuditLog(self.database, CheckpointSinks(folder / "checkpoints", hook))
-        self.work = ErasureRows(self.log, Pseudonyms(KEY), project)
-        self.steps = ErasureSteps(self.work)
-        self.register = Register(self.work)
+        self.session = AuditSession(self.log, Pseudonyms(KEY), project)
+        self.steps = ErasureSteps(self.session)
+        self.commands = ErasureCommands(self.session)
+        self.queries = ErasureQueries(self.session)
 
     def ask(self, user_id=USER, now=NOW, **fields):
         request = ErasureRequest(user_id, fields.pop("requested_by", "dpo"), **fields)
-        return self.register.open_request(request, now)
+        return self.commands.open_request(request, now)
 
     def quiesced(self, now=NOW, **fields):
         """An erasure whose first pass is due; its claim."""
@@ -51,9 +53,12 @@ class Store:
         return self.steps.result(self.steps.intent(claim, now), answer, now)
 
     def completed(self, now=NOW, aof="", **fields):
-        claim = self.quiesced(now, **fields)
-        for n in range(len(PASSES_S)):
-            self.call(claim, now=now + timedelta(seconds=PASSES_S[n]))
+        return self.complete(self.quiesced(now, **fields), now, aof)
+
+    def complete(self, claim, now=NOW, aof=""):
+        """Call the vendor for every pass, and complete the erasure."""
+        for offset_s in PASSES_S:
+            self.call(claim, now=now + timedelta(seconds=offset_s))
         return self.steps.complete(claim, now + timedelta(days=1), aof)
 
     def entries(self):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,13 +26,15 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from mm_tasks.erasure.audit import log as audit_log
-from mm_tasks.erasure.audit import tables
 from mm_tasks.erasure.audit.log import StoredEntry, canonical, encode, hash_of
 from mm_tasks.erasure.audit.protocol import ACKNOWLEDGED
 from mm_tasks.erasure.audit.verification import verify, verify_lines
+from mm_tasks.erasure.rows import transaction
 from tests.erasure.stores import NOW, USER, VISITOR, Store, raw_engine
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "verify_audit.py"
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "scripts" / "verify_audit.py"
+DOCS = ROOT / "docs" / "erasure.md"
 
 
 def exported(store, path):
@@ -87,7 +90,7 @@ def test_no_id_of_a_subject_is_ever_in_the_log(store):
     text_ = "\n".join(store.log.export(NOW))
     assert USER not in text_
     assert VISITOR not in text_
-    assert store.work.pseudonyms.of(USER) in text_
+    assert store.session.pseudonyms.of(USER) in text_
 
 
 def test_a_step_that_fails_leaves_neither_row_nor_line(store):
@@ -96,11 +99,10 @@ def test_a_step_that_fails_leaves_neither_row_nor_line(store):
     before = store.entries()
 
     def fail():
-        with store.log.transaction() as connection:
-            row = store.work.find(connection, claim.id)
-            store.work.advance(connection, row, [], NOW)
+        with transaction(store.session) as rows:
+            row = rows.advance(rows.get(claim.id), [], NOW)
             entry = StoredEntry(claim.id, row["pseudonym"], 1, "ticket_added", {}, "t")
-            audit_log.append(connection, entry)
+            audit_log.append(rows.connection, entry)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -321,14 +323,14 @@ def test_the_log_refuses_every_change_but_the_next_line(kind, request, tmp_path)
 
 @pytest.fixture
 def role_url(postgresql_url, tmp_path):
-    """The tables are made by their owner; the role then gets its rights."""
+    """The tables are made by their owner; the role then gets the documented rights."""
+    _, rights, *_ = re.split(r"```sql\n|```", DOCS.read_text("utf-8"))
     Store(postgresql_url, tmp_path).ask("someone before")
     engine = raw_engine(postgresql_url)
     with engine.begin() as connection:
         connection.execute(text("DROP ROLE IF EXISTS mm_tasks"))
-        connection.execute(text("CREATE ROLE mm_tasks LOGIN"))
-        for statement in tables.grants("mm_tasks"):
-            connection.execute(text(statement))
+        for statement in rights.split(";\n"):
+            connection.exec_driver_sql(statement)
     yield engine.url.set(username="mm_tasks").render_as_string(hide_password=False)
     with engine.begin() as connection:
         connection.execute(text("DROP OWNED BY mm_tasks"))
@@ -339,10 +341,10 @@ def test_the_documented_role_can_do_all_the_work(role_url, tmp_path):
     store = Store(role_url, tmp_path)
 
     erasure = store.completed(anonymous_ids=(VISITOR,))
-    store.register.lift(erasure.id, "dpo", NOW)
+    store.commands.lift(erasure.id, "dpo", NOW)
 
     assert verify(store.log).erasures == {"received": 1, "lifted": 1}
-    assert not store.register.newly_overdue(NOW)
+    assert not store.commands.newly_overdue(NOW)
 
 
 def test_the_documented_role_can_do_no_more(role_url):
@@ -368,7 +370,7 @@ def test_the_documented_role_can_do_no_more(role_url):
     assert all("permission denied" in why or "must be owner" in why for why in refused.values())
 
 
-def test_what_counts_as_success_is_one_word(sqlite_url, tmp_path):
+def test_success_is_recorded_as_one_word(sqlite_url, tmp_path):
     """The log's reader looks for it."""
     store = Store(sqlite_url, tmp_path)
     store.completed()

@@ -18,7 +18,7 @@ def path(tmp_path):
     return tmp_path / "state" / "checkpoints"
 
 
-def test_what_is_published_is_read_again(path):
+def test_published_checkpoints_are_read_again(path):
     outside = CheckpointSinks(path)
     assert outside.read() == []
 
@@ -46,7 +46,7 @@ def test_a_checkpoint_that_cannot_be_written_does_not_undo_the_commit(tmp_path, 
     (tmp_path / "blocked").write_text("a file, not a folder")
     store = Store(f"sqlite:///{tmp_path}/a.sqlite", tmp_path / "blocked")
 
-    assert store.ask().is_new
+    assert store.ask().id
     assert "checkpoint_not_written" in caplog.text
 
 
@@ -68,6 +68,6 @@ def test_a_hook_that_raises_is_logged_by_its_kind_alone(url, tmp_path, caplog):
     def hook(_checkpoint):
         raise RuntimeError(USER)
 
-    assert Store(url, tmp_path, hook=hook).ask().is_new
+    assert Store(url, tmp_path, hook=hook).ask().id
     assert "checkpoint_hook_failed" in caplog.text
     assert USER not in caplog.text

@@ -1,4 +1,4 @@
-"""The register: requests, their repetition, their end, and what people are told."""
+"""Commands and queries: requests, their repetition, their end, and their reads."""
 
 from __future__ import annotations
 
@@ -23,43 +23,42 @@ def entries(store, kind):
     return [one["details"] for one in parsed if one["entry"] == kind]
 
 
-def test_a_request_is_kept_with_all_that_was_said(store):
+def test_a_request_is_stored_with_every_field(store):
     opened = store.ask(
         ticket="GDPR-1093", anonymous_ids=(VISITOR, VISITOR), received_at=after(days=-3)
     )
 
-    assert opened.is_new
-    shown = store.register.show(opened.id)
+    shown = store.queries.show(opened.id)
     assert shown["tickets"] == ["GDPR-1093"]
     assert shown["requested_by"] == "dpo"
     assert shown["received_at"] == "2026-01-28T12:00:00.000Z"
     assert shown["accepted_at"] == "2026-01-31T12:00:00.000Z"
     assert shown["due_at"] == "2026-02-28T12:00:00.000Z"
     assert shown["anonymous"] == 1
-    assert shown["subject"] == store.work.pseudonyms.of(USER)
+    assert shown["subject"] == store.session.pseudonyms.of(USER)
     assert shown["passes"] == []
-    assert set(store.register.fences()) == {USER_TAG, VISITOR_TAG}
+    assert set(store.queries.fences()) == {USER_TAG, VISITOR_TAG}
     assert json.dumps(shown)
 
 
-def test_the_same_person_asked_twice_is_one_erasure_with_both_tickets(store):
+def test_a_second_request_for_the_same_person_adds_its_ticket(store):
     first = store.ask(ticket="T-1")
     second = store.ask(ticket="T-2", requested_by="support", now=after(seconds=1))
 
-    assert (second.id, second.is_new, second.is_fenced) == (first.id, False, False)
+    assert (second.id, second.is_fenced) == (first.id, False)
     assert second.claim is None, "the first caller is still at the fence"
-    assert store.register.show(first.id)["tickets"] == ["T-1", "T-2"]
+    assert store.queries.show(first.id)["tickets"] == ["T-1", "T-2"]
     assert [one["ticket"] for one in entries(store, "ticket_added")] == ["T-2"]
-    assert len(store.register.listed()) == 1
+    assert len(store.queries.listed()) == 1
 
 
-def test_who_asks_again_is_told_that_the_fence_is_up(store):
+def test_a_repeated_request_reports_that_the_fence_is_up(store):
     store.steps.mark_fenced(store.ask().claim, NOW)
 
     assert store.ask().is_fenced
 
 
-def test_who_asks_again_raises_a_fence_that_nobody_raised(store):
+def test_a_repeated_request_claims_an_erasure_without_a_fence(store):
     store.ask()
 
     assert store.ask(now=after(minutes=1)).claim is not None
@@ -69,22 +68,22 @@ def test_the_earlier_deadline_holds(store):
     opened = store.ask()
     store.ask(received_at=after(days=-20))
 
-    assert store.register.show(opened.id)["due_at"] == "2026-02-11T12:00:00.000Z"
+    assert store.queries.show(opened.id)["due_at"] == "2026-02-11T12:00:00.000Z"
 
 
-def test_the_mode_that_keeps_more_out_holds(store):
+def test_the_mode_that_refuses_more_events_holds(store):
     opened = store.ask(mode="once")
     store.ask()
 
-    assert store.register.show(opened.id)["mode"] == "suppress"
+    assert store.queries.show(opened.id)["mode"] == "suppress"
 
 
-def test_known_anonymous_ids_send_nothing_back(store):
+def test_known_anonymous_ids_do_not_restart_the_erasure(store):
     claim = store.quiesced(anonymous_ids=(VISITOR,))
 
     again = store.ask(anonymous_ids=(VISITOR,))
 
-    assert store.register.show(again.id)["state"] == "quiesced"
+    assert store.queries.show(again.id)["state"] == "quiesced"
     assert store.steps.intent(claim, NOW) is not None
 
 
@@ -93,22 +92,22 @@ def test_after_the_end_the_same_person_is_another_erasure(store):
     second = store.ask(now=after(days=9))
 
     assert second.id != first.id
-    assert store.register.lift(first.id, "dpo", after(days=9)) == frozenset()
-    assert set(store.register.fences()) == {USER_TAG}
+    store.commands.lift(first.id, "dpo", after(days=9))
+    assert set(store.queries.fences()) == {USER_TAG}
 
 
-def test_another_project_knows_nothing_of_it(store):
-    store.ask()
+def test_another_project_does_not_see_the_erasure(store):
+    opened = store.ask()
     other = type(store)(store.url, store.folder, "q")
 
-    assert set(other.register.fences()) == set()
-    assert other.ask().is_new
+    assert set(other.queries.fences()) == set()
+    assert other.ask().id != opened.id
 
 
 def test_a_key_that_changed_does_not_hide_an_open_erasure(store):
     """Pseudonyms change with their key, tags do not."""
     first = store.ask()
-    store.work.pseudonyms = Pseudonyms("the next key, of another epoch", epoch=2)
+    store.session.pseudonyms = Pseudonyms("the next key, of another epoch", epoch=2)
 
     assert store.ask(now=after(hours=1)).id == first.id
     verify(store.log)
@@ -136,7 +135,7 @@ def test_a_key_that_changed_does_not_hide_an_open_erasure(store):
         ({"anonymous_ids": (None,)}, "anonymous_ids"),
     ],
 )
-def test_what_the_log_could_not_hold_is_refused(sqlite_store, fields, named):
+def test_a_field_that_the_log_may_not_hold_is_refused(sqlite_store, fields, named):
     with pytest.raises(InvalidEvent) as refused:
         sqlite_store.ask(**fields)
 
@@ -146,7 +145,7 @@ def test_what_the_log_could_not_hold_is_refused(sqlite_store, fields, named):
 
 
 def test_a_short_id_may_be_part_of_a_ticket_by_chance(store):
-    assert store.ask("109", ticket="GDPR-1093").is_new
+    assert store.ask("109", ticket="GDPR-1093").id
 
 
 @pytest.mark.parametrize("user_id", ["a\x00b", "'; DROP TABLE mm_store; --", "é" * 256, "\u2028"])
@@ -155,18 +154,19 @@ def test_any_id_that_an_event_may_carry_can_be_erased(store, user_id):
     opened = store.ask(user_id)
 
     assert opened.claim.erasure.user_id == user_id
-    assert not store.ask(user_id).is_new
+    assert store.ask(user_id).id == opened.id
 
 
 def test_cancel_ends_it_before_the_first_call(store):
     claim = store.quiesced(anonymous_ids=(VISITOR,))
 
-    freed = store.register.cancel(claim.id, "dpo", NOW)
+    assert set(store.queries.fences()) == {USER_TAG, VISITOR_TAG}
 
-    assert freed == {USER_TAG, VISITOR_TAG}
-    assert set(store.register.fences()) == set()
-    assert store.register.show(claim.id)["state"] == "cancelled"
-    assert store.register.show(claim.id)["is_wiped"]
+    store.commands.cancel(claim.id, "dpo", NOW)
+
+    assert set(store.queries.fences()) == set()
+    assert store.queries.show(claim.id)["state"] == "cancelled"
+    assert store.queries.show(claim.id)["is_wiped"]
     assert store.steps.intent(claim, NOW) is None, "its worker may not call any more"
     verify(store.log)
 
@@ -174,37 +174,37 @@ def test_cancel_ends_it_before_the_first_call(store):
 def test_reject_and_duplicate_end_it_as_well(store):
     original, second, third = (store.ask(name).id for name in ("first", "second", "third"))
 
-    store.register.reject(second, "dpo", "not_verified", NOW)
-    store.register.mark_duplicate(third, original, "dpo", NOW)
+    store.commands.reject(second, "dpo", "not_verified", NOW)
+    store.commands.mark_duplicate(third, original, "dpo", NOW)
 
-    states = [store.register.show(one)["state"] for one in (second, third)]
+    states = [store.queries.show(one)["state"] for one in (second, third)]
     assert states == ["rejected", "duplicate_of"]
-    assert store.register.show(third)["duplicate_of"] == original
+    assert store.queries.show(third)["duplicate_of"] == original
     verify(store.log)
 
 
-def test_what_may_not_follow_is_refused_in_words_and_changes_nothing(store):
+def test_an_illegal_command_raises_the_rule_and_changes_nothing(store):
     claim = store.quiesced()
     store.steps.intent(claim, NOW)
     before = store.entries()
 
     with pytest.raises(IllegalTransition, match="cancelled may not follow the state submitted"):
-        store.register.cancel(claim.id, "dpo", NOW)
+        store.commands.cancel(claim.id, "dpo", NOW)
     with pytest.raises(IllegalTransition, match="lifted may not follow"):
-        store.register.lift(claim.id, "dpo", NOW)
+        store.commands.lift(claim.id, "dpo", NOW)
     with pytest.raises(IllegalTransition, match="retried may not follow"):
-        store.register.retry(claim.id, "dpo", NOW)
+        store.commands.retry(claim.id, "dpo", NOW)
     with pytest.raises(IllegalTransition, match="no such erasure"):
-        store.register.cancel("nothing", "dpo", NOW)
+        store.commands.cancel("nothing", "dpo", NOW)
     with pytest.raises(IllegalTransition, match="no such original"):
-        store.register.mark_duplicate(claim.id, "nothing", "dpo", NOW)
-    for ask in (store.register.cancel, store.register.lift, store.register.retry):
+        store.commands.mark_duplicate(claim.id, "nothing", "dpo", NOW)
+    for ask in (store.commands.cancel, store.commands.lift, store.commands.retry):
         for one in ("jane@example.com", f"{USER}-by-phone"):
             with pytest.raises(InvalidEvent, match="requested_by: must") as caught:
                 ask(claim.id, one, NOW)
             assert one not in str(caught.value)
     assert store.entries() == before
-    assert set(store.register.fences()) == {USER_TAG}
+    assert set(store.queries.fences()) == {USER_TAG}
 
 
 def test_lift_frees_the_tags_that_no_other_erasure_holds(store):
@@ -212,44 +212,45 @@ def test_lift_frees_the_tags_that_no_other_erasure_holds(store):
     one = store.completed(user_id="one", anonymous_ids=(VISITOR,))
     two = store.completed(user_id="two", anonymous_ids=(VISITOR,))
 
-    assert store.register.lift(one.id, "dpo", NOW) == {tag("p", "user", "one")}
-    assert set(store.register.fences()) == {tag("p", "user", "two"), VISITOR_TAG}
-    assert VISITOR_TAG in store.register.lift(two.id, "dpo", NOW)
+    store.commands.lift(one.id, "dpo", NOW)
+    assert set(store.queries.fences()) == {tag("p", "user", "two"), VISITOR_TAG}
+    store.commands.lift(two.id, "dpo", NOW)
+    assert set(store.queries.fences()) == set()
     verify(store.log)
 
 
 def test_the_fence_holds_after_the_ids_were_wiped(store):
     store.completed(anonymous_ids=(VISITOR,))
 
-    assert set(store.register.fences()) == {USER_TAG, VISITOR_TAG}
+    assert set(store.queries.fences()) == {USER_TAG, VISITOR_TAG}
 
 
 def test_a_list_is_newest_first_and_can_be_narrowed(store):
     first, second = store.ask("a"), store.ask("b", after(hours=1))
-    store.register.cancel(first.id, "dpo", after(hours=2))
+    store.commands.cancel(first.id, "dpo", after(hours=2))
 
-    assert [one["id"] for one in store.register.listed()] == [second.id, first.id]
-    assert [one["id"] for one in store.register.listed(["cancelled"])] == [first.id]
-    assert [one["id"] for one in store.register.listed(limit=1)] == [second.id]
+    assert [one["id"] for one in store.queries.listed()] == [second.id, first.id]
+    assert [one["id"] for one in store.queries.listed(["cancelled"])] == [first.id]
+    assert [one["id"] for one in store.queries.listed(limit=1)] == [second.id]
 
 
-def test_each_mark_of_a_deadline_is_told_once_and_shown_for_as_long_as_it_is_open(store):
+def test_each_mark_of_a_deadline_is_returned_once_and_stays_in_the_deadlines(store):
     claim = store.quiesced()
     store.call(claim, VendorAck(401, "unauthorized", "waiting_key", after(days=99)))
     told = {}
     for day in range(32):
-        for deadline in store.register.newly_overdue(after(days=day)):
+        for deadline in store.commands.newly_overdue(after(days=day)):
             told[day] = deadline.mark
 
     assert told == {14: 50, 23: 80, 28: 100}
-    [deadline] = store.register.overdue(after(days=31))
+    [deadline] = store.queries.deadlines(after(days=31))
     assert (deadline.id, deadline.state, deadline.mark) == (claim.id, "waiting_key", 100)
 
 
-def test_what_has_ended_is_not_overdue(store):
+def test_an_ended_erasure_has_no_deadline(store):
     store.completed()
 
-    assert store.register.overdue(after(days=99)) == []
+    assert store.queries.deadlines(after(days=99)) == []
 
 
 def test_a_request_has_no_id_in_its_repr():

@@ -19,26 +19,17 @@ from mm_tasks.erasure.audit.protocol import (
 )
 
 TIME = "2026-01-31T12:00:00.000Z"
+REQUEST = {"requested_by": "dpo", "ticket": None, "reason": "ccpa", "received_at": TIME}
 DETAILS = {
     "received": {
-        "requested_by": "dpo",
-        "ticket": None,
-        "reason": "ccpa",
-        "received_at": TIME,
+        **REQUEST,
         "project": "p",
         "mode": "suppress",
         "anonymous": 0,
         "due_at": TIME,
         "via": "call",
     },
-    "ticket_added": {
-        "requested_by": "dpo",
-        "ticket": "T-1",
-        "reason": "ccpa",
-        "received_at": TIME,
-        "mode": "suppress",
-        "via": "message",
-    },
+    "ticket_added": {**REQUEST, "ticket": "T-1", "mode": "suppress", "via": "message"},
     "anonymous_added": {"anonymous": 1},
     "purged": {"removed": {"track:waiting": 1}},
     "quiesced": {"passes": 2},
@@ -160,7 +151,7 @@ def test_a_reference_is_never_free_text(value):
 
 
 @pytest.mark.parametrize("value", [{"a b": 1}, {"a": -1}, {"a": 1.5}, {"a": True}, [], "x", None])
-def test_what_was_removed_is_counts_by_place(value):
+def test_removed_has_counts_by_place_only(value):
     with pytest.raises(IllegalTransition, match="removed"):
         step(ErasureState("fenced"), "purged", {"removed": value})
 

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from mm_tasks.erasure.audit.pseudonyms import FILE, Pseudonyms
-from mm_tasks.erasure.rows import ErasureRows
+from mm_tasks.erasure.audit.session import AuditSession
 from mm_tasks.errors import ConfigurationError
 from tests.erasure.stores import KEY, Store
 
@@ -76,7 +76,7 @@ def test_the_key_is_in_no_repr():
 def test_another_key_than_the_store_was_made_with_is_refused(store):
     """The same person would get another name, and the log could not be searched."""
     store.ask()
-    other = ErasureRows(store.log, Pseudonyms("another key of the right length"), "p")
+    other = AuditSession(store.log, Pseudonyms("another key of the right length"), "p")
 
     with pytest.raises(ConfigurationError, match=Pseudonyms(KEY).fingerprint) as refused:
         _ = other.store_id
@@ -85,4 +85,4 @@ def test_another_key_than_the_store_was_made_with_is_refused(store):
 
 
 def test_a_store_keeps_its_id(store):
-    assert store.work.store_id == Store(store.url, store.folder).work.store_id
+    assert store.session.store_id == Store(store.url, store.folder).session.store_id

@@ -32,18 +32,18 @@ def problems(**fields):
 # What is accepted.
 
 
-def test_the_least_that_is_needed_leaves_the_rest_to_the_defaults():
+def test_required_fields_alone_take_the_defaults():
     assert request_of(LEAST) == ErasureRequest("user-1", "dpo")
 
 
-def test_none_is_as_good_as_not_given():
+def test_none_means_not_given():
     everything = dict.fromkeys(("reason", "ticket", "received_at", "anonymous_ids", "mode"))
 
     assert request_of({**LEAST, **everything}) == request_of(LEAST)
 
 
 @pytest.mark.parametrize("kind", [list, tuple, set, frozenset])
-def test_every_collection_of_ids_will_do(kind):
+def test_ids_may_be_in_any_collection(kind):
     assert request_of({**LEAST, "anonymous_ids": kind(["a"])}).anonymous_ids == ("a",)
 
 
@@ -71,6 +71,7 @@ def test_the_longest_that_the_vendor_takes_is_accepted(name, longest):
 
 # What is refused, and why.
 
+LONG_USER = ("user_id", TOO_LONG.format(256))
 REFUSED = {
     "no user": ({"user_id": ...}, ("user_id", "is required")),
     "a user that is None": ({"user_id": None}, ("user_id", "is required")),
@@ -79,11 +80,8 @@ REFUSED = {
     "bytes for a user": ({"user_id": b"u"}, ("user_id", "must be a string")),
     "an empty user": ({"user_id": ""}, ("user_id", NO_ID)),
     "half a character": ({"user_id": "\ud83d"}, ("user_id", NO_ID)),
-    "a long user": ({"user_id": "x" * 257}, ("user_id", TOO_LONG.format(256))),
-    "a user of long characters": (
-        {"user_id": "\U0001f600" * 129},
-        ("user_id", TOO_LONG.format(256)),
-    ),
+    "a long user": ({"user_id": "x" * 257}, LONG_USER),
+    "a user of wide characters": ({"user_id": "\U0001f600" * 129}, LONG_USER),
     "nobody asks": ({"requested_by": ...}, ("requested_by", "is required")),
     "an address asks": ({"requested_by": "dpo@example.org"}, ("requested_by", OPAQUE)),
     "a name with a space asks": ({"requested_by": "Ada L"}, ("requested_by", OPAQUE)),
@@ -93,10 +91,7 @@ REFUSED = {
     "a long ticket": ({"ticket": "T" * 129}, ("ticket", OPAQUE)),
     "a reason that is none": (
         {"reason": "because"},
-        (
-            "reason",
-            f"must be one of {', '.join(Reason)}",
-        ),
+        ("reason", f"must be one of {', '.join(Reason)}"),
     ),
     "a mode that is none": ({"mode": "twice"}, ("mode", "must be one of suppress, once")),
     "a mode that is a list": ({"mode": ["once"]}, ("mode", "must be a string")),
@@ -133,13 +128,8 @@ def test_a_broken_rule_is_named_with_its_field(fields, broken):
 def test_every_broken_rule_is_named_at_once():
     found = problems(user_id=7, requested_by=..., mode=1, anonymous_ids="a", event="e")
 
-    assert [field for field, _ in found] == [
-        "event",
-        "requested_by",
-        "user_id",
-        "mode",
-        "anonymous_ids",
-    ]
+    names = ["event", "requested_by", "user_id", "mode", "anonymous_ids"]
+    assert [field for field, _ in found] == names
 
 
 @pytest.mark.parametrize("name", ["person@example.org", "x" * 65, "", "a b", 7])
@@ -166,18 +156,14 @@ def test_an_id_of_a_few_characters_may_stand_in_a_ticket_by_chance():
 # Whatever comes.
 
 HOSTILE = "hostile-value-5f3a"
-anything = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(),
-    st.floats(),
-    st.text(),
-    st.binary(),
-    st.lists(st.text(), max_size=3),
+anything = (
+    *(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary()),
+    *(st.lists(st.text(), max_size=3), st.dictionaries(st.text(), st.text(), max_size=2)),
     st.datetimes(timezones=st.none() | st.just(UTC)),
-    st.dictionaries(st.text(), st.text(), max_size=2),
 )
-fields = st.dictionaries(st.sampled_from(KNOWN.split(", ")) | st.text(max_size=5), anything)
+fields = st.dictionaries(
+    st.sampled_from(KNOWN.split(", ")) | st.text(max_size=5), st.one_of(anything)
+)
 
 
 def checked(values):
@@ -191,25 +177,16 @@ def checked(values):
 
 
 @given(fields)
-def test_whatever_comes_is_a_request_or_an_invalid_event(values):
+def test_any_fields_give_a_request_or_an_invalid_event(values):
     """Never a `TypeError`, nor what a parser or a clock raises."""
     asked = checked(values)
 
     assert asked.problems if isinstance(asked, InvalidEvent) else asked.user_id == values["user_id"]
 
 
-shapes = st.sampled_from(
-    [
-        HOSTILE,
-        f"{HOSTILE} x",
-        f"{HOSTILE}@x",
-        HOSTILE * 20,
-        [HOSTILE, 1],
-        [HOSTILE * 20],
-        {HOSTILE: HOSTILE},
-        HOSTILE.encode(),
-    ]
-)
+texts = (HOSTILE, f"{HOSTILE} x", f"{HOSTILE}@x", HOSTILE * 20)
+others = ([HOSTILE, 1], [HOSTILE * 20], {HOSTILE: HOSTILE}, HOSTILE.encode())
+shapes = st.sampled_from([*texts, *others])
 
 
 @given(st.dictionaries(st.sampled_from([*KNOWN.split(", "), f"{HOSTILE}@"]), shapes, min_size=1))
@@ -222,10 +199,7 @@ def test_no_value_is_ever_in_the_text(values):
 
 @pytest.mark.parametrize(
     "moment",
-    [
-        datetime.min.replace(tzinfo=timezone(timedelta(hours=23))),
-        "0001-01-01T00:00:00+14:00",
-    ],
+    [datetime.min.replace(tzinfo=timezone(timedelta(hours=23))), "0001-01-01T00:00:00+14:00"],
 )
 def test_a_time_before_all_time_is_refused_like_any_other(moment):
     """In UTC it would be in the year 0, which Python does not have."""

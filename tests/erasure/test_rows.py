@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 
+from mm_tasks.erasure.audit import tables
 from mm_tasks.erasure.audit.database import _SQLITE_PRAGMAS, Database
-from tests.erasure.stores import NOW, PASSES_S, USER, VISITOR, Store, after
+from tests.erasure.stores import NOW, USER, VISITOR, Store
 
 
 def holding(folder, needle):
@@ -27,12 +28,8 @@ def test_ids_are_there_until_the_end_and_nowhere_after_it(sqlite_url, tmp_path):
     store = Store(sqlite_url, tmp_path)
     claim = store.quiesced(anonymous_ids=(VISITOR,))
     assert holding(tmp_path, USER)
-    for offset_s in PASSES_S:
-        store.call(claim, now=after(seconds=offset_s))
 
-    erasure = store.steps.complete(claim, NOW)
-
-    assert erasure.ids is None
+    assert store.complete(claim).ids is None
     assert holding(tmp_path, USER) == holding(tmp_path, VISITOR) == []
 
 
@@ -49,17 +46,15 @@ def test_ids_leave_the_write_ahead_log_while_others_are_connected(sqlite_url, tm
         claim = store.quiesced()
         assert "audit.sqlite-wal" in holding(tmp_path, USER)
         if end == "cancel":
-            store.register.cancel(claim.id, "dpo", NOW)
+            store.commands.cancel(claim.id, "dpo", NOW)
         else:
-            for offset_s in PASSES_S:
-                store.call(claim, now=after(seconds=offset_s))
-            store.steps.complete(claim, NOW)
+            store.complete(claim)
 
         assert holding(tmp_path, USER) == []
         assert (tmp_path / "audit.sqlite-wal").stat().st_size == 0
 
 
-def test_a_reader_that_holds_the_write_ahead_log_back_is_said_so(
+def test_a_reader_that_blocks_the_truncation_of_the_wal_is_logged(
     sqlite_url, tmp_path, caplog, monkeypatch
 ):
     impatient = ("busy_timeout=50", *_SQLITE_PRAGMAS[1:])
@@ -68,11 +63,11 @@ def test_a_reader_that_holds_the_write_ahead_log_back_is_said_so(
     claim = store.ask().claim
     with store.database.read() as connection:
         connection.execute(text("SELECT count(*) FROM mm_erasures")).scalar()
-        store.register.cancel(claim.id, "dpo", NOW)
+        store.commands.cancel(claim.id, "dpo", NOW)
         assert "wal_not_truncated" in caplog.text
-        assert not store.work.truncate_wal()
+        assert not store.session.truncate_wal()
 
-    assert store.work.truncate_wal()
+    assert store.session.truncate_wal()
     assert holding(tmp_path, USER) == []
 
 
@@ -93,10 +88,10 @@ def test_no_remains_are_left_in_pages_that_were_split_or_merged(tmp_path_factory
         if rng.random() < 0.3:
             store.ask(f"kept-{n}")
         if rng.random() < 0.3:
-            store.register.cancel(claims.pop(rng.randrange(len(claims))).id, "dpo", NOW)
+            store.commands.cancel(claims.pop(rng.randrange(len(claims))).id, "dpo", NOW)
     rng.shuffle(claims)
     for claim in claims:
-        store.register.cancel(claim.id, "dpo", NOW)
+        store.commands.cancel(claim.id, "dpo", NOW)
 
     assert holding(folder, "-wiped-") == []
 
@@ -106,14 +101,7 @@ def test_no_column_but_one_ever_holds_an_id(store):
     store.quiesced(anonymous_ids=(VISITOR,), ticket="T-1")
     found = set()
     with store.database.read() as connection:
-        for table in (
-            "mm_erasure_audit",
-            "mm_checkpoints",
-            "mm_erasures",
-            "mm_erasure_passes",
-            "mm_suppressions",
-            "mm_store",
-        ):
+        for table in tables.log.metadata.tables:
             for row in connection.execute(text(f"SELECT * FROM {table}")).mappings():
                 found |= {
                     (table, name)
@@ -127,7 +115,7 @@ def test_no_column_but_one_ever_holds_an_id(store):
 @pytest.mark.parametrize("end", ["cancel", "complete"])
 def test_after_the_end_no_column_holds_an_id(store, end):
     if end == "cancel":
-        store.register.cancel(store.ask(anonymous_ids=(VISITOR,)).id, "dpo", NOW)
+        store.commands.cancel(store.ask(anonymous_ids=(VISITOR,)).id, "dpo", NOW)
     else:
         store.completed(anonymous_ids=(VISITOR,))
 

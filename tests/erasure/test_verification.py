@@ -10,10 +10,11 @@ from sqlalchemy import text
 from mm_tasks.erasure.audit.checkpoints import Checkpoint
 from mm_tasks.erasure.audit.log import canonical, hash_of
 from mm_tasks.erasure.audit.verification import verify, verify_lines
-from mm_tasks.erasure.rows import transition
+from mm_tasks.erasure.rows import Transition, transaction
 from mm_tasks.errors import AuditChainBroken
 from tests.erasure.stores import NOW, Store
 from tests.erasure.test_audit_log import rewritten
+from tests.erasure.test_protocol import DETAILS
 
 
 def edit(connection, seq, old, new):
@@ -25,122 +26,91 @@ def run(connection, sql):
     connection.execute(text(sql))
 
 
-def replace_all(connection, change):
+def replace_all(connection, rewrite):
     """Write the log anew from a changed list of entries, chained as it should be."""
     query = text("SELECT line FROM mm_erasure_audit ORDER BY seq")
     entries = [json.loads(line) for line in connection.execute(query).scalars()]
-    change(entries)
-    run(connection, "DELETE FROM mm_erasure_audit")
-    run(connection, "DELETE FROM mm_checkpoints")
+    rewrite(entries)
+    change(connection, LOG, CHECKPOINTS)
     for seq, line in enumerate(rewritten(entries)[:-1], 1):
         query = text("INSERT INTO mm_erasure_audit VALUES (:seq, :line)")
         connection.execute(query, {"seq": seq, "line": line.rstrip("\n")})
 
 
 def without(entry, nth=0):
-    def change(entries):
-        found = [n for n, one in enumerate(entries) if one["entry"] == entry]
-        del entries[found[nth]]
+    def rewrite(entries):
+        places = [n for n, line in enumerate(entries) if line["entry"] == entry]
+        del entries[places[nth]]
 
-    return change
-
-
-def cut(connection):
-    run(connection, "DELETE FROM mm_erasure_audit WHERE seq > 10")
+    return rewrite
 
 
-def cut_with_checkpoints(connection):
-    cut(connection)
-    run(connection, "DELETE FROM mm_checkpoints WHERE size > 10")
+def change(connection, *changes):
+    """Make each change: SQL, or an edit of an entry as its number, old and new text."""
+    for one in changes:
+        run(connection, one) if isinstance(one, str) else edit(connection, *one)
 
 
+LOG, CHECKPOINTS = "DELETE FROM mm_erasure_audit", "DELETE FROM mm_checkpoints"
+FIFTH = "SELECT line FROM mm_erasure_audit WHERE seq = 5"
+EDIT = (3, '"track:waiting":2', '"track:waiting":1')
 TAMPERED = {
-    "an edit": (
-        lambda c: edit(c, 3, '"track:waiting":2', '"track:waiting":1'),
-        r"entry 3: .*checkpoint",
-    ),
-    "an edit, checkpoints gone": (
-        lambda c: (
-            edit(c, 3, '"track:waiting":2', '"track:waiting":1'),
-            run(c, "DELETE FROM mm_checkpoints"),
-        ),
-        r"entry 3: .*checkpoint",
-    ),
-    "an edit of the first": (lambda c: edit(c, 1, '"dpo"', '"dpx"'), r"entry 1: .*checkpoint"),
-    "an edit of the last": (lambda c: edit(c, 14, "wiped", "wipex"), r"entry 14: .*checkpoint"),
-    "an edit of a link": (lambda c: edit(c, 5, '"prev":"', '"prev":"0'), r"entry 5: .*follow"),
-    "a deletion in the middle": (
-        lambda c: run(c, "DELETE FROM mm_erasure_audit WHERE seq = 7"),
-        r"entry 7 is missing",
-    ),
-    "a deletion at the start": (
-        lambda c: run(c, "DELETE FROM mm_erasure_audit WHERE seq = 1"),
-        r"entry 1 is missing",
-    ),
+    "an edit": ([EDIT], r"entry 3: .*checkpoint"),
+    "an edit, checkpoints gone": ([EDIT, CHECKPOINTS], r"entry 3: .*checkpoint"),
+    "an edit of the first": ([(1, '"dpo"', '"dpx"')], r"entry 1: .*checkpoint"),
+    "an edit of the last": ([(14, "wiped", "wipex")], r"entry 14: .*checkpoint"),
+    "an edit of a link": ([(5, '"prev":"', '"prev":"0')], r"entry 5: .*follow"),
+    "a deletion in the middle": ([f"{LOG} WHERE seq = 7"], r"entry 7 is missing"),
+    "a deletion at the start": ([f"{LOG} WHERE seq = 1"], r"entry 1 is missing"),
     "a deletion, renumbered": (
-        lambda c: (
-            run(c, "DELETE FROM mm_erasure_audit WHERE seq = 14"),
-            run(c, "UPDATE mm_erasure_audit SET seq = 14 WHERE seq = 13"),
-            run(c, "UPDATE mm_erasure_audit SET seq = 13 WHERE seq = 12"),
-            run(c, "DELETE FROM mm_erasure_audit WHERE seq = 12"),
-        ),
+        [
+            f"{LOG} WHERE seq = 14",
+            "UPDATE mm_erasure_audit SET seq = 14 WHERE seq = 13",
+            "UPDATE mm_erasure_audit SET seq = 13 WHERE seq = 12",
+            f"{LOG} WHERE seq = 12",
+        ],
         r"entry 12 is missing",
     ),
     "an exchange": (
-        lambda c: run(
-            c,
-            "UPDATE mm_erasure_audit SET line = (SELECT line FROM mm_erasure_audit WHERE seq = 5)"
-            " WHERE seq = 8",
-        ),
+        [f"UPDATE mm_erasure_audit SET line = ({FIFTH}) WHERE seq = 8"],
         r"entry 8: it is stored under another number",
     ),
-    "a cut tail": (cut, r"entry 11 is missing: a checkpoint saw 14 entries, and 10 are here"),
-    "a cut tail, stored checkpoints too": (cut_with_checkpoints, r"entry 11 is missing: .* 14"),
-    "all gone": (
-        lambda c: (run(c, "DELETE FROM mm_erasure_audit"), run(c, "DELETE FROM mm_checkpoints")),
-        r"entry 1 is missing",
+    "a cut tail": (
+        [f"{LOG} WHERE seq > 10"],
+        r"entry 11 is missing: a checkpoint saw 14 entries, and 10 are here",
     ),
-    "written anew": (
-        lambda c: replace_all(c, lambda entries: entries[0]["details"].update(ticket="other")),
-        r"entry 1: .*checkpoint",
+    "a cut tail, stored checkpoints too": (
+        [f"{LOG} WHERE seq > 10", f"{CHECKPOINTS} WHERE size > 10"],
+        r"entry 11 is missing: .* 14",
     ),
+    "all gone": ([LOG, CHECKPOINTS], r"entry 1 is missing"),
     "a checkpoint changed": (
-        lambda c: run(c, f"UPDATE mm_checkpoints SET head = '{'0' * 64}' WHERE size = 3"),
+        [f"UPDATE mm_checkpoints SET head = '{'0' * 64}' WHERE size = 3"],
         r"entry 3: two checkpoints",
     ),
-    "no JSON": (
-        lambda c: run(c, "UPDATE mm_erasure_audit SET line = 'x' WHERE seq = 2"),
-        "entry 2",
-    ),
-    "deep JSON": (
-        lambda c: edit(c, 2, '"details":{}', f'"details":{"[" * 9999}{"]" * 9999}'),
-        "entry 2",
-    ),
-    "spaces": (lambda c: edit(c, 2, '":"', '": "'), "entry 2: it is not written the way"),
-    "a field more": (lambda c: edit(c, 2, '"details"', '"a":1,"details"'), "entry 2: .*fields"),
-    "another type": (lambda c: edit(c, 2, '"epoch":1', '"epoch":true'), "entry 2: .*fields"),
+    "no JSON": (["UPDATE mm_erasure_audit SET line = 'x' WHERE seq = 2"], "entry 2"),
+    "deep JSON": ([(2, '"details":{}', f'"details":{"[" * 9999}{"]" * 9999}')], "entry 2"),
+    "spaces": ([(2, '":"', '": "')], "entry 2: it is not in the canonical form"),
+    "a field more": ([(2, '"details"', '"a":1,"details"')], "entry 2: .*fields"),
+    "another type": ([(2, '"epoch":1', '"epoch":true')], "entry 2: .*fields"),
     "a work row gone": (
-        lambda c: (
-            run(c, "DELETE FROM mm_suppressions"),
-            run(c, "DELETE FROM mm_erasure_passes"),
-            run(c, "DELETE FROM mm_erasures"),
-        ),
+        [f"DELETE FROM mm_{table}" for table in ("suppressions", "erasure_passes", "erasures")],
         "its work row is gone",
     ),
     "a work row set back": (
-        lambda c: run(c, "UPDATE mm_erasures SET state = 'cancelled'"),
+        ["UPDATE mm_erasures SET state = 'cancelled'"],
         "its work row says cancelled, the log says completed",
     ),
     "a work row of another": (
-        lambda c: run(c, f"UPDATE mm_erasures SET pseudonym = '{'0' * 64}'"),
+        [f"UPDATE mm_erasures SET pseudonym = '{'0' * 64}'"],
         "another subject",
     ),
     "a work row without entries": (
-        lambda c: (
-            run(c, "CREATE TEMPORARY TABLE other AS SELECT * FROM mm_erasures"),
-            run(c, "UPDATE other SET id = 'made up'"),
-            run(c, "INSERT INTO mm_erasures SELECT * FROM other"),
-        ),
+        [
+            "CREATE TEMPORARY TABLE other AS SELECT * FROM mm_erasures",
+            "UPDATE other SET id = 'made up'",
+            "INSERT INTO mm_erasures SELECT * FROM other",
+        ],
         "no entry in the log",
     ),
 }
@@ -154,18 +124,18 @@ ON_BOTH = ["an edit", "a deletion in the middle", "a cut tail", "all gone", "a w
     ("kind", "name"),
     [*(("sqlite", name) for name in TAMPERED), *(("postgresql", name) for name in ON_BOTH)],
 )
-def test_what_was_tampered_with_is_found_and_named(request, tmp_path, kind, name):
+def test_tampering_is_detected_and_its_entry_named(request, tmp_path, kind, name):
     """Must hold 5: with the guards dropped, the chain and the checkpoints still tell."""
     store = Store(request.getfixturevalue(f"{kind}_url"), tmp_path)
-    tamper, rule = TAMPERED[name]
+    changes, rule = TAMPERED[name]
     store.completed()
     assert verify(store.log).size == 14
     with store.tampering() as connection:
-        tamper(connection)
+        change(connection, *changes)
 
     with pytest.raises(AuditChainBroken, match=rule) as broken:
         verify(store.log)
-    assert store.work.pseudonyms.of("x") not in str(broken.value)
+    assert store.session.pseudonyms.of("x") not in str(broken.value)
 
 
 ILLEGAL = {
@@ -190,24 +160,32 @@ ILLEGAL = {
 
 
 @pytest.mark.parametrize("name", ILLEGAL)
-def test_a_log_whose_hashes_are_right_must_also_tell_a_possible_story(sqlite_store, name):
+def test_a_log_with_correct_hashes_must_also_follow_the_protocol(sqlite_store, name):
     """Whoever wrote it anew and has every checkpoint in hand must not get away with gaps."""
-    change, rule = ILLEGAL[name]
+    rewrite, rule = ILLEGAL[name]
     sqlite_store.completed()
     with sqlite_store.tampering() as connection:
-        replace_all(connection, change)
+        replace_all(connection, rewrite)
     (sqlite_store.folder / "checkpoints").unlink()
 
     with pytest.raises(AuditChainBroken, match=rule):
         verify(sqlite_store.log)
 
 
+def test_a_log_written_anew_disagrees_with_the_checkpoints_outside(store):
+    store.completed()
+    with store.tampering() as connection:
+        replace_all(connection, lambda entries: entries[0]["details"].update(ticket="other"))
+
+    with pytest.raises(AuditChainBroken, match=r"entry 1: .*checkpoint"):
+        verify(store.log)
+
+
 def test_an_edit_is_found_by_the_next_link_alone(store):
     """Also where every checkpoint was lost."""
     store.completed()
     with store.tampering() as connection:
-        edit(connection, 3, '"track:waiting":2', '"track:waiting":1')
-        run(connection, "DELETE FROM mm_checkpoints")
+        change(connection, EDIT, CHECKPOINTS)
     (store.folder / "checkpoints").unlink()
 
     with pytest.raises(AuditChainBroken, match="entry 4: it does not follow entry 3"):
@@ -257,7 +235,7 @@ def test_a_verification_during_appends_sees_one_moment(store):
     store.ask()
 
     class Busy:
-        """As `Outside`, with an append between the reading of the file and of the log."""
+        """As `CheckpointSinks`, with an append between the reads of the file and of the log."""
 
         def read(self):
             found = store.log.outside.read()
@@ -274,16 +252,8 @@ def test_a_verification_during_appends_sees_one_moment(store):
 def test_a_log_of_thousands_is_verified_in_pages(sqlite_url, tmp_path):
     store = Store(sqlite_url, tmp_path)
     claim = store.ask().claim
-    with store.log.transaction() as connection:
-        row = store.work.find(connection, claim.id)
-        details = {
-            "requested_by": "dpo",
-            "ticket": None,
-            "reason": "ccpa",
-            "received_at": row["received_at"],
-            "mode": "suppress",
-            "via": "call",
-        }
-        store.work.advance(connection, row, [transition("ticket_added", details)] * 2000, NOW)
+    with transaction(store.session) as rows:
+        row = rows.get(claim.id)
+        rows.advance(row, [Transition("ticket_added", DETAILS["ticket_added"])] * 2000, NOW)
 
     assert verify(store.log).size == 2001

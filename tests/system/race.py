@@ -336,7 +336,7 @@ class Ground:
         self.file = folder / "audit.sqlite"
         self.store = Store(f"sqlite:///{self.file}", folder, project=PROJECT)
         self._engine = _keep_connections(self.store.database)
-        assert self.store.work.store_id
+        assert self.store.session.store_id
         # With its last connection the write-ahead log ends.
         self.close()
         self._template = folder / "template"
@@ -449,13 +449,13 @@ class World:
             release=lambda _, claim, next_at=None: self._on_due(claim.id, next_at),
             result=lambda erasure, *_: self._on_due(erasure.id, erasure.next_at),
         )
-        register = Paused(store.register, open_request=self._on_opened)
-        self.fence_sync = FenceSync(Paused(CountedFence(self)), register)
-        self.erasure_service = ErasureService(steps, register, self.fence_sync, self.clock)
+        commands = Paused(store.commands, open_request=self._on_opened)
+        self.fence_sync = FenceSync(Paused(CountedFence(self)), Paused(store.queries))
+        self.erasure_service = ErasureService(steps, commands, self.fence_sync, self.clock)
         self.vendor = Vendor(self)
         self.workflow = ErasureWorkflow(
             steps,
-            register,
+            commands,
             self.fence_sync,
             SteppingPurge(self),
             self.vendor,
@@ -624,14 +624,15 @@ class World:
             self.hit(("forget: the caller died", accepted is None))
         if accepted.is_fenced:
             self._fenced((USER, *visitors))
-        self.note("forget", accepted.is_fenced, accepted.is_new)
+        self.note("forget", accepted.is_fenced)
 
     def _on_opened(self, opened, *_):
         # Whoever asked has it for so long.
         self.due_at[opened.id] = self.clock() + timedelta(seconds=10)
-        if opened.id not in self.open:
+        is_new = opened.id not in self.open
+        if is_new:
             self.open.append(opened.id)
-        self.hit(("forget: new ids, so from the start", not opened.is_new and opened.claim))
+        self.hit(("forget: new ids, so from the start", not is_new and opened.claim))
 
     def _on_claimed(self, claim, id_, *_):
         if claim is not None:
@@ -649,8 +650,8 @@ class World:
 
     def _on_fenced(self, claim, *_):
         if claim is not None:
-            user_id, visitors = claim.erasure.ids
-            self._fenced((user_id, *visitors))
+            ids = claim.erasure.ids
+            self._fenced((ids.user, *ids.anonymous))
 
     def _fenced(self, ids):
         new = set(ids) - self.fenced
@@ -1013,7 +1014,7 @@ class World:
     def _check_log(self, erased):
         removed = 0
         for id_ in self.ended:
-            shown = self.store.register.show(id_)
+            shown = self.store.queries.show(id_)
             promise(LOG, shown["state"] == "completed", f"it is {shown['state']}")
             last = max(one["round"] for one in shown["passes"])
             passes = [one for one in shown["passes"] if one["round"] == last]

@@ -69,7 +69,7 @@ class Erasing:
         return Asked(*json.loads(self.stack.produce(FORGET.format(user_id=user_id, how=how))))
 
     def state(self, erasure):
-        return self.store.register.show(erasure)["state"]
+        return self.store.queries.show(erasure)["state"]
 
     def wait_until_completed(self, *erasures, within_s=60):
         self.stack.wait(lambda: {self.state(one) for one in erasures} == {"completed"}, within_s)
@@ -224,7 +224,7 @@ def test_a_person_is_erased_everywhere_while_everything_goes_on(busy, mortal, er
     counts = erasing.counts_shown()
     journal = erasing.lines("journal")
     said = [line.split() for line in busy.read(live).splitlines()]
-    shown = erasing.store.register.show(asked.id)
+    shown = erasing.store.queries.show(asked.id)
 
     # Being sent when the fence went up, and nothing of theirs after.
     assert asked.fenced
@@ -306,4 +306,4 @@ def test_a_backlog_does_not_delay_the_vendors_being_told(stack, erasing, workers
         assert len(before) <= batches
     assert erasing.counts()["waiting"] > 500
     erasing.wait_until_completed(asked.id)
-    assert erasing.store.register.show(asked.id)["removed"]["track:waiting"] == 5
+    assert erasing.store.queries.show(asked.id)["removed"]["track:waiting"] == 5

@@ -210,16 +210,16 @@ except AuditUnavailable as error:
 def test_without_its_database_a_request_is_refused_in_time_and_leaves_nothing(
     stack, redis, erasing
 ):
-    """The caller has to ask again: nothing was accepted, fenced or sent."""
+    """The caller has to retry: nothing was accepted, fenced or sent."""
     stack.env["MM_TASKS_AUDIT_URL"] = CLOSED
     took_s, _, said = stack.produce(AWAY).partition(" ")
 
     assert float(took_s) < 15
-    assert "ask again" in said
+    assert "; retry" in said
     assert redis.keys() == []
     assert holders(stack, redis, PERSON) == []
     del stack.env["MM_TASKS_AUDIT_URL"]
-    assert erasing.store.register.listed() == []
+    assert erasing.store.queries.listed() == []
 
 
 # Through the broker, and beside a delivery that does not move.
@@ -253,7 +253,7 @@ def test_requests_by_every_way_of_celery_are_done_and_ours_carry_no_data(stack, 
     found = list(messages(redis))
     ours = [body for task, body, _ in found if task == "mm_tasks.run_erasure"]
     theirs = [(body, headers) for task, body, headers in found if task == "mm_tasks.forget"]
-    open_ids = {one["id"] for one in erasing.store.register.listed()}
+    open_ids = {one["id"] for one in erasing.store.queries.listed()}
     assert redis.llen("mm.deliver") == redis.llen("mm.identify") == 0
     assert {args[0] for args, _, _ in ours} == open_ids
     assert [(len(args), kwargs) for args, kwargs, _ in ours] == [(1, {}), (1, {})]
@@ -262,8 +262,8 @@ def test_requests_by_every_way_of_celery_are_done_and_ours_carry_no_data(stack, 
     assert redacted == ["{...}", "{...}"]
 
     worker, beat = stack.worker("-Q", "mm.forget", "-P", "threads", *FAST), stack.beat()
-    stack.wait(lambda: len(erasing.store.register.listed()) == 6)
-    erasing.wait_until_completed(*(one["id"] for one in erasing.store.register.listed()))
+    stack.wait(lambda: len(erasing.store.queries.listed()) == 6)
+    erasing.wait_until_completed(*(one["id"] for one in erasing.store.queries.listed()))
     assert stack.get("summary")["forgotten"] == 6
     received = [json.loads(line) for line in erasing.store.entries() if '"received"' in line]
     via = {one["erasure"]: one["details"]["via"] for one in received}
@@ -293,7 +293,7 @@ def test_an_erasure_completes_although_every_delivery_worker_hangs(stack, erasin
     finally:
         for pid in stopped:
             os.kill(pid, signal.SIGCONT)
-    removed = erasing.store.register.show(asked.id)["removed"]
+    removed = erasing.store.queries.show(asked.id)["removed"]
     counts = erasing.wait_until_all_is_sent()
 
     assert removed["track:batches"] == 20

@@ -1,10 +1,10 @@
-"""Checkpoints: the size and head of the audit log, kept where the database's owner is not.
+"""Checkpoints: the size and head of the audit log, out of reach of the database's owner.
 
-A chain of hashes shows that a line was changed, not that its last ones are gone. So after
-each commit size and head also go to a file, to the log output and to a hook if there is one.
+A chain of hashes detects a changed line, but not a missing tail. So after each commit size
+and head also go to a file, to the log output and to an optional hook.
 
-The file has a line for each: `<size> <head> <at>`, size in decimal, head in hex. A line that
-reads otherwise (a disk was full, a machine went down) is skipped, and said so.
+The file has a line for each: `<size> <head> <at>`, size in decimal, head in hex. An unreadable
+line (the disk was full, the machine went down) is skipped with a warning.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import os
 import re
 from logging import getLogger
 from typing import TYPE_CHECKING, NamedTuple
+
+from mm_tasks.erasure.audit.database import create_private_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,20 +37,20 @@ class CheckpointSinks:
     """The checkpoints outside of the database: a file, the log output, a hook."""
 
     def __init__(self, path: Path, hook: Callable[[Checkpoint], None] | None = None) -> None:
-        """Take the file, which is made when it is needed, and whom else to tell."""
+        """Take the file, which the first checkpoint creates, and the hook."""
         self._path = path
         self._hook = hook
 
     def publish(self, checkpoint: Checkpoint) -> None:
-        """Tell all three. Never raises: what the checkpoint is about was committed before."""
-        size, head, at = checkpoint
-        about = {"size": size, "head": head, "at": at}
-        _log.info("audit_checkpoint size=%d head=%s at=%s", size, head, at, extra=about)
+        """Write to all three. Never raises, because the entries are committed."""
+        fields = checkpoint._asdict()
+        _log.info("audit_checkpoint size=%d head=%s at=%s", *checkpoint, extra=fields)
         try:
-            self._append(f"{checkpoint.size} {checkpoint.head} {checkpoint.at}\n".encode())
+            self._append("{} {} {}\n".format(*checkpoint).encode())
         except OSError as error:
-            said = "checkpoint_not_written size=%d errno=%s"
-            _log.error(said, checkpoint.size, error.errno, extra={"errno": error.errno})
+            extra = {"errno": error.errno}
+            message = "checkpoint_not_written size=%d errno=%s"
+            _log.error(message, checkpoint.size, error.errno, extra=extra)
         if self._hook is not None:
             try:
                 self._hook(checkpoint)
@@ -56,36 +58,23 @@ class CheckpointSinks:
                 _log.error("checkpoint_hook_failed", extra={"kind": type(error).__name__})
 
     def read(self) -> list[Checkpoint]:
-        """Return those of the file; none where it is not there yet."""
+        """Return the checkpoints of the file; an empty list if it does not exist."""
         try:
             lines = self._path.read_text("utf-8", errors="replace").splitlines()
         except (FileNotFoundError, NotADirectoryError):
             return []
-        found = [match for line in lines if (match := _LINE.fullmatch(line))]
-        if len(found) < len(lines):
-            _log.warning("checkpoints_unreadable", extra={"lines": len(lines) - len(found)})
-        return [Checkpoint(int(size), head, at) for size, head, at in map(re.Match.groups, found)]
+        matches = [match for line in lines if (match := _LINE.fullmatch(line))]
+        if len(matches) < len(lines):
+            _log.warning("checkpoints_unreadable", extra={"lines": len(lines) - len(matches)})
+        return [Checkpoint(int(size), head, at) for size, head, at in map(re.Match.groups, matches)]
 
     def _append(self, line: bytes) -> None:
-        is_new = not self._path.exists()
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
-        try:
-            end = os.lseek(file, 0, os.SEEK_END)
-            if end and os.pread(file, 1, end - 1) != b"\n":
-                line = b"\n" + line  # the one before was cut: do not make both unreadable
-            os.write(file, line)
+        if not self._path.exists():
+            create_private_file(self._path)
+        descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND)
+        with os.fdopen(descriptor, "r+b", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            if end and os.pread(descriptor, 1, end - 1) != b"\n":
+                line = b"\n" + line  # the last line was cut: keep this one readable
+            file.write(line)
             os.fsync(file)
-        finally:
-            os.close(file)
-        if is_new:
-            _sync_folder(self._path.parent)
-
-
-def _sync_folder(path: Path) -> None:
-    """Make a new name in a folder outlive a crash of the machine."""
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -1,10 +1,10 @@
 """The audit database: SQLite or PostgreSQL, opened for each transaction and closed after it.
 
-`write` is alone: no two of them run at once, in any process of any host, so what it read
-is still true when it commits. `read` sees one moment, however long it takes.
+No two `write` transactions run at once, in any process of any host, so the rows that one
+reads cannot change before it commits. A `read` transaction sees one moment.
 
-Nothing is kept open between transactions (a few are made a day), so a fork inherits
-nothing. Every failure of the database is `AuditUnavailable`, without a value in its text.
+Nothing stays open between transactions (a few run a day), so a fork inherits no connection.
+Every failure of the database is `AuditUnavailable`, without a value in its text.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
 
 _SETTING = "MM_TASKS_AUDIT_URL"
-# How long a transaction waits for another one, and a statement may take.
+# How long a transaction waits for another one, and the longest time of a statement.
 _WAIT_S = 10
 _CONNECT_S = 5
 # Any constant does, as long as no other program of this database locks the same one.
@@ -49,25 +49,25 @@ class Database:
     """One audit database. Opens nothing until the first transaction."""
 
     def __init__(self, url: str) -> None:
-        """Take an SQLAlchemy URL; refuse what is neither a SQLite file nor PostgreSQL."""
-        self._url = _understood(url)
+        """Take the SQLAlchemy URL of a SQLite file or of PostgreSQL; refuse any other."""
+        self._url = _parsed(url)
         self._engine = _engine(self._url)
         self._is_made = False
 
     @property
     def is_sqlite(self) -> bool:
-        """Say whether this is a file of this host."""
+        """Return whether this is a file of this host."""
         return self._url.drivername.startswith("sqlite")
 
     @property
     def is_missing(self) -> bool:
-        """Say whether this is a SQLite file that is not there; the first transaction makes it."""
+        """Return whether this is a SQLite file that the first transaction will create."""
         return self.is_sqlite and not Path(str(self._url.database)).exists()
 
     def reach(self) -> bool:
-        """Raise `AuditUnavailable` unless the database answers; make nothing.
+        """Raise `AuditUnavailable` unless the database answers; create nothing.
 
-        False for a SQLite file that is not there, which is none to be reached.
+        Returns False for a SQLite file that does not exist.
         """
         if self.is_missing:
             return False
@@ -77,9 +77,9 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """Run a transaction that no other one overlaps; commit at the end.
+        """Run a transaction that no other one overlaps, and commit it.
 
-        Makes the tables first where they are missing.
+        The first one creates missing tables.
         """
         with self._connected(write=True) as connection:
             if not self._is_made:
@@ -97,23 +97,24 @@ class Database:
             yield connection
 
     def truncate_wal(self) -> bool:
-        """Empty SQLite's write-ahead log, which holds what was deleted; say whether it is.
+        """Truncate SQLite's write-ahead log, which has deleted rows; return whether it worked.
 
-        False while somebody reads; ask again. Nothing to do on PostgreSQL: its log is
-        its server's, and keeps what was written until it is recycled.
+        False while another process reads; retry later. True on PostgreSQL, whose server
+        recycles its own log.
         """
         if not self.is_sqlite:
             return True
         with _translated(), self._engine.connect() as connection:
             raw: Any = connection.connection.driver_connection
-            # Outside of any transaction, where alone it is allowed.
+            # SQLite allows this only outside of a transaction.
             busy, _, _ = raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         return not busy
 
     @contextmanager
     def _connected(self, *, write: bool) -> Iterator[Connection]:
         with _translated():
-            self._make_file()
+            if self.is_sqlite:
+                self._create_file()
             options: dict[str, Any] = {_WRITE: write}
             if not self.is_sqlite:
                 options["isolation_level"] = "READ COMMITTED" if write else "REPEATABLE READ"
@@ -123,54 +124,68 @@ class Database:
                     _prepare_postgresql(connection, write=write)
                 yield connection
 
-    def _make_file(self) -> None:
-        """Make SQLite's file readable by nobody else; its WAL gets the same rights.
+    def _create_file(self) -> None:
+        """Create SQLite's file for its owner alone; SQLite gives its WAL the same mode.
 
-        Never opens one that is there: closing it would drop the locks of every connection
-        of this process. So a new one is made under another name first.
+        Never opens an existing file: closing it would drop the locks of every connection of
+        this process.
         """
         path = Path(str(self._url.database))
-        if not self.is_sqlite:
-            return
         if not path.exists():
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
-            os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-            try:
-                with suppress(FileExistsError):
-                    os.link(draft, path)
-            finally:
-                draft.unlink()
+            create_private_file(path)
         elif path.stat().st_mode & 0o077:
             path.chmod(0o600)
 
 
+def create_private_file(path: Path, content: bytes = b"") -> None:
+    """Create a file that only its owner can read, with all of its content or not at all.
+
+    An existing file stays, also one that another process creates at the same time.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb", buffering=0) as file:
+            file.write(content)
+            os.fsync(file)
+        # Unlike a rename, a link never replaces a file.
+        with suppress(FileExistsError):
+            os.link(draft, path)
+    finally:
+        draft.unlink()
+    # The new name survives a crash of the machine.
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
 def lock(connection: Connection) -> None:
-    """Be alone until the transaction ends. On SQLite `write` is, from its start."""
+    """Lock out other writers until the transaction ends. On SQLite `BEGIN IMMEDIATE` did."""
     if connection.dialect.name != "sqlite":
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
 
 
 def _prepare_postgresql(connection: Connection, *, write: bool) -> None:
-    # Here and not as options of the connection, which poolers such as PgBouncer refuse.
+    # Not options of the connection: poolers such as PgBouncer refuse those.
     limit = f"{_WAIT_S}s"
     connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{limit}'")
     if write:
         connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{limit}'")
-        # A checkpoint outside must never be ahead of what a crash of the server leaves.
+        # A published checkpoint must never be ahead of the log after a crash of the server.
         connection.exec_driver_sql("SET LOCAL synchronous_commit = on")
         lock(connection)
 
 
-def _understood(given: str) -> URL:
-    """Return the URL, its driver named; raise `ConfigurationError` without its text."""
+def _parsed(setting: str) -> URL:
+    """Return the URL with its driver; raise `ConfigurationError` without the URL."""
     try:
-        url = make_url(given)
+        url = make_url(setting)
     except ArgumentError:
-        url = None
-    if url is None:
         msg = f"{_SETTING}: must be a URL such as postgresql://host/database"
-        raise ConfigurationError(msg)
+        raise ConfigurationError(msg) from None
     if url.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
         return url.set(drivername="postgresql+psycopg")
     if url.drivername not in ("sqlite", "sqlite+pysqlite"):
@@ -193,10 +208,8 @@ def _engine(url: URL) -> Engine:
             url, poolclass=NullPool, connect_args=arguments, hide_parameters=True
         )
     except ModuleNotFoundError:
-        engine = None
-    if engine is None:
         msg = f"{_SETTING}: PostgreSQL needs pip install mm-tasks[postgres]"
-        raise ConfigurationError(msg)
+        raise ConfigurationError(msg) from None
     if is_sqlite:
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
@@ -204,7 +217,7 @@ def _engine(url: URL) -> Engine:
 
 
 def _prepare_sqlite(raw: sqlite3.Connection, _record: object) -> None:
-    # We say BEGIN ourselves: the driver would wait for the first change, too late to be alone.
+    # We send BEGIN ourselves: the driver delays it to the first change, too late for the lock.
     raw.isolation_level = None
     for pragma in _SQLITE_PRAGMAS:
         raw.execute(f"PRAGMA {pragma}")
@@ -217,10 +230,10 @@ def _begin_sqlite(connection: Connection) -> None:
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """Let a failure of the database end as ours: only its class is told, never its text."""
+    """Turn an error of the database into `AuditUnavailable` with its class, never its text."""
     try:
         yield
     except (SQLAlchemyError, sqlite3.Error, OSError) as error:
         kind = type(error).__name__
-        msg = f"the audit database did not do it ({kind}); ask again"
+        msg = f"audit database error ({kind}); retry"
         raise AuditUnavailable(msg) from None

@@ -4,10 +4,10 @@ One line of JSON for each entry, stored verbatim beside its `seq`: 1, 2, 3 … w
 A line is UTF-8, its keys sorted, no spaces, no newline; text is escaped only where JSON
 demands it, numbers are whole. It has exactly these fields:
 
-    at       when, by the clock of the process that wrote it: UTC, YYYY-MM-DDTHH:MM:SS.mmmZ
-    details  what else there is to say: fixed words, counts, statuses, times, references
-    entry    what happened, one of the kinds of `protocol.ENTRIES`
-    epoch    which pseudonym key `subject` was made with
+    at       the time, by the clock of the writing process: UTC, YYYY-MM-DDTHH:MM:SS.mmmZ
+    details  the rest of the entry: fixed words, counts, statuses, times, references
+    entry    the kind of the entry, one of `protocol.ENTRIES`
+    epoch    the number of the pseudonym key that made `subject`
     erasure  the id of the erasure
     prev     SHA-256 of the line before, in hex; of the first line 64 zeros
     seq      as in the table
@@ -15,7 +15,7 @@ demands it, numbers are whole. It has exactly these fields:
 
 The hash of the last line is the *head*. An export is all lines, each ending in a newline,
 and at the end a checkpoint: a line with `at`, `head` and `size`, the number of entries.
-Anybody can check one, with Bash and nothing of ours:
+Bash and `jq` verify one without our code:
 
     prev=$(printf '%064d' 0); size=0; end=missing
     while IFS= read -r line; do
@@ -29,9 +29,9 @@ Anybody can check one, with Bash and nothing of ours:
     [ "$end" = "$size $prev" ] || echo "broken: the checkpoint"
     echo "size $size head $prev"
 
-That shows a change inside. Only a checkpoint kept elsewhere shows a tail that was cut off, or
-a log written anew: compare the last line with those in the state directory (`checkpoints`).
-`verification` does all of it, and follows the protocol as well.
+This detects a change inside the log. Only a checkpoint kept elsewhere detects a tail that was
+cut off, or a log written anew: compare the last line with the state directory (`checkpoints`).
+`verification` does both, and also checks the order of the entries by `protocol`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ import hashlib
 import json
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, insert, select
 
@@ -62,7 +62,7 @@ _PAGE = 500
 
 @dataclass(frozen=True, slots=True)
 class StoredEntry:
-    """What one line says, but for its place in the chain."""
+    """The fields of a line, without its place in the chain."""
 
     erasure: str
     subject: str
@@ -72,16 +72,8 @@ class StoredEntry:
     at: str
 
 
-class Head(NamedTuple):
-    """The end of the log: how many entries there are, the last one's hash and time."""
-
-    size: int
-    hash: str
-    at: str
-
-
 def canonical(fields: Mapping[str, object]) -> str:
-    """Return the one text that stands for these fields."""
+    """Return the canonical line of these fields."""
     return json.dumps(
         fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
@@ -107,34 +99,30 @@ def encode(entry: StoredEntry, seq: int, prev: str) -> str:
     return canonical(fields)
 
 
-def head(connection: Connection) -> Head:
-    """Return the end of the log, as this transaction sees it."""
+def head(connection: Connection) -> Checkpoint:
+    """Return the end of the log, as this transaction sees it; `at` is its last entry's."""
     last = select(tables.log).order_by(tables.log.c.seq.desc()).limit(1)
     row = connection.execute(last).one_or_none()
     if row is None:
-        return Head(0, FIRST_PREV, "")
-    return Head(row.seq, hash_of(row.line), str(json.loads(row.line).get("at", "")))
+        return Checkpoint(0, FIRST_PREV, "")
+    return Checkpoint(row.seq, hash_of(row.line), str(json.loads(row.line).get("at", "")))
 
 
 def append(connection: Connection, entry: StoredEntry) -> None:
-    """Add an entry inside the caller's transaction, so that both or neither are kept.
+    """Append an entry in the caller's transaction, which is one of `AuditLog.transaction`.
 
-    Alone until that ends: of two transactions that append, the second waits and follows
-    the first one's line. The transaction is one of `AuditLog.transaction`.
+    Takes a lock until the transaction ends: a second transaction that appends waits for it.
     """
     lock(connection)
     end = head(connection)
-    line = encode(entry, end.size + 1, end.hash)
+    line = encode(entry, end.size + 1, end.head)
     connection.execute(insert(tables.log).values(seq=end.size + 1, line=line))
 
 
 def lines(
     connection: Connection, *, after: int = 0, limit: int | None = None
 ) -> Iterator[tuple[int, str]]:
-    """Yield `seq` and line of each entry, as they are stored, in order.
-
-    Those `after` a `seq` alone, and at most so many, where that is told.
-    """
+    """Yield `seq` and line of each stored entry in order, from the one `after` that `seq`."""
     seq = tables.log.c.seq
     query = select(seq, tables.log.c.line).where(seq > after).order_by(seq).limit(limit)
     with connection.execution_options(yield_per=_PAGE).execute(query) as rows:
@@ -146,12 +134,12 @@ def entries(connection: Connection, erasure: str) -> list[dict[str, Any]]:
     """Return the fields of each entry of an erasure, in order."""
     mine = tables.log.c.line.contains(canonical({"erasure": erasure})[1:-1], autoescape=True)
     query = select(tables.log.c.line).where(mine).order_by(tables.log.c.seq)
-    found = map(json.loads, connection.execute(query).scalars())
-    return [fields for fields in found if fields["erasure"] == erasure]
+    parsed = map(json.loads, connection.execute(query).scalars())
+    return [fields for fields in parsed if fields["erasure"] == erasure]
 
 
 class AuditLog:
-    """The log in one database, and where its checkpoints go."""
+    """The log in one database, and its checkpoints outside."""
 
     def __init__(self, database: Database, outside: CheckpointSinks) -> None:
         """Take both; nothing is opened here."""
@@ -160,10 +148,10 @@ class AuditLog:
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
-        """Run a transaction alone; once it is committed, tell outside how long the log is.
+        """Run a transaction that no other one overlaps; after its commit, publish a checkpoint.
 
-        A process that dies in between leaves that to the next transaction: a checkpoint
-        is a bound from below.
+        If the process dies in between, the next transaction publishes: a checkpoint is a
+        lower bound.
         """
         with self.database.write() as connection:
             yield connection
@@ -172,16 +160,15 @@ class AuditLog:
             self.outside.publish(checkpoint)
 
     def checkpoint(self, now: datetime) -> Checkpoint:
-        """Return where the log ends, and tell it outside again, unless it is empty."""
+        """Return the end of the log, and publish it again unless the log is empty."""
         with self.database.read() as connection:
-            end = head(connection)
-        checkpoint = Checkpoint(end.size, end.hash, stamp(now))
-        if end.size:
+            checkpoint = head(connection)._replace(at=stamp(now))
+        if checkpoint.size:
             self.outside.publish(checkpoint)
         return checkpoint
 
     def export(self, now: datetime) -> Iterator[str]:
-        """Yield each line of an export without its newline, of one moment of the log."""
+        """Yield each line of an export without its newline, read at one moment."""
         size, last = 0, FIRST_PREV
         with self.database.read() as connection:
             for _, line in lines(connection):
@@ -196,6 +183,5 @@ def _seal(connection: Connection) -> Checkpoint | None:
     end = head(connection)
     if end.size <= stored:
         return None
-    values: dict[str, Any] = {"size": end.size, "head": end.hash, "at": end.at}
-    connection.execute(insert(tables.checkpoints).values(values))
-    return Checkpoint(**values)
+    connection.execute(insert(tables.checkpoints).values(end._asdict()))
+    return end

@@ -1,16 +1,16 @@
-"""The protocol of an erasure: which entry may follow which, and what each may say.
+"""The state machine of audit entries: the entries that may follow each state of an erasure.
 
     received → fenced → purged → quiesced → submitted → settling → submitted … → completed
                                               ├ retrying · waiting_key · attention
     rejected · cancelled · duplicate_of: before the first call only      completed → lifted
 
-One value, `ENTRIES`, and one function, `step`. The ledger asks it before it
-writes an entry; verification asks it of what was written. So neither can
-allow what the other does not.
+The table `ENTRIES` has the legal states and the details of each kind; `step` applies an
+entry. `rows` calls `step` before it writes an entry and `verification` for each entry it
+reads, so that both follow the same rules.
 
-A round begins with each quiesce and makes all its passes; a pass is called as
-often as it takes until the vendor acknowledges it, and each such attempt has an
-entry before the call (`intent`) and one after it (`result`).
+Each quiesce begins a round, which makes all passes. A pass is called until the vendor
+acknowledges it; each attempt has an entry before the call (`intent`) and one after it
+(`result`).
 
 Pure: no clock, no I/O.
 """
@@ -20,13 +20,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mm_tasks.errors import MMTasksError
 from mm_tasks.timestamps import STAMP
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 ACKNOWLEDGED = "acknowledged"
 
@@ -35,25 +35,23 @@ BLOCKED = frozenset({"retrying", "waiting_key", "attention"})
 OPEN = BEFORE_CALLS | BLOCKED | {"submitted", "settling"}
 ENDED = frozenset({"completed", "lifted", "cancelled", "rejected", "duplicate_of"})
 STATES = OPEN | ENDED
-# In these the subject's events are refused.
-FENCED = OPEN | {"completed"}
 
-# Texts an entry may hold: never free text, and nothing that looks like an e-mail address.
-REFERENCE = re.compile(r"[^\s@\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,128}")
+# Texts of an entry: never free text, and nothing that looks like an e-mail address.
+_REFERENCE = re.compile(r"[^\s@\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,128}")
 WORD_CHARACTERS_MAX = 64
-WORD = re.compile(r"[a-z0-9][a-z0-9_.:-]{0,63}", re.ASCII)
-# How a request came: accepted in the call itself, or by a worker that had it from the broker.
+_WORD = re.compile(r"[a-z0-9][a-z0-9_.:-]{0,63}", re.ASCII)
+# A request is accepted in the call itself, or by a worker that received it in a message.
 VIA = frozenset({"call", "message"})
 
 
-class IllegalTransition(MMTasksError):  # noqa: N818 - of what was asked, or of what a log says
-    """This may not follow. The message is the rule, in words; never what was asked."""
+class IllegalTransition(MMTasksError):  # noqa: N818 - names the transition, as InvalidEvent
+    """Illegal transition. The message states the rule and never contains user data."""
 
 
 class AuditEntry(NamedTuple):
-    """One kind of entry: the states it may follow, the state it leads to, what it says.
+    """One kind of entry: the states it may follow, its next state, the names of its details.
 
-    `to` is '' where the state stays.
+    `to` is '' if the entry does not change the state.
     """
 
     after: frozenset[str]
@@ -65,21 +63,21 @@ def _entry(after: frozenset[str] | set[str], to: str, *details: str) -> AuditEnt
     return AuditEntry(frozenset(after), to, frozenset(details))
 
 
-_ASKED = ("requested_by", "ticket", "reason", "received_at", "via")
+_REQUEST = ("requested_by", "ticket", "reason", "received_at", "via")
 
 ENTRIES: Mapping[str, AuditEntry] = MappingProxyType(
     {
-        "received": _entry(set(), "received", *_ASKED, "project", "mode", "anonymous", "due_at"),
-        "ticket_added": _entry(OPEN, "", *_ASKED, "mode"),
+        "received": _entry(set(), "received", *_REQUEST, "project", "mode", "anonymous", "due_at"),
+        "ticket_added": _entry(OPEN, "", *_REQUEST, "mode"),
         "anonymous_added": _entry(OPEN, "received", "anonymous"),
         "fenced": _entry({"received"}, "fenced"),
-        # Again as long as something is found: what was being sent and came back.
+        # Repeated while a scan removes something, such as the events of a failed attempt.
         "purged": _entry({"fenced", "purged"}, "purged", "removed"),
         "quiesced": _entry({"purged"}, "quiesced", "passes"),
         "intent": _entry(
             BLOCKED | {"quiesced", "settling", "submitted"}, "submitted", "pass", "attempt"
         ),
-        # An answer may come late: after another worker took over, after new anonymous ids.
+        # A result may be late: after another worker took over, after new anonymous ids.
         "result": _entry(STATES, "", "pass", "attempt", "status", "outcome"),
         "settling": _entry({"submitted"}, "settling", "next_at"),
         "retrying": _entry({"submitted"}, "retrying", "next_at"),
@@ -99,11 +97,11 @@ ENTRIES: Mapping[str, AuditEntry] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class ErasureState:
-    """How far one erasure is.
+    """The state of one erasure, as its entries give it.
 
-    Of this round: how many `passes` it makes, how many are `acknowledged`, and the pass of
-    the newest attempt, `called`. Of all rounds: how many `attempts` were made, and which of
-    them wait for their result, with their pass.
+    Of this round: the number of `passes`, the number `acknowledged`, and `called`, the pass
+    of the newest attempt. Of all rounds: the number of `attempts`, and in `waiting` the pass
+    of each attempt without a result.
     """
 
     state: str
@@ -114,110 +112,90 @@ class ErasureState:
     waiting: Mapping[int, int] = field(default_factory=dict)
     wiped: bool = False
 
-    @property
-    def answered(self) -> bool:
-        """Say whether the newest attempt has its result."""
-        return self.attempts not in self.waiting
-
 
 def step(
-    progress: ErasureState | None, kind: str, details: Mapping[str, object], erasure: str = ""
+    before: ErasureState | None, kind: str, details: Mapping[str, Any], erasure: str = ""
 ) -> ErasureState:
-    """Return how far the erasure is after an entry, or raise `IllegalTransition`.
+    """Return the state after an entry, or raise `IllegalTransition`.
 
-    `progress` is None before the first entry; `erasure` is only looked at there and for
-    `duplicate_of`.
+    `before` is None for the first entry. Only `duplicate_of` needs the erasure's id.
     """
     entry = ENTRIES.get(kind)
     if entry is None:
         msg = "its kind is not one of the protocol's"
         raise IllegalTransition(msg)
-    check_details(entry, details)
-    if progress is None:
+    _check_details(entry, details)
+    if before is None:
         if kind != "received":
             msg = f"{kind} comes before received"
             raise IllegalTransition(msg)
         return ErasureState("received")
-    if progress.state not in entry.after:
-        msg = f"{kind} may not follow the state {progress.state}"
+    if before.state not in entry.after:
+        msg = f"{kind} may not follow the state {before.state}"
         raise IllegalTransition(msg)
-    _check_calls(progress, kind, details)
+    for holds, rule in _call_rules(before, kind, details):
+        if not holds:
+            raise IllegalTransition(rule)
     if kind == "duplicate_of" and details["original"] == erasure:
         msg = "an erasure is no duplicate of itself"
         raise IllegalTransition(msg)
-    return _after(progress, kind, details, entry.to or progress.state)
+    return _after(replace(before, state=entry.to or before.state), kind, details)
 
 
-def _check_calls(progress: ErasureState, kind: str, details: Mapping[str, object]) -> None:
-    """Raise where the state would allow the entry, and the calls to the vendor do not."""
-    all_passed = progress.acknowledged == progress.passes
-    passed = progress.answered and progress.acknowledged == progress.called
-    rules = {
-        "cancelled": (not progress.attempts, "the vendor was called already"),
-        "rejected": (not progress.attempts, "the vendor was called already"),
-        "duplicate_of": (not progress.attempts, "the vendor was called already"),
-        "intent": (
-            not all_passed and details.get("pass") == progress.acknowledged + 1,
-            "an intent must be for the first pass that was not acknowledged",
-        ),
-        "result": (
-            details.get("attempt") in progress.waiting
-            and progress.waiting.get(_count(details, "attempt")) == details.get("pass"),
-            "a result must have its intent, and only one result",
-        ),
-        "quiesced": (_count(details, "passes") > 0, "a round makes at least one pass"),
-        "settling": (passed and not all_passed, "the last call was not acknowledged"),
-        "completed": (
-            passed and all_passed and details.get("acknowledged") == progress.passes,
-            "not every pass was acknowledged",
-        ),
-        "wiped": (not progress.wiped, "the ids were wiped before"),
-    }
-    if kind in BLOCKED:
-        rules[kind] = (progress.answered and not passed, "it needs a result that is no success")
-    if kind == "intent" and details.get("attempt") != progress.attempts + 1:
-        msg = "attempts must be counted without a gap"
-        raise IllegalTransition(msg)
-    holds, rule = rules.get(kind, (True, ""))
-    if not holds:
-        raise IllegalTransition(rule)
+def _call_rules(
+    before: ErasureState, kind: str, details: Mapping[str, Any]
+) -> Iterator[tuple[bool, str]]:
+    """Yield each rule about the calls of the vendor, and whether it holds."""
+    are_all_passed = before.acknowledged == before.passes
+    is_answered = before.attempts not in before.waiting
+    is_passed = is_answered and before.acknowledged == before.called
+    match kind:
+        case "cancelled" | "rejected" | "duplicate_of":
+            yield not before.attempts, "the vendor was called already"
+        case "quiesced":
+            yield details["passes"] > 0, "a round makes at least one pass"
+        case "intent":
+            is_next = details["attempt"] == before.attempts + 1
+            yield is_next, "attempts must be counted without a gap"
+            is_first = not are_all_passed and details["pass"] == before.acknowledged + 1
+            yield is_first, "an intent must be for the first pass that was not acknowledged"
+        case "result":
+            is_expected = before.waiting.get(details["attempt"]) == details["pass"]
+            yield is_expected, "a result must have its intent, and only one result"
+        case "settling":
+            yield is_passed and not are_all_passed, "the last call was not acknowledged"
+        case "retrying" | "waiting_key" | "attention":
+            yield is_answered and not is_passed, "it needs a result that is no success"
+        case "completed":
+            is_complete = details["acknowledged"] == before.passes
+            yield is_passed and are_all_passed and is_complete, "not every pass was acknowledged"
+        case "wiped":
+            yield not before.wiped, "the ids were wiped before"
 
 
-def _after(
-    progress: ErasureState, kind: str, details: Mapping[str, object], state: str
-) -> ErasureState:
+def _after(state: ErasureState, kind: str, details: Mapping[str, Any]) -> ErasureState:
     match kind:
         case "quiesced":
-            passes = _count(details, "passes")
-            return replace(progress, state=state, passes=passes, acknowledged=0, called=0)
+            return replace(state, passes=details["passes"], acknowledged=0, called=0)
         case "intent":
-            attempt, n = _count(details, "attempt"), _count(details, "pass")
-            waiting = {**progress.waiting, attempt: n}
-            return replace(progress, state=state, called=n, attempts=attempt, waiting=waiting)
+            attempt, n = details["attempt"], details["pass"]
+            waiting = {**state.waiting, attempt: n}
+            return replace(state, called=n, attempts=attempt, waiting=waiting)
         case "result":
-            attempt = _count(details, "attempt")
-            waiting = {one: n for one, n in progress.waiting.items() if one != attempt}
-            counts = details["outcome"] == ACKNOWLEDGED and is_current(progress, attempt)
-            acknowledged = progress.acknowledged + counts
-            return replace(progress, waiting=waiting, acknowledged=acknowledged)
+            attempt = details["attempt"]
+            waiting = {other: n for other, n in state.waiting.items() if other != attempt}
+            # A result of an earlier attempt, or after new anonymous ids, does not count.
+            is_current = state.state == "submitted" and attempt == state.attempts
+            counts = is_current and details["outcome"] == ACKNOWLEDGED
+            return replace(state, waiting=waiting, acknowledged=state.acknowledged + counts)
         case "wiped":
-            return replace(progress, wiped=True)
+            return replace(state, wiped=True)
         case _:
-            return replace(progress, state=state)
+            return state
 
 
-def is_current(progress: ErasureState, attempt: int) -> bool:
-    """Say whether the erasure waits for this attempt's result, and not for another's."""
-    return progress.state == "submitted" and attempt == progress.attempts
-
-
-def _count(details: Mapping[str, object], name: str) -> int:
-    value = details.get(name)
-    return value if isinstance(value, int) else 0
-
-
-def check_details(entry: AuditEntry, details: Mapping[str, object]) -> None:
-    """Raise `IllegalTransition` unless these are exactly the details of its kind."""
+def _check_details(entry: AuditEntry, details: Mapping[str, Any]) -> None:
+    """Raise `IllegalTransition` unless the names and the forms are those of the kind."""
     if set(details) != entry.details:
         msg = "its details are not those of its kind"
         raise IllegalTransition(msg)
@@ -245,27 +223,19 @@ def _are_counts(value: object) -> bool:
     )
 
 
-is_reference = _text(REFERENCE)
-is_word = _text(WORD)
+is_reference = _text(_REFERENCE)
+is_word = _text(_WORD)
 _is_stamp = _text(STAMP)
 
+# The form of each detail.
 _ALLOWED: Mapping[str, Callable[[object], bool]] = {
-    "acknowledged": _is_count,
-    "anonymous": _is_count,
-    "attempt": _is_count,
-    "due_at": _is_stamp,
-    "mode": is_word,
+    **dict.fromkeys(("acknowledged", "anonymous", "attempt", "pass", "passes"), _is_count),
+    **dict.fromkeys(("mode", "outcome", "reason"), is_word),
+    **dict.fromkeys(("due_at", "received_at"), _is_stamp),
+    **dict.fromkeys(("original", "project"), is_reference),
+    **dict.fromkeys(("requested_by", "ticket"), _optional(is_reference)),
     "next_at": _optional(_is_stamp),
-    "original": is_reference,
-    "outcome": is_word,
-    "pass": _is_count,
-    "passes": _is_count,
-    "project": is_reference,
-    "reason": is_word,
-    "received_at": _is_stamp,
-    "removed": _are_counts,
-    "requested_by": _optional(is_reference),
     "status": _optional(_is_count),
-    "ticket": _optional(is_reference),
-    "via": lambda value: value in VIA,
+    "removed": _are_counts,
+    "via": VIA.__contains__,
 }

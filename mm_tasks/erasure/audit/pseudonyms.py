@@ -1,23 +1,23 @@
-"""Pseudonyms: the only name by which the audit log knows a subject.
+"""Pseudonyms: the audit log names a subject by a pseudonym only.
 
-The HMAC-SHA256 of the id, in hex. Whoever holds key and id finds a person's entries:
+It is the HMAC-SHA256 of the id, in hex. With the key and an id anyone can compute it:
 
     printf %s "$id" | openssl dgst -sha256 -hmac "$key"
 
-Whoever lacks the key cannot tell whose they are, nor try ids. The key is a text of at
-least 16 characters, the same on every host: given, or made up once in a file. With another
-key the same person would get another name; so the audit store keeps the key's fingerprint.
+Without the key nobody can find the person, not even by trying ids. The key is a text of at
+least 16 characters, the same on every host: a setting, or generated once into a file. Another
+key would give the same person another pseudonym; so the audit store has its fingerprint.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
+from mm_tasks.erasure.audit.database import create_private_file
 from mm_tasks.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -32,21 +32,21 @@ _FINGERPRINT_CHARACTERS = 16
 
 @dataclass(frozen=True, slots=True)
 class Pseudonyms:
-    """A key and its epoch: the number that says which of several keys an entry used."""
+    """A key and its epoch, the number by which an entry refers to its key."""
 
     key: str = field(repr=False)
     epoch: int = EPOCH
 
     def __post_init__(self) -> None:
-        """Refuse a key that could be guessed."""
+        """Raise `ConfigurationError` for a key that could be guessed."""
         if len(self.key) < _KEY_CHARACTERS_MIN:
             msg = f"{SETTING}: must have at least {_KEY_CHARACTERS_MIN} characters"
             raise ConfigurationError(msg)
 
     @classmethod
-    def load(cls, given: str | None, state_dir: Path) -> Self:
-        """Take the key given, else that of the state directory, made up at first."""
-        return cls(_kept(state_dir / FILE) if given is None else given)
+    def load(cls, key: str | None, state_dir: Path) -> Self:
+        """Take this key; None takes that of the state directory, which is created if missing."""
+        return cls(_stored_key(state_dir / FILE) if key is None else key)
 
     def of(self, subject_id: str) -> str:
         """Return the pseudonym of an id."""
@@ -54,14 +54,14 @@ class Pseudonyms:
 
     @property
     def fingerprint(self) -> str:
-        """Return what tells this key from another and does not give it away."""
+        """Return a text that identifies this key and does not reveal it."""
         return hashlib.sha256(self.key.encode()).hexdigest()[:_FINGERPRINT_CHARACTERS]
 
 
-def _kept(path: Path) -> str:
+def _stored_key(path: Path) -> str:
     try:
         if not path.exists():
-            _make(path)
+            create_private_file(path, f"{secrets.token_hex(32)}\n".encode())
         is_open = path.stat().st_mode & 0o077
         key = path.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
@@ -72,22 +72,3 @@ def _kept(path: Path) -> str:
         failure = "others may read it; chmod 600"
     msg = f"{SETTING}: not set, and {FILE} is of no use: {failure}"
     raise ConfigurationError(msg)
-
-
-def _make(path: Path) -> None:
-    """Write a new key, whole or not at all. Of two processes that do, the first one's stays."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
-    file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        os.write(file, f"{secrets.token_hex(32)}\n".encode())
-        os.fsync(file)
-    finally:
-        os.close(file)
-    try:
-        # Unlike a rename, a link never replaces.
-        os.link(draft, path)
-    except FileExistsError:
-        pass
-    finally:
-        draft.unlink()

@@ -1,25 +1,26 @@
-"""Everything this package has in SQL: the tables, the guards of the log, a role's rights.
+"""The SQL schema: the tables, and the guards of the log.
 
-    mm_erasure_audit   the log: one line a row, verbatim; see `audit` for its format
+    mm_erasure_audit   the log: one line a row, verbatim; see `audit/log` for its format
     mm_checkpoints     size and head of the log, one row for each commit that added to it
-    mm_erasures        one row for each erasure: where it is, what is due, the plain ids
+    mm_erasures        one row for each erasure: its state, its next step, the plain ids
     mm_erasure_passes  one row for each attempt of a pass
     mm_suppressions    one row for each tag that an erasure fences
-    mm_store           one row: which store this is, and which pseudonym key belongs to it
+    mm_store           one row: the id of this store, and the fingerprint of its pseudonym key
 
-`mm_erasures.ids` is the only place with plain ids, and is emptied when the erasure ended.
-Tags and pseudonyms stay: whoever knows an id can tell that it was erased.
+`mm_erasures.ids` is the only place with plain ids, and is emptied when the erasure ends.
+Tags and pseudonyms stay: a person who knows an id can find out that it was erased.
 
-Times are text (see `times`), the same in both databases.
+Times are text (see `timestamps`), the same in both databases.
 
-The guards are triggers, and stop mistakes and whoever has only a role's rights; an owner
-of the database can drop them. That is what the chain and the outside checkpoints are for.
+The guards are triggers. They stop mistakes and a role without the owner's rights; an owner of
+the database can drop them, which the chain and the outside checkpoints detect.
 """
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING
+import json
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     BigInteger,
@@ -31,21 +32,63 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    TypeDecorator,
+    select,
     text,
 )
 
+from mm_tasks.timestamps import moment, stamp
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy import Dialect, RowMapping
     from sqlalchemy.engine import Connection
+    from sqlalchemy.types import TypeEngine
 
 SCHEMA_VERSION = 1
 
 _metadata = MetaData()
 
-# INTEGER on SQLite: only that is its row id.
+# SQLite uses an INTEGER key as the row id.
 _SEQ = BigInteger().with_variant(Integer, "sqlite")
 _ID = String(36)
-_TIME = String(24)
 _HASH = String(64)
+
+
+@dataclass(frozen=True, slots=True)
+class SubjectIds:
+    """The plain ids of a subject, in no `repr`: SQLAlchemy logs rows at level DEBUG."""
+
+    user: str = field(repr=False)
+    anonymous: list[str] = field(repr=False)
+
+
+class _Encoded(TypeDecorator[Any]):
+    """A text in the database, converted by `encode` and `decode` unless it is NULL."""
+
+    impl: TypeEngine[Any] | type[TypeEngine[Any]] = Text
+    cache_ok = True
+
+    def __init__(
+        self, impl: String, encode: Callable[[Any], str], decode: Callable[[str], Any]
+    ) -> None:
+        super().__init__()
+        self.impl, self.encode, self.decode = impl, encode, decode
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:  # noqa: ARG002 - as its base
+        return None if value is None else self.encode(value)
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> Any:  # noqa: ARG002 - as its base
+        return None if value is None else self.decode(value)
+
+
+_TIME = _Encoded(String(24), stamp, moment)
+# ASCII with escapes: an id may hold NUL, which PostgreSQL refuses in a text.
+_JSON = _Encoded(Text(), json.dumps, json.loads)
+_IDS = _Encoded(
+    Text(), lambda ids: json.dumps(asdict(ids)), lambda text: SubjectIds(**json.loads(text))
+)
 
 log = Table(
     "mm_erasure_audit",
@@ -59,7 +102,7 @@ checkpoints = Table(
     _metadata,
     Column("size", _SEQ, primary_key=True, autoincrement=False),
     Column("head", _HASH, nullable=False),
-    Column("at", _TIME, nullable=False),
+    Column("at", String(24), nullable=False),
 )
 
 erasures = Table(
@@ -69,14 +112,12 @@ erasures = Table(
     Column("project", String(64), nullable=False),
     Column("state", String(16), nullable=False),
     Column("mode", String(16), nullable=False),
-    # JSON {"user": id, "anonymous": [ids]}, ASCII with escapes: an id may hold what
-    # PostgreSQL refuses in a text (NUL). NULL once wiped.
-    Column("ids", Text),
+    Column("ids", _IDS),  # JSON {"user": id, "anonymous": [ids]}; NULL once wiped
     Column("anonymous", Integer, nullable=False),
     Column("pseudonym", _HASH, nullable=False),
     Column("epoch", Integer, nullable=False),
     Column("requested_by", String(128), nullable=False),
-    Column("tickets", Text, nullable=False),  # JSON, a list
+    Column("tickets", _JSON, nullable=False),  # a list
     Column("reason", String(64), nullable=False),
     Column("received_at", _TIME, nullable=False),
     Column("due_at", _TIME, nullable=False),
@@ -84,18 +125,19 @@ erasures = Table(
     Column("fenced_at", _TIME),
     Column("quiesced_at", _TIME),
     Column("ended_at", _TIME),
-    # NULL: nothing is due until a person asks for it.
+    # NULL: nothing is due until a person calls `retry`.
     Column("next_at", _TIME),
-    Column("round", Integer, nullable=False),
-    Column("passes_s", Text, nullable=False),  # JSON, a list: when, counted from quiesce
-    Column("acknowledged", Integer, nullable=False),
-    Column("attempts", Integer, nullable=False),
-    Column("removed", Text, nullable=False),  # JSON, counts by place
+    Column("round", Integer, nullable=False, default=0),
+    # A list: when each pass is due, counted from quiesce.
+    Column("passes_s", _JSON, nullable=False, default=list),
+    Column("acknowledged", Integer, nullable=False, default=0),
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("removed", _JSON, nullable=False, default=dict),  # counts by place
     Column("duplicate_of", _ID, ForeignKey("mm_erasures.id")),
     Column("lease_until", _TIME),
     Column("token", String(32)),
-    # The highest of `times.MARKS` that was warned of.
-    Column("warned", Integer, nullable=False),
+    # The highest of `deadlines.MARKS` that was logged.
+    Column("warned", Integer, nullable=False, default=0),
     Index("mm_erasures_next", "project", "next_at"),
     Index("mm_erasures_state", "project", "state"),
 )
@@ -111,7 +153,7 @@ passes = Table(
     Column("sent_at", _TIME, nullable=False),
     Column("answered_at", _TIME),
     Column("status", Integer),
-    # NULL while nobody recorded how the attempt ended.
+    # NULL while the attempt has no recorded result.
     Column("outcome", String(64)),
 )
 
@@ -119,7 +161,7 @@ suppressions = Table(
     "mm_suppressions",
     _metadata,
     Column("erasure", _ID, ForeignKey("mm_erasures.id"), primary_key=True),
-    Column("tag", String(32), primary_key=True),  # hex, see `keys.tag`
+    Column("tag", String(32), primary_key=True),  # hex, see `buffer/records`
     Column("project", String(64), nullable=False),
     Column("kind", String(16), nullable=False),  # user or anonymous
     Column("since", _TIME, nullable=False),
@@ -151,8 +193,8 @@ CREATE TRIGGER {table}_next BEFORE INSERT ON {table} WHEN {wrong}
 BEGIN SELECT RAISE(ABORT, '{table} is append-only: {rule}'); END;
 """
 
-# Statement triggers, so that an upsert or an UPDATE of no row is refused as well; ALWAYS,
-# so that `session_replication_role` does not switch them off.
+# Statement triggers also refuse an upsert or an UPDATE of no row. With ALWAYS,
+# `session_replication_role` does not switch them off.
 _POSTGRESQL_GUARDS = """
 CREATE FUNCTION {table}_refuse() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN RAISE EXCEPTION '{table} is append-only'; END $$;
@@ -180,13 +222,12 @@ _WRONG = {
     "size": "NEW.size <= (SELECT coalesce(max(size), 0) FROM mm_checkpoints)",
 }
 _RULE = {"seq": "seq must be the next", "size": "size must grow"}
-_ROLE = re.compile(r"[a-z_][a-z0-9_]{0,62}", re.ASCII)
 
 
 def create(connection: Connection) -> None:
-    """Make the tables and their guards where they are missing. Safe to repeat.
+    """Create missing tables and guards. Safe to repeat. The caller holds a lock.
 
-    Asks for no right to change the schema where all is there. The caller holds a lock.
+    Needs no right to change the schema if they exist.
     """
     dialect = connection.dialect
     if dialect.has_table(connection, store.name):
@@ -204,31 +245,16 @@ def guards_missing(connection: Connection) -> list[str]:
     is_sqlite = connection.dialect.name == "sqlite"
     query = _SQLITE_TRIGGERS if is_sqlite else _POSTGRESQL_TRIGGERS
     kinds = ["no_update", "no_delete", "next"] if is_sqlite else ["no_update", "next"]
-    there = set(connection.execute(text(query)).scalars())
-    wanted = [f"{table}_{kind}" for table, _ in APPEND_ONLY for kind in kinds]
-    return [name for name in wanted if name not in there]
+    present = set(connection.execute(text(query)).scalars())
+    expected = [f"{table}_{kind}" for table, _ in APPEND_ONLY for kind in kinds]
+    return [name for name in expected if name not in present]
+
+
+def find_erasure(connection: Connection, project: str, erasure: str) -> RowMapping | None:
+    """Return the row of an erasure of this project, or None."""
+    query = select(erasures).where(erasures.c.id == erasure, erasures.c.project == project)
+    return connection.execute(query).mappings().one_or_none()
 
 
 _SQLITE_TRIGGERS = "SELECT name FROM sqlite_master WHERE type = 'trigger'"
 _POSTGRESQL_TRIGGERS = "SELECT tgname FROM pg_trigger WHERE tgenabled = 'A'"
-
-
-def grants(role: str) -> list[str]:
-    """Return the SQL that gives a PostgreSQL role what this package needs, and no more.
-
-    Run as the owner of the tables, which must be another role, after they were made:
-    `mm-tasks check` with the owner's URL makes them. Of the log and its checkpoints the
-    role may read and add rows, and nothing else; it may delete from no table.
-
-        CREATE ROLE mm_tasks LOGIN PASSWORD '…';
-        GRANT SELECT, INSERT ON mm_erasure_audit, mm_checkpoints TO mm_tasks;
-        GRANT SELECT, INSERT, UPDATE ON mm_erasures, … TO mm_tasks;
-    """
-    assert _ROLE.fullmatch(role), "the name of a role: small letters, digits and _"
-    logs = ", ".join(name for name, _ in APPEND_ONLY)
-    work = ", ".join(table.name for table in (erasures, passes, suppressions, store))
-    return [
-        f"REVOKE ALL ON {logs}, {work} FROM PUBLIC, {role}",
-        f"GRANT SELECT, INSERT ON {logs} TO {role}",
-        f"GRANT SELECT, INSERT, UPDATE ON {work} TO {role}",
-    ]

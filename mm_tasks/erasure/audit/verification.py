@@ -1,11 +1,10 @@
-"""Verification: whether the audit log is the one that was written, and says what may be.
+"""Verification: whether the audit log is unchanged and describes legal erasures.
 
-Four questions, each answered for every line: is it the line that the next one's hash was
-made of; is it written the one way there is; does it agree with each checkpoint, stored and
-outside; may it follow what its erasure did before. Then the work rows must be where the log
-says they are.
+Of each line four things are checked: its hash is in the next line; it is in canonical form;
+it agrees with each checkpoint, stored and outside; `protocol` allows it after the earlier
+entries of its erasure. Then the work rows must be in the state that the log gives.
 
-A failure is `AuditChainBroken` with the entry's number and the rule, never what it says.
+A failure is `AuditChainBroken` with the number of the entry and the rule, never its content.
 """
 
 from __future__ import annotations
@@ -46,9 +45,9 @@ _FIELDS = {
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was verified: the log's size and head, its erasures by state, the checkpoints.
+    """A verified log: its size and head, its erasures by state, the number of checkpoints.
 
-    `guards_missing` are triggers that were dropped: the log is whole, and less protected.
+    `guards_missing` are dropped triggers: the log is whole, and less protected.
     """
 
     size: int
@@ -60,138 +59,122 @@ class Report:
 
 @dataclass(slots=True)
 class Chain:
-    """The lines so far. Feed them in order with `add`, then `finish`."""
+    """The lines so far. Call `add` for each in order, then `finish`."""
 
     checkpoints: Mapping[int, str]
     size: int = 0
     head: str = FIRST_PREV
-    progress: dict[str, ErasureState] = field(default_factory=dict)
+    states: dict[str, ErasureState] = field(default_factory=dict)
     subjects: dict[str, tuple[str, int]] = field(default_factory=dict)
 
     def add(self, seq: int, line: str) -> None:
-        """Take the next line, or raise."""
-        expected = self.size + 1
-        if seq != expected:
-            msg = f"entry {expected} is missing: entry {seq} comes next"
-            raise AuditChainBroken(msg)
-        fields = _read(seq, line)
+        """Verify the next line, or raise `AuditChainBroken`."""
+        place = f"entry {seq}"
+        if seq != self.size + 1:
+            raise _missing(self.size + 1, f"{place} comes next")
+        fields = _fields_of(line, place)
         if fields["seq"] != seq:
-            raise _broken(seq, "it is stored under another number than its own")
+            raise _broken(place, "it is stored under another number than its own")
         if fields["prev"] != self.head:
             before = f"entry {seq - 1}" if seq > 1 else "the start of the log"
-            raise _broken(seq, f"it does not follow {before}: one of the two was changed")
+            raise _broken(place, f"it does not follow {before}: one of the two was changed")
         self.size, self.head = seq, hash_of(line)
         if self.checkpoints.get(seq, self.head) != self.head:
-            raise _broken(seq, "it is not the one that a checkpoint saw: it was changed")
-        self._follow(seq, fields)
+            raise _broken(place, "it differs from the entry of a checkpoint: it was changed")
+        erasure, subject = fields["erasure"], (fields["subject"], fields["epoch"])
+        if self.subjects.setdefault(erasure, subject) != subject:
+            raise _broken(place, "it has another subject than its erasure")
+        state, kind, details = self.states.get(erasure), fields["entry"], fields["details"]
+        try:
+            self.states[erasure] = protocol.step(state, kind, details, erasure)
+        except protocol.IllegalTransition as illegal:
+            raise _broken(place, str(illegal)) from None
 
-    def finish(self) -> None:
-        """Raise if a checkpoint saw more entries than there are."""
+    def finish(self, guards_missing: Iterable[str] = ()) -> Report:
+        """Return the report; raise `AuditChainBroken` if a checkpoint has more entries."""
         longest = max(self.checkpoints, default=0)
         if longest > self.size:
             rule = f"a checkpoint saw {longest} entries, and {self.size} are here"
-            msg = f"entry {self.size + 1} is missing: {rule}; its tail was cut"
-            raise AuditChainBroken(msg)
-
-    def _follow(self, seq: int, fields: Mapping[str, Any]) -> None:
-        erasure = fields["erasure"]
-        subject = (fields["subject"], fields["epoch"])
-        if self.subjects.setdefault(erasure, subject) != subject:
-            raise _broken(seq, "it has another subject than its erasure")
-        before = self.progress.get(erasure)
-        try:
-            after = protocol.step(before, fields["entry"], fields["details"], erasure)
-        except protocol.IllegalTransition as illegal:
-            rule = str(illegal)
-        else:
-            self.progress[erasure] = after
-            return
-        raise _broken(seq, rule)
+            raise _missing(self.size + 1, f"{rule}; its tail was cut")
+        states = Counter(state.state for state in self.states.values())
+        counts = (dict(states), len(self.checkpoints))
+        return Report(self.size, self.head, *counts, tuple(guards_missing))
 
 
 def verify(log: AuditLog) -> Report:
     """Verify the log of a database against its checkpoints and work rows, or raise."""
-    # Read before the log: what is published later may be of entries this moment lacks.
+    # Read before the log: a checkpoint published later may cover entries that this read
+    # does not see.
     outside = log.outside.read()
     with log.database.read() as connection:
         stored = connection.execute(select(tables.checkpoints)).all()
-        pairs = [(row.size, row.head) for row in stored]
-        chain = Chain(_agreed([*pairs, *((one.size, one.head) for one in outside)]))
+        chain = Chain(_heads([*stored, *outside]))
         for seq, line in lines(connection):
             chain.add(seq, line)
-        chain.finish()
+        report = chain.finish(tables.guards_missing(connection))
         work = tables.erasures.c
         rows = connection.execute(select(work.id, work.state, work.pseudonym, work.epoch)).all()
-        missing = tuple(tables.guards_missing(connection))
-    _compare(chain, rows)
-    if missing:
-        _log.warning("audit_guards_missing", extra={"guards": ", ".join(missing)})
-    return _report(chain, missing)
+    _compare(chain, {row.id: row for row in rows})
+    if report.guards_missing:
+        _log.warning("audit_guards_missing", extra={"guards": ", ".join(report.guards_missing)})
+    return report
 
 
 def verify_lines(exported: Iterable[str], checkpoints: Iterable[Checkpoint] = ()) -> Report:
-    """Verify an export, its last line included, against checkpoints from elsewhere."""
-    chain = Chain(_agreed((one.size, one.head) for one in checkpoints))
+    """Verify an export with its last line, against checkpoints from elsewhere, or raise."""
+    chain = Chain(_heads(checkpoints))
     *entries, last = [*exported] or [""]
     for seq, line in enumerate(entries, 1):
         chain.add(seq, line)
-    chain.finish()
+    report = chain.finish()
     end = _object(last)
-    if (end.get("size"), end.get("head")) != (chain.size, chain.head):
+    if (end.get("size"), end.get("head")) != (report.size, report.head):
         msg = "the checkpoint at the end is not of these entries: a part is gone"
         raise AuditChainBroken(msg)
-    return _report(chain, ())
+    return report
 
 
-def _report(chain: Chain, missing: tuple[str, ...]) -> Report:
-    states = Counter(progress.state for progress in chain.progress.values())
-    return Report(chain.size, chain.head, dict(states), len(chain.checkpoints), missing)
-
-
-def _agreed(pairs: Iterable[tuple[int, str]]) -> dict[int, str]:
-    """Return the head at each size; raise where two checkpoints differ."""
+def _heads(checkpoints: Iterable[Any]) -> dict[int, str]:
+    """Return the head at each size; raise if two checkpoints differ."""
     heads: dict[int, str] = {}
-    for size, head in pairs:
-        if heads.setdefault(size, head) != head:
-            raise _broken(size, "two checkpoints saw different entries: the log was written anew")
+    for checkpoint in checkpoints:
+        if heads.setdefault(checkpoint.size, checkpoint.head) != checkpoint.head:
+            place, rule = f"entry {checkpoint.size}", "two checkpoints saw different entries"
+            raise _broken(place, f"{rule}: the log was written anew")
     return heads
 
 
-def _compare(chain: Chain, rows: Iterable[Any]) -> None:
-    """Raise unless each erasure's work row is there and says the same as the log."""
-    states = dict(chain.progress)
-    for row in rows:
-        logged = states.pop(row.id, None)
+def _compare(chain: Chain, rows: Mapping[str, Any]) -> None:
+    """Raise unless each erasure has a work row, with the state and subject of the log."""
+    for erasure in sorted(rows.keys() | chain.states.keys()):
+        row, logged = rows.get(erasure), chain.states.get(erasure)
         if logged is None:
-            msg = f"erasure {row.id} has a work row, and no entry in the log"
-            raise AuditChainBroken(msg)
-        if logged.state != row.state:
+            rule = "it has a work row, and no entry in the log"
+        elif row is None:
+            rule = "it is in the log, and its work row is gone"
+        elif row.state != logged.state:
             rule = f"its work row says {row.state}, the log says {logged.state}"
-            msg = f"erasure {row.id}: {rule}"
-            raise AuditChainBroken(msg)
-        if chain.subjects[row.id] != (row.pseudonym, row.epoch):
-            msg = f"erasure {row.id}: its work row has another subject"
-            raise AuditChainBroken(msg)
-    for erasure in states:
-        msg = f"erasure {erasure} is in the log, and its work row is gone"
-        raise AuditChainBroken(msg)
+        elif chain.subjects[erasure] != (row.pseudonym, row.epoch):
+            rule = "its work row has another subject"
+        else:
+            continue
+        place = f"erasure {erasure}"
+        raise _broken(place, rule)
 
 
-def _read(seq: int, line: str) -> dict[str, Any]:
+def _fields_of(line: str, place: str) -> dict[str, Any]:
     fields = _object(line)
-    if fields.keys() != _FIELDS.keys() or any(
-        type(fields[name]) is not kind for name, kind in _FIELDS.items()
-    ):
-        raise _broken(seq, "it does not have the fields of an entry")
+    if {name: type(value) for name, value in fields.items()} != _FIELDS:
+        raise _broken(place, "it does not have the fields of an entry")
     if canonical(fields) != line:
-        raise _broken(seq, "it is not written the way this log writes")
+        raise _broken(place, "it is not in the canonical form")
     if STAMP.fullmatch(fields["at"]) is None:
-        raise _broken(seq, "its time is not a time")
+        raise _broken(place, "its time is not a time")
     return fields
 
 
 def _object(line: object) -> dict[str, Any]:
-    """Return the fields of a line; none when it is not an object of JSON."""
+    """Return the fields of a line; an empty dict unless it is a JSON object."""
     try:
         fields = json.loads(line) if isinstance(line, str) else {}
     except (ValueError, RecursionError):
@@ -199,5 +182,9 @@ def _object(line: object) -> dict[str, Any]:
     return fields if isinstance(fields, dict) else {}
 
 
-def _broken(seq: int, rule: str) -> AuditChainBroken:
-    return AuditChainBroken(f"entry {seq}: {rule}")
+def _broken(place: str, rule: str) -> AuditChainBroken:
+    return AuditChainBroken(f"{place}: {rule}")
+
+
+def _missing(seq: int, rule: str) -> AuditChainBroken:
+    return AuditChainBroken(f"entry {seq} is missing: {rule}")

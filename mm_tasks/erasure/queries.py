@@ -1,0 +1,156 @@
+"""The reads: the state of erasures, their entries, their deadlines, and the fences.
+
+No result holds an id of a subject; `subject` is its pseudonym.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import func, select
+
+from mm_tasks.erasure.audit import log as audit_log
+from mm_tasks.erasure.audit import tables
+from mm_tasks.erasure.audit.protocol import BLOCKED, OPEN
+from mm_tasks.erasure.deadlines import mark
+from mm_tasks.erasure.models import ErasureDeadline
+from mm_tasks.timestamps import stamp
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
+
+    from sqlalchemy import ColumnElement, RowMapping
+    from sqlalchemy.engine import Connection
+
+    from mm_tasks.erasure.audit.checkpoints import Checkpoint
+    from mm_tasks.erasure.audit.session import AuditSession
+
+_LISTED_MAX = 1000
+# Columns that `show` and `listed` leave out: ids, and the state of the workflow.
+_HIDDEN = frozenset({"ids", "pseudonym", "round", "lease_until", "token", "warned"})
+
+
+class ErasureQueries:
+    """The erasures of one project, read only."""
+
+    def __init__(self, session: AuditSession) -> None:
+        """Take the store; nothing is opened here."""
+        self._session = session
+
+    @property
+    def store_id(self) -> str:
+        """Return the id of the audit store, which is created if it is missing."""
+        return self._session.store_id
+
+    def log_size(self) -> int:
+        """Return the number of entries in the log, of all projects."""
+        with self._session.read() as connection:
+            return audit_log.head(connection).size
+
+    def fences(self) -> Iterator[bytes]:
+        """Yield the tags of fenced ids, read at one moment; a tag may occur twice."""
+        column = tables.suppressions.c
+        with self._session.read() as connection:
+            query = select(column.tag).where(*self._is_fenced())
+            # Streamed: there may be a million.
+            tags = connection.execute(query.execution_options(yield_per=1000)).scalars()
+            yield from map(bytes.fromhex, tags)
+
+    def fence_count(self) -> int:
+        """Return the number of fenced tags, each counted once."""
+        query = select(func.count(tables.suppressions.c.tag.distinct())).where(*self._is_fenced())
+        with self._session.read() as connection:
+            return int(connection.execute(query).scalar_one())
+
+    def show(self, erasure: str) -> dict[str, Any] | None:
+        """Return an erasure, ready for JSON; None if it does not exist.
+
+        `passes` has one item for each pass that was called: its last attempt, and their number.
+        """
+        with self._session.read() as connection:
+            row = tables.find_erasure(connection, self._session.project, erasure)
+            if row is None:
+                return None
+            query = select(tables.passes).where(tables.passes.c.erasure == erasure)
+            attempts = connection.execute(query.order_by(tables.passes.c.attempt)).mappings()
+            return {**_summary(row), "passes": _passes(attempts)}
+
+    def listed(
+        self, states: Collection[str] | None = None, limit: int = _LISTED_MAX
+    ) -> list[dict[str, Any]]:
+        """Return erasures as `show` does, without their passes, the newest first."""
+        column = tables.erasures.c
+        query = select(tables.erasures).where(column.project == self._session.project)
+        if states is not None:
+            query = query.where(column.state.in_(states))
+        query = query.order_by(column.accepted_at.desc(), column.id.desc()).limit(limit)
+        with self._session.read() as connection:
+            return [_summary(row) for row in connection.execute(query).mappings()]
+
+    def history(self, erasure: str) -> tuple[list[dict[str, Any]], Checkpoint]:
+        """Return the entries of an erasure and the head of the log, read at one moment.
+
+        The list is empty if the erasure does not exist.
+        """
+        with self._session.read() as connection:
+            row = tables.find_erasure(connection, self._session.project, erasure)
+            entries = [] if row is None else audit_log.entries(connection, erasure)
+            return entries, audit_log.head(connection)
+
+    def summary(self, now: datetime) -> dict[str, Any]:
+        """Return the numbers of open, overdue and blocked erasures."""
+        return summarize(self.deadlines(now), now)
+
+    def deadlines(self, now: datetime) -> list[ErasureDeadline]:
+        """Return all open erasures, by deadline."""
+        with self._session.read() as connection:
+            return open_deadlines(connection, self._session.project, now)
+
+    def _is_fenced(self) -> tuple[ColumnElement[bool], ...]:
+        column = tables.suppressions.c
+        return column.project == self._session.project, column.lifted_at.is_(None)
+
+
+def open_deadlines(connection: Connection, project: str, now: datetime) -> list[ErasureDeadline]:
+    """Return all open erasures of a project, by deadline."""
+    column = tables.erasures.c
+    query = select(column.id, column.state, column.received_at, column.due_at, column.warned)
+    query = query.where(column.project == project, column.state.in_(OPEN))
+    return [
+        ErasureDeadline(*row, mark=mark(row.received_at, row.due_at, now))
+        for row in connection.execute(query.order_by(column.due_at, column.id))
+    ]
+
+
+def summarize(deadlines: Collection[ErasureDeadline], now: datetime) -> dict[str, Any]:
+    """Return the numbers of open, overdue and blocked erasures."""
+    blocked = Counter(deadline.state for deadline in deadlines if deadline.state in BLOCKED)
+    return {
+        "open": len(deadlines),
+        "overdue": sum(deadline.due_at <= now for deadline in deadlines),
+        "blocked": blocked.total(),
+        "blocked_reasons": dict(blocked),
+    }
+
+
+def _summary(row: RowMapping) -> dict[str, Any]:
+    fields = {name: _plain(value) for name, value in row.items() if name not in _HIDDEN}
+    return {**fields, "subject": row["pseudonym"], "is_wiped": row["ids"] is None}
+
+
+def _passes(attempts: Iterable[RowMapping]) -> list[dict[str, Any]]:
+    """Return the last attempt of each pass, and the number of its attempts."""
+    passes: dict[tuple[int, int], dict[str, Any]] = {}
+    for row in attempts:
+        fields = {name: _plain(value) for name, value in row.items()}
+        del fields["erasure"], fields["attempt"]
+        key = (row["round"], row["n"])
+        earlier = passes.get(key, {"attempts": 0})
+        passes[key] = {**fields, "attempts": earlier["attempts"] + 1}
+    return list(passes.values())
+
+
+def _plain(value: object) -> object:
+    return stamp(value) if isinstance(value, datetime) else value
