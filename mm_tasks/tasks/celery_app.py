@@ -92,7 +92,19 @@ def _configuration() -> dict[str, Any]:
 
 def queues() -> list[Queue]:
     """Return our queues, the one that is served first at the head."""
-    return [Queue(name, Exchange(name, type="direct"), routing_key=name) for name in QUEUE_NAMES]
+    return [_queue(name) for name in QUEUE_NAMES]
+
+
+def _queue(name: str) -> Queue:
+    return Queue(name, Exchange(name, type="direct"), routing_key=name)
+
+
+def declared_queue(name: str) -> Any:
+    """Return a queue of ours as the current app declares it, else as we do.
+
+    A host with `task_create_missing_queues = False` knows only the queues that it declares.
+    """
+    return current_app().amqp.queues.get(name) or _queue(name)
 
 
 def beat_schedule(every: float) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from kombu import Connection
 
 from mm_tasks import runtime
 from mm_tasks.events.lanes import BACKFILL
-from mm_tasks.tasks.celery_app import app, broker, current_app
+from mm_tasks.tasks.celery_app import app, broker, current_app, declared_queue
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -98,7 +98,7 @@ def nudge(task: str, args: tuple[str], queue: str, *, expires_s: float = 5) -> N
             current_app().send_task(
                 task,
                 args,
-                queue=queue,
+                queue=declared_queue(queue),
                 expires=expires_s,
                 serializer="json",
                 ignore_result=True,

@@ -13,7 +13,13 @@ from mm_tasks import runtime
 from mm_tasks.errors import AuditUnavailable
 from mm_tasks.events.lanes import QUEUES, TRACK, sharing
 from mm_tasks.tasks.base import BaseTask
-from mm_tasks.tasks.celery_app import FLUSH, RUN_ERASURE, SEND_BATCH, SWEEP_ERASURES
+from mm_tasks.tasks.celery_app import (
+    FLUSH,
+    RUN_ERASURE,
+    SEND_BATCH,
+    SWEEP_ERASURES,
+    declared_queue,
+)
 from mm_tasks.tasks.publisher import priority_options, publish_failed, publish_options
 
 if TYPE_CHECKING:
@@ -63,7 +69,7 @@ class Flush(BaseTask):
                 # Should this fail, the batch is found again by a later flush.
                 send_batch.apply_async(
                     (dispatch.lane, dispatch.batch_ids),
-                    queue=QUEUES[dispatch.lane],
+                    queue=declared_queue(QUEUES[dispatch.lane]),
                     countdown=dispatch.countdown_s,
                     **priority_options(dispatch.lane),
                     **publish_options(),

@@ -7,13 +7,13 @@ import copy
 import json
 import logging
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from celery import Celery, chain, current_app
 from celery.app.trace import build_tracer
 from celery.beat import Scheduler, Service
-from celery.signals import beat_init, celeryd_after_setup
+from celery.signals import beat_init, celeryd_after_setup, celeryd_init
 from kombu import Queue
 
 from mm_tasks import app, forget, identify, install, track
@@ -21,9 +21,9 @@ from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.records import HEADER_BYTES
 from mm_tasks.errors import ConfigurationError, InvalidEvent
 from mm_tasks.events.properties import now
-from mm_tasks.tasks import install as install_module
 from mm_tasks.tasks import registry, worker
 from mm_tasks.tasks.celery_app import _Owner
+from mm_tasks.tasks.install import setting_warnings
 
 NAMES = {task.name for task in registry.TASKS}
 ENTRIES = {"mm_tasks-flush-track", "mm_tasks-flush-identify", "mm_tasks-sweep-erasures"}
@@ -51,7 +51,6 @@ def host(redis_url, fresh):
     for kind in map(type, registry.TASKS):
         kind._app = app  # noqa: SLF001 - as at import
     _Owner.app = app
-    install_module._added.clear()  # noqa: SLF001
     if app.finalized:
         registry.register(app)
 
@@ -96,6 +95,26 @@ def run(host, queue, redis):
     return tracer(request["id"], args, kwargs, request).retval
 
 
+def start_worker(host, *queues):
+    """Do with an app what a worker with these queues for `-Q` does before it connects."""
+    worker_process = SimpleNamespace(app=host)
+    celeryd_init.send(sender="w", instance=worker_process, conf=host.conf, options={})
+    host.select_queues(queues)
+    celeryd_after_setup.send(sender="w", instance=worker_process, conf=host.conf)
+
+
+def start_beat(host):
+    """Return the schedule of a beat that starts."""
+    service = Service(host, scheduler_cls=Scheduler)
+    assert service.scheduler  # made before the signal, as the banner names it
+    beat_init.send(sender=service)
+    return service.scheduler.schedule
+
+
+def queue_of(host, task):
+    return host.amqp.router.route({}, task)["queue"].name
+
+
 def test_install_does_not_have_the_settings_read(host):
     install(host)
     install(host)
@@ -116,7 +135,6 @@ def test_everything_is_there_whether_the_settings_were_read_before_or_after(host
     assert set(host.tasks) >= NAMES
     assert all(host.tasks[task.name] is task and task.app is host for task in registry.TASKS)
     assert set(host.conf.beat_schedule) == ENTRIES | {"host-entry"}
-    assert set(host.amqp.queues.consume_from) == OURS | {"celery"}
     for name, queue in {
         "mm_tasks.track": "mm.deliver",
         "mm_tasks.identify": "mm.identify",
@@ -125,15 +143,18 @@ def test_everything_is_there_whether_the_settings_were_read_before_or_after(host
         "host.quick": "quick",
         "host.work": "slow",
     }.items():
-        assert host.amqp.router.route({}, name)["queue"].name == queue
+        assert queue_of(host, name) == queue
+    start_worker(host)
+    assert set(host.amqp.queues.consume_from) == OURS | {"celery"}
 
 
-def test_no_setting_of_the_host_is_changed_but_the_entries_for_beat(host):
+def test_no_setting_of_the_host_is_changed_but_by_our_entries_for_beat_and_our_routes(host):
     settings = copy.deepcopy(dict(host.conf))
     install(host)
     after = copy.deepcopy(dict(host.conf))
     for entry in ENTRIES:
         del after["beat_schedule"][entry]
+    _, after["task_routes"] = after["task_routes"]
 
     assert after == settings
 
@@ -180,28 +201,70 @@ def test_settings_that_come_after_install_are_the_hosts_all_the_same(host, redis
     host.conf.task_routes = ({"host.quick": "first"}, {"mm_tasks.track": {"queue": "first"}})
     host.conf.broker_url = redis_url
 
+    for name, queue in {
+        "host.quick": "first",
+        "mm_tasks.track": "first",
+        "mm_tasks.identify": "mm.identify",
+    }.items():
+        assert queue_of(host, name) == queue
+    host.conf.update(task_routes={"mm_tasks.*": "first"})
+    install(host)
+    assert queue_of(host, "mm_tasks.identify") == "first"
+    start_worker(host)
     assert set(host.amqp.queues.consume_from) == OURS | {"first"}
     assert host.amqp.queues["mm.forget"].routing_key == "theirs"
-    assert host.amqp.router.route({}, "host.quick")["queue"].name == "first"
-    assert host.amqp.router.route({}, "mm_tasks.track")["queue"].name == "first"
-    assert host.amqp.router.route({}, "mm_tasks.identify")["queue"].name == "mm.identify"
-    host.conf.update(task_routes={"mm_tasks.*": "first"})
-    assert host.amqp.router.route({}, "mm_tasks.identify")["queue"].name == "first"
 
 
-def test_a_worker_told_its_queues_serves_no_others(host):
+def test_routes_that_are_replaced_later_are_a_warning_until_install_is_called_again(host):
+    """Celery has no hook for an assignment to a setting that was read already."""
     install(host)
-    host.select_queues(["celery", "mm.forget"])
+    assert host.conf.task_routes
+    host.conf.update(task_routes={"*": "slow"})
+
+    assert any("task_routes" in sentence for sentence in setting_warnings(host))
+    assert queue_of(host, "mm_tasks.track") == "slow"
+    install(host)
+    assert not any("task_routes" in sentence for sentence in setting_warnings(host))
+    assert queue_of(host, "mm_tasks.track") == "mm.deliver"
+    assert queue_of(host, "host.work") == "slow"
+
+
+def test_a_worker_restores_routes_that_were_replaced(host):
+    install(host)
+    assert host.conf.task_routes
+    host.conf.update(task_routes={"*": "slow"})
+    start_worker(host)
+
+    assert host.conf.task_routes[1:] == ({"*": "slow"},)
+    assert queue_of(host, "mm_tasks.track") == "mm.deliver"
+
+
+def test_a_host_without_missing_queues_need_not_declare_ours(host, published, fresh):
+    """There, Celery refuses to publish to a queue that is named by text and not declared."""
+    fresh(MM_TASKS_BATCH_EVENTS_MAX="1")
+    host.conf.task_create_missing_queues = False
+    host.conf.task_queues = [Queue("celery")]
+    install(host)
+    track.delay("e")
+    host.send_task("mm_tasks.track", ("e",))
+
+    assert [headers["task"] for headers, *_ in published("mm.deliver")] == [
+        "mm_tasks.track",
+        "mm_tasks.flush",
+    ]
+    start_beat(host)
+    assert set(host.amqp.queues) == OURS | {"celery"}
+
+
+@pytest.mark.parametrize("is_read", [False, True], ids=["before", "after"])
+def test_a_worker_told_its_queues_serves_no_others(host, is_read):
+    if is_read:
+        assert host.amqp.queues
+    install(host)
+    start_worker(host, "celery", "mm.forget")
 
     assert set(host.amqp.queues.consume_from) == {"celery", "mm.forget"}
-
-
-def test_queues_that_were_chosen_before_install_stay_chosen(host):
-    host.select_queues(["celery"])
-    install(host)
-
-    assert set(host.amqp.queues.consume_from) == {"celery"}
-    assert "mm.forget" in host.amqp.queues
+    assert set(host.amqp.queues) == OURS | {"celery"}
 
 
 def test_one_app_of_a_process_can_have_the_tasks(host):
@@ -243,9 +306,7 @@ def test_beat_has_our_entries_though_the_schedule_was_set_after_it_was_read(host
     install(host)
     assert host.conf.beat_schedule
     host.conf.beat_schedule = {"mm_tasks-sweep-erasures": {"task": "theirs", "schedule": 9.0}}
-    service = Service(host, scheduler_cls=Scheduler)
-    beat_init.send(sender=service)
-    schedule = service.scheduler.schedule
+    schedule = start_beat(host)
 
     assert set(schedule) >= ENTRIES
     assert schedule["mm_tasks-flush-track"].schedule.run_every.total_seconds() == 0.5
@@ -422,11 +483,8 @@ def test_a_worker_of_the_host_says_what_is_unfavourable(host, caplog):
     host.conf.task_time_limit = 5
     install(host)
 
-    class Worker:
-        app = host
-
     with caplog.at_level(logging.WARNING):
-        celeryd_after_setup.send(sender="w", instance=Worker, conf=host.conf)
+        start_worker(host)
 
     for word in ("accept_content", "visibility_timeout", "task_time_limit", "prefetch"):
         assert word in caplog.text
@@ -434,13 +492,8 @@ def test_a_worker_of_the_host_says_what_is_unfavourable(host, caplog):
 
 def test_a_worker_that_serves_none_of_our_queues_says_nothing(host, caplog):
     install(host)
-    host.select_queues(["celery"])
-
-    class Worker:
-        app = host
-
     with caplog.at_level(logging.WARNING):
-        celeryd_after_setup.send(sender="w", instance=Worker, conf=host.conf)
+        start_worker(host, "celery")
 
     assert "mm_tasks" not in caplog.text
 
