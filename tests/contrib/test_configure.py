@@ -12,7 +12,7 @@ from mm_tasks.errors import ConfigurationError
 def unconfigured(fresh):
     fresh(MM_TASKS_PROJECT="env", MILLIMETRIC_KEY="sk_env", MM_TASKS_LINGER_S="2")
     yield
-    runtime._process.given = {}  # noqa: SLF001 - as at the start of a process
+    runtime._process.configured = {}  # noqa: SLF001 - as at the start of a process
 
 
 def test_what_is_given_wins_and_the_rest_is_the_environments():

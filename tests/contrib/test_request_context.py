@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mm_tasks import runtime
-from mm_tasks.contrib.asgi import inner_path, raw_path
+from mm_tasks.contrib.asgi import ScopeRequest, raw_path
 from mm_tasks.contrib.request_context import Visit, VisitOptions, cookie, origin_form
 from mm_tasks.contrib.wsgi import raw_target
 from mm_tasks.errors import ConfigurationError
@@ -275,7 +275,7 @@ SCOPES = {
 @pytest.mark.parametrize(("scope", "path", "inner"), SCOPES.values(), ids=SCOPES.keys())
 def test_the_path_of_asgi_is_the_clients(scope, path, inner):
     assert raw_path(scope) == path
-    assert inner_path(scope) == inner
+    assert ScopeRequest(scope).inner_path() == inner
 
 
 ENVIRONS = {
