@@ -11,19 +11,19 @@ from hypothesis import strategies as st
 
 from mm_tasks import runtime
 from mm_tasks.contrib.asgi import ScopeRequest, raw_path
-from mm_tasks.contrib.request_context import Visit, VisitOptions, cookie, origin_form
+from mm_tasks.contrib.request_context import Request, Visit, VisitOptions, cookie, origin_form
 from mm_tasks.contrib.wsgi import raw_target
 from mm_tasks.errors import ConfigurationError
 from mm_tasks.events.encode import encode_track
 from tests.contrib.conftest import dropped_fields
 
 
-class Asked:
+class Asked(Request):
     """A request as a server might tell of it."""
 
     def __init__(self, headers=(), scheme="http", target="/a?b=c"):
+        super().__init__({})
         self.headers = dict(headers)
-        self.kept_values = {}
         self.origin = scheme
         self.path, _, self.query = target.partition("?")
 
@@ -33,17 +33,11 @@ class Asked:
     def scheme(self):
         return self.origin
 
-    def host(self):
-        return self.headers.get("host")
-
     def target(self):
         return self.path, self.query
 
     def inner_path(self):
         return self.path
-
-    def kept(self, name, value):
-        return self.kept_values.setdefault(name, value)
 
 
 HOST = {"host": "shop.example"}

@@ -17,8 +17,6 @@ from celery.signals import beat_init, celeryd_after_setup, celeryd_init
 from kombu import Queue
 
 from mm_tasks import app, forget, identify, install, track
-from mm_tasks.buffer.keys import ProjectKeys
-from mm_tasks.buffer.records import HEADER_BYTES
 from mm_tasks.errors import ConfigurationError, InvalidEvent
 from mm_tasks.events.properties import now
 from mm_tasks.tasks import registry, worker
@@ -28,11 +26,10 @@ from mm_tasks.tasks.install import setting_warnings
 NAMES = {task.name for task in registry.TASKS}
 ENTRIES = {"mm_tasks-flush-track", "mm_tasks-flush-identify", "mm_tasks-sweep-erasures"}
 OURS = {"mm.forget", "mm.identify", "mm.deliver"}
-WAITING = ProjectKeys("default").lane("track").waiting
 
 
 @pytest.fixture
-def host(redis_url, fresh):
+def host(redis_url, stored, fresh):  # noqa: ARG001 - `stored` sets its own variables first
     """A host with settings of its own in most places where ours go; its broker has a prefix."""
     fresh(MM_TASKS_REDIS_URL=redis_url, MILLIMETRIC_KEY="sk_test_abc_x")
     host = Celery("host", set_as_current=False)
@@ -69,11 +66,6 @@ def published(redis):
         return found
 
     return read
-
-
-@pytest.fixture
-def stored(redis):
-    return lambda: [json.loads(record[HEADER_BYTES:]) for record in redis.lrange(WAITING, 0, -1)]
 
 
 def work(host, result):

@@ -31,7 +31,7 @@ def refused():
 @contextmanager
 def silent():
     """The connection is made, and no byte ever comes."""
-    with socket.create_server(("127.0.0.1", 0), backlog=64) as sock:
+    with socket.create_server(("127.0.0.1", 0), backlog=200) as sock:
         yield sock.getsockname()[1]
 
 

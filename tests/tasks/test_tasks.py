@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -11,16 +12,8 @@ from kombu import Connection
 
 from mm_tasks import Receipt, app, identify, track
 from mm_tasks.buffer.keys import ProjectKeys
-from mm_tasks.buffer.records import HEADER_BYTES, tag
+from mm_tasks.buffer.records import tag
 from mm_tasks.errors import BufferFull, BufferUnavailable, InvalidEvent
-
-WAITING = ProjectKeys("default").lane("track").waiting
-
-
-@pytest.fixture
-def stored(redis, redis_url, fresh):
-    fresh(MM_TASKS_REDIS_URL=redis_url)
-    return lambda: [json.loads(record[HEADER_BYTES:]) for record in redis.lrange(WAITING, 0, -1)]
 
 
 def test_once_delay_returns_the_event_is_in_redis(stored):
@@ -58,6 +51,10 @@ def test_every_plain_call_stores_the_same_event(stored, call):
         lambda: track.delay("e", args=1, kwargs=2),
         identify.delay,
         lambda: identify.delay("a", "u", {}, 1),
+        lambda: asyncio.run(track.adelay()),
+        lambda: asyncio.run(track.adelay("e", usr_id="u")),
+        lambda: asyncio.run(identify.adelay(user_id="u")),
+        lambda: asyncio.run(track.adelay_many([{"event": 1}])),
     ],
 )
 def test_a_wrong_call_is_an_invalid_event_and_no_type_error(stored, call):
@@ -88,17 +85,21 @@ def test_delay_many_keeps_order_over_several_scripts(stored):
     assert [event["properties"]["n"] for event in stored()] == list(range(2_500))
 
 
-def test_a_suppressed_person_is_told_to_the_caller(redis, stored):
+@pytest.mark.parametrize("call", [track.delay, lambda *a, **k: asyncio.run(track.adelay(*a, **k))])
+def test_an_event_of_a_suppressed_person_is_not_accepted(redis, stored, call):
     redis.sadd(ProjectKeys("default").fence, tag("default", "user", "gone"))
 
-    assert not track.delay("e", user_id="gone").accepted
+    assert not call("e", user_id="gone").accepted
     assert stored() == []
 
 
-def test_a_full_buffer_says_how_many_were_stored(stored, fresh):
+@pytest.mark.parametrize(
+    "call", [track.delay_many, lambda items: asyncio.run(track.adelay_many(items))]
+)
+def test_a_full_buffer_reports_the_number_of_stored_events(stored, fresh, call):
     fresh(MM_TASKS_BUFFER_BYTES_MAX="150000")
     with pytest.raises(BufferFull) as caught:
-        track.delay_many({"event": "e"} for _ in range(3_000))
+        call({"event": "e"} for _ in range(3_000))
 
     assert caught.value.stored == len(stored()) == 1_000 * (len(stored()) // 1_000)
 
