@@ -187,7 +187,7 @@ class Runtime:
         return DeadLetters(self.worker_redis, self.settings.project)
 
     def trim_dead_letters(self) -> None:
-        """Discard what is above the bounds in number and age."""
+        """Discard dead letters above the bounds in number and age."""
         settings = self.settings
         age_max_ms = round(settings.dead_age_max_days * 86_400_000)
         self.dead_letters.trim(settings.dead_events_max, age_max_ms)

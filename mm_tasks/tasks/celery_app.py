@@ -138,14 +138,12 @@ def current_app() -> Celery:
     return _Owner.app
 
 
-def on_signal_or_now(
-    signal: Any, call: Callable[..., None], owner: Celery, *, is_past: bool
-) -> None:
-    """Call `call` with the app when it sends the signal, or now if that is past."""
-    if is_past:
+def when_finalized(owner: Celery, call: Callable[..., None]) -> None:
+    """Call `call` with the app once it is finalized, or now if it is."""
+    if vars(owner)["finalized"]:
         call(owner)
     else:
-        signal.connect(call, sender=owner)
+        owner.on_after_finalize.connect(call, sender=owner)
 
 
 def bind_tasks(tasks: tuple[Any, ...], host: Celery) -> None:

@@ -19,6 +19,7 @@ from mm_tasks.errors import BufferFull, BufferUnavailable, InvalidEvent, Problem
 from mm_tasks.events import context
 from mm_tasks.events.encode import encode_identify, encode_track
 from mm_tasks.events.lanes import QUEUES, TRACK
+from mm_tasks.tasks import on_commit
 from mm_tasks.tasks.base import BaseTask
 from mm_tasks.tasks.celery_app import FLUSH, REDACTED
 from mm_tasks.tasks.publisher import nudge, publish_options
@@ -143,22 +144,12 @@ class EventTask(InProcessTask):
     abstract = True
     lane: str
     retried_errors = (BufferFull, BufferUnavailable)
+    delay_on_commit: Any = on_commit.delay_on_commit
+    apply_async_on_commit = on_commit.apply_async_on_commit
 
     async def adelay(self, /, *args: Any, **fields: Any) -> Any:
         """Do as `delay` without blocking the event loop. A cancelled call may have stored."""
         return (await self._aappend((self._encoded(args, fields),)))[0]
-
-    def delay_on_commit(self, /, *args: Any, **fields: Any) -> Any:
-        """Validate now and store when Django's transaction commits: see `tasks/on_commit`."""
-        from mm_tasks.tasks.on_commit import delay_on_commit  # noqa: PLC0415 - imports Django
-
-        return delay_on_commit(self, *args, **fields)
-
-    def apply_async_on_commit(self, args: Any = None, kwargs: Any = None, **options: Any) -> None:
-        """Call `apply_async` when Django's transaction commits."""
-        from mm_tasks.tasks.on_commit import apply_async_on_commit  # noqa: PLC0415
-
-        apply_async_on_commit(self, args, kwargs, **options)
 
     def _message_fields(self, args: tuple[Any, ...], fields: dict[str, Any]) -> dict[str, Any]:
         # The worker has no request to take the shared fields from.

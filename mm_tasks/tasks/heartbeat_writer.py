@@ -98,21 +98,6 @@ class HeartbeatStep(StartStopStep):
             self._writer.write(ours)
 
 
-class _BeatHeartbeat:
-    """The heartbeats of the beat of this process, at most one in `EVERY_S`."""
-
-    def __init__(self) -> None:
-        self._writer = HeartbeatWriter("beat", socket.gethostname())
-        # If beat runs inside a worker, other threads of that worker publish flushes too.
-        self._thread = threading.get_ident()
-        self._next_s = 0.0
-
-    def published(self, **_: Any) -> None:
-        if threading.get_ident() == self._thread and time.monotonic() >= self._next_s:
-            self._writer.write([])
-            self._next_s = time.monotonic() + EVERY_S
-
-
 def attach(app: Celery) -> None:
     """Let the workers of `app` write heartbeats. Its beat does so if our tasks belong to it."""
     app.steps["consumer"].add(HeartbeatStep)
@@ -120,5 +105,17 @@ def attach(app: Celery) -> None:
 
 @beat_init.connect
 def _begin(sender: Any, **_: Any) -> None:
-    if sender.app is current_app():
-        after_task_publish.connect(_BeatHeartbeat().published, sender=FLUSH, weak=False)
+    """Let the beat of our tasks write a heartbeat with a published flush, once in `EVERY_S`."""
+    if sender.app is not current_app():
+        return
+    writer = HeartbeatWriter("beat", socket.gethostname())
+    # If beat runs inside a worker, other threads of that worker publish flushes too.
+    thread, next_s = threading.get_ident(), 0.0
+
+    def published(**_: Any) -> None:
+        nonlocal next_s
+        if threading.get_ident() == thread and time.monotonic() >= next_s:
+            writer.write([])
+            next_s = time.monotonic() + EVERY_S
+
+    after_task_publish.connect(published, sender=FLUSH, weak=False)

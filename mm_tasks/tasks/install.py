@@ -35,9 +35,9 @@ from mm_tasks.tasks.celery_app import (
     bind_tasks,
     current_app,
     declared_queue,
-    on_signal_or_now,
     problems_at_start,
     queues,
+    when_finalized,
 )
 from mm_tasks.tasks.registry import TASKS, register
 
@@ -73,7 +73,7 @@ def install(host: Celery) -> None:
             bind_tasks(TASKS, host)
     if is_new:
         heartbeat_writer.attach(host)
-        on_signal_or_now(host.on_after_finalize, register, host, is_past=vars(host)["finalized"])
+        when_finalized(host, register)
         # `config_from_object` may have the settings read more than once.
         host.on_after_configure.connect(_complete_settings, sender=host)
     if vars(host)["configured"]:

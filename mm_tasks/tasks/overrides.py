@@ -46,7 +46,7 @@ class Scheduler(beat.Scheduler):
     _is_ticking = False
 
     def tick(self, *args: Any, **options: Any) -> float:
-        """Publish what is due, at most one entry; return the seconds until the next tick."""
+        """Publish at most one due entry; return the seconds until the next tick."""
         self._is_ticking = True
         try:
             return super().tick(*args, **options)

@@ -51,8 +51,9 @@ def receipts_of(part: Sequence[Encoded], suppressed: frozenset[int]) -> list[Rec
     return [Receipt(event.id, position not in suppressed) for position, event in enumerate(part)]
 
 
-def parts(encoded: list[Encoded]) -> Iterator[list[Encoded]]:
-    """Yield the events in chunks that one script can store."""
+def parts(validated: list[Encoded | InvalidEvent]) -> Iterator[list[Encoded]]:
+    """Yield the valid events in chunks that one script can store."""
+    encoded = [event for event in validated if not isinstance(event, InvalidEvent)]
     for start in range(0, len(encoded), APPEND_RECORDS_MAX):
         yield encoded[start : start + APPEND_RECORDS_MAX]
 
@@ -67,12 +68,14 @@ def counting(receipts: list[Receipt]) -> Iterator[None]:
         raise
 
 
-def in_order(stored: list[Receipt], bad: dict[int, InvalidEvent], total: int) -> list[Receipt]:
+def in_order(stored: list[Receipt], validated: list[Encoded | InvalidEvent]) -> list[Receipt]:
     """Return a receipt for each item, in the order of the items."""
     receipts = iter(stored)
     return [
-        Receipt(None, accepted=False, error=bad[index]) if index in bad else next(receipts)
-        for index in range(total)
+        Receipt(None, accepted=False, error=event)
+        if isinstance(event, InvalidEvent)
+        else next(receipts)
+        for event in validated
     ]
 
 

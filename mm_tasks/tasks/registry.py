@@ -10,7 +10,7 @@ from typing import Any
 
 from mm_tasks import runtime
 from mm_tasks.tasks import heartbeat_writer
-from mm_tasks.tasks.celery_app import app, current_app, on_signal_or_now
+from mm_tasks.tasks.celery_app import app, current_app, when_finalized
 from mm_tasks.tasks.forget import ForgetTask
 from mm_tasks.tasks.identify import IdentifyTask
 from mm_tasks.tasks.track import TrackTask
@@ -49,5 +49,5 @@ def _register(sender: Any, **_: Any) -> None:
         register(sender)
 
 
-on_signal_or_now(app.on_after_finalize, _register, app, is_past=vars(app)["finalized"])
+when_finalized(app, _register)
 heartbeat_writer.attach(app)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from mm_tasks.errors import InvalidEvent
+from mm_tasks.errors import InvalidEvent, Problem
 from mm_tasks.events.lanes import TRACK
 from mm_tasks.events.limits import ID_CHARACTERS_MAX
 from mm_tasks.tasks.direct import EventTask
@@ -80,12 +80,12 @@ class TrackTask(EventTask):
         is stored. `"skip"`: the valid items are stored; the receipts of the others hold the error.
         A failure of Redis midway raises `BufferUnavailable` with `.stored` and `.maybe_stored`.
         """
-        good, bad, total = self._sorted(items, on_error)
+        validated = self._validated(items, on_error)
         stored: list[Receipt] = []
-        for part in parts(good):
+        for part in parts(validated):
             with counting(stored):
                 stored += self._append(part)
-        return in_order(stored, bad, total)
+        return in_order(stored, validated)
 
     async def adelay_many(
         self,
@@ -94,12 +94,12 @@ class TrackTask(EventTask):
         on_error: Literal["raise", "skip"] = "raise",
     ) -> list[Receipt]:
         """Do as `delay_many`; only the validation blocks the event loop."""
-        good, bad, total = self._sorted(items, on_error)
+        validated = self._validated(items, on_error)
         stored: list[Receipt] = []
-        for part in parts(good):
+        for part in parts(validated):
             with counting(stored):
                 stored += await self._aappend(part)
-        return in_order(stored, bad, total)
+        return in_order(stored, validated)
 
     def _with_stable_id(self, named: dict[str, Any]) -> dict[str, Any]:
         # Celery delivers a message twice if a worker dies. Both deliveries are the same event.
@@ -108,22 +108,22 @@ class TrackTask(EventTask):
             return {**named, "event_id": task_id}
         return named
 
-    def _sorted(
+    def _validated(
         self, items: Iterable[Mapping[str, Any]], on_error: str
-    ) -> tuple[list[Encoded], dict[int, InvalidEvent], int]:
-        """Return the valid events, the errors of the others by index, and the number of items."""
+    ) -> list[Encoded | InvalidEvent]:
+        """Return each event encoded, or its error; raise all errors if `on_error` is "raise"."""
         if on_error not in {"raise", "skip"}:
             msg = "on_error must be 'raise' or 'skip'"
             raise ValueError(msg)
-        good: list[Encoded] = []
-        bad: dict[int, InvalidEvent] = {}
-        total = 0
+        validated: list[Encoded | InvalidEvent] = []
+        problems: list[Problem] = []
         for index, fields in enumerate(items):
-            total += 1
             try:
-                good.append(self._encode(fields))
+                validated.append(self._encode(fields))
             except InvalidEvent as error:
-                bad[index] = at_index(index, error)
-        if bad and on_error == "raise":
-            raise InvalidEvent([problem for error in bad.values() for problem in error.problems])
-        return good, bad, total
+                indexed = at_index(index, error)
+                validated.append(indexed)
+                problems += indexed.problems
+        if problems and on_error == "raise":
+            raise InvalidEvent(problems)
+        return validated

@@ -57,13 +57,13 @@ def test_every_plain_call_stores_the_same_event(stored, call):
         lambda: asyncio.run(track.adelay_many([{"event": 1}])),
     ],
 )
-def test_a_wrong_call_is_an_invalid_event_and_no_type_error(stored, call):
+def test_an_invalid_call_raises_invalid_event_and_not_type_error(stored, call):
     with pytest.raises(InvalidEvent):
         call()
     assert stored() == []
 
 
-def test_delay_many_stores_nothing_when_one_is_bad(stored):
+def test_delay_many_stores_nothing_if_an_item_is_invalid(stored):
     with pytest.raises(InvalidEvent) as caught:
         track.delay_many([{"event": "a"}, {"event": 1}, {"event": "b"}, "c"])
 
@@ -71,7 +71,7 @@ def test_delay_many_stores_nothing_when_one_is_bad(stored):
     assert stored() == []
 
 
-def test_delay_many_can_skip_the_bad_ones(stored):
+def test_delay_many_can_skip_invalid_items(stored):
     receipts = track.delay_many([{"event": "a"}, {"event": 1}, {"event": "b"}], on_error="skip")
 
     assert [receipt.accepted for receipt in receipts] == [True, False, True]
@@ -104,7 +104,7 @@ def test_a_full_buffer_reports_the_number_of_stored_events(stored, fresh, call):
     assert caught.value.stored == len(stored()) == 1_000 * (len(stored()) // 1_000)
 
 
-def test_without_redis_the_call_fails_and_says_so(fresh):
+def test_without_redis_the_call_raises(fresh):
     fresh(MM_TASKS_REDIS_URL="redis://127.0.0.1:1/0")
     with pytest.raises(BufferUnavailable):
         track.delay("e")
@@ -134,7 +134,7 @@ def test_our_tasks_belong_to_our_app():
 
 @pytest.mark.parametrize("module", ["mm_tasks", "mm_tasks.tasks.celery_app"])
 def test_a_worker_that_starts_from_either_module_knows_all_tasks(module):
-    """What `-A` names; the package imports its parts only when they are asked for."""
+    """The package that `-A` names imports its modules only at their first use."""
     program = (
         "from celery.app.utils import find_app\n"
         f"app = find_app('{module}')\n"
