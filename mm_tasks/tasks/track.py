@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from mm_tasks.errors import InvalidEvent, Problem
+from mm_tasks.errors import InvalidEvent
 from mm_tasks.events.lanes import TRACK
 from mm_tasks.events.limits import ID_CHARACTERS_MAX
 from mm_tasks.tasks.direct import EventTask
@@ -116,14 +116,12 @@ class TrackTask(EventTask):
             msg = "on_error must be 'raise' or 'skip'"
             raise ValueError(msg)
         validated: list[Encoded | InvalidEvent] = []
-        problems: list[Problem] = []
         for index, fields in enumerate(items):
             try:
                 validated.append(self._encode(fields))
             except InvalidEvent as error:
-                indexed = at_index(index, error)
-                validated.append(indexed)
-                problems += indexed.problems
-        if problems and on_error == "raise":
-            raise InvalidEvent(problems)
+                validated.append(at_index(index, error))
+        errors = [event for event in validated if isinstance(event, InvalidEvent)]
+        if errors and on_error == "raise":
+            raise InvalidEvent([problem for error in errors for problem in error.problems])
         return validated
