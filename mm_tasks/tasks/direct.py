@@ -51,7 +51,7 @@ class InProcessTask(BaseTask):
         """Do the work of `delay` for a message; retry until it is stored."""
         named = self._message_by_name(args, fields)
         try:
-            self._accept(self._with_stable_id(named))
+            self._accept_message(named)
         except self.retried_errors as error:
             self._retry_message(error)
 
@@ -87,9 +87,9 @@ class InProcessTask(BaseTask):
         """Raise `InvalidEvent` for arguments that `delay` would refuse."""
         raise NotImplementedError
 
-    def _with_stable_id(self, named: dict[str, Any]) -> dict[str, Any]:
-        """Return the fields of a message with an id that is the same in a second delivery."""
-        return named
+    def _accept_message(self, fields: dict[str, Any]) -> None:
+        """Do as `_accept` for a message. Only here `self.request` may be read: it needs an app."""
+        self._accept(fields)
 
     def _by_name(self, args: tuple[Any, ...], fields: dict[str, Any]) -> dict[str, Any]:
         """Return all arguments by name."""

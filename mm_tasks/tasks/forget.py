@@ -48,11 +48,12 @@ class ForgetTask(InProcessTask):
     s: _Forget[Signature[Any]]
     """Return a signature. A message gives weaker guarantees: see `docs/celery.md`."""
 
-    def _accept(self, fields: dict[str, Any]) -> ErasureReceipt:
+    def _accept_message(self, fields: dict[str, Any]) -> None:
         is_message = self.request.id and not self.request.is_eager
-        accepted = runtime.current().erasure_service.request(
-            request_of(fields), via="message" if is_message else "call"
-        )
+        self._accept(fields, "message" if is_message else "call")
+
+    def _accept(self, fields: dict[str, Any], via: str = "call") -> ErasureReceipt:
+        accepted = runtime.current().erasure_service.request(request_of(fields), via=via)
         nudge(RUN_ERASURE, (accepted.id,), FORGET_QUEUE, expires_s=60)
         return ErasureReceipt(accepted.id, accepted.is_fenced)
 

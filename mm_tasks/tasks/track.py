@@ -101,12 +101,12 @@ class TrackTask(EventTask):
                 stored += await self._aappend(part)
         return in_order(stored, validated)
 
-    def _with_stable_id(self, named: dict[str, Any]) -> dict[str, Any]:
+    def _accept_message(self, fields: dict[str, Any]) -> None:
         # Celery delivers a message twice if a worker dies. Both deliveries are the same event.
         task_id = self.request.id
-        if task_id and len(task_id) <= ID_CHARACTERS_MAX and named.get("event_id") is None:
-            return {**named, "event_id": task_id}
-        return named
+        if task_id and len(task_id) <= ID_CHARACTERS_MAX and fields.get("event_id") is None:
+            fields = {**fields, "event_id": task_id}
+        self._accept(fields)
 
     def _validated(
         self, items: Iterable[Mapping[str, Any]], on_error: str

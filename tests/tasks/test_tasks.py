@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 
@@ -144,3 +145,19 @@ def test_a_worker_that_starts_from_either_module_knows_all_tasks(module):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
 
     assert int(done.stdout) == 7
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "track.delay('e')",
+        "identify.delay('a', 'u')",
+        "forget.delay('u', 'dpo')",
+        "asyncio.run(track.adelay('e'))",
+    ],
+)
+def test_a_call_may_be_the_first_use_of_the_tasks_in_a_process(redis_url, tmp_path, call):
+    """Celery has not bound the task to its app then, so the task has no `request`."""
+    program = f"import asyncio\nfrom mm_tasks import forget, identify, track\n{call}"
+    env = {"MM_TASKS_REDIS_URL": redis_url, "MM_TASKS_STATE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", program], env={**os.environ, **env}, check=True)
