@@ -1,4 +1,4 @@
-"""A FastAPI application that tracks, without holding up the event loop.
+"""A FastAPI application that tracks events without blocking the event loop.
 
 pip install mm-tasks fastapi uvicorn
 MM_TASKS_REDIS_URL=redis://127.0.0.1:6379/0 uvicorn fastapi_app:app
@@ -18,12 +18,12 @@ add_visits(app)
 
 @app.get("/pricing")
 async def pricing() -> dict[str, str | None]:
-    """Say under which id the visit was noted: url, path, referrer and anonymous_id are in it."""
+    """Track an event, which has url, path, referrer and anonymous_id; return its id."""
     receipt = await track.adelay("pricing_viewed")
     return {"id": receipt.id}
 
 
 @app.get("/healthz")
 async def healthz() -> dict[str, bool]:
-    """Answer the load balancer; nothing of such a request would be added to events."""
+    """Answer the load balancer; the middleware skips this path."""
     return {"ok": True}

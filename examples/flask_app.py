@@ -1,4 +1,4 @@
-"""A Flask application that tracks.
+"""A Flask application that tracks events.
 
 pip install mm-tasks flask gunicorn
 MM_TASKS_REDIS_URL=redis://127.0.0.1:6379/0 gunicorn --preload -w 2 flask_app:app
@@ -18,11 +18,11 @@ MMTasks(app)
 
 @app.get("/pricing")
 def pricing() -> dict[str, str | None]:
-    """Say under which id the visit was noted: url, path, referrer and anonymous_id are in it."""
+    """Track an event, which has url, path, referrer and anonymous_id; return its id."""
     return {"id": track.delay("pricing_viewed").id}
 
 
 @app.get("/healthz")
 def healthz() -> dict[str, bool]:
-    """Answer the load balancer; nothing of such a request would be added to events."""
+    """Answer the load balancer; the middleware skips this path."""
     return {"ok": True}

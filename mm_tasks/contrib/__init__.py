@@ -1,1 +1,1 @@
-"""Bridges to other people's frameworks. None is imported unless it is asked for by name."""
+"""Integrations with web frameworks. Each is imported only by name."""

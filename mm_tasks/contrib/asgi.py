@@ -1,17 +1,16 @@
-"""The visit of each request, for any ASGI application (Starlette, FastAPI, Django, Quart …).
+"""Middleware for any ASGI application (Starlette, FastAPI, Django, Quart …).
 
     app = VisitMiddleware(app, issue_cookie=True)
 
-Lasts until the application returns: streams and background tasks are inside. WebSockets and
-lifespan get nothing: no visit of their own, and none that the server left around them.
+The visit of a request lasts until the application returns, so it covers streams and background
+tasks. WebSockets and lifespan have no visit, not even one that the server left in the context.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote_to_bytes
 
-from mm_tasks.contrib.request_context import Visit, VisitOptions, origin_form, quoted
+from mm_tasks.contrib.request_context import Request, Visit, VisitOptions, mount, origin_form, quote
 from mm_tasks.events.context import RequestScope
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class VisitMiddleware:
-    """Gives url, path, referrer and anonymous_id to the events tracked in a request."""
+    """Adds url, path, referrer and anonymous_id to the events tracked in a request."""
 
     def __init__(self, app: App, **options: Unpack[VisitKeywords]) -> None:
         """Wrap an application; see `VisitOptions`."""
@@ -43,7 +42,7 @@ class VisitMiddleware:
             read = visit.fields
             if visit.issued is not None:
                 send = _issuing(visit, send)
-        # Servers call an application for one request from within the one before it.
+        # A server may handle a request in the context of the previous one.
         with RequestScope(read):
             await self._app(scope, receive, send)
 
@@ -62,67 +61,44 @@ def _issuing(visit: Visit, send: Send) -> Send:
     return issue
 
 
-class ScopeRequest:
-    """A request as ASGI describes it."""
+class ScopeRequest(Request):
+    """A request as ASGI describes it, by a scope."""
 
-    __slots__ = ("_scope",)
-
-    def __init__(self, scope: Message) -> None:
-        """Read nothing yet."""
-        self._scope = scope
+    __slots__ = ()
 
     def header(self, name: str) -> str | None:
         """Return a header; HTTP/2 may split cookies over several."""
-        wanted = name.encode("latin-1")
-        found: list[bytes] = [value for key, value in self._scope["headers"] if key == wanted]
-        if not found:
+        key = name.encode("latin-1")
+        values: list[bytes] = [value for k, value in self._source["headers"] if k == key]
+        if not values:
             return None
-        return (b"; " if name == "cookie" else b", ").join(found).decode("latin-1")
+        return (b"; " if name == "cookie" else b", ").join(values).decode("latin-1")
 
     def scheme(self) -> str:
-        """Return what the server knows of the scheme."""
-        return str(self._scope.get("scheme", "http"))
-
-    def host(self) -> str | None:
-        """Return what the client calls the server."""
-        return self.header("host")
+        """Return the scheme, as far as the server knows it."""
+        return str(self._source.get("scheme", "http"))
 
     def target(self) -> tuple[str, str]:
         """Return path and query."""
-        query = self._scope.get("query_string", b"").decode("latin-1")
-        return raw_path(self._scope), query
+        query = self._source.get("query_string", b"").decode("latin-1")
+        return raw_path(self._source), query
 
     def inner_path(self) -> str:
-        """Return the path below what the application is mounted at."""
-        return inner_path(self._scope)
-
-    def kept(self, name: str, value: str) -> str:
-        """Keep a value with the request, unless there is one; return what is kept."""
-        return str(self._scope.setdefault(name, value))
+        """Return the decoded path below the mount point of the application."""
+        path: str = self._source["path"]
+        root: str = self._source.get("root_path", "").rstrip("/")
+        return path[len(root) :] if path == root or path.startswith(root + "/") else path
 
 
 def raw_path(scope: Message) -> str:
-    """Return the path as the client sent it, what the application is mounted at included.
+    """Return the path as the client sent it, with the mount point of the application.
 
-    By the specification the path begins with it already; some servers leave it out.
+    By the specification the path begins with the mount point already; some servers omit it.
     """
     raw = scope.get("raw_path")
-    root: str = scope.get("root_path", "").rstrip("/")
     if raw is None:
-        path = quoted(scope["path"].encode("utf-8", "surrogateescape"))
+        path = quote(scope["path"].encode("utf-8", "surrogateescape"))
     else:
         path = origin_form(raw.decode("latin-1"))[0]
-    if not root or _is_below(unquote_to_bytes(path).decode("utf-8", "replace"), root):
-        return path
-    return quoted(root.encode()) + path
-
-
-def inner_path(scope: Message) -> str:
-    """Return the path below what the application is mounted at."""
-    path: str = scope["path"]
     root: str = scope.get("root_path", "").rstrip("/")
-    return path[len(root) :] if _is_below(path, root) else path
-
-
-def _is_below(path: str, root: str) -> bool:
-    return path == root or path.startswith(root + "/")
+    return mount(root.encode("utf-8", "surrogateescape"), path)

@@ -1,8 +1,8 @@
-"""FastAPI and Starlette: the visit of each request, for the events tracked in it.
+"""FastAPI and Starlette: add the visit of a request to the events tracked in it.
 
     add_visits(app, issue_cookie=True)
 
-The same as `app.add_middleware(VisitMiddleware, issue_cookie=True)`.
+Equivalent to `app.add_middleware(VisitMiddleware, issue_cookie=True)`.
 """
 
 from __future__ import annotations
@@ -20,5 +20,5 @@ __all__ = ["VisitMiddleware", "add_visits"]
 
 
 def add_visits(app: Any, **options: Unpack[VisitKeywords]) -> None:
-    """Add the middleware to an application; keyword arguments are those of `VisitOptions`."""
+    """Add the middleware to an application, with the options of `VisitOptions`."""
     app.add_middleware(VisitMiddleware, **options)

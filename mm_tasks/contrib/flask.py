@@ -1,8 +1,8 @@
-"""Flask: the visit of each request, for the events tracked in it.
+"""Flask: add the visit of a request to the events tracked in it.
 
     MMTasks(app, issue_cookie=True)
 
-The same as `app.wsgi_app = VisitMiddleware(app.wsgi_app, issue_cookie=True)`.
+Equivalent to `app.wsgi_app = VisitMiddleware(app.wsgi_app, issue_cookie=True)`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 
 class MMTasks:
-    """The extension; keyword arguments are those of `VisitOptions`."""
+    """The Flask extension, with the options of `VisitOptions`."""
 
     def __init__(self, app: Any = None, **options: Unpack[VisitKeywords]) -> None:
-        """Take the options, and the application if there is one yet."""
+        """Take the options, and the application if it exists already."""
         self._options = options
         if app is not None:
             self.init_app(app)
 
     def init_app(self, app: Any) -> None:
-        """Wrap an application; once is enough."""
+        """Wrap an application, at most once."""
         if "mm_tasks" not in app.extensions:
             app.wsgi_app = VisitMiddleware(app.wsgi_app, **self._options)
             app.extensions["mm_tasks"] = self

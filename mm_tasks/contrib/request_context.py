@@ -1,20 +1,20 @@
-"""What a web request says of its visitor: url, path, referrer and anonymous_id.
+"""The visit of a web request: its url, path, referrer and anonymous_id.
 
-Read when the first event of the request asks, so a request that tracks nothing pays for
-nothing. Path and query stay as the client sent them. What the vendor would refuse is left
-out and counted (`track:left_out`); nothing here ever raises into a request.
+A visit is read at the first event of the request, so a request without events costs nothing. Path
+and query stay as the client sent them. Fields that the vendor would refuse are dropped and counted
+(`track:left_out`). Nothing here raises into a request.
 
-Not here: how a server hands a request over (`asgi`, `wsgi`, `django`).
+`asgi`, `wsgi` and `django` adapt the requests of their servers.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from logging import getLogger
-from typing import TYPE_CHECKING, Literal, Protocol, TypedDict, get_args
-from urllib.parse import quote_from_bytes
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, get_args
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import uuid_utils
 from redis.exceptions import RedisError
@@ -37,7 +37,7 @@ _PROTO, _HOST = "x-forwarded-proto", "x-forwarded-host"
 _IS_HOST = re.compile(r"([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _ESCAPED = re.compile(r"\\(?:([0-3][0-7][0-7])|(.))")
-# What the vendor's classifier reads in a query.
+# The parameters of a query that the vendor's classifier reads.
 _CAMPAIGN = re.compile(r"utm_[^=]*|fbclid|gclid")
 _IS_PRIVATE = re.compile("private|no-store", re.IGNORECASE)
 _ISSUED = "mm_tasks.issued"
@@ -61,13 +61,13 @@ class VisitKeywords(TypedDict, total=False):
 class VisitOptions:
     """How requests are read. A wrong option raises `ConfigurationError` at start.
 
-    `cookie`, `header`: where `anonymous_id` comes from; a header that is there wins.
-    `issue_cookie`: give a visitor without any a cookie of that name.
-    `forwarded`: the headers of a proxy that are trusted, `x-forwarded-proto` and
-    `x-forwarded-host`; of several values the last one counts, the nearest proxy's.
-    `skip`: a pattern of paths that get nothing; None: no path.
-    `url_query`: of the query of url and referrer keep all, what campaigns are known by
-    (`utm_…`, `fbclid`, `gclid`), or none.
+    `cookie`, `header`: the sources of `anonymous_id`; the header wins if both are present.
+    `issue_cookie`: set a cookie of that name for a visitor without an id.
+    `forwarded`: trusted headers of a proxy, `x-forwarded-proto` and `x-forwarded-host`. Of several
+    values the last one counts, which the nearest proxy added.
+    `skip`: a pattern of paths without a visit; None for no path.
+    `url_query`: the part of the query to keep in url and referrer: `all`, the parameters of a
+    `campaign` (`utm_…`, `fbclid`, `gclid`), or `none`.
     """
 
     cookie: str | None = "aid"
@@ -77,24 +77,29 @@ class VisitOptions:
     forwarded: Collection[str] = ()
     skip: str | None = SKIP
     url_query: UrlQuery = "all"
-    _skips: re.Pattern[str] | None = field(init=False, repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
-        """Refuse what could not work, and make names comparable."""
+        """Refuse options that cannot work; convert names to lower case."""
         if problems := list(_problems(self)):
             raise ConfigurationError("; ".join(problems))
         forwarded = tuple(name.lower() for name in self.forwarded)
         object.__setattr__(self, "forwarded", forwarded)
         object.__setattr__(self, "header", self.header and self.header.lower())
-        object.__setattr__(self, "_skips", None if self.skip is None else re.compile(self.skip))
 
     def skips(self, path: str) -> bool:
-        """Say whether requests for this path get nothing."""
-        return self._skips is not None and self._skips.search(path) is not None
+        """Return whether requests for this path have no visit."""
+        return self.skip is not None and re.search(self.skip, path) is not None
 
 
 class Request(Protocol):
-    """What a server tells of a request. Texts are latin-1, as on the wire; they may be hostile."""
+    """A request as its server describes it. Texts are latin-1, as on the wire; may be hostile."""
+
+    __slots__ = ("_source",)
+    _source: Any
+
+    def __init__(self, source: Any) -> None:
+        """Take the server's description; read nothing yet."""
+        self._source = source
 
     def header(self, name: str) -> str | None:
         """Return a header by its lower-case name."""
@@ -102,38 +107,39 @@ class Request(Protocol):
     def scheme(self) -> str:
         """Return the scheme, as far as the server knows it."""
 
-    def host(self) -> str | None:
-        """Return host and port, if the server knows them."""
-
     def target(self) -> tuple[str, str]:
         """Return path and query, as the client sent them."""
 
     def inner_path(self) -> str:
-        """Return the decoded path below what the application is mounted at."""
+        """Return the decoded path below the mount point of the application."""
+
+    def host(self) -> str | None:
+        """Return host and port as the client named them."""
+        return self.header("host")
 
     def kept(self, name: str, value: str) -> str:
-        """Keep a value with the request, unless there is one; return what is kept."""
+        """Store a value in the request, unless it has one; return the stored value."""
+        return str(self._source.setdefault(name, value))
 
 
 class Visit:
-    """One request. `issued` is the anonymous_id that its response should set as a cookie."""
+    """The visit of one request. `issued` is the anonymous_id to set as a cookie, if any."""
 
-    __slots__ = ("_fields", "_known", "_options", "_request", "issued")
+    __slots__ = ("_fields", "_options", "_request", "issued")
 
     def __init__(self, options: VisitOptions, request: Request) -> None:
         """Read nothing yet, unless a cookie may have to be issued."""
         self._options, self._request = options, request
         self._fields: Mapping[str, str] | None = None
-        self._known: tuple[str | None, int] | None = None
         self.issued: str | None = None
         if options.skips(request.inner_path()):
             self._fields = {}
         elif options.issue_cookie and self._anonymous_id()[0] is None:
-            # An application in another may have a middleware too: one visitor, one id.
+            # An outer application may have this middleware too: one visitor, one id.
             self.issued = request.kept(_ISSUED, str(uuid_utils.uuid4()))
 
     def fields(self) -> Mapping[str, str]:
-        """Return what events have in common; only what the vendor takes, and never raise."""
+        """Return the shared fields of the events, only valid ones. Never raises."""
         if self._fields is None:
             try:
                 self._fields, dropped_fields = self._read()
@@ -145,9 +151,9 @@ class Visit:
         return self._fields
 
     def added(self, headers: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Return what sets the cookie in a response with these headers; nothing if it must not.
+        """Return the headers that set the cookie in a response with `headers`, if it may be set.
 
-        Not HttpOnly: the vendor's library in the page is to use the same id.
+        The cookie is not HttpOnly: the vendor's library in the page uses the same id.
         """
         options, private = self._options, is_private(headers)
         own = f"{options.cookie}="
@@ -162,57 +168,52 @@ class Visit:
         return [("Set-Cookie", value), *caches]
 
     def is_secure(self) -> bool:
-        """Say whether the visitor came by https."""
-        trusted = self._options.forwarded
-        scheme = (self._nearest(_PROTO) if _PROTO in trusted else "") or self._request.scheme()
+        """Return whether the visitor used https."""
+        scheme = self._forwarded(_PROTO) or self._request.scheme()
         return scheme.lower() == "https"
 
     def _read(self) -> tuple[dict[str, str], int]:
         anonymous_id, dropped_fields = self._anonymous_id()
         path, query = self._request.target()
         path, query = _as_sent(path) or "/", _as_sent(query)
-        referrer = _text(self._request.header("referer") or "")
-        found = {
+        referrer, _, referrer_query = _text(self._request.header("referer") or "").partition("?")
+        fields = {
             "anonymous_id": anonymous_id or self.issued,
             "path": path,
-            "referrer": self._trimmed(*_split(referrer)),
+            "referrer": self._trimmed(referrer, referrer_query),
         }
         host = self._host()
         scheme = "https" if self.is_secure() else "http"
         if host and _IS_HOST.fullmatch(host) and path.startswith("/"):
-            found["url"] = self._trimmed(f"{scheme}://{host}{path}", query)
+            fields["url"] = self._trimmed(f"{scheme}://{host}{path}", query)
         elif host:
             dropped_fields += 1
-        given = {name: value for name, value in found.items() if value}
+        given = {name: value for name, value in fields.items() if value}
         kept = valid_fields(given)
         return kept, dropped_fields + len(given) - len(kept)
 
     def _anonymous_id(self) -> tuple[str | None, int]:
-        """Return the id that came with the request, and how many were of no use."""
-        if self._known is None:
-            self._known = self._find_anonymous_id()
-        return self._known
-
-    def _find_anonymous_id(self) -> tuple[str | None, int]:
+        """Return the id of the request, and the number of invalid ids before it."""
         options, request = self._options, self._request
-        found = []
+        values = []
         if options.header is not None:
-            found.append(request.header(options.header))
+            values.append(request.header(options.header))
         if options.cookie is not None:
-            found.append(cookie(request.header("cookie") or "", options.cookie))
-        texts = [_text(text.strip()) for text in found if text and text.strip()]
+            values.append(cookie(request.header("cookie") or "", options.cookie))
+        texts = [_text(text.strip()) for text in values if text and text.strip()]
         for refused, text in enumerate(texts):
             if valid_fields({"anonymous_id": text}):
                 return text, refused
         return None, len(texts)
 
     def _host(self) -> str:
-        """Return what the visitor's browser shows; nothing if that is not known."""
-        trusted = self._options.forwarded
-        host = (self._nearest(_HOST) if _HOST in trusted else "") or self._request.host() or ""
+        """Return the host in the visitor's address bar; empty if it is unknown."""
+        host = self._forwarded(_HOST) or self._request.host() or ""
         return host.removesuffix(":443" if self.is_secure() else ":80")
 
-    def _nearest(self, name: str) -> str:
+    def _forwarded(self, name: str) -> str:
+        if name not in self._options.forwarded:
+            return ""
         return (self._request.header(name) or "").rpartition(",")[2].strip()
 
     def _trimmed(self, text: str, query: str) -> str:
@@ -227,7 +228,7 @@ class Visit:
 def cookie(header: str, name: str) -> str | None:
     """Return the first cookie of this name that is not empty, without its quotes.
 
-    Browsers send the one with the longest path first.
+    Browsers send the cookie with the longest path first.
     """
     if name not in header:
         return None
@@ -244,17 +245,16 @@ def cookie(header: str, name: str) -> str | None:
 
 
 def is_private(headers: Iterable[tuple[str, str]]) -> bool | None:
-    """Say whether only the visitor's browser may keep a response; None if it says nothing.
+    """Return whether only the visitor's browser may store a response; None without a rule.
 
-    What must be asked about (`no-cache`) may be kept by a shared cache all the same, with the
-    cookie of whom it was made for.
+    A shared cache may store a `no-cache` response, with the cookie of its first visitor.
     """
-    said = [value for name, value in headers if name.lower() == "cache-control"]
-    return any(map(_IS_PRIVATE.search, said)) if said else None
+    rules = [value for name, value in headers if name.lower() == "cache-control"]
+    return any(map(_IS_PRIVATE.search, rules)) if rules else None
 
 
 def origin_form(target: str) -> tuple[str, str]:
-    """Return path and query of a request's target, whichever form the client used."""
+    """Return path and query of a request's target, in absolute or origin form."""
     if not target.startswith("/") and "://" in target:
         _, slash, rest = target.partition("://")[2].partition("/")
         target = slash + rest
@@ -262,25 +262,28 @@ def origin_form(target: str) -> tuple[str, str]:
     return path, query
 
 
-def quoted(path: bytes) -> str:
-    """Percent-encode a path that the server had decoded."""
+def quote(path: bytes) -> str:
+    """Percent-encode a path that the server decoded."""
     return quote_from_bytes(path, safe=_SEGMENT)
 
 
-def _split(url: str) -> tuple[str, str]:
-    text, _, query = url.partition("?")
-    return text, query
+def mount(root: bytes, path: str) -> str:
+    """Return the path with the mount point `root` in front, unless it begins with it."""
+    decoded = unquote_to_bytes(path.encode("latin-1", "replace")) if root else b""
+    if decoded == root or decoded.startswith(root + b"/"):
+        return path
+    return quote(root) + path
 
 
 def _as_sent(text: str) -> str:
-    """Return it with only what no URL may hold percent-encoded."""
+    """Percent-encode only the characters that no URL may contain."""
     if text.isascii() and text.isprintable() and " " not in text:
         return text
     return quote_from_bytes(text.encode("latin-1", "replace"), safe=_PRINTABLE)
 
 
 def _text(latin: str) -> str:
-    """Return the UTF-8 text of a header; what is none becomes what the vendor refuses."""
+    """Return the UTF-8 text of a header. Invalid UTF-8 becomes text that the vendor refuses."""
     if latin.isascii():
         return latin
     try:
@@ -289,8 +292,8 @@ def _text(latin: str) -> str:
         return latin
 
 
-def _unescaped(found: re.Match[str]) -> str:
-    octal, char = found.groups()
+def _unescaped(match: re.Match[str]) -> str:
+    octal, char = match.groups()
     return chr(int(octal, 8)) if octal else str(char)
 
 
@@ -315,7 +318,7 @@ def _problems(options: VisitOptions) -> Iterator[str]:
 
 
 def _count(n: int) -> None:
-    """Count what was left out, without holding up an event loop."""
+    """Count dropped fields, without blocking an event loop."""
     try:
         asyncio.get_running_loop().run_in_executor(None, _store_count, n)
     except RuntimeError:  # no loop, or one that is ending

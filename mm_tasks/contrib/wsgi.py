@@ -1,18 +1,17 @@
-"""The visit of each request, for any WSGI application (Flask, Django, Pyramid …).
+"""Middleware for any WSGI application (Flask, Django, Pyramid …).
 
     application = VisitMiddleware(application, issue_cookie=True)
 
-Lasts until the server closed the response, streams included. Each step of a response is entered
-and left by itself, so nothing of a request is left for the thread's next one, even if the
-application raises or a server forgets to close a response.
+The visit of a request lasts until the server closes the response, streams included. Each step of
+a response enters and leaves it. The thread's next request therefore never sees it, even if the
+application raises or a server does not close a response.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote_to_bytes
 
-from mm_tasks.contrib.request_context import Visit, VisitOptions, origin_form, quoted
+from mm_tasks.contrib.request_context import Request, Visit, VisitOptions, mount, origin_form, quote
 from mm_tasks.events.context import RequestScope
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class VisitMiddleware:
-    """Gives url, path, referrer and anonymous_id to the events tracked in a request."""
+    """Adds url, path, referrer and anonymous_id to the events tracked in a request."""
 
     def __init__(self, app: App, **options: Unpack[VisitKeywords]) -> None:
         """Wrap an application; see `VisitOptions`."""
@@ -39,22 +38,22 @@ class VisitMiddleware:
         visit = Visit(self._options, EnvironRequest(environ))
         if visit.issued is not None:
             start_response = _issuing(visit, start_response)
-        carried = RequestScope(visit.fields)
-        with carried:
+        scope = RequestScope(visit.fields)
+        with scope:
             body = self._app(environ, start_response)
         if type(body) is list or type(body) is tuple or _is_file(body, environ):
             return body
-        return Body(body, carried)
+        return Body(body, scope)
 
 
 class Body:
-    """A response whose every step is one of its request."""
+    """A response that enters the scope of its request in every step."""
 
-    __slots__ = ("_body", "_carried", "_steps")
+    __slots__ = ("_body", "_scope", "_steps")
 
-    def __init__(self, body: Iterable[bytes], carried: RequestScope) -> None:
+    def __init__(self, body: Iterable[bytes], scope: RequestScope) -> None:
         """Do nothing yet."""
-        self._body, self._carried = body, carried
+        self._body, self._scope = body, scope
         self._steps: Iterator[bytes] | None = None
 
     def __iter__(self) -> Iterator[bytes]:
@@ -63,7 +62,7 @@ class Body:
 
     def __next__(self) -> bytes:
         """Take one step."""
-        with self._carried:
+        with self._scope:
             if self._steps is None:
                 self._steps = iter(self._body)
             return next(self._steps)
@@ -72,7 +71,7 @@ class Body:
         """Close the response, if it can be."""
         close = getattr(self._body, "close", None)
         if close is not None:
-            with self._carried:
+            with self._scope:
                 close()
 
 
@@ -83,59 +82,44 @@ def _issuing(visit: Visit, start_response: StartResponse) -> StartResponse:
     return issue
 
 
-class EnvironRequest:
-    """A request as WSGI describes it."""
+class EnvironRequest(Request):
+    """A request as WSGI describes it, by an environ."""
 
-    __slots__ = ("_environ",)
-
-    def __init__(self, environ: Environ) -> None:
-        """Read nothing yet."""
-        self._environ = environ
+    __slots__ = ()
 
     def header(self, name: str) -> str | None:
         """Return a header."""
-        return self._environ.get("HTTP_" + name.upper().replace("-", "_"))
+        value: str | None = self._source.get("HTTP_" + name.upper().replace("-", "_"))
+        return value
 
     def scheme(self) -> str:
-        """Return what the server knows of the scheme."""
-        return str(self._environ.get("wsgi.url_scheme", "http"))
-
-    def host(self) -> str | None:
-        """Return what the client calls the server."""
-        return self.header("host")
+        """Return the scheme, as far as the server knows it."""
+        return str(self._source.get("wsgi.url_scheme", "http"))
 
     def target(self) -> tuple[str, str]:
         """Return path and query."""
-        return raw_target(self._environ)
+        return raw_target(self._source)
 
     def inner_path(self) -> str:
-        """Return the path below what the application is mounted at."""
-        return str(self._environ.get("PATH_INFO", ""))
-
-    def kept(self, name: str, value: str) -> str:
-        """Keep a value with the request, unless there is one; return what is kept."""
-        return str(self._environ.setdefault(name, value))
+        """Return the decoded path below the mount point of the application."""
+        return str(self._source.get("PATH_INFO", ""))
 
 
 def raw_target(environ: Environ) -> tuple[str, str]:
-    """Return path and query as the client sent them, what the application is mounted at included.
+    """Return path and query as the client sent them, with the mount point of the application.
 
-    WSGI itself has only the decoded path; many servers give the original too. Behind a
-    proxy that cuts off a prefix the original does not begin with it.
+    WSGI has only the decoded path; many servers add the original. Behind a proxy that cuts off
+    a prefix, the original lacks the prefix.
     """
     root = environ.get("SCRIPT_NAME", "").rstrip("/").encode("latin-1", "replace")
-    raw = environ.get("RAW_URI") or environ.get("REQUEST_URI") or ""
-    path, query = origin_form(raw)
-    if not path.startswith("/"):
-        path = quoted(root + environ.get("PATH_INFO", "").encode("latin-1", "replace"))
-        return path, environ.get("QUERY_STRING", "")
-    decoded = unquote_to_bytes(path.encode("latin-1", "replace")) if root else b""
-    if root and decoded != root and not decoded.startswith(root + b"/"):
-        path = quoted(root) + path
-    return path, query
+    path, query = origin_form(environ.get("RAW_URI") or environ.get("REQUEST_URI") or "")
+    if path.startswith("/"):
+        return mount(root, path), query
+    path = quote(root + environ.get("PATH_INFO", "").encode("latin-1", "replace"))
+    return path, environ.get("QUERY_STRING", "")
 
 
 def _is_file(body: object, environ: Environ) -> bool:
-    """Say whether the server will send it by itself, which it knows by its type."""
+    """Return whether the server recognises the body as a file and sends it by itself."""
     wrapper = environ.get("wsgi.file_wrapper")
     return isinstance(wrapper, type) and isinstance(body, wrapper)

@@ -1,4 +1,4 @@
-"""What all our tasks have in common."""
+"""The base class of all our tasks."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ _by_name: Any = firstmethod("annotate")  # type: ignore[arg-type] # it takes the
 
 
 class BaseTask(_Task):  # type: ignore[misc]
-    """What all our tasks need, whatever the settings of the app they are in.
+    """Options of our tasks that do not depend on the settings of their app.
 
-    That is JSON, no result, no rate limit (the vendor's is kept by `limiter`, over all
-    workers), no end to retries, and an acknowledgement when done. Arguments are checked by
-    the tasks.
+    JSON, no result, no rate limit (`buffer/rate_limiter` keeps the vendor's, over all workers),
+    no limit on retries, and an acknowledgement after the work. The tasks check their arguments.
     """
 
     abstract = True
-    _app = app  # not the current app of a host, whichever that is
+    _app = app  # not the current app, which may be a host's
     typing = False
     serializer = "json"
     ignore_result = True
@@ -34,11 +33,11 @@ class BaseTask(_Task):  # type: ignore[misc]
 
     @classmethod
     def annotate(cls) -> None:
-        """Heed a host's annotations by our names; those for all tasks are not meant for ours."""
+        """Apply annotations that name our tasks; ignore `"*"`."""
         for name, value in (_by_name(cls.app.annotations, cls) or {}).items():
             setattr(cls, name, value)
 
     def apply(self, *args: Any, **options: Any) -> Any:
-        """Run it here and now; Celery looks it up in the registry, which may not be made yet."""
+        """Run the task in the caller. Finalize first: Celery reads the registry of tasks."""
         self.app.finalize(auto=True)
         return super().apply(*args, **options)

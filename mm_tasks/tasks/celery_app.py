@@ -1,8 +1,7 @@
-"""Our Celery app, the settings it must have, and what all our tasks have in common.
+"""Our Celery app, its settings, and the owner of our tasks.
 
-The app reads the environment when it is first used, not when it is imported,
-and never becomes the current app of a host. Our tasks belong to it, until a host
-takes them into an app of its own: see `hosting`.
+The app reads the environment at its first use, not at import, and never becomes the current app
+of a host. Our tasks belong to it until `tasks/install` binds them to the app of a host.
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ if TYPE_CHECKING:
 
 FLUSH, SEND_BATCH = "mm_tasks.flush", "mm_tasks.send_batch"
 RUN_ERASURE, SWEEP_ERASURES = "mm_tasks.run_erasure", "mm_tasks.sweep_erasures"
-# Of messages that carry what a caller gave: what the broker's tools and the logs show of it.
+# Shown by the broker's tools and the logs in place of the arguments of a caller.
 REDACTED = {"argsrepr": "(...)", "kwargsrepr": "{...}"}
-# Where a task goes, by its name. As options of a publish they hold for `send_task` too.
+# Options of a publish, by the name of the task. They apply to `send_task` too.
 ROUTES: dict[str, dict[str, Any]] = {
     "mm_tasks.track": {"queue": DELIVER_QUEUE, "serializer": "json", **REDACTED},
     "mm_tasks.identify": {"queue": IDENTIFY_QUEUE, "serializer": "json", **REDACTED},
@@ -46,7 +45,7 @@ ROUTES: dict[str, dict[str, Any]] = {
 
 
 def broker() -> redis_client.Broker:
-    """Return how the broker is reached: by its own setting, or as the buffer's Redis."""
+    """Return the address of the broker: its own setting, else the buffer's Redis."""
     address = runtime.current().settings.broker_address
     if isinstance(address, str):
         return redis_client.Broker(address, {}, None)
@@ -60,14 +59,14 @@ def _configuration() -> dict[str, Any]:
         "broker_url": url,
         "broker_use_ssl": tls or False,
         "broker_connection_retry_on_startup": True,
-        # A primary that becomes a replica says UNBLOCKED and READONLY: connect again.
+        # A primary that becomes a replica answers UNBLOCKED and READONLY: reconnect.
         "broker_channel_error_retry": True,
         "broker_transport_options": {
             "queue_order_strategy": "priority",
             "socket_timeout": 5,
             "socket_connect_timeout": 5,
             "socket_keepalive": True,
-            # A primary that is gone without a word: after twice this no more is awaited from it.
+            # A primary that falls silent is given up after twice this time.
             "health_check_interval": 5,
             **transport_options,
         },
@@ -91,28 +90,34 @@ def _configuration() -> dict[str, Any]:
 
 
 def queues() -> list[Queue]:
-    """Return our queues, the one that is served first at the head."""
-    return [Queue(name, Exchange(name, type="direct"), routing_key=name) for name in QUEUE_NAMES]
+    """Return our queues in the order in which they are served."""
+    return [_queue(name) for name in QUEUE_NAMES]
 
 
-def beat_schedule(every: float) -> dict[str, Any]:
-    """Return what beat asks for. A message that nobody takes in time is of no use later."""
-    entries: list[tuple[str, str, str, tuple[str, ...]]] = [
-        (f"mm_tasks-flush-{lane}", FLUSH, QUEUES[lane], (lane,)) for lane, *_ in ENDPOINTS
-    ]
-    entries.append(("mm_tasks-sweep-erasures", SWEEP_ERASURES, FORGET_QUEUE, ()))
-    return {
-        name: {
-            "task": task,
-            "schedule": every,
-            "args": args,
-            "options": {"queue": queue, "expires": max(1.0, every)},
-        }
-        for name, task, queue, args in entries
-    }
+def _queue(name: str) -> Queue:
+    return Queue(name, Exchange(name, type="direct"), routing_key=name)
 
 
-# Workers and beat import what is included, whoever's module they were told to start with.
+def declared_queue(name: str) -> Any:
+    """Return a queue of ours as the current app declares it, else as we do.
+
+    A host with `task_create_missing_queues = False` knows only the queues that it declares.
+    """
+    return current_app().amqp.queues.get(name) or _queue(name)
+
+
+def beat_schedule(every_s: float) -> dict[str, Any]:
+    """Return the entries of beat. A message expires when the next one is due."""
+
+    def entry(task: str, queue: str, *args: str) -> dict[str, Any]:
+        options = {"queue": queue, "expires": max(1.0, every_s)}
+        return {"task": task, "schedule": every_s, "args": args, "options": options}
+
+    flushes = {f"mm_tasks-flush-{lane}": entry(FLUSH, QUEUES[lane], lane) for lane, *_ in ENDPOINTS}
+    return {**flushes, "mm_tasks-sweep-erasures": entry(SWEEP_ERASURES, FORGET_QUEUE)}
+
+
+# Workers and beat import the included modules, whatever `-A` names.
 app = Celery(
     "mm_tasks",
     set_as_current=False,
@@ -123,51 +128,48 @@ app.add_defaults(_configuration)
 
 
 class _Owner:
-    """The one app of this process that our tasks belong to."""
+    """The app of this process that our tasks belong to."""
 
     app: Celery = app
 
 
 def current_app() -> Celery:
-    """Return the app that our tasks belong to and publish through: a host's, or ours."""
+    """Return the app that our tasks belong to and publish through: a host's or ours."""
     return _Owner.app
 
 
-def on_signal_or_now(
-    signal: Any, call: Callable[..., None], owner: Celery, *, is_past: bool
-) -> None:
-    """Call it with the app when its signal is sent, or now when it was."""
-    if is_past:
+def when_finalized(owner: Celery, call: Callable[..., None]) -> None:
+    """Call `call` with the app once it is finalized, or now if it is."""
+    if vars(owner)["finalized"]:
         call(owner)
     else:
-        signal.connect(call, sender=owner)
+        owner.on_after_finalize.connect(call, sender=owner)
 
 
 def bind_tasks(tasks: tuple[Any, ...], host: Celery) -> None:
-    """Let these tasks belong to `host`, whose settings are not read before one is used."""
+    """Make `host` the owner of these tasks, without reading its settings."""
     _Owner.app = host
     for task in tasks:
         kind = type(task)
-        kind._app, kind._exec_options = host, None  # noqa: SLF001 - as `Task.bind`
+        kind._app, kind._exec_options = host, None  # noqa: SLF001 - `Task.bind` reads the settings
 
 
 def problems_at_start() -> list[str]:
-    """Return why a worker could not send, or why its Redis would lose events."""
+    """Return the reasons why a worker could not send, or why its Redis would lose events."""
     try:
         current = runtime.current()
     except (ConfigurationError, ImproperlyConfigured) as error:
         return [str(error)]
-    from mm_tasks.monitoring import checks  # noqa: PLC0415 - slow, and only a worker looks
+    from mm_tasks.monitoring import checks  # noqa: PLC0415 - slow; only a worker needs it
 
-    verdicts = checks.start(current.worker_redis, current.settings, current)
-    return [verdict.sentence for verdict in verdicts if verdict.state == "problem"]
+    results = checks.start(current.worker_redis, current.settings, current)
+    return [check.sentence for check in results if check.state == "problem"]
 
 
 @celeryd_init.connect
 def _refuse_bad_settings(instance: Any = None, **_: Any) -> None:
-    """Refuse to start a worker of our app that has problems; a host's only says so."""
+    """Refuse to start a worker of our app that has problems. A host's worker logs them."""
     if getattr(instance, "app", None) is not app:
         return
-    problems = problems_at_start()
-    if problems:
+    if problems := problems_at_start():
         raise SystemExit("\n".join(f"mm_tasks: {problem}" for problem in problems))

@@ -1,16 +1,16 @@
-"""Tasks that do their work in the caller: `track` and `identify`, by their classes.
+"""Base classes of the tasks that do their work in the caller: `track`, `identify`, `forget`.
 
-`.delay()` and a plain `.apply_async()` do not go through the broker: they validate in
-the caller and store there. With options that need a broker (a countdown, a chain) they
-validate as well, and the arguments travel in the message, redacted in its `argsrepr`.
+`.delay()` and an `.apply_async()` without options do not go through the broker: they validate in
+the caller and store there. With options that need a broker (a countdown, a chain) they validate
+as well, and the arguments travel in the message, redacted in its `argsrepr`.
 
-The signatures are for people and their tools. What is really taken is anything, so that
-a wrong call raises `InvalidEvent`, which names field and rule, and never `TypeError`.
+The signatures that type checkers see are declared in the subclasses. At runtime every call takes
+any arguments: an invalid call raises `InvalidEvent`, which names field and rule, not `TypeError`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from celery.exceptions import Reject
 
@@ -19,6 +19,7 @@ from mm_tasks.errors import BufferFull, BufferUnavailable, InvalidEvent, Problem
 from mm_tasks.events import context
 from mm_tasks.events.encode import encode_identify, encode_track
 from mm_tasks.events.lanes import QUEUES, TRACK
+from mm_tasks.tasks import on_commit
 from mm_tasks.tasks.base import BaseTask
 from mm_tasks.tasks.celery_app import FLUSH, REDACTED
 from mm_tasks.tasks.publisher import nudge, publish_options
@@ -27,63 +28,70 @@ from mm_tasks.tasks.receipts import Receipt, entries, receipts_of
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from celery.canvas import Signature
-
     from mm_tasks.events.encode import Encoded
-    from mm_tasks.tasks.on_commit import Planned
 
-_AGAIN_S = 10
+    Returned_co = TypeVar("Returned_co", covariant=True)
+
+_RETRY_S = 10
 
 
 class InProcessTask(BaseTask):
-    """A task whose plain call does its work in the caller, without the broker."""
+    """A task whose `delay` does its work in the caller, without the broker."""
 
     abstract = True
     positional: tuple[str, ...]
+    # A message is retried after one of these; `delay` raises them.
+    retried_errors: tuple[type[Exception], ...]
 
-    def s(self, /, *args: Any, **fields: Any) -> Signature[Any]:
-        """Return a signature, for a chain, a group or a schedule; validated when it is called."""
-        made: Signature[Any] = super().s(*args, **fields)
-        return made
+    def delay(self, /, *args: Any, **fields: Any) -> Any:
+        """Validate the arguments and store them, in the caller; return a receipt."""
+        return self._accept(self._by_name(args, fields))
 
-    def si(self, /, *args: Any, **fields: Any) -> Signature[Any]:
-        """As `s`, and nothing is added to it later."""
-        made: Signature[Any] = super().si(*args, **fields)
-        return made
+    def run(self, *args: Any, **fields: Any) -> None:
+        """Do the work of `delay` for a message; retry until it is stored."""
+        named = self._message_by_name(args, fields)
+        try:
+            self._accept_message(named)
+        except self.retried_errors as error:
+            self._retry_message(error)
 
-    def apply_async(
-        self,
-        args: Any = None,
-        kwargs: Any = None,
-        **options: Any,
-    ) -> Any:
-        """As `delay`. With options that are not None, publish it for a worker to do.
+    def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        """Call `delay`, or publish a message for a worker if an option is not None.
 
-        Raises `InvalidEvent` either way; but what comes after other tasks was checked by nobody,
-        and its worker will refuse it: here it would make the task before it fail.
+        Raises `InvalidEvent` either way. The exception are later tasks of a chain, whose arguments
+        have not been validated: an error here would fail the task before. The worker refuses them.
         """
         if all(value is None for value in options.values()):
             return self.delay(*(args or ()), **(kwargs or {}))
-        fields = self._to_send(tuple(args or ()), dict(kwargs or {}))
+        args = tuple(args or ())
+        fields = self._message_fields(args, dict(kwargs or {}))
         if not _comes_after_others(args, options):
-            self._check(tuple(args or ()), dict(fields))
+            self._check(args, dict(fields))
         current: Any = runtime.current()
         if not current.has_broker:
-            return current.publish(self, args or (), fields, options)
+            return current.publish(self, args, fields, options)
         ours = dict(REDACTED)
         if options.get("connection") is None and options.get("producer") is None:
             ours |= publish_options()
         return super().apply_async(args, fields, **(ours | options))
 
-    def _to_send(self, args: tuple[Any, ...], fields: dict[str, Any]) -> dict[str, Any]:
-        """Return the fields with what only the caller knows, for a worker to have it too."""
+    def _accept(self, fields: dict[str, Any]) -> Any:
+        """Validate and store; return a receipt."""
+        raise NotImplementedError
+
+    def _message_fields(self, args: tuple[Any, ...], fields: dict[str, Any]) -> dict[str, Any]:
+        """Return the fields of a message, with the values that only the caller knows."""
         raise NotImplementedError
 
     def _check(self, args: tuple[Any, ...], fields: dict[str, Any]) -> None:
-        """Raise `InvalidEvent` where `delay` would."""
+        """Raise `InvalidEvent` for arguments that `delay` would refuse."""
         raise NotImplementedError
 
-    def _named(self, args: tuple[Any, ...], fields: dict[str, Any]) -> dict[str, Any]:
+    def _accept_message(self, fields: dict[str, Any]) -> None:
+        """Do as `_accept` for a message. Only here `self.request` may be read: it needs an app."""
+        self._accept(fields)
+
+    def _by_name(self, args: tuple[Any, ...], fields: dict[str, Any]) -> dict[str, Any]:
         """Return all arguments by name."""
         for name, value in zip(self.positional, args, strict=False):
             if name in fields:
@@ -95,34 +103,35 @@ class InProcessTask(BaseTask):
             raise InvalidEvent([Problem(self.positional[0], rule)])
         return fields
 
-    def _arrived(self, args: tuple[Any, ...], fields: dict[str, Any]) -> dict[str, Any]:
+    def _message_by_name(self, args: tuple[Any, ...], fields: dict[str, Any]) -> dict[str, Any]:
         """Return all arguments of a message by name.
 
-        A chain puts the result of the task before in front. Where all is said without it,
-        `chain(work.s(), track.s("done"))`, it has no place and is left out.
+        A chain inserts the result of the previous task as the first argument. The result is
+        ignored if the signature has all arguments already: `chain(work.s(), track.s("done"))`.
         """
-        is_extra = len(args) > len(self.positional)
-        if is_extra or any(name in fields for name in self.positional[: len(args)]):
+        names = self.positional[: len(args)]
+        has_all = len(args) > len(names) or not fields.keys().isdisjoint(names)
+        if self.request.id and has_all:
             args = args[1:]
-        return self._named(args, fields)
+        return self._by_name(args, fields)
 
-    def _again(self, error: Exception) -> NoReturn:
-        """Let the message come again, as often as it takes."""
+    def _retry_message(self, error: Exception) -> NoReturn:
+        """Retry the message, without a limit on the number of retries."""
         if self.request.is_eager:
             raise error
         try:
-            self.retry(exc=error, countdown=_AGAIN_S)
+            self.retry(exc=error, countdown=_RETRY_S)
         except Reject:
-            # The broker took no new message: keep the one there is. Celery would drop it.
+            # The broker accepted no new message. Requeue the current one, which Celery would drop.
             raise Reject(error, requeue=True) from None
         raise AssertionError
 
 
 def _comes_after_others(args: Any, options: Mapping[str, Any]) -> bool:
-    """Tell whether this is called at the end of other tasks, their result put in front.
+    """Return whether Celery calls this after other tasks, with their result as first argument.
 
-    A chain says so. A chord does not: its body looks like a task of a group, but for the list
-    of results.
+    A chain passes `parent_id`. The body of a chord is recognised by its group and the list of
+    results.
     """
     if "parent_id" in options:
         return True
@@ -134,41 +143,26 @@ class EventTask(InProcessTask):
 
     abstract = True
     lane: str
+    retried_errors = (BufferFull, BufferUnavailable)
+    delay_on_commit: Any = on_commit.delay_on_commit
+    apply_async_on_commit = on_commit.apply_async_on_commit
 
-    def run(self, *args: Any, **fields: Any) -> None:
-        """Store an event that came in a message; tried again until Redis takes it."""
-        named = self._arrived(args, fields) if self.request.id else self._named(args, fields)
-        encoded = self._encoded((), self._recognisable(named))
-        try:
-            self._append((encoded,))
-        except (BufferFull, BufferUnavailable) as error:
-            self._again(error)
+    async def adelay(self, /, *args: Any, **fields: Any) -> Any:
+        """Do as `delay` without blocking the event loop. A cancelled call may have stored."""
+        return (await self._aappend((self._encoded(args, fields),)))[0]
 
-    def delay_on_commit(self, /, *args: Any, **fields: Any) -> Planned:
-        """As `delay`, when Django's transaction commits: see `contrib.django.commit`."""
-        from mm_tasks.tasks.on_commit import delay_on_commit  # noqa: PLC0415 - needs Django
-
-        return delay_on_commit(self, *args, **fields)
-
-    def apply_async_on_commit(self, args: Any = None, kwargs: Any = None, **options: Any) -> None:
-        """As `apply_async`, when Django's transaction commits."""
-        from mm_tasks.tasks.on_commit import apply_async_on_commit  # noqa: PLC0415
-
-        apply_async_on_commit(self, args, kwargs, **options)
-
-    def _to_send(self, args: tuple[Any, ...], fields: dict[str, Any]) -> dict[str, Any]:
-        # In the worker there is no request any more.
+    def _message_fields(self, args: tuple[Any, ...], fields: dict[str, Any]) -> dict[str, Any]:
+        # The worker has no request to take the shared fields from.
         return context.with_context(self.lane, fields, self.positional[: len(args)])
 
     def _check(self, args: tuple[Any, ...], fields: dict[str, Any]) -> None:
         self._encoded(args, fields)
 
-    def _recognisable(self, named: dict[str, Any]) -> dict[str, Any]:
-        """Return the fields of a message so that a repeat of it can be told."""
-        return named
+    def _accept(self, fields: dict[str, Any]) -> Receipt:
+        return self._append((self._encoded((), fields),))[0]
 
     def _encoded(self, args: tuple[Any, ...], fields: dict[str, Any]) -> Encoded:
-        named = self._named(args, fields)
+        named = self._by_name(args, fields)
         return self._encode(context.with_context(self.lane, named))
 
     def _encode(self, fields: Mapping[str, Any]) -> Encoded:
@@ -177,14 +171,14 @@ class EventTask(InProcessTask):
         return encode_identify(fields)
 
     def _append(self, part: Sequence[Encoded]) -> list[Receipt]:
-        """Store at most 1 000 events with one script, and nudge a flush if one is full."""
+        """Store at most 1 000 events with one script, and nudge a flush if a batch is full."""
         suppressed, is_full = runtime.current().producers[self.lane].append(entries(part))
         if is_full:
             nudge(FLUSH, (self.lane,), QUEUES[self.lane])
         return receipts_of(part, suppressed)
 
     async def _aappend(self, part: Sequence[Encoded]) -> list[Receipt]:
-        # No nudge: that would keep the loop waiting for the broker, and beat flushes anyway.
+        # No nudge: it would block the event loop on the broker, and beat flushes anyway.
         current = runtime.current()
         producer = current.producers[self.lane]
         appended = await producer.aappend(current.async_clients.current(), entries(part))

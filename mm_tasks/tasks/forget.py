@@ -1,13 +1,13 @@
-"""`forget`, by its class: accepted in the caller, or by a worker, which is the weaker way.
+"""`forget`: requests the erasure of a person, in the caller or through the broker.
 
-A message may be lost with the broker or lie in it, and nothing is fenced meanwhile. What
-`delay` returned is in the database.
+Once `delay` has returned, the request is in the database. A message gives weaker guarantees: it
+may be lost with the broker or wait in it, and nothing is fenced meanwhile.
 """
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Unpack, overload
+from typing import TYPE_CHECKING, Any
 
 from mm_tasks import runtime
 from mm_tasks.erasure.request import request_of
@@ -20,64 +20,48 @@ from mm_tasks.tasks.receipts import ErasureReceipt
 from mm_tasks.timestamps import now
 
 if TYPE_CHECKING:
+    from typing import Protocol, Unpack
+
     from celery.canvas import Signature
 
-    from mm_tasks.events.fields import ForgetDetails, ForgetFields
+    from mm_tasks.events.fields import ForgetDetails
+    from mm_tasks.tasks.direct import Returned_co
+
+    class _Forget(Protocol[Returned_co]):
+        def __call__(
+            self, user_id: str, requested_by: str, **fields: Unpack[ForgetDetails]
+        ) -> Returned_co: ...
 
 
 class ForgetTask(InProcessTask):
-    """`forget.delay(user_id=…, requested_by=…)`: asks for the erasure of a person."""
+    """`forget.delay(user_id=…, requested_by=…)`: requests the erasure of a person."""
 
     name = "mm_tasks.forget"
     positional = ("user_id", "requested_by")
+    retried_errors = (AuditUnavailable, ConfigurationError)
 
-    @overload
-    def delay(self, /, **fields: Unpack[ForgetFields]) -> ErasureReceipt: ...
-    @overload
-    def delay(
-        self, user_id: str, requested_by: str, /, **fields: Unpack[ForgetDetails]
-    ) -> ErasureReceipt: ...
-    @overload
-    def delay(
-        self, user_id: str, /, *, requested_by: str, **fields: Unpack[ForgetDetails]
-    ) -> ErasureReceipt: ...
-    def delay(self, /, *args: Any, **fields: Any) -> ErasureReceipt:
-        """Commit the request and its audit entry, raise the fence, and start the erasure.
+    delay: _Forget[ErasureReceipt]
+    """Commit the request and its audit entry, raise the fence, and start the erasure.
 
-        Raises `InvalidEvent`, `AuditUnavailable` or `ConfigurationError`; then nothing was
-        accepted.
-        """
-        return self._asked(self._named(args, fields))
+    Raises `InvalidEvent`, `AuditUnavailable` or `ConfigurationError`; then nothing was accepted.
+    """
+    s: _Forget[Signature[Any]]
+    """Return a signature. A message gives weaker guarantees: see `docs/celery.md`."""
 
-    def run(self, *args: Any, **fields: Any) -> None:
-        """Accept a request that came in a message; tried again until the database takes it."""
-        named = self._arrived(args, fields) if self.request.id else self._named(args, fields)
-        via = "message" if self.request.id and not self.request.is_eager else "call"
-        try:
-            self._asked(named, via)
-        except (AuditUnavailable, ConfigurationError) as error:
-            self._again(error)
+    def _accept_message(self, fields: dict[str, Any]) -> None:
+        is_message = self.request.id and not self.request.is_eager
+        self._accept(fields, "message" if is_message else "call")
 
-    def _asked(self, fields: dict[str, Any], via: str = "call") -> ErasureReceipt:
+    def _accept(self, fields: dict[str, Any], via: str = "call") -> ErasureReceipt:
         accepted = runtime.current().erasure_service.request(request_of(fields), via=via)
         nudge(RUN_ERASURE, (accepted.id,), FORGET_QUEUE, expires_s=60)
         return ErasureReceipt(accepted.id, accepted.is_fenced)
 
-    def _to_send(self, args: tuple[Any, ...], fields: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002 - events differ
-        # The month runs from here, however long the message will lie in the broker.
+    def _message_fields(self, args: tuple[Any, ...], fields: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002 - events differ
+        # The month starts now, however long the message waits in the broker.
         if fields.get("received_at") is None:
             return {**fields, "received_at": now()}
         return fields
 
     def _check(self, args: tuple[Any, ...], fields: dict[str, Any]) -> None:
-        request_of(self._named(args, fields)).check(datetime.now(UTC))
-
-    @overload
-    def s(self, /, **fields: Unpack[ForgetFields]) -> Signature[Any]: ...
-    @overload
-    def s(
-        self, user_id: str, requested_by: str, /, **fields: Unpack[ForgetDetails]
-    ) -> Signature[Any]: ...
-    def s(self, /, *args: Any, **fields: Any) -> Signature[Any]:
-        """Return a signature. Through the broker this is the weaker way: see `docs/celery.md`."""
-        return super().s(*args, **fields)
+        request_of(self._by_name(args, fields)).check(datetime.now(UTC))

@@ -1,8 +1,8 @@
-"""What lets workers and beat leave their signs of life, in our app and in a host's.
+"""Heartbeats of workers and beat, in our app and in a host app.
 
-A worker does it from the timer of its consumer, once that consumes: one that hangs, or
-has no connection to the broker, goes silent. A beat does it when it has published the
-flush. Neither is ended or held up by a Redis that is away: both say so once, and go on.
+A worker writes them from the timer of its consumer, once it consumes. A worker that hangs or has
+lost the broker therefore stops. A beat writes one when it has published the flush. If Redis is
+away, neither stops nor waits: it logs the first failure and continues.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from celery import Celery
-    from redis import Redis
 
 EVERY_S = 5.0
 
@@ -33,31 +32,27 @@ _log = getLogger(__name__)
 
 
 class HeartbeatWriter:
-    """The signs of one process, which fail quietly."""
+    """Writes the heartbeats of one process. No method raises."""
 
     def __init__(self, kind: heartbeats.Kind, name: str) -> None:
-        """Take who it is; reach for nothing."""
-        self._kind, self._name = kind, name
+        """Take the identity of the process; connect to nothing."""
+        self._process = (kind, name)
         self._is_failing = False
 
-    def leave(self, served: list[str]) -> None:
-        """Leave a sign; a failure is logged when it is the first in a row."""
-        self._try(
-            lambda redis, project: heartbeats.leave(redis, project, self._kind, self._name, served)
-        )
+    def write(self, served: list[str]) -> None:
+        """Write a heartbeat with the queues that are served."""
+        self._try(heartbeats.leave, served)
 
-    def withdraw(self) -> None:
-        """Take it back."""
-        self._try(
-            lambda redis, project: heartbeats.withdraw(redis, project, self._kind, self._name)
-        )
+    def delete(self) -> None:
+        """Delete the heartbeat: the process was told to stop."""
+        self._try(heartbeats.withdraw)
 
-    def _try(self, call: Callable[[Redis, str], None]) -> None:
+    def _try(self, call: Callable[..., None], *args: Any) -> None:
         try:
             current = runtime.current()
             if current.has_broker:
-                call(current.producer_redis, current.settings.project)
-        except Exception as error:  # noqa: BLE001 - a sign is never worth a worker
+                call(current.producer_redis, current.settings.project, *self._process, *args)
+        except Exception as error:  # noqa: BLE001 - a worker must outlive a failed heartbeat
             if not self._is_failing:
                 _log.warning("sign_not_left", extra={"error": type(error).__name__})
             self._is_failing = True
@@ -66,64 +61,61 @@ class HeartbeatWriter:
 
 
 class HeartbeatStep(StartStopStep):
-    """The step of a consumer that leaves signs while it consumes from a queue of ours."""
+    """The step of a consumer that writes heartbeats while it serves a queue of ours."""
 
     requires = (Tasks,)
 
     def __init__(self, consumer: Any, **_: Any) -> None:
         """Take the consumer, which is not connected yet."""
-        self._pulse = HeartbeatWriter("worker", consumer.hostname)
+        self._writer = HeartbeatWriter("worker", consumer.hostname)
         self._timer: Any = None
-        self._has_left = False
+        self._has_written = False
 
     def start(self, consumer: Any) -> None:
-        """Leave the first sign, and ask the timer for the others."""
+        """Write the first heartbeat and schedule the others."""
         self.stop(consumer)
-        self._timer = consumer.timer.call_repeatedly(EVERY_S, self._leave, (consumer,))
-        self._leave(consumer)
+        self._timer = consumer.timer.call_repeatedly(EVERY_S, self._write, (consumer,))
+        self._write(consumer)
 
     def stop(self, consumer: Any) -> None:
-        """Go silent: the connection is lost, or the worker ends."""
+        """Stop writing: the connection is lost, or the worker ends."""
         timer, self._timer = self._timer, None
         if timer is not None:
             consumer.timer.cancel(timer)
 
     def close(self, consumer: Any) -> None:
-        """Take the sign back: the worker was told to stop."""
+        """Delete the heartbeat: the worker was told to stop."""
         self.stop(consumer)
-        if self._has_left:
-            self._pulse.withdraw()
+        if self._has_written:
+            self._writer.delete()
 
-    def _leave(self, consumer: Any) -> None:
-        # Asked each time: a queue can be added to a worker that runs, and taken from it.
-        served = set(consumer.app.amqp.queues.consume_from)
+    def _write(self, consumer: Any) -> None:
+        # Read each time: remote control can add a queue to a worker, and cancel one.
+        served = consumer.app.amqp.queues.consume_from
         ours = [queue.name for queue in queues() if queue.name in served]
         if ours:
-            self._has_left = True
-            self._pulse.leave(ours)
-
-
-class _BeatHeartbeat:
-    """The signs of the beat of this process, at most one each few seconds."""
-
-    def __init__(self) -> None:
-        self._pulse = HeartbeatWriter("beat", socket.gethostname())
-        # A worker's threads publish flushes too where beat is one of them.
-        self._thread = threading.get_ident()
-        self._next_s = 0.0
-
-    def published(self, **_: Any) -> None:
-        if threading.get_ident() == self._thread and time.monotonic() >= self._next_s:
-            self._pulse.leave([])
-            self._next_s = time.monotonic() + EVERY_S
+            self._has_written = True
+            self._writer.write(ours)
 
 
 def attach(app: Celery) -> None:
-    """Let the workers of `app` leave signs; its beat does once it is home to our tasks."""
+    """Let the workers of `app` write heartbeats. Its beat does so if our tasks belong to it."""
     app.steps["consumer"].add(HeartbeatStep)
 
 
 @beat_init.connect
 def _begin(sender: Any, **_: Any) -> None:
-    if sender.app is current_app():
-        after_task_publish.connect(_BeatHeartbeat().published, sender=FLUSH, weak=False)
+    """Let the beat of our tasks write a heartbeat with a published flush, once in `EVERY_S`."""
+    if sender.app is not current_app():
+        return
+    writer = HeartbeatWriter("beat", socket.gethostname())
+    # If beat runs inside a worker, other threads of that worker publish flushes too.
+    thread, next_s = threading.get_ident(), 0.0
+
+    def published(**_: Any) -> None:
+        nonlocal next_s
+        if threading.get_ident() == thread and time.monotonic() >= next_s:
+            writer.write([])
+            next_s = time.monotonic() + EVERY_S
+
+    after_task_publish.connect(published, sender=FLUSH, weak=False)

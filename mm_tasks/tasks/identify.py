@@ -1,20 +1,39 @@
-"""`identify`, by its class."""
+"""`identify`: links the id of a visitor to the id of a person."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Unpack, overload
+from typing import TYPE_CHECKING, Any
 
 from mm_tasks.events.lanes import IDENTIFY
 from mm_tasks.tasks.direct import EventTask
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Coroutine, Mapping
+    from typing import Protocol, Unpack
 
     from celery.canvas import Signature
 
-    from mm_tasks.events.fields import IdentifyFields, IdentifyOnCommit
+    from mm_tasks.events.fields import OnCommit
+    from mm_tasks.tasks.direct import Returned_co
     from mm_tasks.tasks.on_commit import Planned
     from mm_tasks.tasks.receipts import Receipt
+
+    class _Identify(Protocol[Returned_co]):
+        def __call__(
+            self,
+            anonymous_id: str | None = ...,
+            user_id: str | None = ...,
+            traits: Mapping[str, Any] | None = ...,
+        ) -> Returned_co: ...
+
+    class _IdentifyOnCommit(Protocol):
+        def __call__(
+            self,
+            anonymous_id: str | None = ...,
+            user_id: str | None = ...,
+            traits: Mapping[str, Any] | None = ...,
+            **options: Unpack[OnCommit],
+        ) -> Planned: ...
 
 
 class IdentifyTask(EventTask):
@@ -24,42 +43,11 @@ class IdentifyTask(EventTask):
     lane = IDENTIFY
     positional = ("anonymous_id", "user_id", "traits")
 
-    @overload
-    def delay(self, /, **fields: Unpack[IdentifyFields]) -> Receipt: ...
-    @overload
-    def delay(
-        self, /, anonymous_id: str, user_id: str = ..., traits: Mapping[str, Any] | None = ...
-    ) -> Receipt: ...
-    def delay(self, /, *args: Any, **fields: Any) -> Receipt:
-        """Validate and store the link; once it returns, it is in Redis. Raises as `track.delay`."""
-        return self._append((self._encoded(args, fields),))[0]
-
-    @overload
-    async def adelay(self, /, **fields: Unpack[IdentifyFields]) -> Receipt: ...
-    @overload
-    async def adelay(
-        self, /, anonymous_id: str, user_id: str = ..., traits: Mapping[str, Any] | None = ...
-    ) -> Receipt: ...
-    async def adelay(self, /, *args: Any, **fields: Any) -> Receipt:
-        """As `delay`, without holding up the running event loop."""
-        return (await self._aappend((self._encoded(args, fields),)))[0]
-
-    @overload
-    def delay_on_commit(self, /, **fields: Unpack[IdentifyOnCommit]) -> Planned: ...
-    @overload
-    def delay_on_commit(
-        self, anonymous_id: str, user_id: str = ..., /, **fields: Unpack[IdentifyOnCommit]
-    ) -> Planned: ...
-    def delay_on_commit(self, /, *args: Any, **fields: Any) -> Planned:
-        """As `delay`, when Django's transaction commits: see `contrib.django.commit`."""
-        return super().delay_on_commit(*args, **fields)
-
-    @overload
-    def s(self, /, **fields: Unpack[IdentifyFields]) -> Signature[Any]: ...
-    @overload
-    def s(
-        self, /, anonymous_id: str, user_id: str = ..., traits: Mapping[str, Any] | None = ...
-    ) -> Signature[Any]: ...
-    def s(self, /, *args: Any, **fields: Any) -> Signature[Any]:
-        """Return a signature. In a chain give the ids by name, or use `si`."""
-        return super().s(*args, **fields)
+    delay: _Identify[Receipt]
+    """Validate and store the link; once it returns, it is in Redis. Raises as `track.delay`."""
+    adelay: _Identify[Coroutine[Any, Any, Receipt]]
+    """Do as `delay`, without blocking the event loop."""
+    delay_on_commit: _IdentifyOnCommit
+    """Validate now and store when Django's transaction commits."""
+    s: _Identify[Signature[Any]]
+    """Return a signature. In a chain pass the ids by name, or use `si`."""

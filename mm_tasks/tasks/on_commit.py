@@ -1,12 +1,12 @@
-"""Events that are stored when Django's transaction commits, and not if it rolls back.
+"""Store events when Django's transaction commits, and not if it rolls back.
 
 `track.delay_on_commit("signup", user_id="42")` validates at once and raises `InvalidEvent` in
-the caller; the event's time, and url, path, referrer and ids of the request, are those of the
-call. Outside of a transaction it is stored at once.
+the caller. The event has the time of the call, and url, path, referrer and ids of its request.
+Outside a transaction it is stored at once.
 
-Not promised: that Redis answers once the transaction is committed. Then `BufferUnavailable`
-or `BufferFull` is raised where it was committed, out of `atomic()`, and later callbacks of the
-transaction do not run; with `robust=True` Django logs the error and goes on.
+Redis may be away after the commit. Then `atomic()` raises `BufferUnavailable` or `BufferFull`,
+and later callbacks of the transaction do not run. With `robust=True` Django logs the error and
+continues.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """An event that is stored when the transaction commits; `id` is what it is known by."""
+    """An event that is stored when the transaction commits; `id` is its event id."""
 
     id: str
 
@@ -34,7 +34,7 @@ def delay_on_commit(
     robust: bool = False,
     **fields: Any,
 ) -> Planned:
-    """Validate now and store on commit; `using` names the database, as for Django."""
+    """Validate now and store on commit; `using` names the database, as in Django."""
     encoded = task._encoded(args, fields)  # noqa: SLF001 - half of its `delay`
 
     def store() -> None:
@@ -53,13 +53,13 @@ def apply_async_on_commit(
     robust: bool = False,
     **options: Any,
 ) -> None:
-    """As `apply_async` on commit, options such as `countdown` included."""
+    """Call `apply_async` on commit, with options such as `countdown`."""
     args, kwargs = tuple(args or ()), dict(kwargs or {})
     if all(value is None for value in options.values()):
         delay_on_commit(task, *args, using=using, robust=robust, **kwargs)
         return
     task._encoded(args, dict(kwargs))  # noqa: SLF001 - raises what `delay` would
-    # What the request gives to its events is taken from here, wherever the commit will be.
+    # The commit may run in another context. The fields of the request are in this one.
     run = copy_context().run
 
     def send() -> None:
@@ -69,7 +69,7 @@ def apply_async_on_commit(
 
 
 def _on_commit(call: Callable[[], None], using: str | None, *, robust: bool) -> None:
-    """Give it to Django; it must be a function, as Django wants to log its name."""
-    from django.db import transaction  # noqa: PLC0415 - callers without Django import this too
+    """Register a callback. Django logs its `__qualname__`, so a `partial` will not do."""
+    from django.db import transaction  # noqa: PLC0415 - imported without Django too
 
     transaction.on_commit(call, using=using, robust=robust)

@@ -1,4 +1,4 @@
-"""Classes of Celery that we replace by a setting, each a dotted string."""
+"""Replacements of Celery's classes. A setting names each by its dotted path."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from mm_tasks.monitoring import log_format
 
 
 class Consumer(CeleryConsumer):
-    """Celery's consumer, outliving a restart of Redis while it holds messages.
+    """A consumer that outlives a restart of Redis while it holds messages.
 
-    Celery 5.7.0 collects the lost connection and then closes it a second time, and
-    whatever still belongs to it, such as the late acknowledgement of a task that
-    runs, finds a transport without its connection: AttributeError, which ends the
-    worker. Here the transport gets it back, so that the acknowledgement reaches
-    Redis once that is there again.
+    Celery 5.7.0 collects the lost connection and closes it a second time. The transport then
+    has no connection, and a late acknowledgement of a running task raises AttributeError, which
+    ends the worker. This class gives the transport its connection back: the acknowledgement
+    reaches Redis once that is up again.
     """
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
-        """Do as Celery does, and leave the lost transport able to reconnect."""
+        """Call Celery's handler, and keep the lost transport able to reconnect."""
         connection = self.connection
         consumer = getattr(self, "task_consumer", None)
         transport = consumer.channel.connection if consumer is not None else None
@@ -36,18 +35,18 @@ class Consumer(CeleryConsumer):
 
 
 class Scheduler(beat.Scheduler):
-    """The schedule in memory, whose connection is not closed under a publish.
+    """A schedule in memory whose connection is not closed during a publish.
 
-    Celery's handler of SIGTERM closes the scheduler in the middle of whatever beat does, and
-    then raises SystemExit there. From 5.7.0 on that closes the connection too: a publish that
-    waits for Redis fails with a ValueError in place of the SystemExit, and beat logs it and
-    goes on. Here a schedule that ticks stays open; beat closes it again once it has ended.
+    Celery's handler of SIGTERM interrupts beat, closes the scheduler and raises SystemExit. Since
+    5.7.0 this closes the connection too: a publish that waits for Redis fails with ValueError
+    instead of SystemExit, and beat logs the error and continues. Here the connection stays open
+    during a tick; beat closes the scheduler again when it ends.
     """
 
     _is_ticking = False
 
     def tick(self, *args: Any, **options: Any) -> float:
-        """Publish what is due, at most one entry; return the seconds until the next tick."""
+        """Publish at most one due entry; return the seconds until the next tick."""
         self._is_ticking = True
         try:
             return super().tick(*args, **options)
@@ -55,19 +54,19 @@ class Scheduler(beat.Scheduler):
             self._is_ticking = False
 
     def close(self) -> None:
-        """Let go of the connection, unless a tick uses it."""
+        """Close the connection, unless a tick uses it."""
         if not self._is_ticking:
             super().close()
 
 
-_Logging: Any = CeleryLogging  # celery-types knows no handler with another formatter
+_Logging: Any = CeleryLogging  # celery-types knows no argument `formatter`
 
 
 class Logging(_Logging):  # type: ignore[misc]
-    """Celery's own, in the form that `MM_TASKS_LOG_FORMAT` names."""
+    """Celery's logging in the format of `MM_TASKS_LOG_FORMAT`."""
 
     def setup_handlers(self, *args: Any, **options: Any) -> Any:
-        """Add a handler to a logger; also that of tasks gets our formatter."""
+        """Add a handler with our formatter to a logger, that of tasks included."""
         return super().setup_handlers(*args, **{**options, "formatter": self._formatter})
 
     def _formatter(self, *_: Any, **__: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Publishing to the broker: a message is a nudge, and costs a caller at most one second."""
+"""Publish to the broker. A message is a nudge, and costs the caller at most one second."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from kombu import Connection
 
 from mm_tasks import runtime
 from mm_tasks.events.lanes import BACKFILL
-from mm_tasks.tasks.celery_app import app, broker, current_app
+from mm_tasks.tasks.celery_app import app, broker, current_app, declared_queue
 
 if TYPE_CHECKING:
     from celery import Celery
 
 _log = getLogger(__name__)
-# What a publish may cost a web request when the broker is away, or all of its sentinels.
+# Bounds a publish of a web request while the broker, or each of its sentinels, is away.
 _PUBLISH_TIMEOUT_S = 0.3
 
 
 class _Publisher(threading.local):
-    """A broker connection for each thread that gives up soon and never repeats."""
+    """One broker connection a thread, with short timeouts and without retries."""
 
     connection: Connection | None = None
     owner: tuple[runtime.Runtime, Celery] | None = None
@@ -31,34 +31,34 @@ class _Publisher(threading.local):
         if self.connection is None or self.owner != owner:
             self.connection = _connection(owner[1])
             if self.connection.transport.driver_type == "redis":
-                self.connection.transport_options = _hasty(self.connection)
+                self.connection.transport_options = _impatient(self.connection)
             self.owner = owner
         return self.connection
 
 
-def _hasty(connection: Connection) -> dict[str, Any]:
-    """Return its options of the Redis transport, but that it gives up soon, sentinels too."""
+def _impatient(connection: Connection) -> dict[str, Any]:
+    """Return its options of the Redis transport, with short timeouts for sentinels too."""
     options = connection.transport_options or {}
-    # kombu asks each of them in turn.
+    # kombu queries the sentinels in turn.
     each_s = _PUBLISH_TIMEOUT_S / max(1, len(connection.alt))
-    asking = {"socket_timeout": each_s, "socket_connect_timeout": each_s, "retry": None}
+    sentinel_options = {"socket_timeout": each_s, "socket_connect_timeout": each_s, "retry": None}
     return {
         **options,
         "socket_timeout": _PUBLISH_TIMEOUT_S,
         "socket_connect_timeout": _PUBLISH_TIMEOUT_S,
         "max_retries": 0,
-        "sentinel_kwargs": {**(options.get("sentinel_kwargs") or {}), **asking},
+        "sentinel_kwargs": {**(options.get("sentinel_kwargs") or {}), **sentinel_options},
     }
 
 
 def _connection(to: Celery) -> Connection:
-    """Return a connection to the broker that is not open yet."""
+    """Return a connection to the broker of the app, not open yet."""
     if to is app:
         url, options, tls = broker()
         return Connection(
             url, transport_options=options, ssl=tls or False, connect_timeout=_PUBLISH_TIMEOUT_S
         )
-    # With what the host has set for it: a prefix of keys, TLS, the name of a primary.
+    # Has the host's options: a prefix of keys, TLS, the name of a primary.
     return to.connection_for_write(connect_timeout=_PUBLISH_TIMEOUT_S)
 
 
@@ -66,30 +66,30 @@ _publisher = _Publisher()
 
 
 def publish_failed() -> None:
-    """Let the next publish connect anew: this server may no longer be the primary."""
+    """Reconnect before the next publish: this server may no longer be the primary."""
     connection, _publisher.connection = _publisher.connection, None
     if connection is not None:
         connection.collect()
 
 
 def publish_options() -> dict[str, Any]:
-    """Return the options of a publish that costs at most one second with the broker away."""
+    """Return the options of a publish that takes at most one second with the broker away."""
     return {"connection": _publisher.get(), "retry": False}
 
 
 def priority_options(lane: str) -> dict[str, Any]:
-    """Return the options by which a backfill's messages are taken after all others.
+    """Return the options that let a worker take messages of a backfill last.
 
-    On Redis 9 is what is read last. Elsewhere it means something else, and they go in turn.
+    On Redis, Celery reads priority 9 last. Other brokers get no priority: there 9 is the highest.
     """
     is_last = lane == BACKFILL and _publisher.get().transport.driver_type == "redis"
     return {"priority": 9} if is_last else {}
 
 
 def nudge(task: str, args: tuple[str], queue: str, *, expires_s: float = 5) -> None:
-    """Ask for what beat will ask for anyway, a little sooner; a broker that is away costs nothing.
+    """Publish a task that beat would publish a little later. Never raises.
 
-    Nothing is asked for where tasks run eagerly: that would be done here and now.
+    Publishes nothing if tasks run eagerly: the caller would do the work itself.
     """
     if not runtime.current().has_broker:
         return
@@ -98,13 +98,13 @@ def nudge(task: str, args: tuple[str], queue: str, *, expires_s: float = 5) -> N
             current_app().send_task(
                 task,
                 args,
-                queue=queue,
+                queue=declared_queue(queue),
                 expires=expires_s,
                 serializer="json",
                 ignore_result=True,
-                add_to_parent=False,  # no child of a host's task that stored an event
+                add_to_parent=False,  # not a child of the host's task that stored an event
                 **publish_options(),
             )
-    except Exception as error:  # noqa: BLE001 - whatever a broker raises, all is stored
+    except Exception as error:  # noqa: BLE001 - the event is stored, whatever a broker raises
         publish_failed()
         _log.warning("nudge_failed", extra={"error": type(error).__name__})

@@ -1,4 +1,4 @@
-"""What callers get back, and the arithmetic of many events stored in several scripts."""
+"""Receipts of calls, and helpers for many events that several scripts store."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mm_tasks.buffer.producer import Record
+from mm_tasks.buffer.producer import APPEND_RECORDS_MAX, Record
+from mm_tasks.buffer.scripts import pages
 from mm_tasks.errors import BufferFull, BufferUnavailable, InvalidEvent, Problem
 
 if TYPE_CHECKING:
@@ -17,10 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ErasureReceipt:
-    """An erasure that will be done. `id` is the erasure's: of one that is open already, if any.
+    """An accepted erasure. `id` is the id of the erasure, which may have been open already.
 
-    `fenced`: from now on no attempt that carries an event of the person is admitted. Where
-    Redis was out of reach it is False, and the same holds from the next sweep.
+    `fenced`: from now on no attempt that carries an event of the person is admitted. It is False
+    if Redis was out of reach; then the next sweep raises the fence.
     """
 
     id: str
@@ -30,10 +31,10 @@ class ErasureReceipt:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What a stored event is known by. `accepted` is False when it was not stored.
+    """The id of a stored event. `accepted` is False if the event was not stored.
 
-    That is so when its person is erased and suppressed, or, with
-    `delay_many(…, on_error="skip")`, when it is invalid: then `error` says why.
+    Its person is then erased and suppressed. With `delay_many(…, on_error="skip")` it may also be
+    invalid, with the reason in `error`.
     """
 
     id: str | None
@@ -42,18 +43,24 @@ class Receipt:
 
 
 def entries(part: Sequence[Encoded]) -> list[Record]:
-    """Return what is stored of events."""
+    """Return the records of events."""
     return [Record(event.body, event.user_id, event.anonymous_id) for event in part]
 
 
 def receipts_of(part: Sequence[Encoded], suppressed: frozenset[int]) -> list[Receipt]:
-    """Return the receipts of what one script took."""
+    """Return the receipts of the events of one script."""
     return [Receipt(event.id, position not in suppressed) for position, event in enumerate(part)]
+
+
+def parts(validated: list[Encoded | InvalidEvent]) -> Iterator[Sequence[Encoded]]:
+    """Yield the valid events in chunks that one script can store."""
+    encoded = (event for event in validated if not isinstance(event, InvalidEvent))
+    return pages(encoded, APPEND_RECORDS_MAX)
 
 
 @contextmanager
 def counting(receipts: list[Receipt]) -> Iterator[None]:
-    """Let a failure say how many events were stored before it."""
+    """Add the number of events stored before a failure to its error."""
     try:
         yield
     except (BufferFull, BufferUnavailable) as error:
@@ -61,16 +68,18 @@ def counting(receipts: list[Receipt]) -> Iterator[None]:
         raise
 
 
-def in_order(stored: list[Receipt], bad: dict[int, InvalidEvent], total: int) -> list[Receipt]:
-    """Return a receipt for each item, as they were given."""
-    rest = iter(stored)
+def in_order(stored: list[Receipt], validated: list[Encoded | InvalidEvent]) -> list[Receipt]:
+    """Return a receipt for each item, in the order of the items."""
+    receipts = iter(stored)
     return [
-        Receipt(None, accepted=False, error=bad[index]) if index in bad else next(rest)
-        for index in range(total)
+        Receipt(None, accepted=False, error=event)
+        if isinstance(event, InvalidEvent)
+        else next(receipts)
+        for event in validated
     ]
 
 
 def at_index(index: int, error: InvalidEvent) -> InvalidEvent:
-    """Return the error, saying of each problem which event has it."""
+    """Return the error with the index of the event in each problem."""
     problems = [Problem(problem.field, problem.rule, index) for problem in error.problems]
     return type(error)(problems)

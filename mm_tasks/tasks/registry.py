@@ -1,7 +1,7 @@
 """The Celery tasks: `track`, `identify` and `forget` for callers, the others for workers.
 
-No message that a worker publishes carries data: it is a nudge, and whatever it asks for
-is found again by a later flush or sweep.
+No message that a worker publishes carries data. If one is lost, a later flush or sweep finds the
+work again.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 from mm_tasks import runtime
 from mm_tasks.tasks import heartbeat_writer
-from mm_tasks.tasks.celery_app import app, current_app, on_signal_or_now
+from mm_tasks.tasks.celery_app import app, current_app, when_finalized
 from mm_tasks.tasks.forget import ForgetTask
 from mm_tasks.tasks.identify import IdentifyTask
 from mm_tasks.tasks.track import TrackTask
@@ -30,24 +30,24 @@ TASKS = (track, identify, forget, flush, send_batch, run_erasure, sweep_erasures
 
 
 async def aclose() -> None:
-    """Close what `adelay` opened in the running event loop; the next call opens it anew.
+    """Close the connections of the running event loop; the next `adelay` opens new ones.
 
-    `asyncio.run` and servers do so at their end without being asked.
+    `asyncio.run` and servers close them at their end.
     """
     await runtime.current().async_clients.close()
 
 
 def register(sender: Any, **_: Any) -> None:
-    """Put the tasks into the registry of a finalized app; reads its settings."""
+    """Register the tasks in a finalized app; reads its settings."""
     for task in TASKS:
         sender.register_task(task)
 
 
 def _register(sender: Any, **_: Any) -> None:
-    """Register in our app, not at import but when it is first used; unless a host has them."""
+    """Register the tasks in our app at its first use, unless they belong to a host."""
     if current_app() is sender:
         register(sender)
 
 
-on_signal_or_now(app.on_after_finalize, _register, app, is_past=vars(app)["finalized"])
+when_finalized(app, _register)
 heartbeat_writer.attach(app)

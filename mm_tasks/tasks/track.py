@@ -1,26 +1,35 @@
-"""`track`, by its class."""
+"""`track`: events of the product, one by one or many at once."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
-from mm_tasks.buffer.producer import APPEND_RECORDS_MAX
-from mm_tasks.buffer.scripts import pages
 from mm_tasks.errors import InvalidEvent
 from mm_tasks.events.lanes import TRACK
 from mm_tasks.events.limits import ID_CHARACTERS_MAX
 from mm_tasks.tasks.direct import EventTask
-from mm_tasks.tasks.receipts import Receipt, at_index, counting, in_order
+from mm_tasks.tasks.receipts import Receipt, at_index, counting, in_order, parts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Coroutine, Iterable, Mapping, Sequence
+    from typing import Protocol, Unpack
 
     from celery.canvas import Signature
     from celery.result import AsyncResult
 
     from mm_tasks.events.encode import Encoded
     from mm_tasks.events.fields import TrackFields, TrackItem, TrackOnCommit
+    from mm_tasks.tasks.direct import Returned_co
     from mm_tasks.tasks.on_commit import Planned
+
+    class _Track(Protocol[Returned_co]):
+        def __call__(self, event: str, **fields: Unpack[TrackFields]) -> Returned_co: ...
+
+    class _TrackOnCommit(Protocol):
+        def __call__(self, event: str, **fields: Unpack[TrackOnCommit]) -> Planned: ...
+
+    class _TrackLater(Protocol):
+        def __call__(self, event: str = ..., **fields: Unpack[TrackFields]) -> Signature[Any]: ...
 
 
 class TrackTask(EventTask):
@@ -30,35 +39,19 @@ class TrackTask(EventTask):
     lane = TRACK
     positional = ("event",)
 
-    @overload
-    def delay(self, event: str, /, **fields: Unpack[TrackFields]) -> Receipt: ...
-    @overload
-    def delay(self, /, *, event: str, **fields: Unpack[TrackFields]) -> Receipt: ...
-    def delay(self, /, *args: Any, **fields: Any) -> Receipt:
-        """Validate and store one event; once it returns, the event is in Redis.
+    delay: _Track[Receipt]
+    """Validate and store one event; once it returns, the event is in Redis.
 
-        Raises `InvalidEvent`, `BufferFull` or `BufferUnavailable`; see `errors`.
-        """
-        return self._append((self._encoded(args, fields),))[0]
-
-    @overload
-    async def adelay(self, event: str, /, **fields: Unpack[TrackFields]) -> Receipt: ...
-    @overload
-    async def adelay(self, /, *, event: str, **fields: Unpack[TrackFields]) -> Receipt: ...
-    async def adelay(self, /, *args: Any, **fields: Any) -> Receipt:
-        """As `delay`, without holding up the running event loop.
-
-        A call that is cancelled may have stored its event.
-        """
-        return (await self._aappend((self._encoded(args, fields),)))[0]
-
-    @overload
-    def delay_on_commit(self, event: str, /, **fields: Unpack[TrackOnCommit]) -> Planned: ...
-    @overload
-    def delay_on_commit(self, /, *, event: str, **fields: Unpack[TrackOnCommit]) -> Planned: ...
-    def delay_on_commit(self, /, *args: Any, **fields: Any) -> Planned:
-        """As `delay`, when Django's transaction commits: see `contrib.django.commit`."""
-        return super().delay_on_commit(*args, **fields)
+    Raises `InvalidEvent`, `BufferFull` or `BufferUnavailable`; see `errors`.
+    """
+    adelay: _Track[Coroutine[Any, Any, Receipt]]
+    """Do as `delay`, without blocking the event loop. A cancelled call may have stored."""
+    delay_on_commit: _TrackOnCommit
+    """Validate now and store when Django's transaction commits."""
+    s: _TrackLater
+    """Return a signature, for a chain, a group or a schedule; it is validated when called."""
+    si: _Track[Signature[Any]]
+    """Return an immutable signature: the result of a previous task is not inserted."""
 
     @overload
     def apply_async(
@@ -72,7 +65,7 @@ class TrackTask(EventTask):
         **options: Any,
     ) -> AsyncResult[None]: ...
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
-        """As `delay`; with options such as `countdown`, publish it for a worker to store."""
+        """Call `delay`; with options such as `countdown`, publish a message for a worker."""
         return super().apply_async(args, kwargs, **options)
 
     def delay_many(
@@ -83,17 +76,16 @@ class TrackTask(EventTask):
     ) -> list[Receipt]:
         """Validate all events, then store them together, in order.
 
-        `on_error="raise"`: one `InvalidEvent` names every bad item by its index,
-        and nothing is stored. `"skip"`: the good ones are stored; the receipts of
-        the bad ones hold their error. A failure of Redis midway raises
-        `BufferUnavailable` with `.stored` and `.maybe_stored`.
+        `on_error="raise"`: one `InvalidEvent` names every invalid item by its index, and nothing
+        is stored. `"skip"`: the valid items are stored; the receipts of the others hold the error.
+        A failure of Redis midway raises `BufferUnavailable` with `.stored` and `.maybe_stored`.
         """
-        good, bad, total = self._sorted(items, on_error)
+        validated = self._validated(items, on_error)
         stored: list[Receipt] = []
-        for part in pages(good, APPEND_RECORDS_MAX):
+        for part in parts(validated):
             with counting(stored):
                 stored += self._append(part)
-        return in_order(stored, bad, total)
+        return in_order(stored, validated)
 
     async def adelay_many(
         self,
@@ -101,53 +93,35 @@ class TrackTask(EventTask):
         *,
         on_error: Literal["raise", "skip"] = "raise",
     ) -> list[Receipt]:
-        """As `delay_many`; only the validation of the events holds up the event loop."""
-        good, bad, total = self._sorted(items, on_error)
+        """Do as `delay_many`; only the validation blocks the event loop."""
+        validated = self._validated(items, on_error)
         stored: list[Receipt] = []
-        for part in pages(good, APPEND_RECORDS_MAX):
+        for part in parts(validated):
             with counting(stored):
                 stored += await self._aappend(part)
-        return in_order(stored, bad, total)
+        return in_order(stored, validated)
 
-    @overload
-    def s(self, event: str, /, **fields: Unpack[TrackFields]) -> Signature[Any]: ...
-    @overload
-    def s(self, /, *, event: str = ..., **fields: Unpack[TrackFields]) -> Signature[Any]: ...
-    def s(self, /, *args: Any, **fields: Any) -> Signature[Any]:
-        """Return a signature, for a chain, a group or a schedule; validated when it is called."""
-        return super().s(*args, **fields)
-
-    @overload
-    def si(self, event: str, /, **fields: Unpack[TrackFields]) -> Signature[Any]: ...
-    @overload
-    def si(self, /, *, event: str, **fields: Unpack[TrackFields]) -> Signature[Any]: ...
-    def si(self, /, *args: Any, **fields: Any) -> Signature[Any]:
-        """As `s`, and nothing is added to it later."""
-        return super().si(*args, **fields)
-
-    def _recognisable(self, named: dict[str, Any]) -> dict[str, Any]:
-        # Celery delivers a message twice when a worker dies; both are the same event.
+    def _accept_message(self, fields: dict[str, Any]) -> None:
+        # Celery delivers a message twice if a worker dies. Both deliveries are the same event.
         task_id = self.request.id
-        if task_id and len(task_id) <= ID_CHARACTERS_MAX and named.get("event_id") is None:
-            return {**named, "event_id": task_id}
-        return named
+        if task_id and len(task_id) <= ID_CHARACTERS_MAX and fields.get("event_id") is None:
+            fields = {**fields, "event_id": task_id}
+        self._accept(fields)
 
-    def _sorted(
+    def _validated(
         self, items: Iterable[Mapping[str, Any]], on_error: str
-    ) -> tuple[list[Encoded], dict[int, InvalidEvent], int]:
-        """Return the good events, the errors of the bad ones by index, and how many there are."""
+    ) -> list[Encoded | InvalidEvent]:
+        """Return each event encoded, or its error; raise all errors if `on_error` is "raise"."""
         if on_error not in {"raise", "skip"}:
             msg = "on_error must be 'raise' or 'skip'"
             raise ValueError(msg)
-        good: list[Encoded] = []
-        bad: dict[int, InvalidEvent] = {}
-        total = 0
+        validated: list[Encoded | InvalidEvent] = []
         for index, fields in enumerate(items):
-            total += 1
             try:
-                good.append(self._encode(fields))
+                validated.append(self._encode(fields))
             except InvalidEvent as error:
-                bad[index] = at_index(index, error)
-        if bad and on_error == "raise":
-            raise InvalidEvent([problem for error in bad.values() for problem in error.problems])
-        return good, bad, total
+                validated.append(at_index(index, error))
+        errors = [event for event in validated if isinstance(event, InvalidEvent)]
+        if errors and on_error == "raise":
+            raise InvalidEvent([problem for error in errors for problem in error.problems])
+        return validated

@@ -1,4 +1,4 @@
-"""The tasks of workers: flush, send, and the steps of erasures."""
+"""The tasks that workers run: flush, send, and the steps of erasures."""
 
 from __future__ import annotations
 
@@ -15,20 +15,26 @@ from mm_tasks.delivery.send import send
 from mm_tasks.errors import AuditUnavailable
 from mm_tasks.events.lanes import QUEUES, TRACK, sharing
 from mm_tasks.tasks.base import BaseTask
-from mm_tasks.tasks.celery_app import FLUSH, RUN_ERASURE, SEND_BATCH, SWEEP_ERASURES
+from mm_tasks.tasks.celery_app import (
+    FLUSH,
+    RUN_ERASURE,
+    SEND_BATCH,
+    SWEEP_ERASURES,
+    declared_queue,
+)
 from mm_tasks.tasks.publisher import priority_options, publish_failed, publish_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 log = getLogger(__name__)
-# A lost message costs nothing, so none waits longer than this in the memory of a worker.
+# No message waits longer than this in the memory of a worker. A flush finds later work again.
 _COUNTDOWN_MAX_S = 300
 
 
 @contextmanager
-def _found_again(task: str) -> Iterator[None]:
-    """Let a task end quietly when a store or the broker is away: a later one takes over."""
+def _left_to_next_run(task: str) -> Iterator[None]:
+    """Log that a store or the broker is away; a later run of the task finds the work again."""
     try:
         yield
     except (RedisError, OperationalError, AuditUnavailable) as error:
@@ -37,23 +43,22 @@ def _found_again(task: str) -> Iterator[None]:
             publish_failed()
     else:
         return
-    # Outside of the handler, and by name: the text of a script's error may quote a record.
+    # Outside the handler, and the type only: the text of a script's error may quote a record.
     log.warning("store_away", extra={"task": task, "error": kind})
 
 
 class Flush(BaseTask):
-    """Makes batches of what waits and publishes a message for each; see `delivery`.
+    """Turns waiting records into batches and publishes a message for each: see `delivery/flush`.
 
-    Of a lane, and of those that share its endpoint: each in its turn, whatever became of
-    the others.
+    Flushes a lane and the lanes that share its endpoint. A failure of one does not stop the others.
     """
 
     name = FLUSH
 
-    @_found_again("flush")
+    @_left_to_next_run("flush")
     def run(self, lane: str = TRACK, *, linger: bool = True) -> None:
-        """Take what one flush may; with `linger=False`, part-full batches at once."""
-        failures = [self._flush(one, linger=linger) for one in sharing(lane)]
+        """Flush the lanes; with `linger=False`, send part-full batches at once."""
+        failures = [self._flush(sibling, linger=linger) for sibling in sharing(lane)]
         if lane == TRACK:
             runtime.current().trim_dead_letters()  # of all lanes
         for failure in filter(None, failures):
@@ -62,32 +67,32 @@ class Flush(BaseTask):
     def _flush(self, lane: str, *, linger: bool) -> Exception | None:
         try:
             for dispatch in flush_lane(runtime.current().deliveries[lane], linger=linger):
-                # Should this fail, the batch is found again by a later flush.
+                # If this fails, a later flush finds the batch again.
                 send_batch.apply_async(
                     (dispatch.lane, dispatch.batch_ids),
-                    queue=QUEUES[dispatch.lane],
+                    queue=declared_queue(QUEUES[dispatch.lane]),
                     countdown=dispatch.countdown_s,
                     **priority_options(dispatch.lane),
                     **publish_options(),
                 )
-        except Exception as error:  # noqa: BLE001 - raised when the others had their turn
+        except Exception as error:  # noqa: BLE001 - raised after the other lanes
             return error
         return None
 
 
 class SendBatch(BaseTask):
-    """Sends batches that a flush claimed, each by itself."""
+    """Sends the batches that a flush claimed."""
 
     name = SEND_BATCH
 
-    @_found_again("send_batch")
+    @_left_to_next_run("send_batch")
     def run(self, lane: str, batch_ids: list[str]) -> None:
-        """Make one attempt for each batch, and ask for the next where one is due."""
+        """Make one attempt for each batch, and schedule the next attempt."""
         delivery = runtime.current().deliveries[lane]
         for batch_id in batch_ids:
             wait_s = send(delivery, batch_id)
-            # The time is in Redis too: should the message be lost, a flush finds the batch.
-            # Run eagerly, there is none, and `retry` would not wait.
+            # The time is also in Redis: if the message is lost, a flush finds the batch.
+            # A task that runs eagerly has no message, and `retry` would not wait.
             if wait_s is not None and not self.request.is_eager:
                 self.retry(
                     args=(lane, [batch_id]),
@@ -98,24 +103,24 @@ class SendBatch(BaseTask):
 
 
 class RunErasure(BaseTask):
-    """Takes the steps of one erasure that are due; see `erasure`."""
+    """Takes the due steps of one erasure: see `erasure/workflow`."""
 
     name = RUN_ERASURE
 
-    @_found_again("run_erasure")
+    @_left_to_next_run("run_erasure")
     def run(self, erasure_id: str) -> None:
-        """Take them, in order, as far as they are due."""
+        """Take the due steps, in order."""
         runtime.current().erasures.run(erasure_id)
 
 
 class SweepErasures(BaseTask):
-    """Takes every step of every erasure that is due, and warns of deadlines."""
+    """Takes the due steps of all erasures, and logs deadlines."""
 
     name = SWEEP_ERASURES
 
-    @_found_again("sweep_erasures")
+    @_left_to_next_run("sweep_erasures")
     def run(self) -> None:
-        """Take them all."""
+        """Take all due steps."""
         runtime.current().erasures.sweep()
 
 

@@ -1,4 +1,4 @@
-"""The examples on their real servers, and what the middlewares leave in a real Redis."""
+"""The examples on real servers, and the events that middlewares store in a real Redis."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def stack(redis, redis_url, tmp_path):  # noqa: ARG001 - `redis` empties the ser
 
 @pytest.fixture
 def here(redis, redis_url, fresh):  # noqa: ARG001 - `redis` empties the server
-    """Let this process store there, and close what it opened."""
+    """Let this process store in this Redis, and close its connections."""
     fresh(MM_TASKS_REDIS_URL=redis_url)
     yield
     opened = runtime._process.runtime  # noqa: SLF001 - processes keep theirs to their end
@@ -45,13 +45,13 @@ def here(redis, redis_url, fresh):  # noqa: ARG001 - `redis` empties the server
 
 @pytest.fixture
 def copied(stack):
-    """Put the Django project where programs are started, as it may write there."""
+    """Copy the Django project to a writable folder, where programs are started."""
     return lambda: shutil.copytree(EXAMPLES / "django_app", stack.log_dir, dirs_exist_ok=True)
 
 
 @pytest.fixture
 def migrated(stack, copied):
-    """As `copied`, with a database."""
+    """Copy the Django project and create its database."""
 
     def migrate():
         copied()
@@ -63,33 +63,33 @@ def migrated(stack, copied):
 
 @pytest.fixture
 def serve(stack):
-    """Start a server of an example, with two of them where it is gunicorn; return its address."""
+    """Start a server of an example, with two workers if it is gunicorn."""
 
     def start(kind, app, **env):
         args = GUNICORN if kind == "gunicorn" else ("uvicorn", "--port", "0", "--no-access-log")
         server = stack.start(kind, *args, app, **env)
         stack.wait(lambda: _STARTED.search(stack.read(server)) or server.poll() is not None, 30)
-        found = _STARTED.search(stack.read(server))
-        assert found, stack.read(server)
-        server.address = urlsplit(found[1]).netloc
+        match = _STARTED.search(stack.read(server))
+        assert match, stack.read(server)
+        server.address = urlsplit(match[1]).netloc
         return server
 
     return start
 
 
 def get(address, target, headers=()):
-    """Ask once, on a connection of its own; return status, headers and body."""
+    """Send one request on a new connection; return status, headers and body."""
     connection = http.client.HTTPConnection(address, timeout=20)
     try:
         connection.request("GET", target, headers=dict(headers))
-        answer = connection.getresponse()
-        return answer.status, answer.headers, answer.read()
+        response = connection.getresponse()
+        return response.status, response.headers, response.read()
     finally:
         connection.close()
 
 
 def stored(redis, project="default", lane="track"):
-    """Return the events that wait, as they will be sent."""
+    """Return the waiting events, as they will be sent."""
     records = redis.lrange(ProjectKeys(project).lane(lane).waiting, 0, -1)
     return [json.loads(record[HEADER_BYTES:]) for record in records]
 

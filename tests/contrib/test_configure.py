@@ -1,4 +1,4 @@
-"""Settings that a program gives, before the first use, win over the environment."""
+"""Settings of `configure`, before the first use, win over the environment."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from mm_tasks.errors import ConfigurationError
 def unconfigured(fresh):
     fresh(MM_TASKS_PROJECT="env", MILLIMETRIC_KEY="sk_env", MM_TASKS_LINGER_S="2")
     yield
-    runtime._process.given = {}  # noqa: SLF001 - as at the start of a process
+    runtime._process.configured = {}  # noqa: SLF001 - as at the start of a process
 
 
-def test_what_is_given_wins_and_the_rest_is_the_environments():
-    runtime.configure(project="given", millimetric_key="sk_given")
+def test_configured_settings_win_and_the_others_come_from_the_environment():
+    runtime.configure(project="configured", millimetric_key="sk_configured")
     settings = runtime.current().settings
 
-    assert settings.project == "given"
-    assert settings.millimetric_key.get_secret_value() == "sk_given"
+    assert settings.project == "configured"
+    assert settings.millimetric_key.get_secret_value() == "sk_configured"
     assert settings.linger_s == 2
 
 
-def test_given_too_late_it_is_refused_as_some_would_use_the_one_and_some_the_other():
-    runtime.configure(project="given")
+def test_configuring_after_the_first_use_is_refused():
+    runtime.configure(project="configured")
     runtime.current()
-    runtime.configure(project="given")
+    runtime.configure(project="configured")
 
     with pytest.raises(ConfigurationError, match="earlier"):
         runtime.configure(project="other")
 
 
 @pytest.mark.parametrize(
-    ("given", "named"),
+    ("settings", "message"),
     [({"projekt": "x"}, "MM_TASKS_PROJEKT: is not"), ({"lease_s": "x"}, "MM_TASKS_LEASE_S: ")],
     ids=["unknown", "bad value"],
 )
-def test_what_is_wrong_is_named_at_the_first_use(given, named):
-    runtime.configure(**given)
+def test_a_wrong_setting_raises_at_the_first_use(settings, message):
+    runtime.configure(**settings)
 
-    with pytest.raises(ConfigurationError, match=named):
+    with pytest.raises(ConfigurationError, match=message):
         runtime.current()

@@ -1,4 +1,4 @@
-"""`mm_tasks.context`: what jobs and scripts give to all events tracked inside."""
+"""`mm_tasks.context`: fields that jobs and scripts add to all events tracked inside."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ OWN = ("event", "event_id", "timestamp")
 
 
 def shared(redis):
-    """Return what events have besides what is their own."""
-    found = stored(redis)
-    return [{name: event[name] for name in event if name not in OWN} for event in found]
+    """Return the shared fields of the stored events."""
+    return [{name: event[name] for name in event if name not in OWN} for event in stored(redis)]
 
 
 def test_contexts_may_be_nested_and_the_inner_one_wins(redis):
@@ -30,7 +29,7 @@ def test_contexts_may_be_nested_and_the_inner_one_wins(redis):
     assert shared(redis) == [inner, {"anonymous_id": "a", "url": "https://o/"}, {}]
 
 
-def test_none_takes_away_what_is_around_in_a_context_and_in_a_call(redis):
+def test_none_removes_an_outer_field_in_a_context_and_in_a_call(redis):
     with context(anonymous_id="a", user_id="u", path="/p"):
         track.delay("e", path=None)
         with context(anonymous_id=None):
@@ -40,7 +39,7 @@ def test_none_takes_away_what_is_around_in_a_context_and_in_a_call(redis):
     assert shared(redis) == expected
 
 
-def test_an_error_ends_it(redis):
+def test_an_error_ends_the_context(redis):
     with pytest.raises(LookupError), context(anonymous_id="a"):
         raise LookupError
     track.delay("after")
@@ -48,7 +47,7 @@ def test_an_error_ends_it(redis):
     assert shared(redis) == [{}]
 
 
-def test_a_function_may_be_wrapped_and_has_it_in_each_call(redis):
+def test_a_decorated_function_has_the_context_in_each_call(redis):
     @context(anonymous_id="a")
     def job():
         track.delay("e")
@@ -58,7 +57,7 @@ def test_a_function_may_be_wrapped_and_has_it_in_each_call(redis):
     assert shared(redis) == [{"anonymous_id": "a"}] * 2
 
 
-def test_a_backfill_takes_nothing_and_identify_takes_the_ids(redis):
+def test_a_backfill_ignores_the_context_and_identify_takes_the_ids(redis):
     with context(anonymous_id="a", user_id="u", path="/p"):
         track.delay_many([{"event": "imported"}])
         identify.delay()
@@ -70,7 +69,7 @@ def test_a_backfill_takes_nothing_and_identify_takes_the_ids(redis):
 
 
 REFUSED = {
-    "of an event's own": ({"event": "e"}, "event: cannot be shared"),
+    "not shared": ({"event": "e"}, "event: cannot be shared"),
     "unknown, though None": ({"utm": None}, "utm: cannot be shared"),
     "no URL": ({"url": "secret"}, "url: must be"),
     "no text": ({"user_id": 7}, "user_id: must be"),
@@ -78,9 +77,9 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("given", "said"), REFUSED.values(), ids=REFUSED.keys())
-def test_what_would_be_refused_is_named_at_once_and_never_shown(given, said):
-    with pytest.raises(InvalidEvent, match=said) as raised, context(**given):
-        pytest.fail("it was let in")
+@pytest.mark.parametrize(("fields", "rule"), REFUSED.values(), ids=REFUSED.keys())
+def test_an_invalid_field_raises_at_once_without_its_value(fields, rule):
+    with pytest.raises(InvalidEvent, match=rule) as raised, context(**fields):
+        pytest.fail("the context was entered")
 
     assert "secret" not in str(raised.value)

@@ -84,7 +84,7 @@ def test_an_event_is_stored_when_the_outermost_transaction_commits(redis):
     assert event["event_id"] == planned.id
 
 
-def test_what_was_rolled_back_is_not_stored_and_what_goes_on_is(redis):
+def test_a_rolled_back_savepoint_stores_nothing_and_the_rest_is_stored(redis):
     with transaction.atomic():
         track.delay_on_commit("outer", user_id="u")
         with contextlib.suppress(LookupError), transaction.atomic():
@@ -94,7 +94,7 @@ def test_what_was_rolled_back_is_not_stored_and_what_goes_on_is(redis):
     assert names(redis) == ["outer"]
 
 
-def test_outside_of_a_transaction_it_is_stored_at_once(redis):
+def test_outside_a_transaction_an_event_is_stored_at_once(redis):
     track.delay_on_commit(event="noted", user_id="u")
     identify.delay_on_commit("a", "u", {"plan": "pro"})
 
@@ -168,7 +168,7 @@ def test_an_invalid_event_raises_in_the_caller_and_not_at_the_commit(redis):
     assert names(redis) == []
 
 
-def test_the_event_has_what_was_around_the_call_and_not_around_the_commit(redis):
+def test_the_event_has_the_context_of_the_call_and_not_of_the_commit(redis):
     around = context(anonymous_id="inner", url="https://i/")
     with transaction.atomic(), context(anonymous_id="outer"), around:
         track.delay_on_commit("direct")
@@ -201,8 +201,8 @@ def test_a_redis_that_is_away_raises_out_of_the_transaction_unless_robust(fresh,
     fresh(MM_TASKS_REDIS_URL=redis_url)
 
 
-def test_the_options_are_no_fields_of_events():
-    """Else an event could not give them."""
+def test_no_option_of_on_commit_is_a_field_of_events():
+    """Otherwise an event could not have the field."""
     assert not {"using", "robust", "task"} & {*TRACK_FIELDS, *IDENTIFY_FIELDS}
 
 
@@ -233,8 +233,8 @@ def test_the_middleware_ends_with_the_request_and_lasts_through_its_stream(redis
     response.close()
     track.delay("after")
 
-    found = [(event["event"], event.get("anonymous_id")) for event in stored(redis)]
-    assert found == [("seen", "u"), ("between", None), ("streamed", "u"), ("after", None)]
+    events = [(event["event"], event.get("anonymous_id")) for event in stored(redis)]
+    assert events == [("seen", "u"), ("between", None), ("streamed", "u"), ("after", None)]
     assert {event.get("url") for event in stored(redis)} == {"http://testserver/a/b?c=d", None}
 
 
@@ -254,12 +254,12 @@ def test_the_middleware_works_for_asynchronous_views(redis):
         track.delay("after")
 
     asyncio.run(main())
-    found = [(event["event"], event.get("anonymous_id")) for event in stored(redis)]
-    assert found == [("seen", "u"), ("streamed", "u"), ("after", None)]
+    events = [(event["event"], event.get("anonymous_id")) for event in stored(redis)]
+    assert events == [("seen", "u"), ("streamed", "u"), ("after", None)]
     assert stored(redis)[0]["url"] == "http://testserver/a?c=%C3%A4"
 
 
-def test_a_host_that_is_not_allowed_is_left_out_and_counted(redis):
+def test_a_host_that_is_not_allowed_is_dropped_and_counted(redis):
     middleware(page)(RequestFactory().get("/a", headers={"host": "evil.example"}))
 
     [event] = stored(redis)
@@ -268,7 +268,7 @@ def test_a_host_that_is_not_allowed_is_left_out_and_counted(redis):
 
 
 @override_settings(SECURE_PROXY_SSL_HEADER=("HTTP_X_FORWARDED_PROTO", "https"))
-def test_djangos_own_settings_say_what_a_proxy_is_believed(redis):
+def test_djangos_settings_select_the_trusted_headers_of_a_proxy(redis):
     headers = {"host": "testserver", "x-forwarded-proto": "https"}
     middleware(page)(RequestFactory().get("/a", headers=headers))
 
@@ -277,13 +277,13 @@ def test_djangos_own_settings_say_what_a_proxy_is_believed(redis):
 
 @override_settings(FORCE_SCRIPT_NAME="/shop")
 @pytest.mark.parametrize("factory", [RequestFactory, AsyncRequestFactory])
-def test_what_only_django_knows_it_is_mounted_at_is_in_the_url(redis, factory):
+def test_a_mount_point_that_only_django_knows_is_in_the_url(redis, factory):
     middleware(page)(factory().get("/a"))
 
     assert stored(redis)[0]["url"] == "http://testserver/shop/a"
 
 
-def test_a_file_is_left_for_the_server_to_send():
+def test_a_file_is_not_wrapped():
     file = io.BytesIO(b"x")
     response = middleware(lambda _: FileResponse(file))(RequestFactory().get("/a"))
 
@@ -292,7 +292,7 @@ def test_a_file_is_left_for_the_server_to_send():
 
 
 @override_settings(MM_TASKS_VISIT={"issue_cookie": True})
-def test_the_cookie_is_issued_where_it_may_be(redis, visit):
+def test_the_cookie_is_set_in_private_responses_only(redis, visit):
     def own(request):
         response = page(request)
         response.set_cookie("aid", "own")
@@ -320,7 +320,7 @@ ORDERS = {
 
 @override_settings(MM_TASKS_VISIT={"issue_cookie": True})
 @pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS.keys())
-def test_a_cache_of_djangos_gives_no_visitors_cookie_to_others(redis, visit, order):
+def test_djangos_cache_gives_no_visitors_cookie_to_others(redis, visit, order):
     caches["default"].clear()
     with override_settings(MIDDLEWARE=order):
         answers = [visit(page), visit(page, cookie="aid=u"), visit(page), visit(page)]
@@ -331,7 +331,7 @@ def test_a_cache_of_djangos_gives_no_visitors_cookie_to_others(redis, visit, ord
 
 
 ISSUE = {"issue_cookie": True}
-FOUND = {
+WRONG_SETTINGS = {
     "nothing wrong": ({}, []),
     "a bad value": ({"MM_TASKS_LEASE_S": 3}, ["E001"]),
     "a misspelt name": ({"MM_TASKS_REDIS": "x"}, ["E002"]),
@@ -344,12 +344,12 @@ FOUND = {
 }
 
 
-@pytest.mark.parametrize(("given", "ids"), FOUND.values(), ids=FOUND.keys())
-def test_the_system_checks_find_what_is_wrong(given, ids):
-    with override_settings(**given):
-        found = [*checks.settings_are_sound(None), *checks.visits_are_sound(None)]
+@pytest.mark.parametrize(("values", "ids"), WRONG_SETTINGS.values(), ids=WRONG_SETTINGS.keys())
+def test_the_system_checks_report_wrong_settings(values, ids):
+    with override_settings(**values):
+        messages = [*checks.settings_are_sound(None), *checks.visits_are_sound(None)]
 
-    assert [message.id for message in found] == [f"mm_tasks.{one}" for one in ids]
+    assert [message.id for message in messages] == [f"mm_tasks.{number}" for number in ids]
 
 
 @override_settings(MM_TASKS_VISIT={"skip": "("})

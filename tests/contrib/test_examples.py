@@ -35,20 +35,18 @@ def ask(address, n):
 
 
 @pytest.mark.parametrize("example", SERVERS.values(), ids=SERVERS.keys())
-def test_1000_requests_by_8_clients_give_1000_events_that_are_right(
-    stack, copied, serve, redis, example
-):
-    """What is one visitor's never shows in another's, in whatever process or thread they meet."""
+def test_1000_requests_by_8_clients_store_1000_correct_events(stack, copied, serve, redis, example):
+    """The fields of one visitor never appear in events of another, in any process or thread."""
     kind, app, project = example
     copied()
     server = serve(kind, app)
     with ThreadPoolExecutor(8) as clients:
         expected = dict(clients.map(lambda n: ask(server.address, n), range(1000)))
 
-    found = {event["event_id"]: event for event in stored(redis, project)}
+    events = {event["event_id"]: event for event in stored(redis, project)}
     assert len(expected) == 1000
-    assert found.keys() == expected.keys()
-    assert all(expected[key].items() <= event.items() for key, event in found.items())
+    assert events.keys() == expected.keys()
+    assert all(expected[key].items() <= event.items() for key, event in events.items())
 
     assert_a_sigterm_loses_nothing(server, redis, project)
     assert "Traceback" not in stack.read(server)
@@ -78,9 +76,7 @@ def assert_a_sigterm_loses_nothing(server, redis, project):
     assert set(answered) <= {event["event_id"] for event in stored(redis, project)}
 
 
-def test_a_django_view_tracks_what_is_committed_once_and_what_is_rolled_back_never(
-    migrated, serve, redis
-):
+def test_a_django_view_stores_an_event_at_a_commit_and_none_at_a_rollback(migrated, serve, redis):
     migrated()
     address = serve("gunicorn", "shop.wsgi:application").address
     headers = {"Cookie": "aid=buyer"}
@@ -119,17 +115,17 @@ def test_a_worker_started_by_djangos_app_reads_djangos_settings(stack, copied):
     copied()
     stack.env["DJANGO_SETTINGS_MODULE"] = "shop.settings"
     stack.env["PYTHONPATH"] = str(stack.log_dir)
-    found = stack.produce(
+    printed = stack.produce(
         "from celery.app.utils import find_app\n"
         "from mm_tasks import app, runtime\n"
         "assert find_app('mm_tasks.contrib.django') is app\n"
         "print(runtime.current().settings.project)"
     )
 
-    assert found.split() == ["shop"]
+    assert printed.split() == ["shop"]
 
 
-def test_nothing_of_a_framework_is_imported_unless_asked_for(stack):
-    found = stack.produce("import sys, mm_tasks, mm_tasks.contrib.asgi; print(*sys.modules)")
+def test_importing_a_middleware_imports_no_framework(stack):
+    printed = stack.produce("import sys, mm_tasks, mm_tasks.contrib.asgi; print(*sys.modules)")
 
-    assert not {"django", "flask", "fastapi", "starlette", "asgiref"} & set(found.split())
+    assert not {"django", "flask", "fastapi", "starlette", "asgiref"} & set(printed.split())

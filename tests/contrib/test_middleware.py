@@ -1,4 +1,4 @@
-"""How long a visit lasts: through streams and background work, and never into the next request."""
+"""A visit lasts through streams and background work, and ends before the next request."""
 
 from __future__ import annotations
 
@@ -47,18 +47,18 @@ def environ(path="/a", aid="u"):
     }
 
 
-def wsgi_headers(app, asked, **options):
-    """Serve one request to its end, under the eyes of wsgiref; return the response's headers."""
+def wsgi_headers(app, request, **options):
+    """Serve one request to its end, with wsgiref's validator; return the response's headers."""
     seen = []
     checked = validator(wsgi.VisitMiddleware(validator(app), **options))
-    body = checked(asked, lambda _status, headers, _info=None: seen.extend(headers))
+    body = checked(request, lambda _status, headers, _info=None: seen.extend(headers))
     list(body)
     body.close()
     return seen
 
 
 class Streamed:
-    """A response that tracks at every step."""
+    """A response that tracks in every step."""
 
     def __init__(self):
         self.parts = iter(["first", "second"])
@@ -104,8 +104,8 @@ def test_wsgi_keeps_the_visit_until_the_response_is_closed(redis):
     assert noted(redis) == [*steps, ("after", None)]
 
 
-def test_wsgi_leaves_nothing_where_a_server_forgets_to_close(redis):
-    """Nor does what was begun within the stream leave its step."""
+def test_wsgi_ends_the_visit_even_if_the_server_does_not_close_the_response(redis):
+    """A context that a stream began does not leave the stream either."""
 
     def stream(_environ, start_response):
         start_response("200 OK", [])
@@ -124,7 +124,7 @@ def test_wsgi_leaves_nothing_where_a_server_forgets_to_close(redis):
     assert noted(redis) == [("between", None), ("later step", "inner"), ("after", None)]
 
 
-def test_wsgi_leaves_nothing_where_the_application_raises(redis):
+def test_wsgi_ends_the_visit_if_the_application_raises(redis):
     def failing(_environ, _start_response):
         note("call")
         raise LookupError
@@ -136,8 +136,8 @@ def test_wsgi_leaves_nothing_where_the_application_raises(redis):
     assert noted(redis) == [("call", "u"), ("after", None)]
 
 
-def test_wsgi_gives_a_skipped_path_nothing(redis):
-    """Nor what is around it: that is another request's."""
+def test_wsgi_adds_no_fields_for_a_skipped_path(redis):
+    """Fields of the context around it belong to another request."""
     with context(anonymous_id="before"):
         headers = wsgi_headers(streaming, environ("/healthz"), issue_cookie=True)
 
@@ -145,14 +145,14 @@ def test_wsgi_gives_a_skipped_path_nothing(redis):
     assert "Set-Cookie" not in dict(headers)
 
 
-def test_wsgi_issues_the_cookie_that_the_event_already_has(redis):
+def test_wsgi_issues_a_cookie_with_the_id_of_the_event(redis):
     headers = dict(wsgi_headers(plain, environ(aid=""), issue_cookie=True))
 
     [(_, issued)] = noted(redis)
     assert headers["Set-Cookie"].startswith(f"aid={issued}; Max-Age=")
 
 
-def test_wsgi_leaves_to_the_server_what_it_sends_by_itself():
+def test_wsgi_does_not_wrap_a_file_that_the_server_sends_by_itself():
     class FileWrapper:
         def __init__(self, file):
             self.file = file
@@ -160,14 +160,14 @@ def test_wsgi_leaves_to_the_server_what_it_sends_by_itself():
     def sending(environ, _start_response):
         return environ["wsgi.file_wrapper"](io.BytesIO())
 
-    asked = {**environ(), "wsgi.file_wrapper": FileWrapper}
-    assert isinstance(wsgi.VisitMiddleware(sending)(asked, lambda *_: None), FileWrapper)
+    request = {**environ(), "wsgi.file_wrapper": FileWrapper}
+    assert isinstance(wsgi.VisitMiddleware(sending)(request, lambda *_: None), FileWrapper)
 
 
-def test_what_a_call_gives_itself_wins(redis):
+def test_arguments_of_the_call_win(redis):
     def app(_environ, start_response):
         start_response("200 OK", [("Content-Type", "text/plain")])
-        track.delay("given", anonymous_id="own", path=None)
+        track.delay("e", anonymous_id="own", path=None)
         return []
 
     wsgi_headers(app, environ())
@@ -178,7 +178,7 @@ def test_what_a_call_gives_itself_wins(redis):
     assert event["url"] == "http://h/a"
 
 
-def test_flask_counts_what_it_leaves_out_and_answers(redis):
+def test_flask_responds_and_counts_dropped_fields(redis):
     app = flask()
     MMTasks(app)
     app.get("/")(lambda: note("seen") or "answered")
@@ -190,8 +190,8 @@ def test_flask_counts_what_it_leaves_out_and_answers(redis):
     assert dropped_fields(redis) == 2
 
 
-def test_flask_streams_with_its_own_context_where_a_test_keeps_that(redis):
-    """Flask ends in the last step of a stream what it began in the call, and wants it there."""
+def test_flask_streams_with_its_own_context_in_a_test_client(redis):
+    """Flask begins its context in the call and ends it in the last step of the stream."""
     from flask import request, stream_with_context  # noqa: PLC0415 - only here
 
     app = flask()
@@ -216,14 +216,14 @@ def scope(path="/a", cookies=(b"aid=u",), kind="http", **more):
     return {**described, "query_string": b"", "headers": headers, **more}
 
 
-async def serve(app, asked, **options):
+async def serve(app, request, **options):
     """Serve one request; return what the application sent."""
     sent = []
 
     async def send(message):
         sent.append(message)
 
-    await asgi.VisitMiddleware(app, **options)(asked, None, send)
+    await asgi.VisitMiddleware(app, **options)(request, None, send)
     return sent
 
 
@@ -248,7 +248,7 @@ def test_asgi_keeps_the_visit_until_the_application_returns(redis, cookies):
     assert noted(redis) == [*((name, "u") for name in names), ("after", None)]
 
 
-def test_asgi_leaves_nothing_where_the_application_raises(redis):
+def test_asgi_ends_the_visit_if_the_application_raises(redis):
     async def failing(*_):
         raise LookupError
 
@@ -261,21 +261,21 @@ def test_asgi_leaves_nothing_where_the_application_raises(redis):
     assert noted(redis) == [("after", None)]
 
 
-def test_asgi_mixes_no_requests_that_are_served_at_once(redis):
+def test_asgi_separates_concurrent_requests(redis):
     async def slow(scope, _receive, _send):
         await asyncio.sleep(0)
         track.delay(scope["path"])
 
     async def main():
-        asked = (scope(f"/{n}", (b"aid=u%d" % n,)) for n in range(50))
-        await asyncio.gather(*(serve(slow, one) for one in asked))
+        requests = (scope(f"/{n}", (b"aid=u%d" % n,)) for n in range(50))
+        await asyncio.gather(*(serve(slow, request) for request in requests))
 
     asyncio.run(main())
-    found = {event["event"]: event["anonymous_id"] for event in stored(redis)}
-    assert found == {f"/{n}": f"u{n}" for n in range(50)}
+    ids = {event["event"]: event["anonymous_id"] for event in stored(redis)}
+    assert ids == {f"/{n}": f"u{n}" for n in range(50)}
 
 
-def test_asgi_issues_the_cookie_that_the_event_already_has(redis):
+def test_asgi_issues_a_cookie_with_the_id_of_the_event(redis):
     first, second = asyncio.run(serve(answering, scope(cookies=()), issue_cookie=True))
     [issued] = {aid for _, aid in noted(redis)}
     assert first["headers"][0] == (b"a", b"b")
@@ -284,21 +284,21 @@ def test_asgi_issues_the_cookie_that_the_event_already_has(redis):
 
 
 @pytest.mark.parametrize(
-    "asked", [scope("/healthz"), scope(kind="websocket")], ids=["skipped", "websocket"]
+    "other", [scope("/healthz"), scope(kind="websocket")], ids=["skipped", "websocket"]
 )
-def test_asgi_gives_others_than_pages_nothing(redis, asked):
-    """Nor what is around it: servers begin a request of a kept connection from within the last."""
+def test_asgi_adds_no_fields_for_skipped_paths_and_websockets(redis, other):
+    """Nor fields around it: a server may begin a request in the context of the previous one."""
 
     async def app(_scope, _receive, _send):
         note("seen")
 
     with context(anonymous_id="before"):
-        asyncio.run(serve(app, asked, issue_cookie=True))
+        asyncio.run(serve(app, other, issue_cookie=True))
     assert noted(redis) == [("seen", None)]
 
 
-def test_asgi_lets_a_request_be_dropped_from_anywhere(redis):
-    """A loop that ends closes what still waits, in no context of the request's."""
+def test_asgi_lets_a_request_be_closed_in_another_context(redis):
+    """A loop that ends closes waiting coroutines outside the context of the request."""
 
     async def waiting(*_):
         note("call")
@@ -313,16 +313,16 @@ def test_asgi_lets_a_request_be_dropped_from_anywhere(redis):
 
 
 async def started(coroutine):
-    """Take one step."""
+    """Run a coroutine up to its first wait."""
     coroutine.send(None)
 
 
-def test_applications_in_one_another_issue_one_id(redis):
-    """Else the events of the outer one would be a visitor's who is never seen again."""
+def test_nested_applications_issue_the_same_id(redis):
+    """Otherwise the events of the outer one would belong to a visitor who never returns."""
 
-    async def middle(*asked):
+    async def middle(*request):
         note("outer")
-        await asgi.VisitMiddleware(answering, issue_cookie=True)(*asked)
+        await asgi.VisitMiddleware(answering, issue_cookie=True)(*request)
 
     first, _ = asyncio.run(serve(middle, scope(cookies=()), issue_cookie=True))
     [issued] = {aid for _, aid in noted(redis)}
@@ -331,7 +331,7 @@ def test_applications_in_one_another_issue_one_id(redis):
     assert cookie.startswith(f"aid={issued}; ".encode())
 
 
-def test_asgi_counts_what_it_leaves_out_without_holding_up_the_loop(redis):
+def test_asgi_counts_dropped_fields_without_blocking_the_loop(redis):
     """`asyncio.run` waits for the thread that counts."""
 
     async def app(_scope, _receive, _send):
@@ -362,16 +362,16 @@ def test_starlettes_own_middleware_streams_and_background_tasks_keep_the_visit(r
         tasks.add_task(note, "background")
         return StreamingResponse(parts(), background=tasks)
 
-    # As text, annotations of a function in a function are not found.
+    # FastAPI cannot resolve a textual annotation of a nested function.
     page.__annotations__["tasks"] = BackgroundTasks
     app.get("/a")(page)
 
-    asked = [{"type": "http.request", "body": b"", "more_body": False}]
+    messages = [{"type": "http.request", "body": b"", "more_body": False}]
 
     async def receive():
-        if not asked:
+        if not messages:
             await asyncio.Event().wait()  # the client stays
-        return asked.pop()
+        return messages.pop()
 
     async def send(_message):
         return
@@ -384,8 +384,8 @@ def test_starlettes_own_middleware_streams_and_background_tasks_keep_the_visit(r
     assert noted(redis) == [("call", "u"), ("stream", "u"), ("background", "u"), ("after", None)]
 
 
-def test_threads_that_serve_in_turn_do_not_mix_their_visits(redis):
-    def one(n):
+def test_threads_that_serve_several_requests_do_not_mix_their_visits(redis):
+    def serve_one(n):
         wsgi_headers(
             lambda *a: track.delay("e", event_id=f"e{n}") and plain_body(*a), environ(aid=f"u{n}")
         )
@@ -395,6 +395,6 @@ def test_threads_that_serve_in_turn_do_not_mix_their_visits(redis):
         return []
 
     with ThreadPoolExecutor(4) as threads:
-        list(threads.map(one, range(100)))
+        list(threads.map(serve_one, range(100)))
 
     assert sorted(noted(redis)) == sorted((f"e{n}", f"u{n}") for n in range(100))

@@ -1,4 +1,4 @@
-"""What is read from a request: only what the vendor takes, whatever the client sent."""
+"""The fields of a request: only valid ones, whatever the client sent."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mm_tasks import runtime
-from mm_tasks.contrib.asgi import inner_path, raw_path
-from mm_tasks.contrib.request_context import Visit, VisitOptions, cookie, origin_form
+from mm_tasks.contrib.asgi import ScopeRequest, raw_path
+from mm_tasks.contrib.request_context import Request, Visit, VisitOptions, cookie, origin_form
 from mm_tasks.contrib.wsgi import raw_target
 from mm_tasks.errors import ConfigurationError
 from mm_tasks.events.encode import encode_track
 from tests.contrib.conftest import dropped_fields
 
 
-class Asked:
-    """A request as a server might tell of it."""
+class FakeRequest(Request):
+    """A request as a server may describe it."""
 
     def __init__(self, headers=(), scheme="http", target="/a?b=c"):
+        super().__init__({})
         self.headers = dict(headers)
-        self.kept_values = {}
         self.origin = scheme
         self.path, _, self.query = target.partition("?")
 
@@ -33,17 +33,11 @@ class Asked:
     def scheme(self):
         return self.origin
 
-    def host(self):
-        return self.headers.get("host")
-
     def target(self):
         return self.path, self.query
 
     def inner_path(self):
         return self.path
-
-    def kept(self, name, value):
-        return self.kept_values.setdefault(name, value)
 
 
 HOST = {"host": "shop.example"}
@@ -51,15 +45,15 @@ HOST = {"host": "shop.example"}
 
 @pytest.fixture(autouse=True)
 def counted(here, redis):  # noqa: ARG001 - `here` lets this process count there
-    """Return how many fields were left out so far."""
+    """Return a function that returns the number of dropped fields."""
     return lambda: dropped_fields(redis)
 
 
 def fields(headers=(), scheme="http", target="/a?b=c", **options):
-    return dict(Visit(VisitOptions(**options), Asked(headers, scheme, target)).fields())
+    return dict(Visit(VisitOptions(**options), FakeRequest(headers, scheme, target)).fields())
 
 
-def test_a_request_says_url_path_referrer_and_anonymous_id(counted):
+def test_a_visit_has_url_path_referrer_and_anonymous_id(counted):
     headers = {**HOST, "referer": "https://r.example/x?y", "cookie": "a=b; aid=u_abc"}
 
     assert fields(headers) == {
@@ -71,19 +65,19 @@ def test_a_request_says_url_path_referrer_and_anonymous_id(counted):
     assert counted() == 0
 
 
-def test_a_request_that_says_nothing_has_its_path(counted):
+def test_a_request_without_headers_has_its_path(counted):
     assert fields() == {"path": "/a"}
     assert counted() == 0
 
 
 ORIGINS = {
-    "the default port of http goes": ("http", "h:80", (), "http://h/a"),
-    "the default port of https goes": ("https", "h:443", (), "https://h/a"),
+    "the default port of http is omitted": ("http", "h:80", (), "http://h/a"),
+    "the default port of https is omitted": ("https", "h:443", (), "https://h/a"),
     "another port stays": ("https", "h:80", (), "https://h:80/a"),
     "IPv6": ("http", "[::1]:8000", (), "http://[::1]:8000/a"),
-    "a proxy is not believed": ("http", "h", (), "http://h/a"),
-    "its scheme is, if told": ("http", "h", ("X-Forwarded-Proto",), "https://h/a"),
-    "its host is, if told": ("http", "h", ("x-forwarded-host",), "http://near.example/a"),
+    "a proxy is not trusted": ("http", "h", (), "http://h/a"),
+    "the scheme of a trusted proxy": ("http", "h", ("X-Forwarded-Proto",), "https://h/a"),
+    "the host of a trusted proxy": ("http", "h", ("x-forwarded-host",), "http://near.example/a"),
     "an odd scheme is http": ("gopher", "h", (), "http://h/a"),
 }
 
@@ -91,7 +85,7 @@ ORIGINS = {
 @pytest.mark.parametrize(
     ("scheme", "host", "forwarded", "url"), ORIGINS.values(), ids=ORIGINS.keys()
 )
-def test_scheme_and_host_are_those_of_whom_is_trusted(scheme, host, forwarded, url):
+def test_scheme_and_host_are_those_of_the_trusted_source(scheme, host, forwarded, url):
     headers = {
         "host": host,
         "x-forwarded-proto": "http, HTTPS",
@@ -102,23 +96,23 @@ def test_scheme_and_host_are_those_of_whom_is_trusted(scheme, host, forwarded, u
 
 
 @pytest.mark.parametrize("host", ["", "a b", "a/b", "u@h", "h:x", "[::1", "h\x00", "ä.example"])
-def test_a_host_that_is_none_leaves_the_url_out(host, counted):
-    found = fields({"host": host.encode().decode("latin-1")})
+def test_without_a_valid_host_there_is_no_url(host, counted):
+    visit_fields = fields({"host": host.encode().decode("latin-1")})
 
-    assert found == {"path": "/a"}
+    assert visit_fields == {"path": "/a"}
     assert counted() == (1 if host else 0)
 
 
-def test_what_is_too_long_is_left_out_and_counted_and_the_rest_is_there(counted):
+def test_fields_that_are_too_long_are_dropped_and_counted_and_the_others_kept(counted):
     headers = {**HOST, "referer": "https://r.example/" + "x" * 2048, "cookie": "aid=" + "x" * 129}
-    found = fields(headers, target="/a?" + "x" * 2048)
+    visit_fields = fields(headers, target="/a?" + "x" * 2048)
 
-    assert found == {"path": "/a"}
+    assert visit_fields == {"path": "/a"}
     assert counted() == 3
 
 
-def test_it_is_read_and_counted_once_however_many_events_ask(counted):
-    visit = Visit(VisitOptions(), Asked({"cookie": "aid=" + "x" * 129}))
+def test_a_visit_is_read_and_counted_once_for_all_its_events(counted):
+    visit = Visit(VisitOptions(), FakeRequest({"cookie": "aid=" + "x" * 129}))
 
     assert visit.fields() is visit.fields()
     assert counted() == 1
@@ -131,20 +125,20 @@ QUERIES = {
 }
 
 
-@pytest.mark.parametrize(("kept", "expected"), QUERIES.items(), ids=QUERIES.keys())
-def test_of_queries_only_what_is_wanted_is_kept(kept, expected):
-    """A query may hold what resets a password."""
+@pytest.mark.parametrize(("url_query", "expected"), QUERIES.items(), ids=QUERIES.keys())
+def test_the_option_url_query_selects_the_part_of_a_query_to_keep(url_query, expected):
+    """A query may contain the token that resets a password."""
     target = "/a?utm_source=x&token=1&gclid=2&%C3="
-    found = fields({**HOST, "referer": "https://r/?q=1"}, target=target, url_query=kept)
+    visit_fields = fields({**HOST, "referer": "https://r/?q=1"}, target=target, url_query=url_query)
 
-    assert (found["url"], found["referrer"]) == expected
+    assert (visit_fields["url"], visit_fields["referrer"]) == expected
 
 
 COOKIES = {
     "alone": ("aid=u", "u"),
     "among others": ("a=1;aid=u ; b=2", "u"),
     "the first of several": ("aid=u; aid=v", "u"),
-    "an empty one is none": ("aid=; aid=v", "v"),
+    "an empty one is skipped": ("aid=; aid=v", "v"),
     "quoted": ('aid="u v"', "u v"),
     "escaped as Python does": (r'aid="u\054\"v"', 'u,"v'),
     "with an equals sign": ("aid=u=v", "u=v"),
@@ -155,18 +149,18 @@ COOKIES = {
 
 
 @pytest.mark.parametrize(("header", "value"), COOKIES.values(), ids=COOKIES.keys())
-def test_a_cookie_is_found(header, value):
+def test_the_first_cookie_with_a_value_is_read(header, value):
     assert cookie(header, "aid") == value
 
 
 @given(st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1))
-def test_a_cookie_that_python_set_is_read_as_it_was(value):
+def test_a_cookie_written_by_python_is_read_unchanged(value):
     jar = SimpleCookie({"aid": value})
 
     assert cookie("x=y; " + jar.output(header="").strip(), "aid") == value
 
 
-def test_a_header_wins_over_the_cookie_unless_it_is_of_no_use(counted):
+def test_a_header_wins_over_the_cookie_unless_it_is_invalid(counted):
     headers = {"cookie": "aid=c", "x-visitor": "h"}
 
     assert fields(headers, header="X-Visitor")["anonymous_id"] == "h"
@@ -174,45 +168,45 @@ def test_a_header_wins_over_the_cookie_unless_it_is_of_no_use(counted):
     assert counted() == 1
 
 
-def test_ids_that_are_no_ascii_are_read_as_utf_8(counted):
+def test_ids_with_non_ascii_characters_are_read_as_utf_8(counted):
     assert fields({"cookie": "aid=" + "ä€".encode().decode("latin-1")})["anonymous_id"] == "ä€"
     assert "anonymous_id" not in fields({"cookie": "aid=\xff"})
     assert counted() == 1
 
 
-def test_a_cookie_is_issued_to_whom_has_none_and_the_event_has_it():
+def test_a_visitor_without_an_id_gets_a_cookie_with_the_id_of_the_event():
     options = VisitOptions(issue_cookie=True, cookie_max_age_s=60)
-    visit = Visit(options, Asked({**HOST, "cookie": "aid="}, "https"))
+    visit = Visit(options, FakeRequest({**HOST, "cookie": "aid="}, "https"))
 
     assert visit.fields()["anonymous_id"] == visit.issued
     attributes = "Max-Age=60; Path=/; SameSite=Lax; Secure"
     assert dict(visit.added([]))["Set-Cookie"] == f"aid={visit.issued}; {attributes}"
 
 
-def test_no_cookie_is_issued_to_whom_has_one_and_none_is_secure_without_https():
+def test_a_visitor_with_an_id_gets_no_cookie_and_without_https_it_is_not_secure():
     options = VisitOptions(issue_cookie=True)
 
-    assert Visit(options, Asked({"cookie": "aid=u"})).added([]) == []
-    assert "Secure" not in dict(Visit(options, Asked()).added([]))["Set-Cookie"]
+    assert Visit(options, FakeRequest({"cookie": "aid=u"})).added([]) == []
+    assert "Secure" not in dict(Visit(options, FakeRequest()).added([]))["Set-Cookie"]
 
 
 PRIVATE = ("Cache-Control", "private")
 RESPONSES = {
-    "nothing said": ([("Expires", "0")], ["Set-Cookie", "Cache-Control"]),
+    "no rule": ([("Expires", "0")], ["Set-Cookie", "Cache-Control"]),
     "private": ([("Cache-Control", "Private, max-age=9")], ["Set-Cookie"]),
     "private, in two lines": ([("cache-control", "max-age=9"), PRIVATE], ["Set-Cookie"]),
     "not stored": ([("cache-control", "no-store")], ["Set-Cookie"]),
     "for anyone": ([("Cache-Control", "max-age=9")], []),
-    "for anyone, if asked about": ([("Cache-Control", "no-cache")], []),
-    "of the application's own": ([PRIVATE, ("set-cookie", "aid=x")], []),
+    "for anyone, after revalidation": ([("Cache-Control", "no-cache")], []),
+    "set by the application": ([PRIVATE, ("set-cookie", "aid=x")], []),
     "another cookie": ([PRIVATE, ("Set-Cookie", "aidx=x")], ["Set-Cookie"]),
 }
 
 
 @pytest.mark.parametrize(("headers", "added"), RESPONSES.values(), ids=RESPONSES.keys())
-def test_a_response_that_others_may_get_has_no_cookie(headers, added):
-    """A cache that asks whether a page has changed still gives out the cookie it has with it."""
-    visit = Visit(VisitOptions(issue_cookie=True), Asked())
+def test_a_response_that_a_shared_cache_may_store_has_no_cookie(headers, added):
+    """A cache that revalidates a page still serves the cookie stored with it."""
+    visit = Visit(VisitOptions(issue_cookie=True), FakeRequest())
 
     assert [name for name, _ in visit.added(headers)] == added
 
@@ -234,7 +228,7 @@ def test_a_wrong_option_is_named_at_start(name, options):
         VisitOptions(**options)
 
 
-def test_health_checks_are_skipped_and_nothing_else_is():
+def test_only_health_checks_are_skipped():
     options = VisitOptions()
 
     assert all(map(options.skips, ["/healthz", "/health/", "/metrics", "/ready"]))
@@ -260,7 +254,7 @@ def test_a_target_is_split(target, parts):
 
 SCOPES = {
     "raw": ({"path": "/ä", "raw_path": b"/%C3%A4"}, "/%C3%A4", "/ä"),
-    "not given": ({"path": "/ä b", "raw_path": None}, "/%C3%A4%20b", "/ä b"),
+    "no raw path": ({"path": "/ä b", "raw_path": None}, "/%C3%A4%20b", "/ä b"),
     "mounted": ({"path": "/m/x", "raw_path": b"/m/x", "root_path": "/m"}, "/m/x", "/x"),
     "cut off": ({"path": "/x", "raw_path": b"/x", "root_path": "/m"}, "/m/x", "/x"),
     "alike": ({"path": "/mx", "raw_path": b"/mx", "root_path": "/m"}, "/m/mx", "/mx"),
@@ -273,9 +267,9 @@ SCOPES = {
 
 
 @pytest.mark.parametrize(("scope", "path", "inner"), SCOPES.values(), ids=SCOPES.keys())
-def test_the_path_of_asgi_is_the_clients(scope, path, inner):
+def test_the_path_of_an_asgi_request_is_as_the_client_sent_it(scope, path, inner):
     assert raw_path(scope) == path
-    assert inner_path(scope) == inner
+    assert ScopeRequest(scope).inner_path() == inner
 
 
 ENVIRONS = {
@@ -289,7 +283,7 @@ ENVIRONS = {
 
 
 @pytest.mark.parametrize(("environ", "target"), ENVIRONS.values(), ids=ENVIRONS.keys())
-def test_the_target_of_wsgi_is_the_clients(environ, target):
+def test_the_target_of_a_wsgi_request_is_as_the_client_sent_it(environ, target):
     assert raw_target(environ) == target
 
 
@@ -305,27 +299,27 @@ options = st.builds(
 
 
 @given(options, st.dictionaries(st.sampled_from(names), wild | wild.map("aid=".__add__)), wild)
-def test_nothing_raises_and_nothing_is_set_that_would_be_refused(options, headers, target):
+def test_reading_never_raises_and_all_fields_are_valid(options, headers, target):
     """Whatever bytes a client or a server sends."""
-    found = Visit(options, Asked(headers, target=target)).fields()
+    visit_fields = Visit(options, FakeRequest(headers, target=target)).fields()
 
-    encode_track({"event": "e", **found})
+    encode_track({"event": "e", **visit_fields})
 
 
 @given(st.text(st.characters(min_codepoint=33, max_codepoint=126)), st.booleans())
-def test_path_and_query_are_kept_to_the_byte(text, has_query):
+def test_path_and_query_are_kept_byte_for_byte(text, has_query):
     target = "/" + text.replace("?", "").replace("#", "") + ("?" + text if has_query else "")
-    found = fields(HOST, target=target)
+    visit_fields = fields(HOST, target=target)
 
     path, _, query = target.partition("?")
-    assert found["path"] == path
-    assert found["url"] == f"http://shop.example{target if query else path}"
-    assert urlsplit(found["url"]).netloc == "shop.example"
+    assert visit_fields["path"] == path
+    assert visit_fields["url"] == f"http://shop.example{target if query else path}"
+    assert urlsplit(visit_fields["url"]).netloc == "shop.example"
 
 
-def test_settings_that_cannot_be_read_do_not_reach_the_request(fresh, caplog):
+def test_invalid_settings_raise_no_error_in_a_request(fresh, caplog):
     fresh(MM_TASKS_LINGER_S="never")
 
     assert fields({"cookie": "aid=" + "x" * 129}) == {"path": "/a"}
     assert [record.message for record in caplog.records] == ["left_out_not_counted"]
-    assert runtime._process.runtime is None  # noqa: SLF001 - it was asked for
+    assert runtime._process.runtime is None  # noqa: SLF001 - the settings were read, and refused

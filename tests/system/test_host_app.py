@@ -213,6 +213,8 @@ def settings(app):
         for name, entry in found["beat_schedule"].items()
         if not name.startswith("mm_tasks-")
     }
+    if isinstance(found["task_routes"], tuple):
+        _, found["task_routes"] = found["task_routes"]  # ours precede them
     return found
 
 
@@ -243,3 +245,48 @@ def test_every_example_of_the_docs_runs(host, redis_url):
     host.produce(program + '\nimport asyncio\n\nasyncio.run(signup("visitor", "user_42"))\n')
 
     assert len(examples) == 4
+
+
+SHOP = """
+import time
+
+from celery import Celery
+from celery.contrib.testing.worker import start_worker
+from kombu import Queue
+
+import mm_tasks
+from hostconfig import broker_url
+from mm_tasks.tasks.install import setting_warnings
+
+OURS = {"mm.forget", "mm.identify", "mm.deliver"}
+app = Celery("shop", broker=broker_url)
+app.conf.task_default_queue = "shop"
+mm_tasks.install(app)
+"""
+QUEUES_AND_ROUTES = """
+assert set(app.Worker(queues=["shop"]).app.amqp.queues.consume_from) == {"shop"}
+assert set(app.amqp.queues) == OURS | {"shop"}
+
+app.conf.task_routes = {"*": {"queue": "shop"}}
+assert setting_warnings(app)[-1].startswith("task_routes")
+mm_tasks.install(app)
+route = app.amqp.Router().route
+assert route({}, "mm_tasks.forget")["queue"].name == "mm.forget"
+assert route({}, "shop.work")["queue"].name == "shop"
+"""
+TEST_WORKER = """
+app.conf.task_queues = [Queue("shop"), *map(Queue, ("mm.forget", "mm.identify", "mm.deliver"))]
+with start_worker(app, pool="solo", perform_ping_check=False):
+    assert set(app.amqp.queues.consume_from) == OURS | {"shop"}
+    app.send_task("mm_tasks.track", ("by_name",), {"user_id": "u1"})
+    deadline = time.monotonic() + 20
+    redis = mm_tasks.runtime.current().producer_redis
+    while not redis.llen("{mm:default}:track:waiting"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+"""
+
+
+@pytest.mark.parametrize("program", [QUEUES_AND_ROUTES, TEST_WORKER], ids=["settings", "testing"])
+def test_the_lines_that_the_docs_give_for_special_cases_work(host, program):
+    host.produce(SHOP + program)

@@ -1,15 +1,13 @@
-"""`adelay` and its like: the same answers and errors as `delay`, on any event loop.
+"""`adelay` and `adelay_many`: the results and errors of `delay`, on any event loop.
 
-Warnings are errors here, so a connection that nobody closed fails its test.
+Warnings are errors here, so an unclosed connection fails its test.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import random
-import socket
 import threading
 import time
 
@@ -18,20 +16,18 @@ import pytest
 import mm_tasks
 from mm_tasks import identify, runtime, track
 from mm_tasks.buffer.keys import ProjectKeys
-from mm_tasks.buffer.records import HEADER_BYTES, tag
-from mm_tasks.errors import BufferFull, BufferUnavailable, InvalidEvent
+from mm_tasks.buffer.records import tag
+from mm_tasks.errors import BufferUnavailable
+from tests.tasks.test_redis_away import refused, silent
 
 KEYS = ProjectKeys("default")
 WAITING = KEYS.lane("track").waiting
 
 
-@pytest.fixture
-def stored(redis, redis_url, fresh):
-    fresh(MM_TASKS_REDIS_URL=redis_url)
-    yield lambda lane="track": [
-        json.loads(record[HEADER_BYTES:]) for record in redis.lrange(KEYS.lane(lane).waiting, 0, -1)
-    ]
-    # Whatever a loop left behind says so now, within its test.
+@pytest.fixture(autouse=True)
+def collected():
+    """Report an unclosed connection within its test, not at a later collection."""
+    yield
     gc.collect()
 
 
@@ -41,7 +37,7 @@ def connections(redis):
 
 
 def assert_none_since(redis, before):
-    """All newer ones are gone; the server hears of a closed socket a little later."""
+    """All newer connections are closed; the server notices a closed socket a little later."""
     ends_at = time.monotonic() + 10
     while connections(redis) - before and time.monotonic() < ends_at:
         time.sleep(0.01)
@@ -50,11 +46,11 @@ def assert_none_since(redis, before):
 
 
 async def until_one_is_stored(redis):
-    while not redis.llen(WAITING):  # noqa: ASYNC110 - it is Redis that says so
+    while not redis.llen(WAITING):  # noqa: ASYNC110 - only Redis knows
         await asyncio.sleep(0)
 
 
-def test_what_is_awaited_is_in_redis(stored):
+def test_once_adelay_returns_the_event_is_in_redis(stored):
     async def main():
         return (
             await track.adelay("a", user_id="u"),
@@ -71,29 +67,7 @@ def test_what_is_awaited_is_in_redis(stored):
     assert stored("identify") == [{"anonymous_id": "a", "user_id": "u"}]
 
 
-def test_a_suppressed_person_is_told_to_the_caller(redis, stored):
-    redis.sadd(KEYS.fence, tag("default", "user", "gone"))
-
-    assert not asyncio.run(track.adelay("e", user_id="gone")).accepted
-    assert stored() == []
-
-
-def test_a_wrong_call_is_an_invalid_event(stored):
-    async def main():
-        for call in (
-            track.adelay,
-            lambda: track.adelay("e", usr_id="u"),
-            lambda: identify.adelay(user_id="u"),
-            lambda: track.adelay_many([{"event": 1}]),
-        ):
-            with pytest.raises(InvalidEvent):
-                await call()
-
-    asyncio.run(main())
-    assert stored() == []
-
-
-def test_a_context_holds_for_calls_on_a_loop(stored):
+def test_a_context_applies_to_calls_on_a_loop(stored):
     async def of(visitor):
         with mm_tasks.context(anonymous_id=visitor):
             await asyncio.sleep(0)
@@ -106,16 +80,8 @@ def test_a_context_holds_for_calls_on_a_loop(stored):
     assert {event["anonymous_id"] for event in stored()} == {f"v{i}" for i in range(20)}
 
 
-def test_a_full_buffer_says_how_many_were_stored(stored, fresh):
-    fresh(MM_TASKS_BUFFER_BYTES_MAX="150000")
-    with pytest.raises(BufferFull) as caught:
-        asyncio.run(track.adelay_many({"event": "e"} for _ in range(3_000)))
-
-    assert caught.value.stored == len(stored())
-
-
 def fail(calls=1):
-    """Call that often at once; return how long the slowest took, and the errors."""
+    """Run concurrent calls; return the longest time and the errors."""
 
     async def call():
         began = time.monotonic()
@@ -131,22 +97,16 @@ def fail(calls=1):
 
 
 @pytest.mark.parametrize("calls", [1, 150], ids=["one call", "more than there are connections"])
-def test_redis_that_refuses_connections_fails_within_a_second(fresh, calls):
-    fresh(MM_TASKS_REDIS_URL="redis://127.0.0.1:1/0")
-
-    assert fail(calls)[0] < 1.3
-
-
-@pytest.mark.parametrize("calls", [1, 150], ids=["one call", "more than there are connections"])
-def test_redis_that_accepts_and_says_nothing_fails_within_a_second(fresh, calls):
-    with socket.create_server(("127.0.0.1", 0), backlog=200) as silent:
-        fresh(MM_TASKS_REDIS_URL=f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
+@pytest.mark.parametrize("state", [refused, silent])
+def test_redis_that_refuses_or_never_answers_fails_within_a_second(fresh, state, calls):
+    with state() as port:
+        fresh(MM_TASKS_REDIS_URL=f"redis://127.0.0.1:{port}/0")
 
         assert fail(calls)[0] < 1.3
 
 
 def test_a_frozen_redis_fails_within_a_second_and_is_used_again_once_it_thaws(redis, stored):
-    """The late reply to the call that gave up is not taken for the next one's."""
+    """The next call does not receive the late reply to a call that timed out."""
 
     async def main():
         await track.adelay("before")
@@ -162,12 +122,12 @@ def test_a_frozen_redis_fails_within_a_second_and_is_used_again_once_it_thaws(re
 
     assert took_s < 1.3
     assert maybe_stored == 1
-    assert [event["event_id"] for event in stored()[-3:]] == [one.id for one in receipts]
+    assert [event["event_id"] for event in stored()[-3:]] == [receipt.id for receipt in receipts]
 
 
-@pytest.mark.parametrize("steps", [0, 1, 2, 5], ids="held up after {} steps of it".format)
-def test_a_loop_that_is_held_up_itself_does_not_blame_redis(stored, steps):
-    """The answer has come meanwhile: a host's slow code must not make the caller store it twice."""
+@pytest.mark.parametrize("steps", [0, 1, 2, 5], ids="blocked after {} steps of the call".format)
+def test_a_blocked_loop_is_not_taken_for_a_silent_redis(stored, steps):
+    """The reply arrived meanwhile: slow code of a host must not make the caller store it twice."""
 
     async def main():
         call = asyncio.create_task(track.adelay("e"))
@@ -181,7 +141,7 @@ def test_a_loop_that_is_held_up_itself_does_not_blame_redis(stored, steps):
     assert [event["event_id"] for event in stored()] == [receipt.id]
 
 
-def test_many_that_fail_midway_say_how_many_are_stored_and_how_many_may_be(redis, stored):
+def test_a_failure_midway_reports_the_numbers_of_stored_and_maybe_stored_events(redis, stored):
     async def main():
         call = asyncio.create_task(track.adelay_many([{"event": "e"}] * 8_000))
         await until_one_is_stored(redis)
@@ -198,7 +158,7 @@ def test_many_that_fail_midway_say_how_many_are_stored_and_how_many_may_be(redis
     assert len(stored()) in {error.stored, error.stored + 1_000}
 
 
-def test_a_loop_has_one_pool_and_its_end_closes_it(redis, stored):
+def test_the_end_of_a_loop_closes_its_one_pool(redis, stored):
     before = connections(redis)
 
     async def main():
@@ -213,7 +173,7 @@ def test_a_loop_has_one_pool_and_its_end_closes_it(redis, stored):
     assert len(stored()) == 400
 
 
-def test_aclose_closes_and_the_next_call_opens_anew(redis, stored):
+def test_aclose_closes_the_pool_and_the_next_call_opens_one(redis, stored):
     before = connections(redis)
 
     async def main():
@@ -229,7 +189,7 @@ def test_aclose_closes_and_the_next_call_opens_anew(redis, stored):
     assert [event["event"] for event in stored()] == ["a", "b"]
 
 
-def test_aclose_lets_the_calls_under_way_and_in_line_end(redis, stored):
+def test_aclose_waits_for_running_and_queued_calls(redis, stored):
     before = connections(redis)
 
     async def main():
@@ -244,7 +204,7 @@ def test_aclose_lets_the_calls_under_way_and_in_line_end(redis, stored):
     assert len(stored()) == 200
 
 
-def test_an_aclose_that_is_cancelled_closes_all_the_same(redis, stored):
+def test_a_cancelled_aclose_closes_the_pool_all_the_same(redis, stored):
     before = connections(redis)
 
     async def main():
@@ -264,24 +224,24 @@ def test_an_aclose_that_is_cancelled_closes_all_the_same(redis, stored):
     assert len(stored()) == 4
 
 
-def test_loops_one_after_the_other_leave_nothing_behind(redis, stored):
+def test_consecutive_loops_leave_no_connection(redis, stored):
     before = connections(redis)
     for _ in range(20):
         asyncio.run(track.adelay("e"))
 
     assert len(stored()) == 20
     assert_none_since(redis, before)
-    assert runtime.current().async_clients._clients == {}  # noqa: SLF001 - or each loop would stay for ever
+    assert runtime.current().async_clients._clients == {}  # noqa: SLF001 - an entry would keep its loop alive
 
 
 def test_loops_in_several_threads_do_not_mix(stored):
     async def of(n):
         return await asyncio.gather(*(track.adelay("e", user_id=f"t{n}") for _ in range(100)))
 
-    found = {}
+    ids_by_thread = {}
 
     def run(n):
-        found[n] = [receipt.id for receipt in asyncio.run(of(n))]
+        ids_by_thread[n] = [receipt.id for receipt in asyncio.run(of(n))]
 
     threads = [threading.Thread(target=run, args=(n,)) for n in range(4)]
     for thread in threads:
@@ -291,10 +251,10 @@ def test_loops_in_several_threads_do_not_mix(stored):
     by_id = {event["event_id"]: event["user_id"] for event in stored()}
 
     assert len(by_id) == len(stored()) == 400
-    assert all(by_id[event_id] == f"t{n}" for n, ids in found.items() for event_id in ids)
+    assert all(by_id[event_id] == f"t{n}" for n, ids in ids_by_thread.items() for event_id in ids)
 
 
-def test_a_loop_closed_by_hand_after_aclose_leaves_nothing_behind(stored):
+def test_a_loop_closed_by_hand_after_aclose_leaves_no_connection(stored):
     loop = asyncio.new_event_loop()
     loop.run_until_complete(track.adelay("e"))
     loop.run_until_complete(mm_tasks.aclose())
@@ -303,8 +263,8 @@ def test_a_loop_closed_by_hand_after_aclose_leaves_nothing_behind(stored):
     assert len(stored()) == 1
 
 
-def test_calls_that_are_cancelled_at_any_moment_harm_no_other(redis, stored):
-    """Each call that returned is stored once, and its receipt is its own; suppressed ones tell."""
+def test_cancelled_calls_do_not_affect_other_calls(redis, stored):
+    """Each call that returned stored its event once and received its own receipt."""
     redis.sadd(KEYS.fence, tag("default", "user", "gone"))
     chance = random.Random(7)
     returned, cancelled = [], 0
@@ -312,7 +272,7 @@ def test_calls_that_are_cancelled_at_any_moment_harm_no_other(redis, stored):
     async def call(n):
         is_gone = n % 3 == 0
         receipt = await track.adelay("e", event_id=f"e{n}", user_id="gone" if is_gone else "u")
-        # A reply that belongs to another call would say otherwise.
+        # The reply to another call would differ.
         assert receipt.accepted is not is_gone
         if not is_gone:
             returned.append(receipt.id)
@@ -330,7 +290,7 @@ def test_calls_that_are_cancelled_at_any_moment_harm_no_other(redis, stored):
                     cancelled += 1
                 elif result is not None:
                     raise result
-        # No connection was lost to the pool: as many calls at once as it has.
+        # The pool lost no connection: it serves as many concurrent calls as it has connections.
         await asyncio.gather(*(call(n) for n in range(10_000, 10_060)))
         pool = runtime.current().async_clients.current().connection_pool
         assert not pool._in_use_connections  # noqa: SLF001
@@ -345,8 +305,8 @@ def test_calls_that_are_cancelled_at_any_moment_harm_no_other(redis, stored):
 
 
 def test_a_timeout_of_the_caller_is_a_cancelled_call(fresh):
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        fresh(MM_TASKS_REDIS_URL=f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
+    with silent() as port:
+        fresh(MM_TASKS_REDIS_URL=f"redis://127.0.0.1:{port}/0")
 
         async def main():
             async with asyncio.timeout(0.1):

@@ -1,4 +1,4 @@
-"""Our tasks in a host's own Celery app, on a real Redis; what a worker does is run here by hand."""
+"""Our tasks in a host's Celery app, on a real Redis; the tests do the work of a worker."""
 
 from __future__ import annotations
 
@@ -7,32 +7,29 @@ import copy
 import json
 import logging
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from celery import Celery, chain, current_app
 from celery.app.trace import build_tracer
 from celery.beat import Scheduler, Service
-from celery.signals import beat_init, celeryd_after_setup
+from celery.signals import beat_init, celeryd_after_setup, celeryd_init
 from kombu import Queue
 
 from mm_tasks import app, forget, identify, install, track
-from mm_tasks.buffer.keys import ProjectKeys
-from mm_tasks.buffer.records import HEADER_BYTES
 from mm_tasks.errors import ConfigurationError, InvalidEvent
-from mm_tasks.tasks import install as install_module
 from mm_tasks.tasks import registry, worker
 from mm_tasks.tasks.celery_app import _Owner
+from mm_tasks.tasks.install import setting_warnings
 from mm_tasks.timestamps import now
 
 NAMES = {task.name for task in registry.TASKS}
 ENTRIES = {"mm_tasks-flush-track", "mm_tasks-flush-identify", "mm_tasks-sweep-erasures"}
 OURS = {"mm.forget", "mm.identify", "mm.deliver"}
-WAITING = ProjectKeys("default").lane("track").waiting
 
 
 @pytest.fixture
-def host(redis_url, fresh):
+def host(redis_url, stored, fresh):  # noqa: ARG001 - `stored` sets its own variables first
     """A host with settings of its own in most places where ours go; its broker has a prefix."""
     fresh(MM_TASKS_REDIS_URL=redis_url, MILLIMETRIC_KEY="sk_test_abc_x")
     host = Celery("host", set_as_current=False)
@@ -51,30 +48,24 @@ def host(redis_url, fresh):
     for kind in map(type, registry.TASKS):
         kind._app = app  # noqa: SLF001 - as at import
     _Owner.app = app
-    install_module._added.clear()  # noqa: SLF001
     if app.finalized:
         registry.register(app)
 
 
 @pytest.fixture
 def published(redis):
-    """What lies in a queue of the broker: headers, arguments and fields of each message."""
+    """Return a function that reads headers, arguments and fields of the messages of a queue."""
 
     def read(queue):
-        found = []
+        messages = []
         for raw in redis.lrange(f"host:{queue}", 0, -1):
             message = json.loads(raw)
             assert message["content-type"] == "application/json"
             body = json.loads(base64.b64decode(message["body"]))
-            found.append((message["headers"], body[0], body[1]))
-        return found
+            messages.append((message["headers"], body[0], body[1]))
+        return messages
 
     return read
-
-
-@pytest.fixture
-def stored(redis):
-    return lambda: [json.loads(record[HEADER_BYTES:]) for record in redis.lrange(WAITING, 0, -1)]
 
 
 def work(host, result):
@@ -96,7 +87,27 @@ def run(host, queue, redis):
     return tracer(request["id"], args, kwargs, request).retval
 
 
-def test_install_does_not_have_the_settings_read(host):
+def start_worker(host, *queues):
+    """Do with an app what a worker with these queues for `-Q` does before it connects."""
+    worker_process = SimpleNamespace(app=host)
+    celeryd_init.send(sender="w", instance=worker_process, conf=host.conf, options={})
+    host.select_queues(queues)
+    celeryd_after_setup.send(sender="w", instance=worker_process, conf=host.conf)
+
+
+def start_beat(host):
+    """Return the schedule of a beat that starts."""
+    service = Service(host, scheduler_cls=Scheduler)
+    assert service.scheduler  # made before the signal, as the banner names it
+    beat_init.send(sender=service)
+    return service.scheduler.schedule
+
+
+def queue_of(host, task):
+    return host.amqp.router.route({}, task)["queue"].name
+
+
+def test_install_does_not_read_the_settings(host):
     install(host)
     install(host)
 
@@ -105,7 +116,7 @@ def test_install_does_not_have_the_settings_read(host):
 
 
 @pytest.mark.parametrize("is_read", [False, True], ids=["before", "after"])
-def test_everything_is_there_whether_the_settings_were_read_before_or_after(host, is_read):
+def test_install_works_before_and_after_the_settings_are_read(host, is_read):
     if is_read:
         host.finalize()
         assert host.amqp.router
@@ -116,7 +127,6 @@ def test_everything_is_there_whether_the_settings_were_read_before_or_after(host
     assert set(host.tasks) >= NAMES
     assert all(host.tasks[task.name] is task and task.app is host for task in registry.TASKS)
     assert set(host.conf.beat_schedule) == ENTRIES | {"host-entry"}
-    assert set(host.amqp.queues.consume_from) == OURS | {"celery"}
     for name, queue in {
         "mm_tasks.track": "mm.deliver",
         "mm_tasks.identify": "mm.identify",
@@ -125,21 +135,24 @@ def test_everything_is_there_whether_the_settings_were_read_before_or_after(host
         "host.quick": "quick",
         "host.work": "slow",
     }.items():
-        assert host.amqp.router.route({}, name)["queue"].name == queue
+        assert queue_of(host, name) == queue
+    start_worker(host)
+    assert set(host.amqp.queues.consume_from) == OURS | {"celery"}
 
 
-def test_no_setting_of_the_host_is_changed_but_the_entries_for_beat(host):
+def test_install_changes_no_setting_but_beat_schedule_and_task_routes(host):
     settings = copy.deepcopy(dict(host.conf))
     install(host)
     after = copy.deepcopy(dict(host.conf))
     for entry in ENTRIES:
         del after["beat_schedule"][entry]
+    _, after["task_routes"] = after["task_routes"]
 
     assert after == settings
 
 
 @pytest.mark.usefixtures("host")
-def test_a_module_of_settings_that_others_read_too_stays_as_it_is(monkeypatch):
+def test_the_module_of_the_settings_stays_unchanged(monkeypatch):
     module = ModuleType("hostsettings")
     module.CELERY_BEAT_SCHEDULE = {"host-entry": {"task": "host.work", "schedule": 5.0}}
     monkeypatch.setitem(sys.modules, "hostsettings", module)
@@ -152,7 +165,7 @@ def test_a_module_of_settings_that_others_read_too_stays_as_it_is(monkeypatch):
 
 
 @pytest.mark.usefixtures("host")
-def test_settings_that_are_read_once_more_have_our_entries_again():
+def test_settings_that_are_read_again_get_our_entries_again():
     plain = Celery("plain", set_as_current=False)
     assert not plain.conf.beat_schedule
     install(plain)
@@ -161,7 +174,7 @@ def test_settings_that_are_read_once_more_have_our_entries_again():
     assert set(plain.conf.beat_schedule) == ENTRIES | {"other"}
 
 
-def test_the_current_app_stands_for_the_app_it_is(host):
+def test_the_proxy_of_the_current_app_is_resolved_at_once(host):
     before = current_app._get_current_object()  # noqa: SLF001
     host.set_current()
     try:
@@ -174,37 +187,79 @@ def test_the_current_app_stands_for_the_app_it_is(host):
     assert track.app is host
 
 
-def test_settings_that_come_after_install_are_the_hosts_all_the_same(host, redis_url):
+def test_queues_and_routes_that_the_host_sets_after_install_win(host, redis_url):
     install(host)
     host.conf.task_queues = [Queue("first"), Queue("mm.forget", routing_key="theirs")]
     host.conf.task_routes = ({"host.quick": "first"}, {"mm_tasks.track": {"queue": "first"}})
     host.conf.broker_url = redis_url
 
+    for name, queue in {
+        "host.quick": "first",
+        "mm_tasks.track": "first",
+        "mm_tasks.identify": "mm.identify",
+    }.items():
+        assert queue_of(host, name) == queue
+    host.conf.update(task_routes={"mm_tasks.*": "first"})
+    install(host)
+    assert queue_of(host, "mm_tasks.identify") == "first"
+    start_worker(host)
     assert set(host.amqp.queues.consume_from) == OURS | {"first"}
     assert host.amqp.queues["mm.forget"].routing_key == "theirs"
-    assert host.amqp.router.route({}, "host.quick")["queue"].name == "first"
-    assert host.amqp.router.route({}, "mm_tasks.track")["queue"].name == "first"
-    assert host.amqp.router.route({}, "mm_tasks.identify")["queue"].name == "mm.identify"
-    host.conf.update(task_routes={"mm_tasks.*": "first"})
-    assert host.amqp.router.route({}, "mm_tasks.identify")["queue"].name == "first"
 
 
-def test_a_worker_told_its_queues_serves_no_others(host):
+def test_routes_that_are_replaced_later_are_a_warning_until_install_is_called_again(host):
+    """Celery has no hook for an assignment to a setting that was read already."""
     install(host)
-    host.select_queues(["celery", "mm.forget"])
+    assert host.conf.task_routes
+    host.conf.update(task_routes={"*": "slow"})
+
+    assert any("task_routes" in sentence for sentence in setting_warnings(host))
+    assert queue_of(host, "mm_tasks.track") == "slow"
+    install(host)
+    assert not any("task_routes" in sentence for sentence in setting_warnings(host))
+    assert queue_of(host, "mm_tasks.track") == "mm.deliver"
+    assert queue_of(host, "host.work") == "slow"
+
+
+def test_a_worker_restores_routes_that_were_replaced(host):
+    install(host)
+    assert host.conf.task_routes
+    host.conf.update(task_routes={"*": "slow"})
+    start_worker(host)
+
+    assert host.conf.task_routes[1:] == ({"*": "slow"},)
+    assert queue_of(host, "mm_tasks.track") == "mm.deliver"
+
+
+def test_a_host_without_missing_queues_need_not_declare_ours(host, published, fresh):
+    """There, Celery refuses to publish to a queue that is named by text and not declared."""
+    fresh(MM_TASKS_BATCH_EVENTS_MAX="1")
+    host.conf.task_create_missing_queues = False
+    host.conf.task_queues = [Queue("celery")]
+    install(host)
+    track.delay("e")
+    host.send_task("mm_tasks.track", ("e",))
+
+    assert [headers["task"] for headers, *_ in published("mm.deliver")] == [
+        "mm_tasks.track",
+        "mm_tasks.flush",
+    ]
+    start_beat(host)
+    assert set(host.amqp.queues) == OURS | {"celery"}
+
+
+@pytest.mark.parametrize("is_read", [False, True], ids=["before", "after"])
+def test_a_worker_told_its_queues_serves_no_others(host, is_read):
+    if is_read:
+        assert host.amqp.queues
+    install(host)
+    start_worker(host, "celery", "mm.forget")
 
     assert set(host.amqp.queues.consume_from) == {"celery", "mm.forget"}
+    assert set(host.amqp.queues) == OURS | {"celery"}
 
 
-def test_queues_that_were_chosen_before_install_stay_chosen(host):
-    host.select_queues(["celery"])
-    install(host)
-
-    assert set(host.amqp.queues.consume_from) == {"celery"}
-    assert "mm.forget" in host.amqp.queues
-
-
-def test_one_app_of_a_process_can_have_the_tasks(host):
+def test_only_one_app_of_a_process_can_have_the_tasks(host):
     install(host)
     other = Celery("other", set_as_current=False)
 
@@ -213,7 +268,7 @@ def test_one_app_of_a_process_can_have_the_tasks(host):
     assert not set(other.tasks) & NAMES
 
 
-def test_without_install_a_host_that_imports_us_or_discovers_our_tasks_gets_none(host):
+def test_autodiscovery_without_install_adds_no_tasks(host):
     """Celery shares tasks made by its decorator with every app of the process."""
     host.autodiscover_tasks(["mm_tasks"], force=True)
     host.finalize()
@@ -238,14 +293,12 @@ def test_our_own_app_does_not_take_the_tasks_back(host):
     assert track.app is host
 
 
-def test_beat_has_our_entries_though_the_schedule_was_set_after_it_was_read(host, fresh):
+def test_beat_adds_entries_that_a_later_assignment_removed(host, fresh):
     fresh(MM_TASKS_FLUSH_INTERVAL_S="0.5")
     install(host)
     assert host.conf.beat_schedule
     host.conf.beat_schedule = {"mm_tasks-sweep-erasures": {"task": "theirs", "schedule": 9.0}}
-    service = Service(host, scheduler_cls=Scheduler)
-    beat_init.send(sender=service)
-    schedule = service.scheduler.schedule
+    schedule = start_beat(host)
 
     assert set(schedule) >= ENTRIES
     assert schedule["mm_tasks-flush-track"].schedule.run_every.total_seconds() == 0.5
@@ -278,7 +331,7 @@ def test_a_task_sent_by_name_is_redacted_too(host, published):
     assert "s3cret" not in json.dumps(headers)
 
 
-def test_a_wrong_call_is_refused_in_the_caller_with_a_countdown_too(host, published):
+def test_an_invalid_call_with_a_countdown_raises_in_the_caller(host, published):
     install(host)
     with pytest.raises(InvalidEvent):
         track.apply_async(("e",), {"usr_id": "u"}, countdown=60)
@@ -287,7 +340,7 @@ def test_a_wrong_call_is_refused_in_the_caller_with_a_countdown_too(host, publis
     assert published("mm.deliver") == published("mm.forget") == []
 
 
-def test_a_full_batch_is_told_to_the_hosts_workers(host, published, fresh):
+def test_a_full_batch_publishes_a_flush_for_the_hosts_workers(host, published, fresh):
     install(host)
     fresh(MM_TASKS_BATCH_EVENTS_MAX="1")
     track.delay("e")
@@ -312,10 +365,10 @@ def test_the_last_task_of_a_chain_stores_its_event(host, redis, stored, signatur
     run(host, "slow", redis)
     run(host, "mm.deliver", redis)
 
-    assert [(one["event"], one["user_id"]) for one in stored()] == [("done", "u")]
+    assert [(event["event"], event["user_id"]) for event in stored()] == [("done", "u")]
 
 
-def test_a_chain_may_give_the_event(host, redis, stored):
+def test_a_chain_may_pass_the_name_of_the_event(host, redis, stored):
     install(host)
     work(host, "done")
     chain(host.signature("host.work"), track.s(user_id="u")).apply_async(
@@ -324,21 +377,21 @@ def test_a_chain_may_give_the_event(host, redis, stored):
     run(host, "slow", redis)
     run(host, "mm.deliver", redis)
 
-    assert [one["event"] for one in stored()] == ["done"]
+    assert [event["event"] for event in stored()] == ["done"]
 
 
-def test_the_results_of_a_group_are_left_out_as_the_result_of_one_task_is(host, redis, stored):
-    """What Celery calls at the end of a chord, which says nothing of tasks before it."""
+def test_the_results_of_a_group_are_ignored_like_the_result_of_one_task(host, redis, stored):
+    """Celery calls this at the end of a chord, without `parent_id`."""
     install(host)
     track.s("done", user_id="u").set(group_id="g", queue="mm.deliver").delay([1, 2])
     run(host, "mm.deliver", redis)
 
-    assert [(one["event"], one["user_id"]) for one in stored()] == [("done", "u")]
+    assert [(event["event"], event["user_id"]) for event in stored()] == [("done", "u")]
     with pytest.raises(InvalidEvent):
         track.s("done", user_id="u").set(group_id="g", queue="mm.deliver").delay("u")
 
 
-def test_an_invalid_event_at_the_end_of_a_chain_does_not_make_the_work_before_fail(host, redis):
+def test_an_invalid_event_at_the_end_of_a_chain_does_not_fail_the_task_before(host, redis):
     install(host)
     work(host, "done")
     chain(host.signature("host.work"), track.s("e", usr_id="u")).apply_async(
@@ -349,7 +402,7 @@ def test_an_invalid_event_at_the_end_of_a_chain_does_not_make_the_work_before_fa
     assert isinstance(run(host, "mm.deliver", redis).exception, InvalidEvent)
 
 
-def test_a_message_that_is_delivered_twice_is_the_same_event_twice(host, redis, stored):
+def test_a_message_that_is_delivered_twice_stores_the_same_event_id(host, redis, stored):
     install(host)
     sent = track.apply_async(("e",), {"user_id": "u"}, queue="mm.deliver")
     message = redis.lindex("host:mm.deliver", 0)
@@ -370,7 +423,7 @@ def test_a_message_waits_in_the_broker_while_the_buffer_is_away(host, redis, fre
     assert (headers["retries"], args) == (1, ["e"])
 
 
-def test_the_month_of_a_forget_through_the_broker_runs_from_the_call(host, published):
+def test_the_month_of_a_forget_message_starts_at_the_call(host, published):
     before = now()
     install(host)
     forget.s(user_id="u", requested_by="dpo").apply_async(countdown=60)
@@ -380,7 +433,7 @@ def test_the_month_of_a_forget_through_the_broker_runs_from_the_call(host, publi
     assert headers["kwargsrepr"] == "{...}"
 
 
-def test_eager_calls_store_here_and_ask_no_worker(host, stored, fresh):
+def test_eager_calls_store_in_the_caller_and_publish_nothing(host, stored, fresh):
     fresh(MM_TASKS_BATCH_EVENTS_MAX="1")
     host.conf.task_always_eager = True
     host.conf.broker_url = "redis://127.0.0.1:1/0"
@@ -400,7 +453,7 @@ def test_our_tasks_are_not_slowed_by_a_hosts_rate_limit(host):
     assert not any(task.rate_limit for task in registry.TASKS)
 
 
-def test_what_a_host_annotates_for_all_tasks_is_not_meant_for_ours(host, published, monkeypatch):
+def test_annotations_for_all_tasks_do_not_apply_to_ours(host, published, monkeypatch):
     monkeypatch.setattr(type(worker.flush), "expires", None)  # so that it is None afterwards
     host.conf.task_annotations = {
         "*": {"serializer": "pickle", "max_retries": 3, "acks_late": False, "rate_limit": "1/m"},
@@ -416,31 +469,23 @@ def test_what_a_host_annotates_for_all_tasks_is_not_meant_for_ours(host, publish
     assert worker.flush.expires == 7
 
 
-def test_a_worker_of_the_host_says_what_is_unfavourable(host, caplog):
+def test_a_worker_of_the_host_logs_harmful_settings(host, caplog):
     host.conf.accept_content = ["pickle"]
     host.conf.broker_transport_options = {"visibility_timeout": 60}
     host.conf.task_time_limit = 5
     install(host)
 
-    class Worker:
-        app = host
-
     with caplog.at_level(logging.WARNING):
-        celeryd_after_setup.send(sender="w", instance=Worker, conf=host.conf)
+        start_worker(host)
 
     for word in ("accept_content", "visibility_timeout", "task_time_limit", "prefetch"):
         assert word in caplog.text
 
 
-def test_a_worker_that_serves_none_of_our_queues_says_nothing(host, caplog):
+def test_a_worker_that_serves_none_of_our_queues_logs_no_warning(host, caplog):
     install(host)
-    host.select_queues(["celery"])
-
-    class Worker:
-        app = host
-
     with caplog.at_level(logging.WARNING):
-        celeryd_after_setup.send(sender="w", instance=Worker, conf=host.conf)
+        start_worker(host, "celery")
 
     assert "mm_tasks" not in caplog.text
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import subprocess
 import sys
 
@@ -11,16 +13,8 @@ from kombu import Connection
 
 from mm_tasks import Receipt, app, identify, track
 from mm_tasks.buffer.keys import ProjectKeys
-from mm_tasks.buffer.records import HEADER_BYTES, tag
+from mm_tasks.buffer.records import tag
 from mm_tasks.errors import BufferFull, BufferUnavailable, InvalidEvent
-
-WAITING = ProjectKeys("default").lane("track").waiting
-
-
-@pytest.fixture
-def stored(redis, redis_url, fresh):
-    fresh(MM_TASKS_REDIS_URL=redis_url)
-    return lambda: [json.loads(record[HEADER_BYTES:]) for record in redis.lrange(WAITING, 0, -1)]
 
 
 def test_once_delay_returns_the_event_is_in_redis(stored):
@@ -58,15 +52,19 @@ def test_every_plain_call_stores_the_same_event(stored, call):
         lambda: track.delay("e", args=1, kwargs=2),
         identify.delay,
         lambda: identify.delay("a", "u", {}, 1),
+        lambda: asyncio.run(track.adelay()),
+        lambda: asyncio.run(track.adelay("e", usr_id="u")),
+        lambda: asyncio.run(identify.adelay(user_id="u")),
+        lambda: asyncio.run(track.adelay_many([{"event": 1}])),
     ],
 )
-def test_a_wrong_call_is_an_invalid_event_and_no_type_error(stored, call):
+def test_an_invalid_call_raises_invalid_event_and_not_type_error(stored, call):
     with pytest.raises(InvalidEvent):
         call()
     assert stored() == []
 
 
-def test_delay_many_stores_nothing_when_one_is_bad(stored):
+def test_delay_many_stores_nothing_if_an_item_is_invalid(stored):
     with pytest.raises(InvalidEvent) as caught:
         track.delay_many([{"event": "a"}, {"event": 1}, {"event": "b"}, "c"])
 
@@ -74,7 +72,7 @@ def test_delay_many_stores_nothing_when_one_is_bad(stored):
     assert stored() == []
 
 
-def test_delay_many_can_skip_the_bad_ones(stored):
+def test_delay_many_can_skip_invalid_items(stored):
     receipts = track.delay_many([{"event": "a"}, {"event": 1}, {"event": "b"}], on_error="skip")
 
     assert [receipt.accepted for receipt in receipts] == [True, False, True]
@@ -88,22 +86,26 @@ def test_delay_many_keeps_order_over_several_scripts(stored):
     assert [event["properties"]["n"] for event in stored()] == list(range(2_500))
 
 
-def test_a_suppressed_person_is_told_to_the_caller(redis, stored):
+@pytest.mark.parametrize("call", [track.delay, lambda *a, **k: asyncio.run(track.adelay(*a, **k))])
+def test_an_event_of_a_suppressed_person_is_not_accepted(redis, stored, call):
     redis.sadd(ProjectKeys("default").fence, tag("default", "user", "gone"))
 
-    assert not track.delay("e", user_id="gone").accepted
+    assert not call("e", user_id="gone").accepted
     assert stored() == []
 
 
-def test_a_full_buffer_says_how_many_were_stored(stored, fresh):
+@pytest.mark.parametrize(
+    "call", [track.delay_many, lambda items: asyncio.run(track.adelay_many(items))]
+)
+def test_a_full_buffer_reports_the_number_of_stored_events(stored, fresh, call):
     fresh(MM_TASKS_BUFFER_BYTES_MAX="150000")
     with pytest.raises(BufferFull) as caught:
-        track.delay_many({"event": "e"} for _ in range(3_000))
+        call({"event": "e"} for _ in range(3_000))
 
     assert caught.value.stored == len(stored()) == 1_000 * (len(stored()) // 1_000)
 
 
-def test_without_redis_the_call_fails_and_says_so(fresh):
+def test_without_redis_the_call_raises(fresh):
     fresh(MM_TASKS_REDIS_URL="redis://127.0.0.1:1/0")
     with pytest.raises(BufferUnavailable):
         track.delay("e")
@@ -133,7 +135,7 @@ def test_our_tasks_belong_to_our_app():
 
 @pytest.mark.parametrize("module", ["mm_tasks", "mm_tasks.tasks.celery_app"])
 def test_a_worker_that_starts_from_either_module_knows_all_tasks(module):
-    """What `-A` names; the package imports its parts only when they are asked for."""
+    """The package that `-A` names imports its modules only at their first use."""
     program = (
         "from celery.app.utils import find_app\n"
         f"app = find_app('{module}')\n"
@@ -143,3 +145,19 @@ def test_a_worker_that_starts_from_either_module_knows_all_tasks(module):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
 
     assert int(done.stdout) == 7
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "track.delay('e')",
+        "identify.delay('a', 'u')",
+        "forget.delay('u', 'dpo')",
+        "asyncio.run(track.adelay('e'))",
+    ],
+)
+def test_a_call_may_be_the_first_use_of_the_tasks_in_a_process(redis_url, tmp_path, call):
+    """Celery has not bound the task to its app then, so the task has no `request`."""
+    program = f"import asyncio\nfrom mm_tasks import forget, identify, track\n{call}"
+    env = {"MM_TASKS_REDIS_URL": redis_url, "MM_TASKS_STATE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", program], env={**os.environ, **env}, check=True)

@@ -1,4 +1,4 @@
-"""For servers of the ASGI kind."""
+"""The application for ASGI servers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is bought."""
+"""Orders of the shop."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ class Order(models.Model):
     cents = models.PositiveIntegerField()
 
     class Meta:
-        """Where it belongs."""
+        """The app of the model."""
 
         app_label = "shop"
 
     def __str__(self) -> str:
-        """Return what it cost."""
+        """Return the price."""
         return f"{self.cents} cents"

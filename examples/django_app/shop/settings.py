@@ -1,6 +1,6 @@
-"""What a project needs for mm_tasks: the app, the middleware, and settings if any.
+"""Settings of a project with mm_tasks: the app, the middleware, and optional settings.
 
-Settings of mm_tasks have the names of its environment variables, and win over those.
+Settings of mm_tasks have the names of its environment variables, and win over them.
 """
 
 from __future__ import annotations

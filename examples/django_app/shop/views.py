@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 
 def pricing(_: HttpRequest) -> JsonResponse:
-    """Track at once; the id is that of the event."""
+    """Track at once; return the id of the event."""
     return JsonResponse({"id": track.delay("pricing_viewed").id})
 
 
 async def apricing(_: HttpRequest) -> JsonResponse:
-    """Track without holding up the event loop of an ASGI server."""
+    """Track without blocking the event loop of an ASGI server."""
     return JsonResponse({"id": (await track.adelay("pricing_viewed")).id})
 
 
 def buy(request: HttpRequest) -> JsonResponse:
-    """Track if, and when, the order is committed."""
+    """Track when the order is committed."""
     with transaction.atomic():
         order = Order.objects.create(cents=4900)
         properties = {"cents": order.cents, "currency": "EUR"}
@@ -47,5 +47,5 @@ def export(_: HttpRequest) -> StreamingHttpResponse:
 
 
 def healthz(_: HttpRequest) -> JsonResponse:
-    """Answer the load balancer; nothing of such a request would be added to events."""
+    """Answer the load balancer; the middleware skips this path."""
     return JsonResponse({"ok": True})

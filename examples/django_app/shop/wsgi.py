@@ -1,4 +1,4 @@
-"""For servers of the WSGI kind."""
+"""The application for WSGI servers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Django app: hands the settings over and registers the system checks."""
+"""The Django app: passes the settings on and registers the system checks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class MMTasksConfig(AppConfig):  # type: ignore[misc] # Django ships no types
     verbose_name = "mm_tasks"
 
     def ready(self) -> None:
-        """Let Django's settings win; they are read at the first event, not here."""
-        runtime.configure(**conf.given())
+        """Give Django's settings precedence; ours are read at the first event, not here."""
+        runtime.configure(**conf.explicit_settings())
         register(checks.settings_are_sound)
         register(checks.visits_are_sound)

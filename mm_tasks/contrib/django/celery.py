@@ -9,6 +9,6 @@ import django
 
 django.setup()
 
-from mm_tasks.tasks.celery_app import app  # noqa: E402 - after the settings are handed over
+from mm_tasks.tasks.celery_app import app  # noqa: E402 - after Django has passed its settings on
 
 __all__ = ["app"]

@@ -1,4 +1,4 @@
-"""System checks: `manage.py check` says what is wrong before anything is started."""
+"""System checks: `manage.py check` reports wrong settings before anything is started."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _OURS = "mm_tasks.contrib.django.middleware.VisitMiddleware"
 
 
 def settings_are_sound(app_configs: Any, **_: Any) -> list[Any]:  # noqa: ARG001 - Django's form
-    """Find settings that are wrong, and names that are none of ours."""
-    found: list[Any] = [
+    """Return errors for wrong settings, and for names with our prefixes that are no settings."""
+    errors: list[Any] = [
         Error(f"{name} is not a setting of mm_tasks", id="mm_tasks.E002") for name in conf.unknown()
     ]
     try:
-        Settings.load(conf.given())
+        Settings.load(conf.explicit_settings())
     except ConfigurationError as error:
-        found.append(Error(str(error), id="mm_tasks.E001"))
-    return found
+        errors.append(Error(str(error), id="mm_tasks.E001"))
+    return errors
 
 
 def visits_are_sound(app_configs: Any, **_: Any) -> list[Any]:  # noqa: ARG001 - Django's form
-    """Find options that are wrong, or of no effect."""
+    """Return errors and warnings for options that are wrong or have no effect."""
     try:
         options = conf.visit_options()
     except ImproperlyConfigured as error:

@@ -1,4 +1,4 @@
-"""What Django's settings say about us."""
+"""Our settings among Django's."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from mm_tasks.errors import ConfigurationError
 from mm_tasks.settings import Settings, variable
 
 VISIT = "MM_TASKS_VISIT"
-# Django has settings of its own for what a proxy says.
+# Django has its own settings for the headers of a proxy.
 _DJANGO_KNOWS = "forwarded"
 
 
-def given() -> dict[str, Any]:
-    """Return our settings by field, as far as Django's say anything."""
+def explicit_settings() -> dict[str, Any]:
+    """Return our settings that Django's settings contain, by field."""
     names = {field: variable(field) for field in Settings.model_fields}
-    return {field: getattr(settings, name) for field, name in names.items() if _has(name)}
+    return {
+        field: getattr(settings, name) for field, name in names.items() if hasattr(settings, name)
+    }
 
 
 def unknown() -> list[str]:
-    """Return names that begin as ours do and are none."""
+    """Return the names with our prefixes that are no settings of ours."""
     known = {VISIT, *map(variable, Settings.model_fields)}
     prefixes = ("MM_TASKS_", "MILLIMETRIC_")
     return sorted(name for name in dir(settings) if name.startswith(prefixes) and name not in known)
@@ -42,7 +44,3 @@ def visit_options() -> VisitOptions:
     except (ConfigurationError, TypeError) as error:
         msg = f"{VISIT}: {error}"
     raise ImproperlyConfigured(msg)
-
-
-def _has(name: str) -> bool:
-    return hasattr(settings, name)

@@ -1,8 +1,8 @@
-"""The visit of each request, for the events tracked in it, synchronous and asynchronous.
+"""Middleware for Django, synchronous and asynchronous.
 
-Scheme and host are what Django makes of them: `SECURE_PROXY_SSL_HEADER`,
-`USE_X_FORWARDED_HOST` and `ALLOWED_HOSTS` decide. Streams are inside; receivers of
-`request_finished` are not: for them wrap the application with `contrib.wsgi` or `contrib.asgi`.
+Django determines scheme and host, by `SECURE_PROXY_SSL_HEADER`, `USE_X_FORWARDED_HOST` and
+`ALLOWED_HOSTS`. The visit of a request covers streams, but not receivers of `request_finished`: for
+those, wrap the application with `contrib.wsgi` or `contrib.asgi`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from django.core.exceptions import SuspiciousOperation
 
 from mm_tasks.contrib.asgi import ScopeRequest, raw_path
 from mm_tasks.contrib.django.conf import visit_options
-from mm_tasks.contrib.request_context import Visit, is_private
+from mm_tasks.contrib.request_context import Request, Visit, is_private
 from mm_tasks.contrib.wsgi import Body, EnvironRequest, raw_target
 from mm_tasks.events.context import RequestScope
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class VisitMiddleware:
-    """Gives url, path, referrer and anonymous_id to the events tracked in a request."""
+    """Adds url, path, referrer and anonymous_id to the events tracked in a request."""
 
     sync_capable = True
     async_capable = True
@@ -39,23 +39,23 @@ class VisitMiddleware:
     def __call__(self, request: Any) -> Any:
         """Serve one request."""
         visit = Visit(self._options, DjangoRequest(request))
-        carried = RequestScope(visit.fields)
+        scope = RequestScope(visit.fields)
         if self._is_async:
-            return self._answer(request, visit, carried)
-        with carried:
+            return self._answer(request, visit, scope)
+        with scope:
             response = self._get_response(request)
-        return self._finished(response, visit, carried)
+        return self._finished(response, visit, scope)
 
-    async def _answer(self, request: Any, visit: Visit, carried: RequestScope) -> Any:
-        with carried:
+    async def _answer(self, request: Any, visit: Visit, scope: RequestScope) -> Any:
+        with scope:
             response = await self._get_response(request)
-        return self._finished(response, visit, carried)
+        return self._finished(response, visit, scope)
 
-    def _finished(self, response: Any, visit: Visit, carried: RequestScope) -> Any:
-        # What is a file is left as it is, for the server to send by itself.
+    def _finished(self, response: Any, visit: Visit, scope: RequestScope) -> Any:
+        # A file is left as it is, so that the server can send it by itself.
         if response.streaming and getattr(response, "file_to_stream", None) is None:
             stream = _astream if response.is_async else Body
-            response.streaming_content = stream(response.streaming_content, carried)
+            response.streaming_content = stream(response.streaming_content, scope)
         name = str(self._options.cookie)
         if visit.issued is None or name in response.cookies:
             return response
@@ -71,56 +71,52 @@ class VisitMiddleware:
         return response
 
 
-async def _astream(content: AsyncIterator[bytes], carried: RequestScope) -> AsyncIterator[bytes]:
+async def _astream(content: AsyncIterator[bytes], scope: RequestScope) -> AsyncIterator[bytes]:
     parts = aiter(content)
     while True:
-        with carried:
+        with scope:
             part = await anext(parts, None)
         if part is None:
             return
         yield part
 
 
-class DjangoRequest:
+class DjangoRequest(Request):
     """A request as Django describes it."""
 
-    __slots__ = ("_request",)
-
-    def __init__(self, request: Any) -> None:
-        """Read nothing yet."""
-        self._request = request
+    __slots__ = ()
 
     def header(self, name: str) -> str | None:
-        """Return a header; from ASGI itself, as Django joins cookies by commas."""
+        """Return a header from the server's description, as Django joins cookies by commas."""
         return self._server().header(name)
 
     def scheme(self) -> str:
-        """Return what Django's settings let it believe of the scheme."""
-        return str(self._request.scheme)
+        """Return the scheme by Django's settings."""
+        return str(self._source.scheme)
 
     def host(self) -> str | None:
-        """Return the host if Django's settings allow it."""
+        """Return the host, which Django's settings may refuse."""
         try:
-            return str(self._request.get_host())
+            return str(self._source.get_host())
         except SuspiciousOperation:
-            return "?"  # was given: left out, and counted
+            return "?"  # present but invalid: dropped, and counted
 
     def target(self) -> tuple[str, str]:
-        """Return path and query; what Django is mounted at may be known to it alone."""
-        scope, meta = getattr(self._request, "scope", None), self._request.META
+        """Return path and query; only Django may know its mount point."""
+        scope, meta = getattr(self._source, "scope", None), self._source.META
         if scope is None:
             return raw_target(meta)
         query = meta["QUERY_STRING"].encode("utf-8", "surrogateescape").decode("latin-1")
         return raw_path({**scope, "root_path": meta["SCRIPT_NAME"]}), query
 
     def inner_path(self) -> str:
-        """Return the path below what the application is mounted at."""
-        return str(self._request.path_info)
+        """Return the decoded path below the mount point of the application."""
+        return str(self._source.path_info)
 
     def kept(self, name: str, value: str) -> str:
-        """Keep a value with the request, unless there is one; return what is kept."""
+        """Store a value in the request, unless it has one; return the stored value."""
         return self._server().kept(name, value)
 
     def _server(self) -> EnvironRequest | ScopeRequest:
-        scope = getattr(self._request, "scope", None)
-        return EnvironRequest(self._request.META) if scope is None else ScopeRequest(scope)
+        scope = getattr(self._source, "scope", None)
+        return EnvironRequest(self._source.META) if scope is None else ScopeRequest(scope)

@@ -15,23 +15,25 @@ from mm_tasks.settings import variable
 
 
 class Command(BaseCommand):  # type: ignore[misc] # Django ships no types
-    """Bridges to `mm-tasks`; its options are its own, so Django does not read them."""
+    """Runs `mm-tasks`, which parses its options itself."""
 
     help = "Runs mm-tasks, for example: manage.py mm_tasks status"
     requires_system_checks = ()
 
     def run_from_argv(self, argv: list[str]) -> None:
-        """Run it as from the shell."""
+        """Pass all arguments on, without Django's parser."""
         self.handle(*argv[2:])
 
     def add_arguments(self, parser: Any) -> None:
-        """Take everything as it is."""
+        """Accept all arguments, for `call_command`."""
         parser.add_argument("args", nargs=argparse.REMAINDER)
 
     def handle(self, *args: str, **_: Any) -> None:
-        """Run it; ends by SystemExit as `mm-tasks` does."""
-        # For the processes it starts, such as the worker of `up`.
-        os.environ.update({variable(name): _text(value) for name, value in conf.given().items()})
+        """Run `mm-tasks`; raises SystemExit with its exit code."""
+        # Child processes, such as the worker of `up`, read them from the environment.
+        os.environ.update(
+            {variable(name): _text(value) for name, value in conf.explicit_settings().items()}
+        )
         sys.argv = ["mm_tasks", *args]
         (command,) = entry_points(group="console_scripts", name="mm-tasks")
         command.load()()
