@@ -120,7 +120,7 @@ class Collector:
         yield _by_label("dead_letters", "Dead letters by reason.", "reason", reasons)
         for kind in ("worker", "beat"):
             ages = {sign.name: sign.age_s for sign in left.values() if sign.kind == kind}
-            name, said = f"{kind}_sign_age_seconds", f"Since the last sign of life of a {kind}."
+            name, said = f"{kind}_heartbeat_age_seconds", f"Since the last heartbeat of a {kind}."
             yield _by_label(name, said, kind, ages)
         for name, (shown, said) in _HISTOGRAMS.items():
             yield _histogram(shown, said, "lane", histogram_counters, name, look.lanes)
@@ -148,7 +148,7 @@ class Collector:
             if one.due_at > one.received_at
         )
         share = max(used, default=0.0)
-        yield _gauge("erasures_time_used_ratio", "Most time used up by an open one.", share)
+        yield _gauge("erasure_deadline_used_ratio_max", "Largest share of its time that an open erasure has used.", share)
         name, said = "erasure_step_seconds", "Duration of each step of each erasure."
         yield _histogram(name, said, "step", steps, histograms.STEP, STEPS)
 
@@ -181,8 +181,8 @@ def _of_events(look: Snapshot) -> Iterator[Metric]:
     held = look.counts.get("held_bytes", 0)
     yield _gauge("buffer_bytes", "Bytes of all records: waiting, in batches, dead.", held)
     left_out = _of_lanes(look, "left_out")
-    said = "Fields of web requests that events went without."
-    yield _counter("fields_left_out", said, ("lane",), left_out)
+    said = "Fields dropped from events because the vendor would reject them."
+    yield _counter("fields_dropped", said, ("lane",), left_out)
 
 
 def _of_requests(look: Snapshot) -> Iterator[Metric]:
@@ -193,14 +193,14 @@ def _of_requests(look: Snapshot) -> Iterator[Metric]:
     said = "Requests that may have been stored, by kind of doubt."
     doubts = _by_kind(look.counts, "ambiguous")
     yield _counter("requests_ambiguous", said, ("lane", "kind"), doubts)
-    said = "Answers that counted other events than were sent."
-    yield _counter("count_differs", said, ("lane",), _of_lanes(look, "count_differs"))
+    said = "Acknowledgements whose count differs from the number of events sent."
+    yield _counter("ack_count_mismatches", said, ("lane",), _of_lanes(look, "count_differs"))
     batches = {name: lane.batches for name, lane in look.lanes.items()}
     yield _by_label("batches", "Batches, from claimed to settled.", "lane", batches)
     claimed = {name: lane.claimed for name, lane in look.lanes.items()}
     yield _by_label("batches_claimed", "Batches that wait for their slot.", "lane", claimed)
     ahead = look.slots_ahead_s
-    yield _gauge("slots_ahead_seconds", "Time until the quota is full again.", ahead)
+    yield _gauge("rate_limit_reserved_seconds", "Time until the rate limit has its full burst again.", ahead)
 
 
 def _of_stops(look: Snapshot) -> Iterator[Metric]:
@@ -208,7 +208,7 @@ def _of_stops(look: Snapshot) -> Iterator[Metric]:
     kinds = {kind: int(paused is not None and paused.kind == kind) for kind in PAUSES}
     yield _by_label("paused", "Whether sending is paused, by kind of reason.", "kind", kinds)
     yield _gauge("paused_seconds", "For how long it has been paused.", look.paused_for_s)
-    yield _gauge("fence_tags", "Tags of erased persons.", look.fence_tags)
+    yield _gauge("fenced_ids", "Ids in the fence: those of erased persons.", look.fence_tags)
     loaded = int(look.fences_loaded)
     yield _gauge("fences_loaded", "Whether this Redis has all of them.", loaded)
 
