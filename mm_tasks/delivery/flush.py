@@ -164,7 +164,7 @@ class Delivery:
         for batch_id in self._buffer.due(DUE_MAX):
             lapsed = self._buffer.lapse(batch_id, lease_ms=self._lease_ms)
             if lapsed is not None:
-                log.warning("batch_lapsed", extra={"batch_id": batch_id})
+                log.warning("batch_lease_expired", extra={"batch_id": batch_id})
                 self._settle(batch_id, lapsed, Ambiguous("lease"))
                 continue
             slot = self._slot()

@@ -148,7 +148,11 @@ class Collector:
             if one.due_at > one.received_at
         )
         share = max(used, default=0.0)
-        yield _gauge("erasure_deadline_used_ratio_max", "Largest share of its time that an open erasure has used.", share)
+        yield _gauge(
+            "erasure_deadline_used_ratio_max",
+            "Largest share of its time that an open erasure has used.",
+            share,
+        )
         name, said = "erasure_step_seconds", "Duration of each step of each erasure."
         yield _histogram(name, said, "step", steps, histograms.STEP, STEPS)
 
@@ -200,7 +204,9 @@ def _of_requests(look: Snapshot) -> Iterator[Metric]:
     claimed = {name: lane.claimed for name, lane in look.lanes.items()}
     yield _by_label("batches_claimed", "Batches that wait for their slot.", "lane", claimed)
     ahead = look.slots_ahead_s
-    yield _gauge("rate_limit_reserved_seconds", "Time until the rate limit has its full burst again.", ahead)
+    yield _gauge(
+        "rate_limit_reserved_seconds", "Time until the rate limit has its full burst again.", ahead
+    )
 
 
 def _of_stops(look: Snapshot) -> Iterator[Metric]:

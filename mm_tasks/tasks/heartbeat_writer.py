@@ -59,7 +59,7 @@ class HeartbeatWriter:
                 call(current.producer_redis, current.settings.project)
         except Exception as error:  # noqa: BLE001 - a sign is never worth a worker
             if not self._is_failing:
-                _log.warning("sign_not_left", extra={"error": type(error).__name__})
+                _log.warning("heartbeat_failed", extra={"error": type(error).__name__})
             self._is_failing = True
         else:
             self._is_failing = False

@@ -36,7 +36,7 @@ def _found_again(task: str) -> Iterator[None]:
     else:
         return
     # Outside of the handler, and by name: the text of a script's error may quote a record.
-    log.warning("store_away", extra={"task": task, "error": kind})
+    log.warning("backend_unavailable", extra={"task": task, "error": kind})
 
 
 class Flush(BaseTask):

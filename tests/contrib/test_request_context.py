@@ -327,5 +327,5 @@ def test_settings_that_cannot_be_read_do_not_reach_the_request(fresh, caplog):
     fresh(MM_TASKS_LINGER_S="never")
 
     assert fields({"cookie": "aid=" + "x" * 129}) == {"path": "/a"}
-    assert [record.message for record in caplog.records] == ["left_out_not_counted"]
+    assert [record.message for record in caplog.records] == ["dropped_fields_not_counted"]
     assert runtime._process.runtime is None  # noqa: SLF001 - it was asked for

@@ -326,7 +326,7 @@ def test_a_sign_that_cannot_be_left_is_said_once_and_ends_nothing(fresh, caplog)
         ):
             fresh(MM_TASKS_REDIS_URL=url)
             one.leave(["mm.forget"])
-            assert caplog.text.count("sign_not_left") == said
+            assert caplog.text.count("heartbeat_failed") == said
         with Redis(port=server.port) as redis:
             assert "worker:w@h" in heartbeats.read(redis, "default")
     finally:
