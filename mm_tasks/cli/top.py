@@ -108,7 +108,7 @@ class RefreshingView:
         if away is not None:
             parts.append(away)
         if self.look is not None:
-            lately = self.window.lately()
+            lately = self.window.rates()
             parts += [_places(self.look), *_lines(self.look, lately, settings), _outcomes(lately)]
             parts.append(_named("dead letters", self.reasons, "none"))
         parts.append(_line("erasures", self.erasures))

@@ -159,8 +159,7 @@ def problems_at_start() -> list[str]:
         return [str(error)]
     from mm_tasks.monitoring import checks  # noqa: PLC0415 - slow, and only a worker looks
 
-    verdicts = checks.start(current.worker_redis, current.settings, current)
-    return [verdict.sentence for verdict in verdicts if verdict.state == "problem"]
+    return [check.sentence for check in checks.start(current) if check.state == "problem"]
 
 
 @celeryd_init.connect
