@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 KEY = "sk_test_sandbox_not-a-secret"
 
-_ANSWER_S = 10
+_ANSWER_S = 30
 _END_S = 10
 # Started in any directory; a forget has run when it is answered, so that a test need not wait.
 _COMMAND = ("-P", "-m", "mm_tasks.sandbox", "--port", "0", "--forget-lag-s", "0")
@@ -61,6 +61,11 @@ class Sandbox:
     def rows(self) -> list[dict[str, Any]]:
         """Return the rows there are now: those of a forgotten user are gone."""
         return [json.loads(line) for line in self._read("rows").splitlines()]
+
+    def summary(self) -> dict[str, Any]:
+        """Return the numbers of all that arrived, as at `/_sandbox/summary`."""
+        found: dict[str, Any] = self._get("summary")
+        return found
 
     def forgets(self) -> list[dict[str, Any]]:
         """Return every accepted call of `forget`, with its `user_id`."""
@@ -108,20 +113,35 @@ def serve_sandbox() -> Iterator[Sandbox]:
         msg = "the sandbox needs aiohttp: pip install 'mm-tasks[sandbox]'"
         raise SandboxUnavailable(msg)
     with tempfile.TemporaryFile() as errors, _started(errors) as process:
-        assert process.stdout is not None
-        line = process.stdout.readline().decode()
-        if "http://" not in line:
-            process.wait(_END_S)
+        try:
+            sandbox = served_by(process)
+        except SandboxUnavailable as error:
             errors.seek(0)
-            msg = f"the sandbox did not start:\n{errors.read().decode(errors='replace')}"
-            raise SandboxUnavailable(msg)
-        yield Sandbox(line.split()[-1])
+            msg = f"{error}:\n{errors.read().decode(errors='replace')}"
+            raise SandboxUnavailable(msg) from None
+        yield sandbox
+
+
+def served_by(process: subprocess.Popen[str]) -> Sandbox:
+    """Return the sandbox of a process whose stdout is a pipe, once it accepts requests.
+
+    Raises `SandboxUnavailable` if the process ends before.
+    """
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if "http://" not in line:
+        process.wait(_END_S)
+        msg = "the sandbox did not start"
+        raise SandboxUnavailable(msg)
+    return Sandbox(line.split()[-1])
 
 
 @contextmanager
-def _started(errors: Any) -> Iterator[subprocess.Popen[bytes]]:
+def _started(errors: Any) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, *_COMMAND]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors) as process:  # noqa: S603 - ours
+    with subprocess.Popen(  # noqa: S603 - our own module
+        command, stdout=subprocess.PIPE, stderr=errors, text=True
+    ) as process:
         try:
             yield process
         finally:
