@@ -24,12 +24,13 @@ def _interruptible():
     signal.signal(signal.SIGINT, before)
 
 
-def of_mark(mark):
-    """Return the processes that inherited a variable, each with its command."""
+def started(mark, folder):
+    """Return the processes that inherited a mark, or run in a folder, as Redis does."""
     found = {}
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            if f"{MARK}={mark}".encode() in (path / "environ").read_bytes():
+            is_marked = f"{MARK}={mark}".encode() in (path / "environ").read_bytes()
+            if is_marked or (path / "cwd").resolve().is_relative_to(folder):
                 found[path.name] = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode()
         except OSError:
             continue
@@ -47,9 +48,9 @@ def start(mark, tmp_path, *command, **env):
     )
 
 
-def assert_all_end(process, mark, *signals):
+def assert_all_end(process, mark, folder, *signals):
     """Send signals, one shortly after the other, and wait until the command has ended."""
-    before = of_mark(mark)
+    before = started(mark, folder)
     for number in signals:
         process.send_signal(number)
         time.sleep(0.05)
@@ -59,7 +60,7 @@ def assert_all_end(process, mark, *signals):
         process.kill()
 
     assert len(before) > 1, said
-    assert not of_mark(mark), said
+    assert not started(mark, folder), said
 
 
 @pytest.mark.parametrize(
@@ -77,10 +78,10 @@ def test_no_process_of_the_demo_outlives_a_signal(tmp_path, number, after_s):
     mark = f"demo-{number}-{after_s}-{os.getpid()}"
     process = start(mark, tmp_path, "demo")
     ends_at = time.monotonic() + 30
-    while len(of_mark(mark)) < 2 and time.monotonic() < ends_at:
+    while len(started(mark, tmp_path)) < 2 and time.monotonic() < ends_at:
         time.sleep(0.01)
     time.sleep(after_s)
-    assert_all_end(process, mark, number, signal.SIGTERM)
+    assert_all_end(process, mark, tmp_path, number, signal.SIGTERM)
 
     assert list(tmp_path.iterdir()) == []
 
@@ -97,7 +98,7 @@ def test_no_process_of_up_outlives_a_signal(tmp_path, number):
     }
     process = start(mark, tmp_path, "up", **env)
     assert "up: " in process.stdout.readline()
-    assert_all_end(process, mark, number)
+    assert_all_end(process, mark, tmp_path, number)
 
     assert process.returncode == 0
 
