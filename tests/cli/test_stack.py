@@ -103,7 +103,8 @@ def test_no_process_of_up_outlives_a_signal(tmp_path, number):
     assert process.returncode == 0
 
 
-def test_the_demo_ends_at_once_when_a_process_failed(redis, redis_url, tmp_path):  # noqa: ARG001 - `redis` empties the server
+@pytest.mark.usefixtures("redis")
+def test_the_demo_ends_at_once_when_a_process_failed(redis_url, tmp_path):
     """It waited 300 s for events that no shopper stored."""
     env = {"MM_TASKS_REDIS_URL": redis_url, "MM_TASKS_BUFFER_BYTES_MAX": "1000"}
     began_s = time.monotonic()
