@@ -43,7 +43,9 @@ def main() -> None:
 
 
 @app.command()
-def up(concurrency: Annotated[int, typer.Option(min=1)] = 4) -> None:
+def up(
+    concurrency: Annotated[int, typer.Option(min=1, help="Processes of the worker.")] = 4,
+) -> None:
     """Start a worker and beat, and an embedded Redis if none answers. Ctrl-C ends all of them.
 
     Safe to repeat: the embedded Redis keeps its data in the state directory.
@@ -55,7 +57,7 @@ def up(concurrency: Annotated[int, typer.Option(min=1)] = 4) -> None:
 
 @app.command(name="demo")
 def demo_command(
-    bulk: Annotated[int, typer.Option(min=1)] = 20_000,
+    bulk: Annotated[int, typer.Option(min=1, help="Events of the backfill.")] = 20_000,
     *,
     on_settings: Annotated[
         bool,
@@ -76,15 +78,15 @@ def demo_command(
 
 @app.command()
 def sandbox(  # noqa: PLR0913 - its options
-    port: int = 8787,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0: a free one.")] = 8787,
     *,
     key: Annotated[
         list[str] | None, typer.Option(help="A valid key, repeatable; default: any key.")
     ] = None,
-    validated: bool = True,
-    limits: bool = True,
-    latency_ms: int = 0,
-    forget_lag_s: float = 0.5,
+    validated: Annotated[bool, typer.Option(help="Validate events as the vendor does.")] = True,
+    limits: Annotated[bool, typer.Option(help="Answer 429 above the vendor's rates.")] = True,
+    latency_ms: Annotated[int, typer.Option(help="Delay of each answer.")] = 0,
+    forget_lag_s: Annotated[float, typer.Option(help="Delay until a forget runs.")] = 0.5,
 ) -> None:
     """Serve a stand-in of the vendor's API until Ctrl-C, with a page at /_sandbox/.
 
