@@ -25,9 +25,12 @@ from redis import Redis
 
 from mm_tasks.cli import stack
 from mm_tasks.monitoring import status
+from mm_tasks.sandbox.client import served_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from mm_tasks.cli.stack import Processes
 
 KEY = "sk_test_bench_not-a-real-secret"
 # What an event of a shop looks like: about 300 bytes as JSON.
@@ -98,16 +101,15 @@ forget.delay(f"person-{sys.argv[1]}", "dpo")
 
 @dataclass
 class Running:
-    """What a scenario holds: the processes' environment and ways to look at them."""
+    """The processes of a scenario, and ways to read what they did."""
 
-    env: dict[str, str]
     redis: Redis
-    start: Callable[..., subprocess.Popen[str]]
+    processes: Processes
     host: str
 
     def produce(self, program: str, n: int) -> None:
         """Store `n` events from a process of their own."""
-        done = self.start("mm_tasks.cli.snippet", program, str(n))
+        done = self.processes.start("-c", program, str(n))
         assert done.wait(120) == 0
 
     def workers(self, number: int, concurrency: int, *options: str) -> None:
@@ -115,8 +117,8 @@ class Running:
         for index in range(number):
             name = f"w{index}@%h"
             command = (*stack.WORKER, "-c", str(concurrency), "-n", name, *options)
-            self.start(*command, stdout=subprocess.DEVNULL)
-        self.start(*stack.BEAT, stdout=subprocess.DEVNULL)
+            self.processes.start(*command, stdout=subprocess.DEVNULL)
+        self.processes.start(*stack.BEAT, stdout=subprocess.DEVNULL)
 
     def counts(self) -> dict[str, int]:
         """Return the counts of `mm-tasks status`."""
@@ -159,21 +161,17 @@ class Running:
 @contextmanager
 def running(*sandbox: str, **settings: str) -> Iterator[Running]:
     """Start an embedded Valkey and a sandbox; end all that was started on it."""
-    with tempfile.TemporaryDirectory() as folder:
-        server = stack.embedded(None, Path(folder))
-        env = {
+    with tempfile.TemporaryDirectory() as folder, stack.Processes(**settings) as processes:
+        server = processes.start_redis(Path(folder))
+        options = ("-m", "mm_tasks.sandbox", "--port", "0", *sandbox)
+        host = served_by(processes.start(*options, stdout=subprocess.PIPE)).url
+        processes.env |= {
             "MM_TASKS_REDIS_URL": f"redis://127.0.0.1:{server.port}/0",
             "MM_TASKS_STATE_DIR": folder,
             "MILLIMETRIC_KEY": KEY,
-            **settings,
+            "MILLIMETRIC_HOST": host,
         }
-        try:
-            with stack.processes(env) as start:
-                box = start("mm_tasks.sandbox", "--port", "0", *sandbox, stdout=subprocess.PIPE)
-                env["MILLIMETRIC_HOST"] = host = box.stdout.readline().split()[-1]
-                yield Running(env, Redis(port=server.port), start, host)
-        finally:
-            server.stop()
+        yield Running(Redis(port=server.port), processes, host)
 
 
 def throughput() -> list[bool]:
@@ -299,7 +297,7 @@ def _told_after_s(*, is_shared: bool) -> float:
         else:
             run.workers(1, 4, "-Q", "mm.deliver,mm.identify")
             name = ("-n", "forget@%h", "-Q", "mm.forget", "-c", "2")
-            run.start(*stack.WORKER, *name, stdout=subprocess.DEVNULL)
+            run.processes.start(*stack.WORKER, *name, stdout=subprocess.DEVNULL)
         wait_for(lambda: sum(not one["done_at"] for one in run.batches()) == 4)
         time.sleep(5)  # The second worker is ready by now too.
         waits = []

@@ -1,4 +1,4 @@
-"""The command `mm-tasks`: thin, each command says what it does and whether to repeat it."""
+"""The command `mm-tasks`: one thin function and its help text for each command."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ out = Console()
 
 
 def main() -> None:
-    """Run the command; an error of ours or of Redis is one sentence and exit code 1."""
+    """Run the command; print an error of ours or of Redis as one sentence, with exit code 1."""
     log_to_stderr()
     try:
         app()
@@ -43,8 +43,12 @@ def main() -> None:
 
 
 @app.command()
-def up(concurrency: Annotated[int, typer.Option(min=1)] = 4) -> None:
-    """Start a worker and beat, and an embedded Redis where none answers. Ctrl-C ends all.
+def up(
+    concurrency: Annotated[int, typer.Option(min=1, help="Processes of the worker.")] = 4,
+) -> None:
+    """Start a worker and beat, and an embedded Redis if none answers. Ctrl-C ends all of them.
+
+    Safe to repeat: the embedded Redis keeps its data in the state directory.
 
     Example: mm-tasks up
     """
@@ -53,16 +57,19 @@ def up(concurrency: Annotated[int, typer.Option(min=1)] = 4) -> None:
 
 @app.command(name="demo")
 def demo_command(
-    bulk: Annotated[int, typer.Option(min=1)] = 20_000,
+    bulk: Annotated[int, typer.Option(min=1, help="Events of the backfill.")] = 20_000,
     *,
     on_settings: Annotated[
-        bool, typer.Option("--on-settings", help="On your Redis and audit database: empty ones.")
+        bool,
+        typer.Option(
+            "--on-settings", help="Use your Redis and audit database; both must be empty."
+        ),
     ] = False,
 ) -> None:
     """Send a small shop's events through real processes to the sandbox, for about a minute.
 
-    It brings its own Redis and audit database and leaves nothing. Those of the settings, if asked
-    for, must be empty: all that it did stays there.
+    Exit 0 if every promise was kept, otherwise 1. Safe to repeat: it starts its own Redis and
+    audit database and removes both. With --on-settings its events stay in yours.
 
     Example: mm-tasks demo
     """
@@ -71,19 +78,23 @@ def demo_command(
 
 @app.command()
 def sandbox(  # noqa: PLR0913 - its options
-    port: int = 8787,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0: a free one.")] = 8787,
     *,
-    key: Annotated[list[str] | None, typer.Option(help="A valid key; none: any.")] = None,
-    validated: bool = True,
-    limits: bool = True,
-    latency_ms: int = 0,
-    forget_lag_s: float = 0.5,
+    key: Annotated[
+        list[str] | None, typer.Option(help="A valid key, repeatable; default: any key.")
+    ] = None,
+    validated: Annotated[bool, typer.Option(help="Validate events as the vendor does.")] = True,
+    limits: Annotated[bool, typer.Option(help="Answer 429 above the vendor's rates.")] = True,
+    latency_ms: Annotated[int, typer.Option(help="Delay of each answer.")] = 0,
+    forget_lag_s: Annotated[float, typer.Option(help="Delay until a forget runs.")] = 0.5,
 ) -> None:
-    """Serve the stand-in of the vendor's API until Ctrl-C, with a page at /_sandbox/.
+    """Serve a stand-in of the vendor's API until Ctrl-C, with a page at /_sandbox/.
 
-    Keeps everything in memory. Example: mm-tasks sandbox --port 8787
+    Keeps everything in memory, so that each start is empty.
+
+    Example: mm-tasks sandbox --port 8787
     """
-    # They need the extra `sandbox`.
+    # Both need the extra `sandbox`.
     from mm_tasks.sandbox.config import Config  # noqa: PLC0415
     from mm_tasks.sandbox.server import serve  # noqa: PLC0415
 
@@ -103,10 +114,10 @@ def sandbox(  # noqa: PLR0913 - its options
 def check(
     *, send: Annotated[bool, typer.Option(help="Post one event to /v1/track.")] = False
 ) -> None:
-    """Show every setting and what is wrong with it: exit 1 on a problem, 0 on warnings.
+    """Print every setting and check them: exit 1 on a problem, 0 on warnings.
 
-    Changes nothing but that it makes the tables of the audit database, and a pseudonym key in
-    the state directory, where there are none. Safe to repeat.
+    Creates the tables of the audit database and a pseudonym key in the state directory if they
+    do not exist, and changes nothing else. Safe to repeat.
 
     Example: mm-tasks check
     """
@@ -117,9 +128,9 @@ def check(
 def status_command(
     *, as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False
 ) -> None:
-    """Show where every event is, why sending is paused, and how the erasures are. Reads only.
+    """Show the place of every event, the reason of a pause, and the erasures. Reads only.
 
-    Exit 0 whenever Redis could be read, also where the audit database could not.
+    Exit 0 if Redis could be read, even if the audit database could not.
 
     Example: mm-tasks status --json
     """
@@ -129,10 +140,10 @@ def status_command(
 @app.command()
 def top(
     *,
-    interval: Annotated[float, typer.Option(min=0.2, help="Seconds between looks.")] = 1,
-    once: Annotated[bool, typer.Option("--once", help="Print one view and end.")] = False,
+    interval: Annotated[float, typer.Option(min=0.2, help="Seconds between two views.")] = 1,
+    once: Annotated[bool, typer.Option("--once", help="Print one view and exit.")] = False,
 ) -> None:
-    """Show what waits, what is sent and why not, as it changes. Ctrl-C ends it. Reads only.
+    """Show waiting and sent events, rates and pauses live, until Ctrl-C. Reads only.
 
     Example: mm-tasks top
     """
@@ -142,15 +153,19 @@ def top(
 @app.command()
 def health(
     *,
-    worker: Annotated[str | None, typer.Option(help="Look at this worker alone.")] = None,
-    this_host: Annotated[bool, typer.Option("--this-host", help="At celery@HOSTNAME.")] = False,
-    beat: Annotated[bool, typer.Option("--beat", help="Look at beat.")] = False,
-    max_age: Annotated[float, typer.Option(min=1, help="Seconds of silence.")] = AGE_MAX_S,
+    worker: Annotated[str | None, typer.Option(help="Check only this worker.")] = None,
+    this_host: Annotated[
+        bool, typer.Option("--this-host", help="Check only the worker celery@HOSTNAME.")
+    ] = False,
+    beat: Annotated[bool, typer.Option("--beat", help="Check only beat.")] = False,
+    max_age: Annotated[
+        float, typer.Option(min=1, help="Permitted age of a heartbeat, in seconds.")
+    ] = AGE_MAX_S,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """Say whether workers, beat and stores are alive: exit 0 if all are, otherwise 1. Reads only.
+    """Check whether workers, beat and stores are alive: exit 0 if all are, otherwise 1. Reads only.
 
-    Without options: each queue is served, beat ticks, Redis takes writes, the database answers.
+    Without options: each queue is served, beat is alive, Redis takes writes, the database answers.
 
     Example: mm-tasks health --this-host
     """
@@ -162,28 +177,34 @@ def health(
 @app.command()
 def metrics(
     *,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 9187,
-    address: Annotated[str, typer.Option(help="0.0.0.0: open to other machines.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0: a free one.")
+    ] = 9187,
+    address: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 admits other machines.")
+    ] = "127.0.0.1",
 ) -> None:
     """Serve metrics for Prometheus at /metrics until Ctrl-C. Reads only.
 
-    One for each project is enough. Example: mm-tasks metrics --port 9187
+    One exporter for each project is enough.
+
+    Example: mm-tasks metrics --port 9187
     """
     exporter.run(address, port)
 
 
 @app.command(name="schema")
 def schema_command() -> None:
-    """Print the JSON Schema of the events. Reads nothing.
+    """Print the JSON Schema of the events. Needs no store and no setting.
 
     Example: mm-tasks schema
     """
-    print(json.dumps(schemas(), indent=2))  # noqa: T201 - stdout holds only it
+    print(json.dumps(schemas(), indent=2))  # noqa: T201 - its output
 
 
 @app.command()
 def flush() -> None:
-    """Ask the workers to send what waits now, part-full batches too. Safe to repeat.
+    """Make the workers send all waiting events now, in part-full batches too. Safe to repeat.
 
     Example: mm-tasks flush
     """

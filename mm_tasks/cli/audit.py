@@ -1,6 +1,6 @@
-"""`mm-tasks audit …`: show that the log of erasures is whole, and give it to others.
+"""`mm-tasks audit …`: verify the log of erasures, and export it for others.
 
-The log holds pseudonyms, never an id; so does an export. See `mm_tasks.audit` for the format.
+The log and an export contain pseudonyms, never an id. `erasure/audit/log` has the format.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
-    help="Verify, export and seal the audit log of erasures.",
+    help="Verify and export the audit log of erasures, and publish checkpoints.",
 )
 
-# Hosts' clocks differ, and an entry may be committed a little later than its time.
+# Clocks of hosts differ, and an entry may be committed a little later than its time.
 _CLOCKS_DIFFER = timedelta(minutes=5)
 
 _Json = Annotated[bool, typer.Option("--json", help="For programs.")]
@@ -38,16 +38,16 @@ _Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 @app.command()
 def verify(
     file: Annotated[
-        str | None, typer.Argument(metavar="FILE", help="An export; none: the log itself.")
+        str | None, typer.Argument(metavar="FILE", help="An export; default: the log itself.")
     ] = None,
     *,
     as_json: _Json = False,
 ) -> None:
-    """Verify the log, or an export of it: exit 0 if it is whole, 1 with the first broken rule.
+    """Verify the log, or an export of it: exit 0 if it is intact, 1 with the first broken rule.
 
-    The log is held against its checkpoints, in the database and in the state directory, and
-    against the work rows; an export against the checkpoints of the state directory if there are
-    any. Reads only, safe to repeat.
+    The log is compared with its checkpoints in the database and in the state directory, and with
+    the work rows; an export with the checkpoints of the state directory, if there are any. Reads
+    only.
 
     Example: mm-tasks audit verify
     """
@@ -66,19 +66,18 @@ def verify(
 
 @app.command()
 def export(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="Made by this; - is stdout.")] = "-",
+    file: Annotated[str, typer.Argument(metavar="FILE", help="File to create; - is stdout.")] = "-",
     *,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
-    """Write the log as it is now, a line of JSON for each entry, a checkpoint at the end.
+    """Write the log: a line of JSON for each entry, then a checkpoint.
 
     Only you can read the file (mode 0600). Anybody can verify it, with `audit verify FILE`,
-    scripts/verify_audit.py, or jq and sha256sum. Changes nothing; a file is replaced with
-    --force alone.
+    scripts/verify_audit.py, or jq and sha256sum. Safe to repeat: only --force replaces a file.
 
     Example: mm-tasks audit export audit.jsonl
     """
-    written = -1  # the checkpoint is no entry
+    written = -1  # the checkpoint is not an entry
     with destination(file, force=force) as opened:
         for line in runtime.current().audit_log.export(datetime.now(UTC)):
             opened.write(f"{line}\n".encode())
@@ -88,9 +87,9 @@ def export(
 
 @app.command()
 def checkpoint(*, as_json: _Json = False) -> None:
-    """Tell the state directory, the log output and the hook once more where the log ends.
+    """Publish a checkpoint of the log to the state directory, the log output and the hook.
 
-    Exit 1 where the state directory could not take it. Safe to repeat.
+    Exit 1 if it could not be written to the state directory. Safe to repeat.
 
     Example: mm-tasks audit checkpoint --json
     """
@@ -107,7 +106,7 @@ def checkpoint(*, as_json: _Json = False) -> None:
 def _of_log() -> Report:
     log = runtime.current().audit_log
     if log.database.is_missing:
-        fail("there is no audit log here; see MM_TASKS_AUDIT_URL and MM_TASKS_STATE_DIR")
+        fail("there is no audit log; see MM_TASKS_AUDIT_URL and MM_TASKS_STATE_DIR")
     try:
         return verification.verify(log)
     except OSError as error:
@@ -126,7 +125,7 @@ def _of_export(path: Path) -> Report:
 
 
 def _of_its_time(checkpoints: list[Checkpoint], last: str) -> list[Checkpoint]:
-    """Return those that an export must agree with: what came after it is not in it."""
+    """Return the checkpoints that an export must agree with, without later ones."""
     end: Any = None
     with suppress(ValueError, RecursionError):
         end = json.loads(last)
@@ -136,7 +135,7 @@ def _of_its_time(checkpoints: list[Checkpoint], last: str) -> list[Checkpoint]:
     if not isinstance(at, str) or STAMP.fullmatch(at) is None:
         return checkpoints
     until = stamp(moment(at) - _CLOCKS_DIFFER)
-    return [one for one in checkpoints if one.size <= end["size"] or one.at <= until]
+    return [known for known in checkpoints if known.size <= end["size"] or known.at <= until]
 
 
 def _kept(outside: CheckpointSinks) -> list[Checkpoint]:

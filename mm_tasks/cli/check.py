@@ -1,4 +1,4 @@
-"""`mm-tasks check`: each setting, and a verdict on what it points at."""
+"""`mm-tasks check`: print each setting, and the result of each check."""
 
 from __future__ import annotations
 
@@ -24,24 +24,19 @@ _PUBLIC_PART = re.compile(r"[a-z]{2}_[^_]+_[^_]+_(?=.)")
 
 
 def run(out: Console, *, send: bool) -> int:
-    """Print everything; return 1 with a sentence for each problem, otherwise 0."""
+    """Print settings and checks; return 1 if there is a problem, otherwise 0."""
     current = runtime.current()
     settings = current.settings
     table = Table("variable", "value")
     for name in Settings.model_fields:
         table.add_row(variable(name), masked(name, getattr(settings, name)))
     out.print(table)
-    redis = current.worker_redis
-    verdicts = [
-        *checks.vendor(settings),
-        *checks.server(redis, settings),
-        *checks.erasures(redis, settings, current),
-    ]
-    for what, state, sentence in verdicts:
-        # Not wrapped, so that a line is a verdict for programs too.
-        line = f"[{_COLOURS[state]}]{state:8}[/] {what}: {sentence}"
+    results = [*checks.vendor(settings), *checks.server(current), *checks.erasures(current)]
+    for name, state, sentence in results:
+        # Not wrapped, so that programs can read a check from a line.
+        line = f"[{_COLOURS[state]}]{state:8}[/] {name}: {sentence}"
         out.print(line, highlight=False, soft_wrap=True)
-    if any(verdict.state == "problem" for verdict in verdicts):
+    if any(check.state == "problem" for check in results):
         return 1
     if not send:
         return 0
@@ -51,7 +46,7 @@ def run(out: Console, *, send: bool) -> int:
 
 
 def masked(name: str, value: Any) -> str:
-    """Return a setting for people: a URL without its password, of a key what is public."""
+    """Return a setting for people: a URL without its password, a key's public part."""
     if not isinstance(value, SecretStr):
         return "" if value is None else str(value)
     text = value.get_secret_value()
@@ -64,7 +59,7 @@ def masked(name: str, value: Any) -> str:
         parts = urlsplit(text)
     except ValueError:
         return "…"
-    # A password with an unescaped /, ? or # would be taken for a part that is shown.
+    # An unescaped /, ? or # in a password would put a part of it among the parts shown.
     if "://" not in text or text.count("@") != parts.netloc.count("@"):
         return "…"
     host = parts.netloc.rsplit("@", 1)[-1]

@@ -1,4 +1,4 @@
-"""The options by which the `dead` commands say which letters they mean, in one place."""
+"""The options of the `dead` commands that select letters."""
 
 from __future__ import annotations
 
@@ -22,32 +22,34 @@ _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def filtered(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of a filter; it is called with the filter as `chosen`.
+    """Add the options of a filter to a command, which gets the filter as `chosen`.
 
-    `chosen` has no limit and no ids: what those mean is for the command to say.
+    `chosen` has no limit and no ids: the command adds its own.
     """
-    # Typer makes options of a signature: of ours, and of the command's but `chosen`.
+    # Typer makes options from a signature: `_filter`'s, and the command's without `chosen`.
     options = inspect.signature(_filter, eval_str=True).parameters
     signature = inspect.signature(command, eval_str=True)
-    own = [one for name, one in signature.parameters.items() if name != "chosen"]
+    own = [option for name, option in signature.parameters.items() if name != "chosen"]
 
     @wraps(command)
-    def with_filter(**given: Any) -> None:
-        chosen = _filter(**{name: given.pop(name) for name in options})
-        command(chosen=chosen, **given)
+    def with_filter(**values: Any) -> None:
+        chosen = _filter(**{name: values.pop(name) for name in options})
+        command(chosen=chosen, **values)
 
     merged = signature.replace(parameters=[*own, *options.values()])
     with_filter.__signature__ = merged  # type: ignore[attr-defined]
     return with_filter
 
 
-def meant(chosen: Filter, limit: int | None, ids: list[str] | None, *, everything: bool) -> Filter:
-    """Return what a change is about; refuse to guess, and to change all unless told so."""
+def selected(
+    chosen: Filter, limit: int | None, ids: list[str] | None, *, everything: bool
+) -> Filter:
+    """Return the filter of a change; require ids, or filters, or --all, and only one of them."""
     if sum([bool(ids), chosen != Filter(), everything]) != 1:
         rule = "give ids, or filters such as --reason, or --all"
         raise typer.BadParameter(rule, param_hint="ID")
     if ids and limit is not None:
-        rule = "goes with filters or --all, not with ids"
+        rule = "can be combined with filters or --all, not with ids"
         raise typer.BadParameter(rule, param_hint="--limit")
     return replace(chosen, limit=limit, ids=tuple(ids) if ids else None)
 
@@ -69,22 +71,28 @@ _TIME = {"parser": _time_ms, "metavar": "TIME"}
 
 def _filter(  # noqa: PLR0913 - one for each option
     *,
-    reason: Annotated[str | None, typer.Option(help="For example rejected, ambiguous.")] = None,
+    reason: Annotated[
+        str | None, typer.Option(help="Reason, for example rejected or ambiguous.")
+    ] = None,
     code: Annotated[
         str | None, typer.Option(help="The vendor's code, for example invalid_payload.")
     ] = None,
     status: Annotated[
-        int | None, typer.Option(min=0, max=599, help="The status of HTTP; 0: no answer came.")
+        int | None, typer.Option(min=0, max=599, help="HTTP status; 0: no response.")
     ] = None,
     lane: Annotated[
-        Literal["track", "identify", "backfill"] | None, typer.Option(help="What it was sent by.")
+        Literal["track", "identify", "backfill"] | None, typer.Option(help="Lane of the event.")
     ] = None,
     event: Annotated[str | None, typer.Option(help="The event's name.")] = None,
     since: Annotated[
-        int | None, typer.Option(**_TIME, help="Buried then or later: ISO 8601, or 7d, 2h ago.")
+        int | None,
+        typer.Option(
+            **_TIME, help="Buried at this time or later: ISO 8601, or an age such as 7d, 2h."
+        ),
     ] = None,
     until: Annotated[
-        int | None, typer.Option(**_TIME, help="Buried before: ISO 8601, or 7d, 2h ago.")
+        int | None,
+        typer.Option(**_TIME, help="Buried before this time: ISO 8601, or an age such as 7d, 2h."),
     ] = None,
 ) -> Filter:
     if since is not None and until is not None and until <= since:

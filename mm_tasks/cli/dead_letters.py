@@ -1,7 +1,7 @@
-"""`mm-tasks dead …`: look at dead letters, put them back, take them out, remove them.
+"""`mm-tasks dead …`: list, show, revive, discard and export dead letters.
 
-Ids of persons and properties are shown only when asked for, and never in a
-message. What removes for good does nothing without `--yes`.
+Ids of persons and properties are shown only with an option, and never in a
+message. A permanent removal needs `--yes`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rich.table import Column, Table
 
 from mm_tasks import runtime
 from mm_tasks.buffer.dead_letters import DeadLetter, DeadLetters, Filter, Group
-from mm_tasks.cli.dead_filter import filtered, meant
+from mm_tasks.cli.dead_filter import filtered, selected
 from mm_tasks.cli.output import destination, fail, plain, show_table
 from mm_tasks.timestamps import stamp_s
 
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
-    help="Look at dead letters, events set aside for a person; revive or discard them.",
+    help="Show dead letters, events set aside for a person to decide; revive or discard them.",
 )
 
-# All else of an event may say who somebody is: ids, properties, and what a URL carries.
+# Every other field may identify a person: ids, properties, and parts of a URL.
 _SHOWN = ("event", "event_id", "timestamp")
 
 _Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids of dead letters.")]
-_Limit = Annotated[int | None, typer.Option(min=1, help="At most so many, the oldest first.")]
-_All = Annotated[bool, typer.Option("--all", help="Every dead letter there is.")]
+_Limit = Annotated[int | None, typer.Option(min=1, help="At most this many, the oldest first.")]
+_All = Annotated[bool, typer.Option("--all", help="All dead letters.")]
 _Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 
@@ -42,12 +42,12 @@ _Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 def list_command(
     chosen: Filter,
     *,
-    limit: Annotated[int, typer.Option(min=1, help="Show at most so many, the newest.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="Show at most this many, the newest.")] = 50,
     as_json: _Json = False,
 ) -> None:
     """List dead letters, the newest first, and count all that match. Reads only.
 
-    Shows nobody's ids and no properties. Safe to repeat.
+    Shows no ids of persons and no properties.
 
     Example: mm-tasks dead list --reason rejected --since 7d
     """
@@ -73,10 +73,10 @@ def show(
     ] = False,
     as_json: _Json = False,
 ) -> None:
-    """Show one dead letter and why it is here. Reads only, safe to repeat.
+    """Show one dead letter and its reason. Reads only.
 
-    Of the event only its name, event_id and timestamp. Everything else may be personal data
-    (user_id, anonymous_id, URLs, properties, traits) and is shown with --properties only.
+    Shows the event's name, event_id and timestamp. All other fields may be personal data
+    (user_id, anonymous_id, URLs, properties, traits) and need --properties.
 
     Example: mm-tasks dead show track:0197c2a4-…:1
     """
@@ -106,16 +106,16 @@ def revive(
     limit: _Limit = None,
     everything: _All = False,
 ) -> None:
-    """Put dead letters back to be sent again: those with these ids, or all that match.
+    """Send dead letters again: those with these ids, or all that match.
 
-    They are sent as they were, with the same event_id; those of an erased person are erased
-    instead. An ambiguous one may have been stored already, and is then there twice.
-    Safe to repeat: what was revived is no dead letter any more.
+    They are sent unchanged, with the same event_id; those of an erased person are erased
+    instead. An ambiguous one may have been stored already, and is then stored twice.
+    Safe to repeat: a revived letter is no dead letter any more.
 
     Example: mm-tasks dead revive --code invalid_payload --since 2h
     """
-    about, dead = meant(chosen, limit, ids, everything=everything), _dead_letters()
-    done = dead.revive(about.ids or [letter.id for letter in dead.letters(about)])
+    wanted, dead = selected(chosen, limit, ids, everything=everything), _dead_letters()
+    done = dead.revive(wanted.ids or [letter.id for letter in dead.letters(wanted)])
     typer.echo(
         f"{done.revived} revived, {done.erased} erased because their person is, "
         f"{done.unknown} unknown"
@@ -131,37 +131,37 @@ def discard(
     limit: _Limit = None,
     everything: _All = False,
     yes: Annotated[
-        bool, typer.Option("--yes", help="Remove them. Without it they are only counted.")
+        bool, typer.Option("--yes", help="Remove them; without it they are only counted.")
     ] = False,
 ) -> None:
     """Remove dead letters for good: those with these ids, or all that match.
 
-    Without --yes it says how many that are, removes nothing and exits 1. They count as discarded.
-    Safe to repeat with ids; a filter may match what was buried since.
+    Without --yes it prints their number, removes nothing and exits 1. They count as discarded.
+    Safe to repeat with ids; a filter may match letters buried in the meantime.
 
     Example: mm-tasks dead discard --status 413 --until 30d --yes
     """
-    about, dead = meant(chosen, limit, ids, everything=everything), _dead_letters()
-    found = [letter.id for letter in dead.letters(about)]
+    wanted, dead = selected(chosen, limit, ids, everything=everything), _dead_letters()
+    matching = [letter.id for letter in dead.letters(wanted)]
     if not yes:
-        fail(f"{len(found)} would be removed for good; nothing was. Add --yes to do it")
-    removed = dead.discard(found)
-    typer.echo(f"{removed} discarded, {len(set(ids or found)) - removed} unknown")
+        fail(f"{len(matching)} would be removed for good; nothing was. Add --yes to do it")
+    removed = dead.discard(matching)
+    typer.echo(f"{removed} discarded, {len(set(ids or matching)) - removed} unknown")
 
 
 @app.command()
 @filtered
 def export(
     chosen: Filter,
-    file: Annotated[str, typer.Argument(metavar="FILE", help="Made by this; - is stdout.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="File to create; - is stdout.")],
     *,
     limit: _Limit = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
-    """Write dead letters, the oldest first, one line of JSON each. They stay where they are.
+    """Write dead letters, the oldest first, one line of JSON each. Removes none of them.
 
-    The lines hold whole events, which is PERSONAL DATA: an erasure does not reach the file.
-    Only you can read it (mode 0600). Safe to repeat: a file is replaced with --force alone.
+    The lines contain whole events, which is PERSONAL DATA: an erasure does not reach the file.
+    Only you can read it (mode 0600). Safe to repeat: only --force replaces a file.
 
     Example: mm-tasks dead export letters.jsonl --reason rejected
     """
@@ -180,7 +180,7 @@ def _dead_letters() -> DeadLetters:
 
 
 def _about(letter: DeadLetter) -> dict[str, Any]:
-    """Return all but the event, in the order of a line of an export."""
+    """Return all fields except the event, in the order of an export."""
     return {
         "id": letter.id,
         "lane": letter.lane,
@@ -195,7 +195,7 @@ def _about(letter: DeadLetter) -> dict[str, Any]:
 
 
 def _fields(letter: DeadLetter, *, properties: bool) -> tuple[dict[str, Any], dict[str, int]]:
-    """Return the fields to show, and of the others their sizes in bytes."""
+    """Return the shown fields, and the sizes in bytes of the hidden ones."""
     fields = letter.fields
     if fields is None:
         return {}, {"(no JSON object)": len(letter.body)}
@@ -209,7 +209,7 @@ def _fields(letter: DeadLetter, *, properties: bool) -> tuple[dict[str, Any], di
 
 
 def _line(letter: DeadLetter) -> bytes:
-    """Return one line of an export; the record is verbatim wherever that is a line of JSON."""
+    """Return one line of an export; the record is verbatim if it is one line of JSON."""
     head = json.dumps(_about(letter)).encode()
     record = letter.body
     if letter.fields is None or b"\n" in record or b"\r" in record:

@@ -1,4 +1,4 @@
-"""`mm-tasks demo`: a small shop's events, from `track.delay` to the sandbox, for real."""
+"""`mm-tasks demo`: a small shop's events, from `track.delay` to the sandbox, in real processes."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import json
 import subprocess
 import tempfile
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import requests
 from redis import Redis
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -18,13 +16,15 @@ from rich.table import Table
 
 from mm_tasks import runtime
 from mm_tasks.cli import stack
+from mm_tasks.cli.output import fail
 from mm_tasks.erasure.audit.log import head
 from mm_tasks.errors import ConfigurationError
 from mm_tasks.monitoring import status
+from mm_tasks.sandbox.client import Sandbox, SandboxUnavailable, served_by
 from mm_tasks.settings import Settings, variable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from mm_tasks.cli.stack import Processes
 
 SHOPPERS = 3
 VISITS = 200
@@ -73,41 +73,35 @@ class _Stores(NamedTuple):
 
 
 def run(bulk: int, *, on_settings: bool) -> int:
-    """Run it all, on stores of its own or on those of the settings; return 1 if a promise broke.
+    """Run the demo on stores of its own or of the settings; return 1 if a promise broke.
 
-    Raises `ConfigurationError` where those of the settings hold anything.
+    Raises `ConfigurationError` if the stores of the settings are not empty.
     """
-    made = _given if on_settings else _own
-    with tempfile.TemporaryDirectory() as folder, made(Path(folder)) as stores:
-        env = {
+    with tempfile.TemporaryDirectory() as folder, stack.Processes() as processes:
+        stores = _configured(Path(folder)) if on_settings else _own(processes, Path(folder))
+        processes.env = {
             **stores.env,
             "MM_TASKS_STATE_DIR": folder,
             "MILLIMETRIC_KEY": KEY,
             "MM_TASKS_ERASURE_PASSES_S": _PASSES_S,
         }
-        with stack.processes(env) as start:
-            return _run(Console(), start, env, stores, bulk)
+        return _run(Console(), processes, stores, bulk)
 
 
-@contextmanager
-def _own(folder: Path) -> Iterator[_Stores]:
-    """Yield stores in a folder. Whatever the settings name stays as it is."""
-    server = stack.embedded(None, folder)
+def _own(processes: Processes, folder: Path) -> _Stores:
+    """Return stores in a folder; the stores of the settings stay as they are."""
+    server = processes.start_redis(folder)
     # An empty variable is none.
     env = dict.fromkeys(map(variable, Settings.model_fields), "")
     env["MM_TASKS_REDIS_URL"] = f"redis://127.0.0.1:{server.port}/0"
-    try:
-        yield _Stores(env, Redis(port=server.port), Settings.model_fields["project"].default)
-    finally:
-        server.stop()
+    return _Stores(env, Redis(port=server.port), Settings.model_fields["project"].default)
 
 
-@contextmanager
-def _given(folder: Path) -> Iterator[_Stores]:
-    """Yield the stores of the settings, if they are empty."""
+def _configured(folder: Path) -> _Stores:
+    """Return the stores of the settings, if they are empty."""
     runtime.configure(state_dir=folder)
     current = runtime.current()
-    # Not of our project alone: queues are shared by all, and so is the log.
+    # The whole database, since all projects share the queues and the log.
     if current.worker_redis.dbsize():
         msg = "MM_TASKS_REDIS_URL: must name an empty database, since the demo leaves its own there"
         raise ConfigurationError(msg)
@@ -115,102 +109,109 @@ def _given(folder: Path) -> Iterator[_Stores]:
         if head(connection).size:
             msg = "MM_TASKS_AUDIT_URL: must name a database without entries, since those would stay"
             raise ConfigurationError(msg)
-    yield _Stores({}, current.worker_redis, current.settings.project)
+    return _Stores({}, current.worker_redis, current.settings.project)
 
 
-def _run(out: Console, start: Any, env: dict[str, str], stores: _Stores, bulk: int) -> int:
-    box = start("mm_tasks.sandbox", "--port", "0", stdout=subprocess.PIPE)
-    env["MILLIMETRIC_HOST"] = host = box.stdout.readline().split()[-1]
-    start(*stack.WORKER, "-c", "4")
-    start(*stack.BEAT)
+def _run(out: Console, processes: Processes, stores: _Stores, bulk: int) -> int:
+    try:
+        options = ("-m", "mm_tasks.sandbox", "--port", "0")
+        sandbox = served_by(processes.start(*options, stdout=subprocess.PIPE))
+    except SandboxUnavailable as error:
+        fail(str(error))
+    processes.env["MILLIMETRIC_HOST"] = sandbox.url
+    processes.start(*stack.WORKER, "-c", "4")
+    processes.start(*stack.BEAT)
     shoppers = [
-        start("mm_tasks.cli.snippet", _SHOPPER.format(visits=VISITS), str(n))
-        for n in range(SHOPPERS)
+        processes.start("-c", _SHOPPER.format(visits=VISITS), str(number))
+        for number in range(SHOPPERS)
     ]
-    shoppers.append(start("mm_tasks.cli.snippet", _BULK.format(bulk=bulk)))
+    shoppers.append(processes.start("-c", _BULK.format(bulk=bulk)))
     expected = bulk + SHOPPERS * (VISITS + VISITS // 10 + 1)
     began = time.monotonic()
-    found = _watch(out, stores, expected, began)
-    failed = any(shopper.wait() for shopper in shoppers)
-    summary = requests.get(f"{host}/_sandbox/summary", timeout=30).json()
+    counts = _watch(out, processes, stores, expected)
+    if counts is None or any(shopper.wait() for shopper in shoppers):
+        fail("a process of the demo failed; see its output above")
+    summary = sandbox.summary()
     took_s = time.monotonic() - began
-    erasure = _erase(out, start, host)
-    return _report(out, found, summary, erasure, expected, took_s=took_s, failed=failed)
+    erasure = _erase(out, processes, sandbox)
+    return _report(out, counts, summary, erasure, expected, took_s=took_s)
 
 
-def _erase(out: Console, start: Any, host: str) -> tuple[bool, int, int]:
+def _erase(out: Console, processes: Processes, sandbox: Sandbox) -> tuple[bool, int, int]:
     """Erase a shopper; return whether they were fenced, acknowledgements, and rows left."""
-    out.print("and now the erasure of one shopper, whom the vendor is told of three times")
-    officer = start("mm_tasks.cli.snippet", _PRIVACY_OFFICER, stdout=subprocess.PIPE)
+    out.print("and now the erasure of one shopper: the vendor is called three times")
+    officer = processes.start("-c", _PRIVACY_OFFICER, stdout=subprocess.PIPE)
     try:
         answer, _ = officer.communicate(timeout=60)
     except subprocess.TimeoutExpired:
         return False, 0, -1
     is_fenced, acknowledged = json.loads(answer or "[false, 0]")
-    return is_fenced, acknowledged, _rows_of(host, "shopper-0")
+    return is_fenced, acknowledged, _rows_of(sandbox, "shopper-0")
 
 
-def _rows_of(host: str, user_id: str) -> int:
-    """Return how many rows of a person the vendor has, once its deletions had their time."""
+def _rows_of(sandbox: Sandbox, user_id: str) -> int:
+    """Return how many rows of a person the vendor has, after 10 s for its deletions at most."""
     ends_at = time.monotonic() + 10
     while True:
-        lines = requests.get(f"{host}/_sandbox/rows", timeout=30).iter_lines()
-        left = sum(1 for line in lines if json.loads(line).get("user_id") == user_id)
-        if not left or time.monotonic() > ends_at:
-            return left
+        rows = sum(1 for row in sandbox.rows() if row.get("user_id") == user_id)
+        if not rows or time.monotonic() > ends_at:
+            return rows
         time.sleep(0.2)
 
 
-def _watch(out: Console, stores: _Stores, expected: int, began: float) -> dict[str, Any]:
+def _watch(
+    out: Console, processes: Processes, stores: _Stores, expected: int
+) -> dict[str, int] | None:
+    """Show progress until all is delivered or `LIMIT_S` is over; return the counts.
+
+    Return None as soon as a process has failed, since then not all can be delivered.
+    """
+    ends_at = time.monotonic() + LIMIT_S
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=out) as progress:
         accepted = progress.add_task("in Redis ", total=expected)
         delivered = progress.add_task("delivered", total=expected)
-        while True:
-            found = status.read(stores.redis, stores.project)
-            progress.update(accepted, completed=found["counts"]["accepted"])
-            progress.update(delivered, completed=found["counts"]["delivered"])
-            is_over = time.monotonic() - began > LIMIT_S
-            if found["counts"]["delivered"] >= expected or is_over:
-                return found
+        while not any(processes.ended()):
+            counts: dict[str, int] = status.read(stores.redis, stores.project)["counts"]
+            progress.update(accepted, completed=counts["accepted"])
+            progress.update(delivered, completed=counts["delivered"])
+            if counts["delivered"] >= expected or time.monotonic() > ends_at:
+                return counts
             time.sleep(0.2)
+    return None
 
 
-def _report(  # noqa: PLR0913 - what the table shows
+def _report(  # noqa: PLR0913 - the rows of the table
     out: Console,
-    found: dict[str, Any],
+    counts: dict[str, int],
     summary: dict[str, Any],
     erasure: tuple[bool, int, int],
     expected: int,
     *,
     took_s: float,
-    failed: bool,
 ) -> int:
-    counts = found["counts"]
+    is_fenced, acknowledged, rows_left = erasure
     arrived = summary["events"] + summary["identifies"]
-    batches = max(1, summary["batches"])
-    passes = len(_PASSES_S.split(","))
+    violations = len(summary["violations"])
     rows = [
-        ("events accepted", counts["accepted"], counts["accepted"] == expected and not failed),
-        ("events delivered", counts["delivered"], counts["delivered"] == expected),
-        ("arrived at the vendor", arrived, arrived == expected),
-        ("arrived twice", summary["duplicates"], summary["duplicates"] == 0),
-        ("answers of 429", summary["throttled"], summary["throttled"] == 0),
-        ("requests above the allowance", summary["over_rate"], summary["over_rate"] == 0),
-        (
-            "breaches of the vendor's contract",
-            len(summary["violations"]),
-            not summary["violations"],
-        ),
-        ("erasure: acknowledged by the vendor", erasure[1], erasure[1] == passes),
-        ("erasure: the person's rows left there", erasure[2], erasure[2] == 0),
-        ("erasure: stopped at once", int(erasure[0]), erasure[0]),
+        ("events accepted", counts["accepted"], expected),
+        ("events delivered", counts["delivered"], expected),
+        ("arrived at the vendor", arrived, expected),
+        ("arrived twice", summary["duplicates"], 0),
+        ("answers of 429", summary["throttled"], 0),
+        ("requests above the allowance", summary["over_rate"], 0),
+        ("breaches of the vendor's contract", violations, 0),
+        ("erasure: acknowledged by the vendor", acknowledged, len(_PASSES_S.split(","))),
+        ("erasure: the person's rows left there", rows_left, 0),
+        ("erasure: stopped at once", int(is_fenced), 1),
     ]
     table = Table("what", "number", "", title="the demo in numbers")
-    for what, number, is_kept in rows:
-        table.add_row(what, f"{number:,}", "[green]kept[/]" if is_kept else "[red]broken[/]")
-    mean = summary["events"] / batches
+    for name, number, promised in rows:
+        kept = "[green]kept[/]" if number == promised else "[red]broken[/]"
+        table.add_row(name, f"{number:,}", kept)
+    mean = summary["events"] / max(1, summary["batches"])
     table.add_row("batches, and events in each", f"{summary['batches']:,} / {mean:.0f}", "")
     table.add_row("batches a second (allowed: 5)", f"{summary['batches'] / took_s:.2f}", "")
     out.print(table)
-    return 0 if all(is_kept for _, _, is_kept in rows) else 1
+    is_kept = all(number == promised for _, number, promised in rows)
+    return 0 if is_kept else 1

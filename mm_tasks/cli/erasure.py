@@ -1,7 +1,7 @@
-"""`mm-tasks erasure …`: ask for the erasure of a person, look at one, stop or hasten it.
+"""`mm-tasks erasure …`: request, show, stop and retry erasures of persons.
 
 Ids of a person are read from a prompt or from stdin, never from the command line, which
-other users of the host can see and shells remember. No output holds one.
+other users of the host can see and shells remember. No output contains one.
 """
 
 from __future__ import annotations
@@ -26,29 +26,31 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
-    help="Ask for the erasure of a person, and see what became of it.",
+    help="Request the erasure of a person, and follow its progress.",
 )
 
 _UNKNOWN = "there is no such erasure"
 _WORD = "must be a fixed word: small letters, digits and _.:-, at most 64 characters"
 
-_Id = Annotated[str, typer.Argument(metavar="ID", help="Of the erasure, as `list` shows it.")]
+_Id = Annotated[str, typer.Argument(metavar="ID", help="Id of the erasure, as `list` shows it.")]
 _By = Annotated[
-    str, typer.Option("--requested-by", help="Who asks, as an opaque reference: it is kept.")
+    str, typer.Option("--requested-by", help="Opaque reference of the requester; kept for ever.")
 ]
 _Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 
-# An id given as an argument would be shown by the parser's own message.
+# Accepts extra arguments, since the parser's own message would show an id among them.
 @app.command(context_settings={"allow_extra_args": True})
 def request(  # noqa: PLR0913 - one for each field of a request
     context: typer.Context,
     *,
     requested_by: _By,
-    ticket: Annotated[str | None, typer.Option(help="Your reference of the request.")] = None,
+    ticket: Annotated[
+        str | None, typer.Option(help="Your reference of the request; kept for ever.")
+    ] = None,
     reason: Annotated[str | None, typer.Option(help=f"One of {', '.join(Reason)}.")] = None,
     received_at: Annotated[
-        str | None, typer.Option(metavar="TIME", help="ISO 8601 with its offset; none: now.")
+        str | None, typer.Option(metavar="TIME", help="ISO 8601 with an offset; default: now.")
     ] = None,
     anonymous_ids: Annotated[
         bool, typer.Option("--anonymous-ids", help="Read anonymous ids after the user id.")
@@ -58,19 +60,19 @@ def request(  # noqa: PLR0913 - one for each field of a request
 ) -> None:
     """Erase everything held about a person, here and at the vendor; print the erasure's id.
 
-    The user id is read from a hidden prompt, or is the first line of stdin; with --anonymous-ids
-    each further line is an anonymous id. Safe to repeat: while an erasure of this person is open
-    its id is printed, and the ticket is added to it.
+    The user id is read from a hidden prompt, or from the first line of stdin; with
+    --anonymous-ids each further line is an anonymous id. Safe to repeat: while an erasure of this
+    person is open, its id is printed and the ticket is added to it.
 
     Example: mm-tasks erasure request --requested-by dpo --ticket GDPR-1093 < user_id.txt
     """
     if context.args:
-        rule = "is not given here: the user id is read from a prompt or from stdin"
+        rule = "is not an argument: the user id is read from a prompt or from stdin"
         raise typer.BadParameter(rule, param_hint="ID")
     user_id, others = _ids(anonymous=anonymous_ids)
     from mm_tasks.tasks.registry import forget  # noqa: PLC0415 - slow to import
 
-    asked: Any = {
+    fields: Any = {
         "user_id": user_id,
         "anonymous_ids": others or None,
         "requested_by": requested_by,
@@ -79,24 +81,28 @@ def request(  # noqa: PLR0913 - one for each field of a request
         "received_at": received_at,
         "mode": mode,
     }
-    done = forget.delay(**asked)
+    receipt = forget.delay(**fields)
     if as_json:
-        typer.echo(json.dumps({"id": done.id, "fenced": done.fenced}))
+        typer.echo(json.dumps({"id": receipt.id, "fenced": receipt.fenced}))
         return
     up = "the fence is up"
-    away = "the fence is NOT up yet: the next sweep of a worker raises it"
-    typer.echo(f"erasure {done.id}: {up if done.fenced else away}")
+    pending = "the fence is NOT up yet: the next sweep of a worker raises it"
+    typer.echo(f"erasure {receipt.id}: {up if receipt.fenced else pending}")
 
 
 @app.command(name="list")
 def list_command(
     *,
-    state: Annotated[list[str] | None, typer.Option(help="In this state; repeatable.")] = None,
-    is_open: Annotated[bool, typer.Option("--open", help="In any state but an end.")] = False,
+    state: Annotated[
+        list[str] | None, typer.Option(help="Only erasures in this state; repeatable.")
+    ] = None,
+    is_open: Annotated[
+        bool, typer.Option("--open", help="Only erasures that have not ended.")
+    ] = False,
     as_json: _Json = False,
     limit: Annotated[int, typer.Option(min=1, help="Show at most so many, the newest.")] = 50,
 ) -> None:
-    """List erasures, the newest first, by their ids; nobody's id is shown. Reads only.
+    """List erasures, the newest first, without ids of persons. Reads only.
 
     Example: mm-tasks erasure list --open
     """
@@ -111,8 +117,8 @@ def list_command(
     ids = (Column(name, no_wrap=True) for name in ("id", "state", "received_at", "due_at"))
     table = Table(*ids, "acknowledged", "tickets", title="erasures")
     for row in rows:
-        plain_ones = (plain(row[name]) for name in ("id", "state", "received_at", "due_at"))
-        table.add_row(*plain_ones, _passed(row), plain(", ".join(row["tickets"])))
+        cells = (plain(row[name]) for name in ("id", "state", "received_at", "due_at"))
+        table.add_row(*cells, _passed(row), plain(", ".join(row["tickets"])))
     show_table(table)
 
 
@@ -122,32 +128,32 @@ def show(
     *,
     as_json: _Json = False,
     with_receipt: Annotated[
-        bool, typer.Option("--receipt", help="What can be said of it to others, as plain text.")
+        bool, typer.Option("--receipt", help="Print a certificate for others, as plain text.")
     ] = False,
 ) -> None:
-    """Show one erasure: where it is, what was removed here, each pass at the vendor.
+    """Show one erasure: its state, removed events, and each pass at the vendor. Reads only.
 
-    --receipt claims what the audit log says, and what stays readable where. It calls the vendor's
-    answers acknowledgements, since nobody here sees the vendor's data. Changes nothing.
+    --receipt states the facts of the audit log, and where data stays readable. It calls the
+    vendor's answers acknowledgements, since the vendor's data cannot be seen from here.
 
     Example: mm-tasks erasure show 0197c2a4-… --receipt
     """
     if as_json and with_receipt:
-        rule = "is text: it does not go with --json"
+        rule = "prints text and cannot be combined with --json"
         raise typer.BadParameter(rule, param_hint="--receipt")
     current = runtime.current()
     if with_receipt:
         typer.echo(_receipt(current, id_))
         return
-    found = current.erasure_queries.show(id_)
-    if found is None:
+    erasure = current.erasure_queries.show(id_)
+    if erasure is None:
         fail(_UNKNOWN)
     if as_json:
-        typer.echo(json.dumps(found))
+        typer.echo(json.dumps(erasure))
         return
     table = Table("field", "value")
-    passes, removed = found.pop("passes"), found.pop("removed")
-    for name, value in found.items():
+    passes, removed = erasure.pop("passes"), erasure.pop("removed")
+    for name, value in erasure.items():
         table.add_row(name, plain(", ".join(map(str, value)) if isinstance(value, list) else value))
     for place, number in removed.items():
         table.add_row(plain(f"removed: {place}"), f"{number:,}")
@@ -157,9 +163,9 @@ def show(
 
 @app.command()
 def cancel(id_: _Id, *, requested_by: _By) -> None:
-    """End an erasure before the vendor was called; events of its person are accepted again.
+    """End an erasure before the vendor is called; events of its person are accepted again.
 
-    What was removed here until then stays removed. Repeated, it is refused and changes nothing.
+    Events removed until then stay removed. A repetition is refused and changes nothing.
 
     Example: mm-tasks erasure cancel 0197c2a4-… --requested-by dpo
     """
@@ -171,7 +177,7 @@ def cancel(id_: _Id, *, requested_by: _By) -> None:
 def lift(id_: _Id, *, requested_by: _By) -> None:
     """Accept events of a completed erasure's person again, for example of a new account.
 
-    Repeated, it is refused and changes nothing.
+    A repetition is refused and changes nothing.
 
     Example: mm-tasks erasure lift 0197c2a4-… --requested-by dpo
     """
@@ -183,7 +189,7 @@ def lift(id_: _Id, *, requested_by: _By) -> None:
 def retry(id_: _Id, *, requested_by: _By) -> None:
     """Let a blocked erasure (retrying, waiting_key, attention) call the vendor again now.
 
-    Safe to repeat; each time is recorded.
+    Safe to repeat; each call is recorded.
 
     Example: mm-tasks erasure retry 0197c2a4-… --requested-by dpo
     """
@@ -191,14 +197,16 @@ def retry(id_: _Id, *, requested_by: _By) -> None:
     typer.echo("the next sweep of a worker calls the vendor again")
 
 
-@app.command(hidden=True)
+@app.command()
 def reject(
     id_: _Id,
     *,
     requested_by: _By,
-    outcome: Annotated[str, typer.Option(help="Why, as a fixed word: not_verified.")],
+    outcome: Annotated[str, typer.Option(help="Reason, as a fixed word: not_verified.")],
 ) -> None:
-    """As `cancel`, because the request was refused. Repeated, it changes nothing.
+    """End an erasure like `cancel`, because its request was refused.
+
+    A repetition is refused and changes nothing.
 
     Example: mm-tasks erasure reject 0197c2a4-… --requested-by dpo --outcome not_verified
     """
@@ -209,14 +217,18 @@ def reject(
     typer.echo("rejected: the vendor was not called")
 
 
-@app.command(hidden=True)
+@app.command()
 def duplicate(
     id_: _Id,
     *,
-    original: Annotated[str, typer.Option("--of", metavar="ID", help="The one that does it.")],
+    original: Annotated[
+        str, typer.Option("--of", metavar="ID", help="Id of the original erasure.")
+    ],
     requested_by: _By,
 ) -> None:
-    """As `cancel`, because another erasure does the same. Repeated, it changes nothing.
+    """End an erasure like `cancel`, because another erasure covers its person.
+
+    A repetition is refused and changes nothing.
 
     Example: mm-tasks erasure duplicate 0197c2a4-… --of 0197c2a1-… --requested-by dpo
     """
@@ -231,18 +243,18 @@ def _ids(*, anonymous: bool) -> tuple[str, list[str]]:
         user_id = _prompted("user id (not shown)")
         others = iter(lambda: _prompted("anonymous id (not shown; none: done)"), "")
         return user_id, list(others) if anonymous else []
-    given = b"" if sys.stdin is None else sys.stdin.buffer.read()
+    text = b"" if sys.stdin is None else sys.stdin.buffer.read()
     try:
-        first, *rest = given.decode().removesuffix("\n").split("\n")
+        first, *rest = text.decode().removesuffix("\n").split("\n")
     except UnicodeDecodeError:
         rest = None
     if rest is None:
         raise InvalidEvent([Problem("user_id", "must be read from text in UTF-8")])
     if any(line.endswith("\r") for line in (first, *rest)):
-        rule = "must be read from lines that end in a newline alone, without a carriage return"
+        rule = "must be read from lines that end in a newline without a carriage return"
         raise InvalidEvent([Problem("user_id", rule)])
     if any(rest) and not anonymous:
-        rule = "must be the only line, unless --anonymous-ids says what the others are"
+        rule = "must be the only line, unless --anonymous-ids declares the others"
         raise InvalidEvent([Problem("user_id", rule)])
     return first, rest if anonymous else []
 
@@ -252,10 +264,10 @@ def _prompted(question: str) -> str:
     return str(typer.prompt(question, default="", show_default=False, hide_input=True, err=True))
 
 
-def _reference(field: str, given: str) -> str:
-    if rule := reference_rule(given, ()):
+def _reference(field: str, value: str) -> str:
+    if rule := reference_rule(value, ()):
         raise InvalidEvent([Problem(field, rule)])
-    return given
+    return value
 
 
 def _receipt(current: Runtime, id_: str) -> str:
@@ -264,7 +276,7 @@ def _receipt(current: Runtime, id_: str) -> str:
         fail(_UNKNOWN)
     database = current.audit_log.database
     try:
-        # Whether it was emptied when the ids were wiped is not recorded: so it is done again.
+        # Truncated again, since the log does not record whether the wiping of the ids did it.
         is_emptied = database.truncate_wal()
     except AuditUnavailable:
         is_emptied = False
@@ -277,7 +289,7 @@ def _passed(row: dict[str, Any]) -> str:
 
 def _table_of(passes: list[dict[str, Any]]) -> Table:
     shown = ("round", "n", "attempts", "due_at", "sent_at", "answered_at", "status", "outcome")
-    table = Table(*shown, title="passes, each as its last call went")
-    for one in passes:
-        table.add_row(*(plain(one[name]) for name in shown))
+    table = Table(*shown, title="passes, each with its last call")
+    for row in passes:
+        table.add_row(*(plain(row[name]) for name in shown))
     return table

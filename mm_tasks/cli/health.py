@@ -16,35 +16,33 @@ from mm_tasks.monitoring import health
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mm_tasks.monitoring.health import Finding
+    from mm_tasks.monitoring.health import Check
     from mm_tasks.runtime import Runtime
 
 
 def run(worker: str | None, *, beat: bool, age_max_s: float, as_json: bool) -> int:
-    """Print a line for each finding; return 0 if all are well, otherwise 1."""
-    findings = list(_findings(runtime.current(), worker, beat=beat, age_max_s=age_max_s))
-    is_healthy = all(finding.is_well for finding in findings)
+    """Print a line for each check; return 0 if all are ok, otherwise 1."""
+    checks = list(_checks(runtime.current(), worker, beat=beat, age_max_s=age_max_s))
+    is_healthy = all(check.is_ok for check in checks)
     if as_json:
-        checks = [{"what": f.what, "ok": f.is_well, "why": f.words} for f in findings]
-        typer.echo(json.dumps({"healthy": is_healthy, "checks": checks}))
+        rows = [{"what": c.name, "ok": c.is_ok, "why": c.sentence} for c in checks]
+        typer.echo(json.dumps({"healthy": is_healthy, "checks": rows}))
     else:
-        for finding in findings:
-            typer.echo(
-                f"{'ok' if finding.is_well else 'problem':8} {finding.what}: {finding.words}"
-            )
+        for name, state, sentence in checks:
+            typer.echo(f"{state:8} {name}: {sentence}")
     return 0 if is_healthy else 1
 
 
-def _findings(
+def _checks(
     current: Runtime, worker: str | None, *, beat: bool, age_max_s: float
-) -> Iterator[Finding]:
+) -> Iterator[Check]:
     redis, project = current.worker_redis, current.settings.project
     is_all = worker is None and not beat
     try:
         found = heartbeats.read(redis, project)
     except RedisError as error:
-        # And not asked for more: a server that hangs would hold up the probe once again.
-        yield health.away(error)
+        # No further command: a server that hangs would delay the probe again.
+        yield health.unavailable(error)
     else:
         if worker is not None:
             yield health.worker(found, worker, age_max_s)
@@ -59,4 +57,5 @@ def _findings(
 
 
 def _reach(current: Runtime) -> bool:
+    # `audit_log` raises for a refused setting, which is a problem of this check.
     return current.audit_log.database.reach()

@@ -1,4 +1,4 @@
-"""`mm-tasks import`: events from files, each row once, however often it is interrupted."""
+"""`mm-tasks import`: store the events of files, each row once, also after interruptions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import io
     from collections.abc import Callable, Iterable, Iterator
 
-    from mm_tasks.cli.import_options import Columns, Given, Options
+    from mm_tasks.cli.import_options import Columns, InputFile, Options
     from mm_tasks.imports.reader import Row
 
 
@@ -50,55 +50,53 @@ def import_command(  # noqa: PLR0913 - its options
 ) -> None:
     """Store the events of files: JSON lines or CSV, plain or gzip. Each row is stored once.
 
-    Safe to repeat: it goes on where it was, also after a kill, and a file that is done stores
-    nothing. Stops at a bad row with exit 1; what is before it is stored. Waits while the buffer
-    is full. Ctrl-C ends it after the part in hand.
+    Safe to repeat: it continues at its last position, also after a kill, and a finished file
+    stores nothing. Stops at a bad row with exit 1; the rows before it are stored. Waits while
+    the buffer is full. Ctrl-C ends it after the current chunk.
 
     Example: mm-tasks import events.jsonl.gz
     """
     maps = [source("--map", words) for words in map_ or ()]
     sets = [source("--set", words) for words in set_ or ()]
     columns = options.Columns(maps, sets, ignore_unmapped, delimiter)
-    given = options.given(files, name, format_, columns)
+    inputs = options.input_files(files, name, format_, columns)
     if rejects and not (skip_bad or dry_run):
-        fail("--rejects needs --skip-bad or --dry-run: otherwise the import stops at a bad row")
-    lane, is_one_of_many = options.LANES[priority], len(given) > 1
+        fail("--rejects needs --skip-bad or --dry-run; without them the import stops at a bad row")
+    lane, is_one_of_many = options.LANES[priority], len(inputs) > 1
     about = options.Options(columns, lane, skip_bad, again, dry_run, is_one_of_many)
-    tallies: list[ImportResult] = []
+    results: list[ImportResult] = []
     with _stopping() as stop, ExitStack() as stack:
-        refused = Rejects(rejects)
-        stack.callback(refused.close)
-        stack.callback(_show, tallies, dry_run=dry_run, as_json=as_json)
-        for one in given:
-            _import(one, about, refused, stop, tallies)
-            if tallies[-1].end != "finished":
+        rejected = Rejects(rejects)
+        stack.callback(rejected.close)
+        stack.callback(_show, results, dry_run=dry_run, as_json=as_json)
+        for file in inputs:
+            results.append(ImportResult(file.name))
+            _import(file, about, rejected, stop, results[-1])
+            if results[-1].end != "finished":
                 break
-    raise typer.Exit(_code(tallies, stop, dry_run=dry_run))
+    raise typer.Exit(_code(results, stop, dry_run=dry_run))
 
 
 def _import(
-    given: Given, about: Options, rejects: Rejects, stop: Stop, tallies: list[ImportResult]
+    file: InputFile, about: Options, rejects: Rejects, stop: Stop, result: ImportResult
 ) -> None:
-    """Import one file, or check it; its tally is the last one, also where this raises."""
-    tallies.append(ImportResult(given.name))
+    """Import one file, or validate it; the result counts also if this raises."""
     current = runtime.current()
-    with _stream(given) as (stream, shown):
+    with _stream(file) as (stream, shown):
         lines = Lines(opened(stream))
-        rows, to_fields = _rows(lines, given, about.columns, rejects)
-        encode = RowEncoder(
-            current.settings.project, given.name, current.event_bytes_max, to_fields
-        )
+        rows, to_fields = _rows(lines, file, about.columns, rejects)
+        encode = RowEncoder(current.settings.project, file.name, current.event_bytes_max, to_fields)
         skip_bad = about.skip_bad or about.dry_run
-        reading = ChunkReader(lines, rows, encode, skip_bad=skip_bad, stop=stop)
+        reader = ChunkReader(lines, rows, encode, skip_bad=skip_bad, stop=stop)
         with watching(shown, rejects, is_one_of_many=about.is_one_of_many) as watch:
             if about.dry_run:
-                check(reading, tallies[-1], watch)
+                check(reader, result, watch)
                 return
             positions = Positions(current.worker_redis, current.settings.project)
             producer = current.producers[about.lane]
-            one = Import(positions, producer, tallies[-1], watch, stop)
-            one.resume(lines, again=about.again)
-            one.store(reading, partial(_nudge, about.lane))
+            run = Import(positions, producer, result, watch, stop)
+            run.resume(lines, again=about.again)
+            run.store(reader, partial(_nudge, about.lane))
 
 
 def _nudge(lane: str) -> None:
@@ -110,11 +108,11 @@ def _nudge(lane: str) -> None:
 
 
 def _rows(
-    lines: Lines, given: Given, columns: Columns, rejects: Rejects
+    lines: Lines, file: InputFile, columns: Columns, rejects: Rejects
 ) -> tuple[Iterable[Row], Callable[[Any], dict[str, Any]]]:
-    """Return the rows of a file, and what makes fields of a row's content."""
+    """Return the rows of a file, and the function that makes fields of a row's content."""
     rejects.head = b""
-    if given.format == "jsonl":
+    if file.format == "jsonl":
         return json_rows(lines), dict
     maps, sets, ignore_unmapped, delimiter = columns
     rows = CsvRows(lines, options.delimiter(delimiter))
@@ -123,72 +121,75 @@ def _rows(
 
 
 @contextmanager
-def _stream(given: Given) -> Iterator[tuple[io.BufferedReader, Shown]]:
-    """Open a file, or stdin; of what is no regular file nobody knows size and place."""
-    if str(given.path) == options.STDIN:
-        yield sys.stdin.buffer, Shown(given.name)  # type: ignore[misc]
+def _stream(file: InputFile) -> Iterator[tuple[io.BufferedReader, Shown]]:
+    """Open a file, or stdin; size and position are known of a regular file only."""
+    if str(file.path) == options.STDIN:
+        yield sys.stdin.buffer, Shown(file.name)  # type: ignore[misc]
         return
     try:
-        file = given.path.open("rb")
+        opened_file = file.path.open("rb")
     except OSError as error:
-        fail(f"{plain(given.name)}: cannot be read: {error.strerror}")
-    with file:
-        about = os.fstat(file.fileno())
+        fail(f"{plain(file.name)}: cannot be read: {error.strerror}")
+    with opened_file as stream:
+        about = os.fstat(stream.fileno())
         is_regular = stat.S_ISREG(about.st_mode)
-        yield file, Shown(given.name, file.tell, about.st_size) if is_regular else Shown(given.name)
+        shown = Shown(file.name, stream.tell, about.st_size) if is_regular else Shown(file.name)
+        yield stream, shown
 
 
 @contextmanager
 def _stopping() -> Iterator[Stop]:
-    """Let the first Ctrl-C or SIGTERM ask for an end, the second one end the process at once."""
+    """Let the first Ctrl-C or SIGTERM stop the import, and a second one end the process at once."""
     stop = Stop()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def back() -> None:
+    def restore() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
 
     def ask(number: int, _: object) -> None:
         stop.ask(number)
-        back()
+        restore()
 
     for number in before:
         signal.signal(number, ask)
     try:
         yield stop
     finally:
-        back()
+        restore()
 
 
-def _code(tallies: list[ImportResult], stop: Stop, *, dry_run: bool) -> int:
-    last = tallies[-1]
+def _code(results: list[ImportResult], stop: Stop, *, dry_run: bool) -> int:
+    last = results[-1]
     if last.end == "stopped":
         return 128 + stop.signal
-    return int(last.end != "finished" or (dry_run and any(one.bad for one in tallies)))
+    return int(last.end != "finished" or (dry_run and any(result.bad for result in results)))
 
 
-def _show(tallies: list[ImportResult], *, dry_run: bool, as_json: bool) -> None:
-    """Print what was done, and nothing else, on stdout."""
+def _show(results: list[ImportResult], *, dry_run: bool, as_json: bool) -> None:
+    """Print the results, and nothing else, on stdout."""
     if as_json:
-        typer.echo(json.dumps({"dry_run": dry_run, "files": [asdict(one) for one in tallies]}))
+        typer.echo(
+            json.dumps({"dry_run": dry_run, "files": [asdict(result) for result in results]})
+        )
         return
-    for one in tallies:
-        typer.echo(f"{plain(one.name)}: {_summary(one, dry_run=dry_run)}")
+    for result in results:
+        typer.echo(f"{plain(result.name)}: {_summary(result, dry_run=dry_run)}")
 
 
-def _summary(tally: ImportResult, *, dry_run: bool) -> str:
-    if tally.end == "finished" and tally.lines_before and tally.lines == tally.lines_before:
-        return f"nothing new: its {tally.lines} lines were imported before"
-    said = [f"{tally.stored} rows {'would be stored' if dry_run else 'stored'}"]
-    if tally.lines_before:
-        said.append(f"from line {tally.lines_before + 1} on, where an earlier run ended")
-    if tally.suppressed:
-        said.append(f"{tally.suppressed} refused, their persons are erased")
-    if tally.bad:
-        said.append(f"{tally.bad} bad")
-    if tally.undated:
-        said.append(f"{tally.undated} had no timestamp and have the moment of import")
-    return ", ".join(said) + _ENDS[tally.end].format(tally.lines)
+def _summary(result: ImportResult, *, dry_run: bool) -> str:
+    if result.end == "finished" and result.lines_before and result.lines == result.lines_before:
+        return f"nothing new: its {result.lines} lines were imported before"
+    parts = [f"{result.stored} rows {'would be stored' if dry_run else 'stored'}"]
+    if result.lines_before:
+        parts.append(f"from line {result.lines_before + 1} on, where an earlier run ended")
+    if result.suppressed:
+        parts.append(f"{result.suppressed} refused, their persons are erased")
+    if result.bad:
+        parts.append(f"{result.bad} bad")
+    if result.undated:
+        parts.append(f"{result.undated} had no timestamp and have the moment of import")
+    return ", ".join(parts) + _ENDS[result.end].format(result.lines)
 
 
 _ENDS = {

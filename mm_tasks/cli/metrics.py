@@ -1,10 +1,10 @@
-"""`mm-tasks metrics`: an exporter for Prometheus that runs until it is told to end."""
+"""`mm-tasks metrics`: an exporter for Prometheus that runs until a signal."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -16,28 +16,24 @@ if TYPE_CHECKING:
 
 
 def run(address: str, port: int) -> None:
-    """Serve `/metrics` until SIGTERM or Ctrl-C. A wrong setting ends it before."""
+    """Serve `/metrics` until SIGTERM or Ctrl-C. Raises `ConfigurationError` before it serves."""
     try:
         from prometheus_client import CollectorRegistry, start_http_server  # noqa: PLC0415
 
         from mm_tasks.monitoring.metrics import collector  # noqa: PLC0415 - needs the extra `metrics`
     except ImportError:
-        _without_the_extra()
+        fail("prometheus-client is missing: pip install 'mm-tasks[metrics]'")
     registry: CollectorRegistry = CollectorRegistry()
     registry.register(collector(runtime.current()))
     try:
         server, thread = start_http_server(port, address, registry)
     except OSError as error:
-        fail(f"{address}:{port} cannot be listened on: {error.strerror}")
+        fail(f"cannot listen on {address}:{port}: {error.strerror}")
     ended = threading.Event()
-    for told in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(told, lambda *_: ended.set())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
     typer.echo(f"metrics: http://{address}:{server.server_port}/metrics")
     ended.wait()
     server.shutdown()
     server.server_close()
     thread.join()
-
-
-def _without_the_extra() -> NoReturn:
-    fail("prometheus-client is missing: pip install 'mm-tasks[metrics]'")

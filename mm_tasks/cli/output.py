@@ -1,4 +1,4 @@
-"""What the commands share: plain texts, logs, whole tables, private files, one way to fail."""
+"""Output of all commands: plain text, logs, whole tables, private files, errors."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 _TABLE_WIDTH = 160
 
 
-class _AsSet(logging.Formatter):
-    """As the settings say, which are read when something is logged: many commands need none."""
+class _ConfiguredFormatter(logging.Formatter):
+    """Reads the setting of the form at the first record, since many commands need no settings."""
 
     def format(self, record: logging.LogRecord) -> str:
         return log_format.formatter(runtime.log_form(), "%(message)s").format(record)
 
 
 def log_to_stderr() -> None:
-    """Let a command say what it warns of, in the form that `MM_TASKS_LOG_FORMAT` names."""
+    """Write warnings to stderr, in the form that `MM_TASKS_LOG_FORMAT` names."""
     handler = logging.StreamHandler()
     handler.setLevel(logging.WARNING)
-    handler.setFormatter(_AsSet())
+    handler.setFormatter(_ConfiguredFormatter())
     logging.getLogger().addHandler(handler)
 
 
@@ -46,7 +46,7 @@ def show_table(table: Table) -> None:
 
 
 def plain(value: object) -> Text:
-    """Return a value as it reads, neither markup nor commands to the terminal."""
+    """Return a value as text without markup and without control characters."""
     text = "" if value is None else str(value)
     return Text("".join(c if c.isprintable() else "\ufffd" for c in text))
 
@@ -59,24 +59,27 @@ def fail(sentence: str) -> NoReturn:
 
 @contextmanager
 def destination(file: str, *, force: bool) -> Iterator[BinaryIO]:
-    """Open stdout, or a new file that nobody else can read; a failure leaves no part of it."""
+    """Open stdout for `-`, or a new private file, which is removed if the block fails."""
     if file == "-":
         yield sys.stdout.buffer
         return
     path = Path(file)
+    if force and path.is_file():
+        path.unlink()
+    opened = new_private_file(path, "FILE", "already exists; --force replaces it")
     try:
-        if force and path.is_file():
-            path.unlink()
-        opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        rule = "is there already; a file is replaced with --force"
-        raise typer.BadParameter(rule, param_hint="FILE") from None
-    except OSError as error:
-        rule = f"cannot be made: {error.strerror}"
-        raise typer.BadParameter(rule, param_hint="FILE") from None
-    try:
-        with os.fdopen(opened, "wb") as written:
-            yield written
+        with opened:
+            yield opened
     except BaseException:
         path.unlink()
         raise
+
+
+def new_private_file(path: str | Path, option: str, if_exists: str = "already exists") -> BinaryIO:
+    """Create a file with mode 0600; raises `BadParameter` for the option if it cannot."""
+    try:
+        return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
+    except OSError as error:
+        exists = isinstance(error, FileExistsError)
+        rule = if_exists if exists else f"cannot be created: {error.strerror}"
+        raise typer.BadParameter(rule, param_hint=option) from None

@@ -1,7 +1,7 @@
-"""`mm-tasks status`: where every event is, why sending is paused, how the erasures are.
+"""`mm-tasks status`: the place of every event, the pause of sending, and the erasures.
 
-Events are in Redis, erasures in the audit database. Without the second the first is shown
-all the same. Nothing is made by looking: no database, no key.
+Events are in Redis, erasures in the audit database. If the database does not answer, the
+events are shown alone. The command creates nothing: no database, no key.
 """
 
 from __future__ import annotations
@@ -24,40 +24,44 @@ if TYPE_CHECKING:
 
 
 def run(out: Console, *, as_json: bool) -> None:
-    """Print the status of the project, for programs as JSON alone."""
+    """Print the status of the project, as tables or as JSON."""
     current = runtime.current()
-    found = status.read(current.worker_redis, current.settings.project)
+    shown = status.read(current.worker_redis, current.settings.project)
     late: list[ErasureDeadline] = []
     why = ""
     try:
-        found["erasures"], known = current.look_at_erasures(datetime.now(UTC))
+        shown["erasures"], known = current.look_at_erasures(datetime.now(UTC))
         late = [deadline for deadline in known if deadline.mark]
     except (AuditUnavailable, ConfigurationError) as error:
-        found["erasures"], why = None, str(error)
+        shown["erasures"], why = None, str(error)
     if as_json:
-        typer.echo(json.dumps(found))
+        typer.echo(json.dumps(shown))
         return
-    table = Table("place", "events", title=f"project {found['project']}")
-    for place, number in found["counts"].items():
+    table = Table("place", "events", title=f"project {shown['project']}")
+    for place, number in shown["counts"].items():
         table.add_row(place, f"{number:,}")
     out.print(table)
-    paused = found["paused"]
+    paused = shown["paused"]
     typer.echo(f"paused: {paused['reason']}" if paused else "not paused")
-    if found["left_out"]:
-        typer.echo(f"left out: {found['left_out']:,} unusable fields of web requests")
-    for line in (_fence(found["fence"]), _summary(found["erasures"], why), *map(_deadline, late)):
+    if shown["left_out"]:
+        typer.echo(f"dropped: {shown['left_out']:,} unusable fields of web requests")
+    for line in (_fence(shown["fence"]), _summary(shown["erasures"], why), *map(_deadline, late)):
         typer.echo(line)
 
 
 def _fence(fence: dict[str, Any]) -> str:
-    how = "loaded" if fence["loaded"] else "not loaded for this server: nothing is sent before"
+    how = (
+        "loaded"
+        if fence["loaded"]
+        else "not loaded for this server: nothing is sent until a worker loads it"
+    )
     return f"fence: {fence['tags']:,} {'tag' if fence['tags'] == 1 else 'tags'}, {how}"
 
 
-def _summary(found: dict[str, Any] | None, why: str) -> str:
-    if found is None:
+def _summary(summary: dict[str, Any] | None, why: str) -> str:
+    if summary is None:
         return f"erasures: unknown: {why}"
-    return f"erasures: {checks.in_words(found)}"
+    return f"erasures: {checks.in_words(summary)}"
 
 
 def _deadline(late: ErasureDeadline) -> str:

@@ -331,4 +331,4 @@ def _store_count(n: int) -> None:
         if current.has_broker:
             current.producers[TRACK].count_dropped_fields(n)
     except (MMTasksError, RedisError) as error:
-        log.warning("left_out_not_counted", extra={"error": type(error).__name__})
+        log.warning("dropped_fields_not_counted", extra={"error": type(error).__name__})

@@ -1,1 +1,1 @@
-"""What is going on: status, health, checks, metrics and the form of log lines."""
+"""Monitoring of a running project: status, rates, health, checks, metrics, format of logs."""

@@ -1,13 +1,12 @@
-"""How long the steps of erasures take, from the audit log, which is the truth.
+"""Durations of the steps of erasures, from the audit log, which is authoritative.
 
-The log only grows, so each look reads what was added since the one before. Steps, from which
-entry to which:
+The log only grows, so each read takes the entries after the one before. A step lasts:
 
-    fenced     received, or new anonymous ids, until the fence was up
-    purged     until the first look at everything in Redis was done
-    quiesced   until nothing of the person was on its way
-    answered   from an intent to its result: one call of the vendor
-    completed  received until completed: the whole of it, passes and all
+    fenced     from `received`, or from new anonymous ids, to `fenced`
+    purged     from `fenced` to the first `purged`
+    quiesced   from the last `purged` to `quiesced`
+    answered   from an `intent` to its `result`: one call of the vendor
+    completed  from `received` to `completed`, all passes included
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ if TYPE_CHECKING:
     from mm_tasks.erasure.audit.database import Database
 
 STEPS = ("fenced", "purged", "quiesced", "answered", "completed")
-# Of one look, so that the first one of a long log does not take minutes; the next goes on.
+# Bounds one read, so that the first read of a long log does not take minutes.
 ENTRIES_MAX = 50_000
 
 
 @dataclass(slots=True)
-class _Open:
+class _OpenErasure:
     received_at: datetime
     last_at: datetime
     state: str = "received"
@@ -41,19 +40,19 @@ class _Open:
 
 
 class ErasureDurations:
-    """The steps of one project's erasures, as far as the log was read."""
+    """Histograms of the steps of one project's erasures, up to the last entry read."""
 
     def __init__(self, project: str) -> None:
-        """Begin before the first entry."""
+        """Start before the first entry."""
         self._project = project
         self._seq = 0
-        self._open: dict[str, _Open] = {}
+        self._open: dict[str, _OpenErasure] = {}
         self.histogram_counters: Counter[str] = Counter()
 
     def read(self, database: Database) -> None:
-        """Read what was added; from the start where the log is shorter than it was (restored).
+        """Read the new entries; all of them if the log became shorter, as after a restore.
 
-        Raises `AuditUnavailable`; then what was read so far counts.
+        Raises `AuditUnavailable`; the entries read until then count.
         """
         with database.read() as connection:
             if audit_log.head(connection).size < self._seq:
@@ -61,32 +60,30 @@ class ErasureDurations:
             for seq, line in audit_log.lines(connection, after=self._seq, limit=ENTRIES_MAX):
                 fields = json.loads(line)
                 at = moment(fields["at"])
-                self._take(fields["erasure"], fields["entry"], fields["details"], at)
+                self._add_entry(fields["erasure"], fields["entry"], fields["details"], at)
                 self._seq = seq
 
-    def _take(self, erasure: str, entry: str, details: dict[str, Any], at: datetime) -> None:
+    def _add_entry(self, erasure: str, entry: str, details: dict[str, Any], at: datetime) -> None:
         if entry == "received" and details["project"] == self._project:
-            self._open[erasure] = _Open(at, at)
-        one = self._open.get(erasure)
-        if one is None:
+            self._open[erasure] = _OpenErasure(at, at)
+        begun = self._open.get(erasure)
+        if begun is None:
             return
         match entry:
-            case "fenced" | "quiesced":
-                self._took(entry, one.last_at, at)
-            case "purged" if one.state != "purged":
-                self._took(entry, one.last_at, at)
+            case "fenced" | "quiesced" | "purged" if (entry, begun.state) != ("purged", "purged"):
+                self._add_step(entry, begun.last_at, at)
             case "intent":
-                one.intents[details["attempt"]] = at
-            case "result" if details["attempt"] in one.intents:
-                self._took("answered", one.intents.pop(details["attempt"]), at)
+                begun.intents[details["attempt"]] = at
+            case "result" if details["attempt"] in begun.intents:
+                self._add_step("answered", begun.intents.pop(details["attempt"]), at)
             case "completed":
-                self._took(entry, one.received_at, at)
+                self._add_step(entry, begun.received_at, at)
         if entry in {"received", "anonymous_added", "fenced", "purged", "quiesced"}:
-            one.state, one.last_at = entry, at
+            begun.state, begun.last_at = entry, at
         if entry in ENDED:
             del self._open[erasure]
 
-    def _took(self, step: str, since: datetime, at: datetime) -> None:
+    def _add_step(self, step: str, since: datetime, at: datetime) -> None:
         name, total, millionths = histograms.of_step(step, (at - since).total_seconds())
         self.histogram_counters[name] += 1
         self.histogram_counters[total] += millionths

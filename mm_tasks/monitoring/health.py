@@ -1,11 +1,12 @@
-"""Whether all is alive: workers, beat, Redis, the audit database. One finding for each.
+"""Whether workers, beat, Redis and the audit database are alive: a `Check` for each.
 
-What is alive is known from `signs`; nothing is sent to a worker.
+Workers and beat are alive if their heartbeats are recent (`buffer/heartbeats`). Nothing is
+sent to a worker. `checks` makes the same `Check` of a configuration.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from redis.exceptions import RedisError
 
@@ -23,71 +24,72 @@ if TYPE_CHECKING:
 AGE_MAX_S = 30.0
 
 
-class Finding(NamedTuple):
-    """What was looked at, whether it is well, and a few words that say so."""
+class Check(NamedTuple):
+    """A checked part, its state, and the sentence that explains the state."""
 
-    what: str
-    is_well: bool
-    words: str
+    name: str
+    state: Literal["ok", "warning", "problem"]
+    sentence: str
+
+    @property
+    def is_ok(self) -> bool:
+        """Return whether the state is neither a warning nor a problem."""
+        return self.state == "ok"
 
 
-def worker(found: Mapping[str, Heartbeat], name: str, age_max_s: float) -> Finding:
+def worker(found: Mapping[str, Heartbeat], name: str, age_max_s: float) -> Check:
     """Return whether this worker is alive."""
-    return _one(f"worker {name}", found.get(f"worker:{name}"), age_max_s)
+    return _recent(f"worker {name}", found.get(f"worker:{name}"), age_max_s)
 
 
-def queues(found: Mapping[str, Heartbeat], age_max_s: float) -> Iterator[Finding]:
-    """Yield for each of our queues whether a live worker serves it; name those that went silent."""
+def queues(found: Mapping[str, Heartbeat], age_max_s: float) -> Iterator[Check]:
+    """Yield for each of our queues whether a live worker serves it."""
     for queue in QUEUE_NAMES:
-        serving = [sign for sign in found.values() if queue in sign.queues]
-        alive = [sign for sign in serving if sign.age_s <= age_max_s]
+        serving = [heartbeat for heartbeat in found.values() if queue in heartbeat.queues]
+        alive = sorted(h.name for h in serving if h.age_s <= age_max_s)
+        silent = ", ".join(f"{h.name} is silent for {h.age_s:.0f} s" for h in serving)
         if alive:
-            yield Finding(queue, True, f"served by {_names(alive)}")
-        elif serving:
-            silent = ", ".join(f"{sign.name} is silent for {sign.age_s:.0f} s" for sign in serving)
-            yield Finding(queue, False, f"nobody serves it: {silent}")
+            yield Check(queue, "ok", f"served by {', '.join(alive)}")
         else:
-            yield Finding(queue, False, "nobody serves it")
+            yield Check(queue, "problem", f"no worker serves it{': ' if silent else ''}{silent}")
 
 
-def beat(found: Mapping[str, Heartbeat], age_max_s: float) -> Finding:
-    """Return whether any beat ticked lately; several are harmless, and one is enough."""
-    beats = [sign for sign in found.values() if sign.kind == "beat"]
-    newest = min(beats, key=lambda sign: sign.age_s, default=None)
-    return _one("beat", newest, age_max_s)
+def beat(found: Mapping[str, Heartbeat], age_max_s: float) -> Check:
+    """Return whether any beat is alive. One is enough; several do no harm."""
+    beats = [heartbeat for heartbeat in found.values() if heartbeat.kind == "beat"]
+    newest = min(beats, key=lambda heartbeat: heartbeat.age_s, default=None)
+    return _recent("beat", newest, age_max_s)
 
 
-def writable(redis: Redis, project: str) -> Finding:
-    """Return whether Redis takes writes, of which none is made."""
+def writable(redis: Redis, project: str) -> Check:
+    """Return whether Redis takes writes, without a write."""
     try:
         heartbeats.refuse_if_unwritable(redis, project)
     except RedisError as error:
-        return away(error)
-    return Finding("Redis", True, "takes writes")
+        return unavailable(error)
+    return Check("Redis", "ok", "takes writes")
 
 
-def database(look: Callable[[], bool]) -> Finding:
-    """Return whether the audit database answers; `look` is `Database.reach`, or raises as it."""
+def database(reach: Callable[[], bool]) -> Check:
+    """Return whether the audit database answers; `reach` is `Database.reach`."""
     try:
-        is_there = look()
+        exists = reach()
     except (AuditUnavailable, ConfigurationError) as error:
-        return Finding("audit database", False, str(error))
-    return Finding("audit database", True, "answers" if is_there else "is not made yet")
+        return Check("audit database", "problem", str(error))
+    return Check("audit database", "ok", "answers" if exists else "does not exist yet")
 
 
-def away(error: RedisError) -> Finding:
-    """Return that Redis did not do what it was asked for: by the kind of its error alone."""
-    return Finding("Redis", False, f"does not answer, or takes no writes ({type(error).__name__})")
+def unavailable(error: RedisError) -> Check:
+    """Return the problem of a Redis that raised an error; only the error's type is shown."""
+    sentence = f"does not answer, or takes no writes ({type(error).__name__})"
+    return Check("Redis", "problem", sentence)
 
 
-def _one(what: str, sign: Heartbeat | None, age_max_s: float) -> Finding:
-    if sign is None:
-        return Finding(what, False, "left no sign of life")
-    is_well = sign.age_s <= age_max_s
-    of = f" of {sign.name}" if sign.kind == "beat" else ""
-    seen = f"seen {sign.age_s:.0f} s ago{of}"
-    return Finding(what, is_well, seen if is_well else f"is silent: {seen}")
-
-
-def _names(alive: list[Heartbeat]) -> str:
-    return ", ".join(sorted(sign.name for sign in alive))
+def _recent(name: str, heartbeat: Heartbeat | None, age_max_s: float) -> Check:
+    if heartbeat is None:
+        return Check(name, "problem", "has no heartbeat")
+    host = f" of {heartbeat.name}" if heartbeat.kind == "beat" else ""
+    sentence = f"last heartbeat {heartbeat.age_s:.0f} s ago{host}"
+    if heartbeat.age_s > age_max_s:
+        return Check(name, "problem", f"is silent: {sentence}")
+    return Check(name, "ok", sentence)

@@ -1,10 +1,10 @@
-"""How a log record is written: one line of text, or one object of JSON a line.
+"""Formatters of log records: a line of text, or a JSON object a line.
 
-An event of ours is a word in snake case with fields. Only fields of `FIELDS` are written:
-ids of batches and erasures, numbers, names of errors. So no subject's id, no property and
-no key can get out, whoever adds an `extra`. Of an exception its type and its places in the
-code are written, and its text only where it is ours: that of a database or of Redis may
-quote what it was given. What other libraries log is cut to what names no argument.
+An event of ours is a word in snake case with fields. Only `FIELDS` are written: ids of
+batches and erasures, numbers, names of errors. So no `extra` can put a subject's id, a
+property or a key into a log. An exception is written with its type and traceback, and with
+its text only if the class is ours: the text of a database or of Redis may quote its input.
+Messages of other libraries are cut before any argument.
 
 A host gives `formatter()` to a handler of its own; see docs/logs.md.
 """
@@ -52,26 +52,26 @@ FIELDS = frozenset(
 LAYOUT = "[%(asctime)s: %(levelname)s/%(processName)s] %(message)s"
 
 _EVENT = re.compile(r"[a-z][a-z0-9_]*")
-# Of a message that tells its fields to those whose formatter shows no `extra`.
-_TOLD = re.compile(r"[a-z][a-z0-9_]*( [a-z_]+=\S*)*")
-# Of the text that Celery made of an exception, a retry or a result: what comes before a value.
+# Matches a message that already contains its fields as `key=value`.
+_WITH_FIELDS = re.compile(r"[a-z][a-z0-9_]*( [a-z_]+=\S*)*")
+# Matches the start of Celery's text of an exception, a retry or a result, before any value.
 _NAME = re.compile(r"[\w. ]*")
 _OF_CALLERS = {"exc", "return_value"}
 
 
 def formatter(form: LogFormat = "text", layout: str = LAYOUT) -> logging.Formatter:
-    """Return a formatter for any handler; `layout` is logging's own, of text alone."""
-    return _Json() if form == "json" else _Text(layout)
+    """Return a formatter for any handler; `layout` is logging's own, used for text only."""
+    return _JsonFormatter() if form == "json" else _TextFormatter(layout)
 
 
-class _Text(logging.Formatter):
-    """A line as the layout has it, then ` name=value` for each field, then a traceback."""
+class _TextFormatter(logging.Formatter):
+    """A line in the layout, then ` name=value` for each field, then a traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         shown = logging.makeLogRecord(vars(record))
         message = _message(record)
-        told = {part.partition("=")[0] for part in message.split(" ") if "=" in part}
-        fields = [f"{k}={_plain(v)}" for k, v in _fields(record).items() if k not in told]
+        written = {part.partition("=")[0] for part in message.split(" ") if "=" in part}
+        fields = [f"{k}={_plain(v)}" for k, v in _fields(record).items() if k not in written]
         shown.msg, shown.args, shown.exc_text = " ".join([message, *fields]), (), None
         shown.stack_info = None
         return super().format(shown)
@@ -80,7 +80,7 @@ class _Text(logging.Formatter):
         return _traceback(ei[1], ei[2])
 
 
-class _Json(logging.Formatter):
+class _JsonFormatter(logging.Formatter):
     """An object with `time`, `level`, `logger`, `event` or `message`, and the fields."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -93,7 +93,7 @@ class _Json(logging.Formatter):
         event = _EVENT.match(message) if _is_ours(record) else None
         if event:
             line["event"] = event.group()
-        if not event or not _TOLD.fullmatch(message):
+        if not event or not _WITH_FIELDS.fullmatch(message):
             line["message"] = message
         line |= _fields(record)
         if record.exc_info and record.exc_info[1] is not None:
@@ -113,8 +113,8 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def _value(value: object) -> object:
-    simple = value is None or isinstance(value, str | int | float)
-    return value if simple else type(value).__name__
+    is_simple = value is None or isinstance(value, str | int | float)
+    return value if is_simple else type(value).__name__
 
 
 def _plain(value: object) -> str:
@@ -124,15 +124,16 @@ def _plain(value: object) -> str:
 
 
 def _message(record: logging.LogRecord) -> str:
-    """Return what is said, without a value that a caller gave.
+    """Return the message without any value of a caller.
 
-    Ours names none. Of others the first line: Celery quotes messages in those after it.
+    Our messages hold none. Other libraries' are cut to the first line: Celery quotes whole
+    task messages in the lines after it.
     """
     template = str(record.msg)
     if _is_ours(record):
         return record.getMessage()
     if record.levelno <= logging.DEBUG:
-        return _first_line(template)  # whose arguments may be those of a task
+        return _first_line(template)  # its arguments may be those of a task
     args: Any = record.args
     if isinstance(args, Mapping):
         args = {k: _name(v) if k in _OF_CALLERS else _value(v) for k, v in args.items()}
@@ -145,8 +146,8 @@ def _message(record: logging.LogRecord) -> str:
 
 
 def _name(text: object) -> str:
-    found = _NAME.match(str(text))
-    return found.group() if found else ""
+    match = _NAME.match(str(text))
+    return match.group() if match else ""
 
 
 def _first_line(text: str) -> str:
@@ -155,14 +156,14 @@ def _first_line(text: str) -> str:
 
 
 def _traceback(error: BaseException | None, places: Any) -> str:
-    """Return what Python prints of an exception and those before it, but their texts."""
+    """Return the traceback of an exception and its causes, without texts that are not ours."""
     parts: list[str] = []
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        said = f": {error}" if isinstance(error, MMTasksError) else ""
+        text = f": {error}" if isinstance(error, MMTasksError) else ""
         lines = "".join(traceback.format_tb(places))
-        parts.append(f"Traceback (most recent call last):\n{lines}{type(error).__name__}{said}")
+        parts.append(f"Traceback (most recent call last):\n{lines}{type(error).__name__}{text}")
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
         places = error.__traceback__ if error is not None else None
     return "\n\nwhich came after:\n\n".join(parts)

@@ -1,4 +1,4 @@
-"""What people and programs are shown: where every event is, and why sending is paused."""
+"""The status of a project for people and programs: the place of every event, and the pause."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ PLACES = ("accepted", "leased", "delivered", "dead", "erased", "discarded", "sup
 
 
 def read(redis: Redis, project: str) -> dict[str, Any]:
-    """Return the status of a project, all lanes together, from one atomic look.
+    """Return the status of a project, all lanes together, from one atomic read.
 
     `{"project", "paused": null | {"reason", "since"}, "counts", "oldest_waiting_s", "fence":
-    {"tags", "loaded"}, "left_out"}`. Counts are of events, but `ambiguous` is of requests that
-    may have been stored; `left_out` is of fields that events of web requests went without, as
-    the vendor would have refused them. What is known of erasures is in the audit database:
-    see `erasure/queries`.
+    {"tags", "loaded"}, "left_out"}`. Counts are of events, except `ambiguous`, of requests that
+    may have been stored. `left_out` counts fields of web requests that were dropped because the
+    vendor would reject them. Erasures are in the audit database: see
+    `erasure/queries`.
     """
-    found = snapshot.read(redis, project)
-    paused, age_s = found.paused, found.oldest_waiting_s
-    counts = {place: found.total(place) for place in (*PLACES, "ambiguous")}
+    read_now = snapshot.read(redis, project)
+    paused, age_s = read_now.paused, read_now.oldest_waiting_s
+    counts = {place: read_now.total(place) for place in (*PLACES, "ambiguous")}
     return {
         "project": project,
         "paused": None if paused is None else {"reason": paused.reason, "since": paused.since},
-        "counts": counts | {"waiting": found.waiting},
+        "counts": counts | {"waiting": read_now.waiting},
         "oldest_waiting_s": None if age_s is None else round(age_s, 3),
-        "fence": {"tags": found.fence_tags, "loaded": found.fences_loaded},
-        "left_out": found.total("left_out"),
+        "fence": {"tags": read_now.fence_tags, "loaded": read_now.fences_loaded},
+        "left_out": read_now.total("left_out"),
     }

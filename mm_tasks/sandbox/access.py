@@ -1,8 +1,8 @@
-"""Keys: their shape, their project, and what each kind may call.
+"""Keys: their shape, their project, and the calls that each kind may make.
 
 A key is `{kind}_{env}_{prefix}_{secret}`, and the secret may hold `_` and `-`.
-A project is what the second and third part name, so the secret key and the
-read key of one project see the same rows.
+The second and third part name a project, so the secret key and the read key
+of one project see the same rows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ METHODS = {
     "/v1/query": "GET",
     "/v1/stats": "GET",
 }
-# The documents disagree about sk_ for query: it is let in, so that nothing is refused in error.
+# The documents disagree about sk_ for query: admitted, so that no call is refused in error.
 SCOPES = {
     "/v1/track": {"sk", "pk"},
     "/v1/batch": {"sk", "pk"},
@@ -46,12 +46,12 @@ class Access:
 
 
 def is_key(text: object) -> bool:
-    """Say whether a text has the shape of a key."""
+    """Return whether a value has the shape of a key."""
     return isinstance(text, str) and _KEY.fullmatch(text) is not None
 
 
 def check_route(method: str, path: str) -> None:
-    """Refuse a path or a method that is not of the API. The page names no code for either."""
+    """Refuse an unknown path or method. The vendor's page names no code for either."""
     if path not in METHODS:
         raise Refused(404, "not_found")
     if method != METHODS[path]:
@@ -61,18 +61,18 @@ def check_route(method: str, path: str) -> None:
 def check_key(
     headers: Mapping[str, str], route: str, valid: Collection[str], origins: Collection[str]
 ) -> Access:
-    """Return whose call it is, or refuse it. An empty `valid` or `origins` admits any."""
+    """Return the access of a call, or refuse it. An empty `valid` or `origins` admits any."""
     header = headers.get("Authorization", "")
     key = header.removeprefix("Bearer ")
     if not header.startswith("Bearer ") or not key.strip():
         raise Refused(401, "missing_bearer_token")
-    found = _KEY.fullmatch(key)
-    if found is None:
+    match = _KEY.fullmatch(key)
+    if match is None:
         raise Refused(401, "malformed_api_key")
     if valid and key not in valid:
         is_other_kind = key[2:] in {other[2:] for other in valid}
         raise Refused(401, "key_kind_mismatch" if is_other_kind else "invalid_api_key")
-    kind, project = found.groups()
+    kind, project = match.groups()
     if kind not in SCOPES[route]:
         is_public_forget = route == "/v1/forget" and kind == "pk"
         raise Refused(

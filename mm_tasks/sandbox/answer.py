@@ -1,7 +1,7 @@
-"""What a call is answered, and the exception that is such an answer.
+"""The answer to a call, and the exception that carries a refusal.
 
-The code in `error` is the vendor's contract; a code that its page does not name
-says so where it is raised.
+The code in `error` is the vendor's contract. A comment marks each code that the
+vendor's page does not name.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Answer:
 
     @property
     def is_success(self) -> bool:
-        """Say whether the call took effect."""
+        """Return whether the call took effect."""
         return self.status < 300  # noqa: PLR2004 - HTTP
 
     def text(self) -> bytes:
@@ -37,7 +37,7 @@ class Answer:
 
 
 class Refused(Exception):  # noqa: N818 - an answer, no failure of ours
-    """The call has no effect; `answer` says why."""
+    """The call has no effect; `answer` has the reason."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Refused(Exception):  # noqa: N818 - an answer, no failure of ours
         headers: dict[str, str] | None = None,
         **more: object,
     ) -> None:
-        """Name the code of the error; `more` stands beside it in the body."""
+        """Take the code of the error, and further fields of the body."""
         super().__init__(code)
         self.answer = Answer(status, {"error": code, **more}, headers or {})
 

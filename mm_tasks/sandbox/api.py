@@ -1,8 +1,8 @@
-"""The calls of `/v1/`: each is judged, then stored, then answered, or broken by a fault.
+"""The calls of `/v1/`: each is checked, stored and answered, or broken by a fault.
 
-In this order: route, key, rate, size, JSON, rules. A batch is stored whole or
-not at all, its rows are there before its 202 is sent, and the same event_id
-twice is two rows. A fault changes what is seen, and with `store` what is kept.
+Checks in this order: route, key, rate, size, JSON, rules. A batch is stored whole
+or not at all, its rows exist before its 202 is sent, and one event_id twice is
+two rows. A fault changes the answer, and with `store` whether rows are stored.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Api:
         self.reset()
 
     def reset(self) -> None:
-        """Be as at the start: no arrivals, rows, buckets or faults, and the first keys."""
+        """Return to the start: no arrivals, rows, buckets or faults, and the first keys."""
         self.keys = frozenset(self.config.keys)
         self.arrivals: list[Arrival] = []
         self.store = Store()
@@ -50,7 +50,7 @@ class Api:
         self.buckets: dict[tuple[str, str], Bucket] = {}
 
     async def call(self, request: web.Request) -> web.StreamResponse:
-        """Answer one call, or break off as a fault demands."""
+        """Answer one call, or break it off if a fault demands it."""
         arrival = Arrival(time.time(), request.path)
         needs_body = faults.needs_body(self.faults, request.path)
         fault = None if needs_body else self._fault(arrival)
@@ -79,7 +79,7 @@ class Api:
         return fault
 
     def _judge(self, request: web.Request, arrival: Arrival, fault: Fault | None) -> Answer:
-        """Decide the answer and store what it and the fault let be stored."""
+        """Decide the answer, and store the rows if the answer and the fault permit it."""
         project = ""
         try:
             who = self._admit(request)
@@ -99,7 +99,7 @@ class Api:
         return answer
 
     def _keep(self, store: Store, arrival: Arrival, project: str) -> None:
-        """Store the rows of a call; the store is that of its time, so a reset drops late ones."""
+        """Store the rows of a call in the store of its arrival, so that a reset drops late rows."""
         arrival.stored_at = now = time.time()
         if arrival.route == "/v1/forget":
             user_id = json.loads(arrival.body)["user_id"]
@@ -132,7 +132,7 @@ class Api:
         return who
 
     def _notice(self, request: web.Request) -> None:
-        """Count what a strict server sees without refusing it."""
+        """Count violations that a strict server notices but does not refuse."""
         headers = request.headers
         if headers.get("Content-Type") != "application/json":
             self.violations["content_type"] += 1
@@ -144,8 +144,8 @@ class Api:
     def _answer(self, request: web.Request, who: Access, arrival: Arrival) -> Answer:
         route, body = arrival.route, arrival.body
         if route in _REPORTS:
-            asked = _asked(request)
-            return Answer(200, _REPORTS[route](self.store.rows(time.time(), who.project), asked))
+            rows = self.store.rows(time.time(), who.project)
+            return Answer(200, _REPORTS[route](rows, _parameters(request)))
         if len(body) > self.config.batch_bytes_max:
             # Inferred: the vendor names no code for a body above its limit.
             raise Refused(413, "payload_too_large")
@@ -179,7 +179,7 @@ def _count(parsed: Any) -> int:
     return len(events) if isinstance(events, list) else 1
 
 
-def _asked(request: web.Request) -> dict[str, str]:
+def _parameters(request: web.Request) -> dict[str, str]:
     twice = {name for name in request.query if len(request.query.getall(name)) > 1}
     if twice:
         reject(*sorted(twice))

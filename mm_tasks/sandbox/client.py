@@ -1,4 +1,4 @@
-"""The vendor's stand-in as a process for tests, and what arrived there."""
+"""A process of the vendor's stand-in for tests and the demo, and its HTTP client."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ if TYPE_CHECKING:
 
 KEY = "sk_test_sandbox_not-a-secret"
 
-_ANSWER_S = 10
+_ANSWER_S = 30
 _END_S = 10
-# Started in any directory; a forget has run when it is answered, so that a test need not wait.
+# Works in any directory. A forget runs before its answer, so that a test need not wait.
 _COMMAND = ("-P", "-m", "mm_tasks.sandbox", "--port", "0", "--forget-lag-s", "0")
 # Loopback is never reached through a proxy of the environment.
 _opener = build_opener(ProxyHandler({}))
 
 
-class SandboxUnavailable(Exception):  # noqa: N818 - what a test is told
-    """The stand-in did not start; the message says what to do."""
+class SandboxUnavailable(Exception):  # noqa: N818 - public name
+    """The stand-in did not start; the message has the reason."""
 
 
 class Sandbox:
-    """A running stand-in. What it has is in memory and ends with it."""
+    """A running stand-in. It keeps its data in memory only."""
 
     def __init__(self, url: str) -> None:
-        """Take where it is."""
+        """Take the address."""
         self.url = url
 
     def __repr__(self) -> str:
-        """Name the address."""
+        """Return the type and the address."""
         return f"Sandbox({self.url!r})"
 
     @property
     def variables(self) -> dict[str, str]:
-        """Return what a worker needs in its environment to send here."""
+        """Return the variables of a worker that sends to this stand-in."""
         return {"MILLIMETRIC_HOST": self.url, "MILLIMETRIC_KEY": KEY}
 
     def events(self) -> list[dict[str, Any]]:
-        """Return every event that was stored, in order of arrival, with all of its fields."""
+        """Return every stored event, in order of arrival, with all of its fields."""
         return [
             event
             for route, body in self._get("bodies")
@@ -55,12 +55,17 @@ class Sandbox:
         ]
 
     def identifies(self) -> list[dict[str, Any]]:
-        """Return every identify that was stored."""
+        """Return every stored identify."""
         return [json.loads(body) for route, body in self._get("bodies") if route == "/v1/identify"]
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return the rows there are now: those of a forgotten user are gone."""
+        """Return the present rows; a forget removes those of its user."""
         return [json.loads(line) for line in self._read("rows").splitlines()]
+
+    def summary(self) -> dict[str, Any]:
+        """Return the numbers of all that arrived, as at `/_sandbox/summary`."""
+        found: dict[str, Any] = self._get("summary")
+        return found
 
     def forgets(self) -> list[dict[str, Any]]:
         """Return every accepted call of `forget`, with its `user_id`."""
@@ -68,18 +73,18 @@ class Sandbox:
         return found
 
     def fault(self, kind: str, **rule: Any) -> None:
-        """Let this go wrong instead of what did: `fault("status", status=503, times=2)`.
+        """Replace all faults by this one: `fault("status", status=503, times=2)`.
 
-        Raises `ValueError` for a rule that is unknown.
+        Raises `ValueError` for an unknown rule.
         """
         self.faults({"kind": kind, **rule})
 
     def faults(self, *rules: Mapping[str, Any]) -> None:
-        """Let these go wrong instead of what did; without any, nothing."""
+        """Replace all faults by these; without arguments, remove all."""
         self._post("faults", rules)
 
     def reset(self) -> None:
-        """Be as at the start: nothing arrived, nothing goes wrong."""
+        """Return to the start: no data and no faults."""
         self._post("reset", None)
 
     def _get(self, name: str) -> Any:
@@ -108,20 +113,35 @@ def serve_sandbox() -> Iterator[Sandbox]:
         msg = "the sandbox needs aiohttp: pip install 'mm-tasks[sandbox]'"
         raise SandboxUnavailable(msg)
     with tempfile.TemporaryFile() as errors, _started(errors) as process:
-        assert process.stdout is not None
-        line = process.stdout.readline().decode()
-        if "http://" not in line:
-            process.wait(_END_S)
+        try:
+            sandbox = served_by(process)
+        except SandboxUnavailable as error:
             errors.seek(0)
-            msg = f"the sandbox did not start:\n{errors.read().decode(errors='replace')}"
-            raise SandboxUnavailable(msg)
-        yield Sandbox(line.split()[-1])
+            msg = f"{error}:\n{errors.read().decode(errors='replace')}"
+            raise SandboxUnavailable(msg) from None
+        yield sandbox
+
+
+def served_by(process: subprocess.Popen[str]) -> Sandbox:
+    """Return the sandbox of a process whose stdout is a pipe, once it accepts requests.
+
+    Raises `SandboxUnavailable` if the process ends before.
+    """
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if "http://" not in line:
+        process.wait(_END_S)
+        msg = "the sandbox did not start"
+        raise SandboxUnavailable(msg)
+    return Sandbox(line.split()[-1])
 
 
 @contextmanager
-def _started(errors: Any) -> Iterator[subprocess.Popen[bytes]]:
+def _started(errors: Any) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, *_COMMAND]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors) as process:  # noqa: S603 - ours
+    with subprocess.Popen(  # noqa: S603 - our own module
+        command, stdout=subprocess.PIPE, stderr=errors, text=True
+    ) as process:
         try:
             yield process
         finally:

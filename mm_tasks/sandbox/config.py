@@ -1,4 +1,4 @@
-"""How strict and how fast the sandbox is. Fixed at its start, but for the valid keys."""
+"""Options of the sandbox, fixed at its start, except for the valid keys."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass
 class Config:
-    """What one sandbox is started with.
+    """The options of one sandbox.
 
-    `keys` are the only valid ones, and `origins` the only ones a page with a
-    pk_ key may come from; where none is given, any is valid.
+    `keys` are the valid keys, and `origins` the permitted origins of pages with a
+    pk_ key; empty permits any.
     """
 
     host: str = "127.0.0.1"
@@ -19,7 +19,7 @@ class Config:
     validated: bool = True
     limited: bool = True
     latency_s: float = 0
-    # "256 KB" is not said to be 256 000 or 262 144 bytes: the stricter of the two.
+    # The reference says "256 KB", 256 000 or 262 144 bytes: this is the stricter one.
     batch_bytes_max: int = 256_000
     forget_lag_s: float = 0.5
     origins: tuple[str, ...] = ()

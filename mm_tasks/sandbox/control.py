@@ -1,8 +1,8 @@
-"""`/_sandbox/`: what arrived, and the switches. Needs no key; not part of the vendor's API.
+"""`/_sandbox/`: recorded requests and switches. Needs no key; not part of the vendor's API.
 
 GET  /_sandbox/          the page for people
 GET  summary · ids · requests · bodies · forgets
-GET  journal · rows      one JSON object a line: every request; the rows there are now
+GET  journal · rows      one JSON object a line: every request; the present rows
 GET  faults              the faults in force, with their hits
 POST faults · keys       a JSON list replaces them at once, or 400 and nothing changes
 POST reset               forget everything
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mm_tasks.sandbox.api import Api
     from mm_tasks.sandbox.store import Row
 
-# So often a long listing lets other requests in.
+# A long listing yields to other requests after this many lines.
 _LINES_EACH_TURN = 20
 
 
@@ -64,7 +64,7 @@ def ids(api: Api) -> list[Any]:
 
 
 def summary(api: Api) -> dict[str, Any]:
-    """Return the totals; parses bodies it has not parsed, so not for a hot path."""
+    """Return the totals. Parses bodies that are not parsed yet, so not for a hot path."""
     stored_ids = ids(api)
     batches = [a for a in api.arrivals if a.route == "/v1/batch"]
     stored = [a for a in batches if a.is_stored]

@@ -1,10 +1,10 @@
-"""Faults: what may go wrong with a request, and with which.
+"""Faults of the answers, and the requests that they apply to.
 
-A fault is chosen by its route and one of: the next `times` requests (1 unless
-given), each `every`-th, all that begin `between` two instants, or all that hold
-the `poison` event. The first of the list that applies is taken. The models are
+A fault applies to its route and one of: the next `times` requests (default 1),
+every `every`-th, all that begin `between` two instants, or all that contain the
+`poison` event. The first fault of the list that applies is used. The models are
 the format: an unknown kind or key is refused, because a test whose fault never
-applies must not pass. How each looks on the wire: `wire`.
+applies must not pass. `wire` has their bytes.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ Line: TypeAlias = Annotated[str, AfterValidator(_one_line)]
 
 
 class Rule(BaseModel):
-    """When a fault applies. `after` lets so many requests pass before it counts any.
+    """When a fault applies. It ignores the first `after` requests.
 
-    `poison` needs the name of an `event`; it, `every` and `between` apply without
-    end unless `times` bounds them. `latency_s` delays whatever is answered.
+    `poison` needs the name of an `event`. `poison`, `every` and `between` apply without
+    end unless `times` bounds them. `latency_s` delays every answer.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -77,11 +77,11 @@ class Rule(BaseModel):
 
     @property
     def hits(self) -> int:
-        """Return how many requests it was taken for."""
+        """Return the number of requests that it was used for."""
         return self._hits
 
     def take(self, route: str, at: float, body: bytes | None) -> bool:
-        """Say whether it applies to this request, and count it."""
+        """Return whether it applies to this request, and count the request."""
         if route != self.route or (self.times is not None and self._hits >= self.times):
             return False
         if self.between is not None and not self.between[0] <= at < self.between[1]:
@@ -100,7 +100,7 @@ class Rule(BaseModel):
 
 
 class Status(Rule):
-    """Any answer: its status, body and headers. `store`: the rows are there all the same."""
+    """Any answer: its status, body and headers. With `store` the rows are stored anyway."""
 
     kind: Literal["status"]
     status: int = Field(ge=200, le=599)
@@ -110,7 +110,7 @@ class Status(Rule):
 
 
 class CloseBeforeRead(Rule):
-    """The connection ends before the body is read. Beside a poison fault, after it is read."""
+    """The connection ends before the body is read; after it if there is a poison fault."""
 
     kind: Literal["close_before_read"]
 
@@ -144,7 +144,7 @@ class CutBody(Rule):
 
 
 class Hang(Rule):
-    """Nothing is answered for so long, then the connection ends."""
+    """The connection ends after `for_s` seconds without an answer."""
 
     kind: Literal["hang"]
     for_s: Seconds = 60
@@ -152,14 +152,14 @@ class Hang(Rule):
 
 
 class Giant(Rule):
-    """202 with four million bytes that are no JSON."""
+    """202 with four million bytes that are not JSON."""
 
     kind: Literal["giant"]
     store: bool = False
 
 
 class Drip(Rule):
-    """The proper answer, a byte at a time."""
+    """The correct answer, a byte at a time."""
 
     kind: Literal["drip"]
     every_s: Seconds = 0.2
@@ -167,7 +167,7 @@ class Drip(Rule):
 
 
 class Slow(Rule):
-    """The proper answer, late."""
+    """The correct answer, late."""
 
     kind: Literal["slow"]
     latency_s: Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -175,7 +175,7 @@ class Slow(Rule):
 
 
 class LateApply(Rule):
-    """A gateway gives up, or with a `status` of null closes; the rows are stored afterwards."""
+    """A gateway times out, or closes if `status` is null; the rows are stored later."""
 
     kind: Literal["late_apply"]
     after_s: Seconds
@@ -198,7 +198,7 @@ _LIST: TypeAdapter[list[Fault]] = TypeAdapter(list[Annotated[Fault, Field(discri
 
 
 def parse(body: bytes) -> list[Fault]:
-    """Return the faults of a JSON list; raise ValueError naming what is wrong, and where."""
+    """Return the faults of a JSON list; raise ValueError that names the rule and its place."""
     try:
         return _LIST.validate_json(body)
     except ValidationError as error:
@@ -214,7 +214,7 @@ def shown(fault: Fault) -> dict[str, Any]:
 
 
 def needs_body(faults: list[Fault], route: str) -> bool:
-    """Say whether the body decides which fault applies on this route."""
+    """Return whether a fault of this route depends on the body."""
     return any(fault.poison and fault.route == route for fault in faults)
 
 

@@ -1,7 +1,7 @@
-"""The journal: one line for each request, for whoever counts what was sent and stored.
+"""The journal: one line for each request, to account for sent and stored events.
 
-Bodies are kept as they came and parsed when the journal is asked for, once each:
-a server under load does not read them twice.
+Bodies are kept unchanged and parsed once each, when the journal is read first: a
+server under load does not parse them.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from mm_tasks.sandbox import payload
 
 @dataclass
 class Arrival:
-    """One request as it was seen: when, where, how big, and what was answered.
+    """One request: its time, route, size and answer.
 
-    `status` is None where the exchange was broken off, by a fault or by the
-    client. `done_at` is None while it is under way.
+    `status` is None if a fault or the client broke the request off. `done_at` is
+    None while it is in progress.
     """
 
     at: float
@@ -37,11 +37,11 @@ class Arrival:
 
     @property
     def is_stored(self) -> bool:
-        """Say whether the call took effect."""
+        """Return whether the call took effect."""
         return self.stored_at is not None
 
     def seen(self) -> dict[str, Any]:
-        """Return all but the ids; cheap."""
+        """Return all fields except the ids, without parsing."""
         return {
             "at": self.at,
             "done_at": self.done_at,

@@ -1,4 +1,4 @@
-"""JSON bodies: read strictly where they are judged, leniently where they are shown.
+"""JSON bodies: parsed strictly to validate them, leniently to show them.
 
 `parse` refuses what a careless encoder writes and some parsers let through:
 duplicate keys, NaN and infinities, invalid UTF-8, lone surrogates, anything after
@@ -30,7 +30,7 @@ def parse(body: bytes) -> Any:
 
 
 def events(route: str, body: bytes) -> list[dict[str, Any]]:
-    """Return the events of a body in order, whatever else it holds."""
+    """Return the events of a body, in order."""
     value = _lenient(body)
     if route == "/v1/batch":
         value = value.get("events") if isinstance(value, dict) else None
@@ -41,7 +41,7 @@ def events(route: str, body: bytes) -> list[dict[str, Any]]:
 
 
 def ids(route: str, body: bytes) -> list[Any]:
-    """Return the event_id of each event, None where it has none; `a|u` for an identify."""
+    """Return the event_id of each event, or None; `a|u` for an identify."""
     if route == "/v1/identify":
         value = _lenient(body)
         found = value if isinstance(value, dict) else {}
@@ -50,7 +50,7 @@ def ids(route: str, body: bytes) -> list[Any]:
 
 
 def rows(route: str, body: bytes) -> list[dict[str, Any]]:
-    """Return what a body stores: its events, or the `$identify` row of an identify."""
+    """Return the rows of a body: its events, or the `$identify` row of an identify."""
     if route != "/v1/identify":
         return events(route, body)
     value = _lenient(body)

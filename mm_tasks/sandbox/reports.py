@@ -1,8 +1,8 @@
-"""`/v1/query` and `/v1/stats`: what one project's read key sees of its rows.
+"""`/v1/query` and `/v1/stats`: reports of one project's rows for its read key.
 
-The vendor's page names the parameters and the fields of a row. Left open there
-and chosen here: bounds are inclusive, rows come newest first, `limit` is 100
-unless given, an absent value is null, a visitor is an `anonymous_id`, a line
+The vendor's page names the parameters and the fields of a row. It leaves open, and
+this module chooses: bounds are inclusive, rows come newest first, `limit` is 100
+by default, an absent value is null, a visitor is an `anonymous_id`, a line
 of stats is `{"value", <group_by>?, "interval"?}`, and intervals are hour and day.
 """
 
@@ -27,26 +27,26 @@ GROUPS = {
     **{name: name for name in ("url", "path", "referrer", "user_id", "anonymous_id")},
     "event": "event_name",
 }
-# How much of an ISO timestamp names its interval.
+# Length of the part of an ISO timestamp that names its interval.
 INTERVALS = {"hour": len("2026-01-01T00"), "day": len("2026-01-01")}
 _QUERY = {"from", "to", "limit", *FILTERS}
 _STATS = {"from", "to", "limit", "event", "metric", "group_by", "interval"}
 
 
-def query(rows: Iterable[Row], asked: Mapping[str, str]) -> dict[str, Any]:
-    """Return the rows asked for, `event_id` never among their fields, or refuse."""
-    found = list(_selected(rows, asked, _QUERY))
+def query(rows: Iterable[Row], parameters: Mapping[str, str]) -> dict[str, Any]:
+    """Return the selected rows, without `event_id`, or refuse."""
+    found = list(_selected(rows, parameters, _QUERY))
     found.sort(key=lambda line: line["timestamp"], reverse=True)
-    return {"rows": found[: _limit(asked)]}
+    return {"rows": found[: _limit(parameters)]}
 
 
-def stats(rows: Iterable[Row], asked: Mapping[str, str]) -> dict[str, Any]:
+def stats(rows: Iterable[Row], parameters: Mapping[str, str]) -> dict[str, Any]:
     """Return a number for each group, the largest first, or refuse."""
-    metric = _one_of(asked, "metric", ("count", "uniques")) or "count"
-    group = _one_of(asked, "group_by", GROUPS)
-    interval = _one_of(asked, "interval", INTERVALS)
+    metric = _one_of(parameters, "metric", ("count", "uniques")) or "count"
+    group = _one_of(parameters, "group_by", GROUPS)
+    interval = _one_of(parameters, "interval", INTERVALS)
     visitors: dict[tuple[Any, ...], list[str]] = {}
-    for line in _selected(rows, asked, _STATS):
+    for line in _selected(rows, parameters, _STATS):
         place = line[GROUPS[group]] if group else None
         begins = line["timestamp"][: INTERVALS[interval]] if interval else None
         visitors.setdefault((place, begins), []).append(line["anonymous_id"])
@@ -59,11 +59,11 @@ def stats(rows: Iterable[Row], asked: Mapping[str, str]) -> dict[str, Any]:
         for (place, begins), seen in visitors.items()
     ]
     lines.sort(key=lambda line: line["value"], reverse=True)
-    return {"metric": metric, "rows": lines[: _limit(asked)]}
+    return {"metric": metric, "rows": lines[: _limit(parameters)]}
 
 
 def visible(row: Row) -> dict[str, Any]:
-    """Return a row as a query shows it, with what the server works out."""
+    """Return a row as a query shows it, with the computed fields."""
     event = row.event
     url = event.get("url")
     parts = urlsplit(url) if isinstance(url, str) else urlsplit("")
@@ -88,14 +88,14 @@ def visible(row: Row) -> dict[str, Any]:
 
 
 def _selected(
-    rows: Iterable[Row], asked: Mapping[str, str], known: set[str]
+    rows: Iterable[Row], parameters: Mapping[str, str], known: set[str]
 ) -> Iterator[dict[str, Any]]:
-    unknown = sorted(asked.keys() - known)
+    unknown = sorted(parameters.keys() - known)
     if unknown:
         reject(*unknown)
-    since, until = _instant(asked, "from"), _instant(asked, "to")
-    _limit(asked)
-    wanted = {field: asked[name] for name, field in FILTERS.items() if name in asked}
+    since, until = _instant(parameters, "from"), _instant(parameters, "to")
+    _limit(parameters)
+    wanted = {field: parameters[name] for name, field in FILTERS.items() if name in parameters}
     for row in rows:
         line = visible(row)
         is_in_time = (since or "") <= line["timestamp"] <= (until or "9999-12-31")
@@ -103,30 +103,30 @@ def _selected(
             yield line
 
 
-def _instant(asked: Mapping[str, str], name: str) -> str | None:
-    if name not in asked:
+def _instant(parameters: Mapping[str, str], name: str) -> str | None:
+    if name not in parameters:
         return None
     try:
-        at = datetime.fromisoformat(asked[name])
+        at = datetime.fromisoformat(parameters[name])
     except ValueError:
         reject(name)
     return _iso((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp())
 
 
 def _iso(at: float) -> str:
-    """Return the form in which stored timestamps sort as text."""
+    """Return a timestamp in the stored form, which sorts as text."""
     text = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
     return text.replace("+00:00", "Z")
 
 
-def _limit(asked: Mapping[str, str]) -> int:
-    text = asked.get("limit", str(LIMIT))
+def _limit(parameters: Mapping[str, str]) -> int:
+    text = parameters.get("limit", str(LIMIT))
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= LIMIT_MAX):
         reject("limit")
     return int(text)
 
 
-def _one_of(asked: Mapping[str, str], name: str, allowed: Iterable[str]) -> str | None:
-    if name in asked and asked[name] not in allowed:
+def _one_of(parameters: Mapping[str, str], name: str, allowed: Iterable[str]) -> str | None:
+    if name in parameters and parameters[name] not in allowed:
         reject(name)
-    return asked.get(name)
+    return parameters.get(name)

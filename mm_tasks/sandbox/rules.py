@@ -1,8 +1,8 @@
-"""What the vendor refuses: the table "One event" of its reference, as code.
+"""The vendor's validation: the table "One event" of its reference, as code.
 
 Text is counted in UTF-16 code units and numbers printed as JSON.stringify does.
-Strict where the page only infers: null and "" for an optional field, unknown
-fields and a timestamp in another form than `YYYY-MM-DDTHH:MM:SS.mmmZ` are refused.
+Strict even if the page only implies a rule: null and "" for an optional field,
+unknown fields, and a timestamp in another form than `YYYY-MM-DDTHH:MM:SS.mmmZ` are refused.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _GROWTH_MAX = 5
 
 
 def check_batch(body: Any) -> int:
-    """Return how many events a batch holds, or refuse it whole, not saying which is bad."""
+    """Return the number of events of a batch, or refuse it whole, without naming the bad one."""
     events = body.get("events") if isinstance(body, dict) else None
     if not isinstance(events, list) or not 1 <= len(events) <= BATCH_EVENTS_MAX:
         reject("events", why="Required")
@@ -88,7 +88,7 @@ def event_problem(event: Any) -> str | None:
 
 
 def stringified(value: Any) -> int:
-    """Return how many bytes JSON.stringify of `value` has in UTF-8; at most so many if few."""
+    """Return the UTF-8 size of JSON.stringify of `value`; approximate far below the limit."""
     size = len(_ENCODER.encode(value).encode("utf-8", "surrogatepass"))
     if size * _GROWTH_MAX <= PROPERTIES_MAX:
         return size
@@ -96,7 +96,7 @@ def stringified(value: Any) -> int:
 
 
 def printed(number: float) -> int:
-    """Return how long a number is in JSON.stringify: Number::toString of ECMA-262."""
+    """Return the length of a number in JSON.stringify: Number::toString of ECMA-262."""
     size = abs(number)
     if size > sys.float_info.max:
         return len("null")
@@ -123,7 +123,7 @@ def _check_fields(body: Any, required: set[str], optional: set[str]) -> None:
 def _is_text(value: object, longest: int) -> bool:
     if type(value) is not str:
         return False
-    # A JavaScript string is as long as its UTF-16 has units.
+    # The length of a JavaScript string is its number of UTF-16 units.
     size = len(value) if value.isascii() else len(value.encode("utf-16-le", "surrogatepass")) // 2
     return 1 <= size <= longest
 
@@ -147,11 +147,11 @@ def _is_url(text: str) -> bool:
 
 
 def _numbers(value: Any) -> list[float]:
-    found, open_ = [], [value]
+    numbers, open_ = [], [value]
     while open_:
         item = open_.pop()
         if type(item) in {int, float}:
-            found.append(item)
+            numbers.append(item)
         elif type(item) in {dict, list}:
             open_.extend(item.values() if type(item) is dict else item)
-    return found
+    return numbers

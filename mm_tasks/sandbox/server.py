@@ -1,4 +1,4 @@
-"""The process: one event loop that serves the API and `/_sandbox/` until it is ended."""
+"""The process: one event loop that serves the API and `/_sandbox/` until a signal."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from mm_tasks.sandbox.config import Config
 
 __all__ = ["Config", "application", "runner", "serve"]
 
-# An exchange that a fault holds open must not hold the process.
+# A connection that a fault keeps open must not delay the end of the process.
 SHUTDOWN_S = 1
 
 
 def application(config: Config) -> web.Application:
-    """Return the application; whatever is not below `/_sandbox` is a call of the API."""
+    """Return the application; every path outside `/_sandbox` is a call of the API."""
     api = Api(config)
     app = web.Application(client_max_size=64 << 20)
     app.router.add_routes(control.routes(api))
@@ -27,7 +27,7 @@ def application(config: Config) -> web.Application:
 
 
 def runner(config: Config) -> web.AppRunner:
-    """Return what runs the application. Compressed bodies stay as they are: no page has them."""
+    """Return the runner of the application, which does not decompress bodies."""
     return web.AppRunner(
         application(config), access_log=None, auto_decompress=False, shutdown_timeout=SHUTDOWN_S
     )

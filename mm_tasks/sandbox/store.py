@@ -1,9 +1,9 @@
-"""Rows: what was stored, for which project, and what a forget has taken away again.
+"""Rows: stored bodies by project, without the rows that a forget removed.
 
-A forget runs late: until `due_at` its rows are still there. It takes the rows
-stored before it was *received*; rows that arrive later stay, it is no tombstone.
-Nothing is deduplicated. Deposits stay whole, so the journal still knows of rows
-that are gone, and bodies are parsed only when somebody looks.
+A forget runs late: its rows exist until `due_at`. It removes the rows stored
+before it was *received*; later rows stay, since it is no tombstone. Nothing is
+deduplicated. Deposits stay whole, so the journal still has removed rows, and
+bodies are parsed only when they are read.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Deposit:
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """One accepted call of forget: when it was received, and when it has run."""
+    """One accepted call of forget: the time of its arrival, and the time when it runs."""
 
     at: float
     due_at: float
@@ -39,7 +39,7 @@ class Forget:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One stored event or `$identify`; `number` tells it from its twins."""
+    """One stored event or `$identify`; `number` distinguishes equal rows."""
 
     number: str
     project: str
@@ -48,7 +48,7 @@ class Row:
 
 
 class Store:
-    """Deposits and forgets in the order in which they came."""
+    """Deposits and forgets, in order of arrival."""
 
     def __init__(self) -> None:
         """Start empty."""
@@ -56,8 +56,8 @@ class Store:
         self.forgets: list[Forget] = []
 
     def rows(self, now: float, project: str | None = None) -> Iterator[Row]:
-        """Yield the rows there are at `now`, of one project or of all, oldest first."""
-        # Of several forgets of one user, the last that has run takes all that the others took.
+        """Yield the rows that exist at `now`, of one project or of all, oldest first."""
+        # The last of several forgets of one user removes all rows that the others removed.
         gone: dict[tuple[str, object], float] = {}
         for forget in self.forgets:
             if forget.due_at <= now:

@@ -1,4 +1,4 @@
-"""How a fault looks on the wire. What it means for the rows was settled before.
+"""The bytes of a fault on the wire. `api` has already stored its rows, or not.
 
 An answer that breaks off is written past aiohttp, straight to the socket.
 """
@@ -23,7 +23,7 @@ _CUT_BODY = b'HTTP/1.1 202 Accepted\r\nContent-Length: 99\r\n\r\n{"ok":tr'
 
 
 def status_of(fault: Fault, answer: Answer) -> int | None:
-    """Return the status that a fault answers, None where the answer never ends."""
+    """Return the status that a fault answers, or None if the answer never ends."""
     match fault:
         case faults.Status() | faults.LateApply():
             return fault.status
@@ -36,7 +36,7 @@ def status_of(fault: Fault, answer: Answer) -> int | None:
 
 
 async def play(request: web.Request, fault: Fault, answer: Answer) -> web.StreamResponse:
-    """Answer as the fault has it, where `answer` would be the proper one."""
+    """Answer as the fault demands; `answer` is the correct answer."""
     match fault:
         case faults.Status():
             return _stated(fault)
@@ -63,12 +63,12 @@ async def play(request: web.Request, fault: Fault, answer: Answer) -> web.Stream
 
 
 def is_gone(request: web.Request) -> bool:
-    """Say whether the client has ended the connection."""
+    """Return whether the client has ended the connection."""
     return request.transport is None or request.transport.is_closing()
 
 
 def abort(request: web.Request) -> web.StreamResponse:
-    """End the connection at once; what is returned goes nowhere."""
+    """End the connection at once; the returned response is not sent."""
     if request.transport is not None:
         request.transport.abort()
     return web.Response()
@@ -83,7 +83,7 @@ def _stated(fault: faults.Status) -> web.Response:
 async def _write(request: web.Request, raw: bytes) -> None:
     if request.transport is not None:
         request.transport.write(raw)
-        await asyncio.sleep(0.05)  # so that it is sent before the end is
+        await asyncio.sleep(0.05)  # sends it before the connection ends
 
 
 async def _drip(request: web.Request, every_s: float, answer: Answer) -> None:

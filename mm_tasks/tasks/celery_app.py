@@ -162,8 +162,7 @@ def problems_at_start() -> list[str]:
         return [str(error)]
     from mm_tasks.monitoring import checks  # noqa: PLC0415 - slow; only a worker needs it
 
-    results = checks.start(current.worker_redis, current.settings, current)
-    return [check.sentence for check in results if check.state == "problem"]
+    return [check.sentence for check in checks.start(current) if check.state == "problem"]
 
 
 @celeryd_init.connect

@@ -54,7 +54,7 @@ class HeartbeatWriter:
                 call(current.producer_redis, current.settings.project, *self._process, *args)
         except Exception as error:  # noqa: BLE001 - a worker must outlive a failed heartbeat
             if not self._is_failing:
-                _log.warning("sign_not_left", extra={"error": type(error).__name__})
+                _log.warning("heartbeat_failed", extra={"error": type(error).__name__})
             self._is_failing = True
         else:
             self._is_failing = False

@@ -195,4 +195,4 @@ def _warn(instance: Any, **_: Any) -> None:
     host = instance.app
     if _is_host(host) and {queue.name for queue in queues()} & set(host.amqp.queues.consume_from):
         for sentence in (*problems_at_start(), *setting_warnings(host)):
-            _log.warning("mm_tasks_in_trouble: %s", sentence)
+            _log.warning("host_configuration_problem: %s", sentence)

@@ -43,8 +43,8 @@ def _left_to_next_run(task: str) -> Iterator[None]:
             publish_failed()
     else:
         return
-    # Outside the handler, and the type only: the text of a script's error may quote a record.
-    log.warning("store_away", extra={"task": task, "error": kind})
+    # Outside of the handler, and by name: the text of a script's error may quote a record.
+    log.warning("backend_unavailable", extra={"task": task, "error": kind})
 
 
 class Flush(BaseTask):

@@ -1,4 +1,4 @@
-"""For the tests of programs that use this package: events are recorded, not stored.
+"""Record events in the tests of a program that uses this package, instead of storing them.
 
     from mm_tasks.testing import record
 
@@ -6,8 +6,8 @@
         sign_up("u1")
     events.assert_tracked("signup", user_id="u1")
 
-Needs no Redis, no broker and no settings. With pytest there are the fixtures
-`mm_tasks_events` and `sandbox`, and a guard: see `plugin` and docs/testing.md.
+Needs no Redis, no broker and no settings. The pytest plugin adds the fixtures
+`mm_tasks_events` and `sandbox`, and a guard: see docs/testing.md.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    # When first used: pytest loads `plugin` in every run, which must cost nothing.
+    # Lazily: pytest loads `plugin` in every run, and must not import the rest.
     if name not in _MODULES:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)

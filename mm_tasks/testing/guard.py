@@ -1,7 +1,7 @@
-"""The guard: no test reaches a host that is not loopback by accident.
+"""The guard: refuses a test's requests to any host that is not loopback.
 
-It looks at the requests of this process alone. A worker that a test starts as a process of
-its own is not seen: give it `MILLIMETRIC_HOST` of a sandbox.
+It sees the requests of this process only. A worker that a test starts as a process of its
+own needs the `MILLIMETRIC_HOST` of a sandbox.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from urllib.parse import urlsplit
 from mm_tasks.connections.url import is_loopback
 
 
-class RealHostReached(AssertionError):  # noqa: N818 - what happened, as a test says it
-    """A test was about to send to a real host. Nothing was sent."""
+class RealHostReached(AssertionError):  # noqa: N818 - public name
+    """A test tried to send to a real host. Nothing was sent."""
 
 
 class Guard:
-    """Refuses requests to any host but loopback, and remembers them."""
+    """Refuses requests to any host but loopback, and keeps their hosts."""
 
     def __init__(self) -> None:
-        """Start with nothing seen."""
+        """Start without an attempt."""
         self._attempts: list[str] = []
         self.is_open = False
 
@@ -30,7 +30,7 @@ class Guard:
             raise RealHostReached(_message(host))
 
     def take(self) -> str:
-        """Return the message about what was seen, and forget it; empty if nothing was."""
+        """Return a message for the first refused request, or "", and clear all of them."""
         attempts, self._attempts = self._attempts, []
         return _message(attempts[0]) if attempts else ""
 

@@ -1,8 +1,8 @@
-"""Does a record have these fields, and if not, what is different; all of it in words.
+"""Compare a record with expected fields, and describe the differences.
 
-Pure. A subset is enough: fields and keys that are not asked for may be there or not. Within
-lists every place counts. The words hold the values of what was asked for and of nothing else:
-they end in a log that many read, and tests are written with real data too.
+Pure. The expected fields are a subset: other fields and keys do not matter. Lists are
+compared item by item. A description shows values of expected fields only, since many people
+read the log of a CI and tests may use real data.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 _SHOWN_MAX = 20
 _VALUE_CHARACTERS = 120
 _HIDDEN = "…"
-# Made up at each call, so of no interest unless asked for.
-_MADE_UP = ("event_id", "timestamp")
-# Of a call through the broker; the other options are Celery's own, or hold other calls.
+# Generated at each call, so shown only if expected.
+_GENERATED = ("event_id", "timestamp")
+# Of a call through the broker; other options are internal to Celery, or hold other calls.
 _OPTIONS_SHOWN = ("countdown", "eta", "expires", "queue")
 
 
@@ -40,7 +40,7 @@ _ABSENT = _Absent()
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One place where a record is not as expected."""
+    """One place where a record differs from the expected fields."""
 
     path: str
     expected: Any
@@ -48,9 +48,9 @@ class Difference:
 
 
 def plain(value: Any) -> Any:
-    """Return a value as it is in a record: see `properties` for what becomes what.
+    """Return a value as a record holds it: see `events/properties` for the conversions.
 
-    What no property may hold stays, such as `unittest.mock.ANY`.
+    A value that no property may hold is returned as it is, such as `unittest.mock.ANY`.
     """
     match value:
         case Enum():
@@ -79,11 +79,11 @@ def _plain_text(value: Any) -> Any:
 
 
 def differences(expected: Mapping[str, Any], fields: Mapping[str, Any]) -> list[Difference]:
-    """Return where `fields` are not as expected. A field of None is expected not to be there."""
+    """Return where `fields` differ. An expected None means that the field is absent."""
     return [
-        found
+        difference
         for name, value in expected.items()
-        for found in _between(
+        for difference in _between(
             plain(value), fields.get(name, None if value is None else _ABSENT), name
         )
     ]
@@ -94,20 +94,20 @@ def _between(expected: Any, found: Any, path: str) -> Iterator[Difference]:
         for key, value in expected.items():
             yield from _between(value, found.get(key, _ABSENT), f"{path}.{key}")
     elif isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
-        for place, (one, other) in enumerate(zip(expected, found, strict=True)):
-            yield from _between(one, other, f"{path}[{place}]")
+        for place, (item, other) in enumerate(zip(expected, found, strict=True)):
+            yield from _between(item, other, f"{path}[{place}]")
     elif expected != found or _is_bool_for_number(expected, found):
         yield Difference(path, expected, found)
 
 
-def _is_bool_for_number(one: object, other: object) -> bool:
-    """Say whether Python calls them equal and JSON does not: True is 1."""
-    kinds = {type(one), type(other)}
+def _is_bool_for_number(value: object, other: object) -> bool:
+    """Return whether one is a bool and the other a number: True is 1 in Python, not in JSON."""
+    kinds = {type(value), type(other)}
     return bool in kinds and bool(kinds & {int, float})
 
 
 def nearest(expected: Mapping[str, Any], records: Sequence[Recorded]) -> Recorded | None:
-    """Return the record that comes closest: by its name first, then by what is different."""
+    """Return the most similar record: by event name first, then by number of differences."""
     wanted = str(plain(expected.get("event")))
 
     def distance(record: Recorded) -> tuple[float, int]:
@@ -120,16 +120,16 @@ def nearest(expected: Mapping[str, Any], records: Sequence[Recorded]) -> Recorde
 
 def difference_lines(expected: Mapping[str, Any], record: Recorded) -> list[str]:
     """Return one line for each difference."""
-    found = differences(expected, record.fields)
-    width = max((len(one.path) for one in found), default=0)
+    different = differences(expected, record.fields)
+    width = max((len(entry.path) for entry in different), default=0)
     return [
-        f"    {one.path:<{width}}  expected {_shown(one.expected)}, recorded {_shown(one.found)}"
-        for one in found
+        f"    {d.path:<{width}}  expected {_shown(d.expected)}, recorded {_shown(d.found)}"
+        for d in different
     ]
 
 
 def lines(records: Sequence[Recorded], expected: Mapping[str, Any]) -> list[str]:
-    """Return a line for each record, numbered."""
+    """Return a numbered line for each record, up to a maximum."""
     more = len(records) - _SHOWN_MAX
     shown = [
         f"    {number}. {_line(record, expected)}"
@@ -139,7 +139,7 @@ def lines(records: Sequence[Recorded], expected: Mapping[str, Any]) -> list[str]
 
 
 def call(lane: str, expected: Mapping[str, Any]) -> str:
-    """Return what was expected as it would be called: `track('signup', user_id='u1')`."""
+    """Return the expected call as Python: `track('signup', user_id='u1')`."""
     return _call(lane, {name: _shown(plain(value)) for name, value in expected.items()})
 
 
@@ -153,20 +153,20 @@ def _line(record: Recorded, expected: Mapping[str, Any]) -> str:
     shown = {
         name: _cut(_compared(value, plain(expected[name]))) if name in expected else _HIDDEN
         for name, value in record.fields.items()
-        if name in expected or name not in _MADE_UP
+        if name in expected or name not in _GENERATED
     }
     if record.event is not None:
         shown["event"] = _shown(record.event)
     way = ""
     if record.options is not None:
-        given = [name for name in _OPTIONS_SHOWN if name in record.options]
-        pairs = _pairs({name: _shown(record.options[name]) for name in given})
+        options = {n: _shown(record.options[n]) for n in _OPTIONS_SHOWN if n in record.options}
+        pairs = _pairs(options)
         way = f"  [{', '.join(['through the broker', *pairs])}]"
     return _call(record.lane, shown) + way
 
 
 def _compared(found: Any, expected: Any) -> str:
-    """Return what was found, as far as it was compared."""
+    """Return the compared part of a recorded value."""
     if isinstance(found, dict) and isinstance(expected, dict):
         pairs = [
             f"{key!r}: {_compared(found[key], value)}"

@@ -1,8 +1,8 @@
-"""The pytest plugin. pytest loads it in every run, so it imports nothing until it is used.
+"""The pytest plugin. pytest loads it in every run, so a fixture imports what it uses.
 
-Fixtures: `mm_tasks_events` records, `sandbox` (`mm_tasks_sandbox`, should that name be taken)
-serves the stand-in. The ini option `mm_tasks_guard` (true) makes a test fail that would send
-to a real host; `@pytest.mark.mm_tasks_real_host` allows it to one test. See docs/testing.md.
+Fixtures: `mm_tasks_events` records; `sandbox`, also named `mm_tasks_sandbox`, serves the
+stand-in. With the ini option `mm_tasks_guard` (default true) a test fails if it would send to
+a real host; `@pytest.mark.mm_tasks_real_host` permits one test to. See docs/testing.md.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Describe the marker, and set the guard unless it is not wanted."""
+    """Describe the marker, and install the guard if the ini option is true."""
     line = f"{_MARK}: let mm_tasks send to a real host in this test."
     config.addinivalue_line("markers", line)
     if config.getini("mm_tasks_guard"):
@@ -39,11 +39,11 @@ def pytest_configure(config: pytest.Config) -> None:
         until_the_end = ExitStack()
         until_the_end.enter_context(guarded(guard))
         config.add_cleanup(until_the_end.close)
-        config.pluginmanager.register(_Watch(guard), "mm_tasks_guard")
+        config.pluginmanager.register(_GuardHooks(guard), "mm_tasks_guard")
 
 
-class _Watch:
-    """Lets a test fail for what the guard saw, though its code swallowed the exception."""
+class _GuardHooks:
+    """Fails a test whose request the guard refused, even if its code caught the exception."""
 
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
@@ -78,8 +78,8 @@ class _Watch:
 
 @pytest.fixture
 def mm_tasks_events() -> Iterator[Recorder]:
-    """Record what is tracked, identified and forgotten instead of storing it."""
-    from mm_tasks.testing.recorder import record  # noqa: PLC0415 - see above
+    """Record the calls of `track`, `identify` and `forget` instead of storing them."""
+    from mm_tasks.testing.recorder import record  # noqa: PLC0415 - see the module's docstring
 
     with record() as recorder:
         yield recorder
@@ -99,12 +99,12 @@ def _mm_tasks_sandbox_served() -> Iterator[Sandbox]:
 
 @pytest.fixture
 def mm_tasks_sandbox(_mm_tasks_sandbox_served: Sandbox) -> Sandbox:
-    """Return a stand-in of the vendor's API that is as at its start."""
+    """Return a stand-in of the vendor's API, reset to its start."""
     _mm_tasks_sandbox_served.reset()
     return _mm_tasks_sandbox_served
 
 
 @pytest.fixture
 def sandbox(mm_tasks_sandbox: Sandbox) -> Sandbox:
-    """Return a stand-in of the vendor's API that is as at its start."""
+    """Return a stand-in of the vendor's API, reset to its start."""
     return mm_tasks_sandbox

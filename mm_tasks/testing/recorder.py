@@ -1,4 +1,4 @@
-"""Record events instead of storing them, and say in a test which ones are expected."""
+"""Record events instead of storing them, and assert in a test which were recorded."""
 
 from __future__ import annotations
 
@@ -23,50 +23,50 @@ if TYPE_CHECKING:
 _KNOWN: dict[Lane, tuple[str, ...]] = {
     "track": tuple(TRACK_FIELDS),
     "identify": tuple(IDENTIFY_FIELDS),
-    "forget": (*(one.name for one in fields_of(ErasureRequest)), "via"),
+    "forget": (*(field.name for field in fields_of(ErasureRequest)), "via"),
 }
 _NOT_TEXT = ("properties", "traits", "anonymous_ids")
 
 
 @contextmanager
 def record() -> Iterator[Recorder]:
-    """Record what all threads of this process track, identify and forget meanwhile.
+    """Record the calls of `track`, `identify` and `forget` in all threads of this process.
 
-    Everything is validated as always, and nothing is stored, sent or published. Recordings
-    may be nested: the newest takes all. The recorder can be asked afterwards too.
+    Events are validated as always; nothing is stored, sent or published. Recordings may be
+    nested: the innermost takes all calls. The recorder stays usable after the block.
     """
-    journal = Records()
-    with runtime.replaced(cast("runtime.Runtime", RecordingRuntime(journal))):
-        yield Recorder(journal)
+    records = Records()
+    with runtime.replaced(cast("runtime.Runtime", RecordingRuntime(records))):
+        yield Recorder(records)
 
 
 class Recorder:
-    """What was recorded. Fields are a subset: `properties={"plan": "pro"}` asks for one key.
+    """The recorded calls. Expected fields are a subset: `properties={"plan": "pro"}` is one key.
 
-    A value is compared as it would be sent, so a datetime may be given; None asks for a field
-    that is absent; `unittest.mock.ANY` is equal to anything.
+    A value is compared as it would be sent, so a datetime works; None matches an absent field;
+    `unittest.mock.ANY` matches anything.
     """
 
-    def __init__(self, journal: Records) -> None:
-        """Take what is recorded to; see `record`."""
-        self._journal = journal
+    def __init__(self, records: Records) -> None:
+        """Take the records; see `record`."""
+        self._records = records
 
     def __repr__(self) -> str:
-        """Count, and show nothing of anybody."""
-        return f"<Recorder: {len(self._journal.recorded)} recorded>"
+        """Return the number of records, without personal data."""
+        return f"<Recorder: {len(self._records.recorded)} recorded>"
 
     @property
     def events(self) -> list[Recorded]:
-        """Return all that was accepted so far, in order."""
-        return list(self._journal.recorded)
+        """Return the accepted calls, in order."""
+        return list(self._records.recorded)
 
     @property
     def suppressed(self) -> list[Recorded]:
-        """Return what was not accepted, as its person is suppressed."""
-        return list(self._journal.suppressed)
+        """Return the calls that were not accepted because the person is suppressed."""
+        return list(self._records.suppressed)
 
     def tracked(self, event: str | None = None, /, **fields: Any) -> list[Recorded]:
-        """Return the tracked events of this name, or of any, with these fields."""
+        """Return the tracked events with these fields, and with this name if it is given."""
         return self._found("track", _with_name(event, fields))
 
     def identified(self, **fields: Any) -> list[Recorded]:
@@ -101,12 +101,12 @@ class Recorder:
             raise AssertionError("\n".join([head, *matching.lines(found, expected)]))
 
     def assert_identified(self, **fields: Any) -> Recorded:
-        """Fail unless there was such a call of `identify`; return the first."""
+        """Fail unless `identify` was called with these fields; return the first call."""
         __tracebackhide__ = True
         return self._first("identify", fields)
 
     def assert_forgotten(self, **fields: Any) -> Recorded:
-        """Fail unless there was such a call of `forget`; return the first."""
+        """Fail unless `forget` was called with these fields; return the first call."""
         __tracebackhide__ = True
         return self._first("forget", fields)
 
@@ -118,33 +118,33 @@ class Recorder:
             raise AssertionError("\n".join([head, *matching.lines(found, {})]))
 
     def clear(self) -> None:
-        """Forget what was recorded. Who is suppressed, and what fails, stays so."""
-        self._journal.clear()
+        """Remove the records. Suppressed persons and `fail_with` stay in force."""
+        self._records.clear()
 
     def suppress(self, *, user_id: str | None = None, anonymous_id: str | None = None) -> None:
-        """Let this person be erased: their events are not accepted, as the receipts say.
+        """Treat this person as erased: their events are not accepted, as the receipts show.
 
-        A recorded `forget` does the same for the ids it names.
+        A recorded `forget` does the same for its ids.
         """
-        self._journal.suppress(
+        self._records.suppress(
             () if user_id is None else (user_id,),
             () if anonymous_id is None else (anonymous_id,),
         )
 
     def fail_with(self, error: MMTasksError | None, *, times: int | None = None) -> None:
-        """Let calls raise this error from now on, or only so many `times`; None ends it.
+        """Let calls raise this error from now on, or only `times` times; None ends it.
 
-        `BufferFull` and `BufferUnavailable` meet track and identify, `AuditUnavailable` meets
-        forget, `ConfigurationError` all. Of a call that raises, nothing is recorded.
+        `BufferFull` and `BufferUnavailable` affect track and identify, `AuditUnavailable`
+        affects forget, `ConfigurationError` all. A call that raises is not recorded.
         """
-        self._journal.let_fail(error, times)
+        self._records.let_fail(error, times)
 
     def _found(self, lane: Lane, expected: Mapping[str, Any]) -> list[Recorded]:
         _check(lane, expected)
         return [
-            one
-            for one in self.events
-            if one.lane == lane and not matching.differences(expected, one.fields)
+            entry
+            for entry in self.events
+            if entry.lane == lane and not matching.differences(expected, entry.fields)
         ]
 
     def _first(self, lane: Lane, expected: Mapping[str, Any]) -> Recorded:
@@ -154,12 +154,12 @@ class Recorder:
         raise AssertionError(self._missing(lane, expected))
 
     def _missing(self, lane: Lane, expected: Mapping[str, Any]) -> str:
-        """Return what was recorded instead, and how the nearest of it is different."""
+        """Return the records, and the differences of the most similar one."""
         recorded, suppressed = self.events, self.suppressed
         text = [f"{matching.call(lane, expected)} was not recorded."]
-        near = matching.nearest(expected, [one for one in recorded if one.lane == lane])
+        near = matching.nearest(expected, [entry for entry in recorded if entry.lane == lane])
         if near is not None:
-            number = next(n for n, one in enumerate(recorded, 1) if one is near)
+            number = next(n for n, entry in enumerate(recorded, 1) if entry is near)
             text.append(f"Nearest is number {number}:")
             text += matching.difference_lines(expected, near)
         text.append("Recorded:" if recorded else "Nothing was recorded.")
@@ -180,7 +180,7 @@ def _with_name(event: str | None, fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check(lane: Lane, expected: Mapping[str, Any]) -> None:
-    """Refuse what no record can have: `assert_not_tracked` would pass for ever."""
+    """Refuse fields that no record can have: `assert_not_tracked` would always pass."""
     for name, value in expected.items():
         if name not in _KNOWN[lane]:
             close = get_close_matches(name, _KNOWN[lane], n=1)

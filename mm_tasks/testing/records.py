@@ -1,6 +1,6 @@
-"""What was recorded, in order, and what a test has asked to go wrong.
+"""The recorded calls, in order, and the errors that calls shall raise.
 
-Filled by `standin`, read by `recorder`. Any thread may add to it.
+`runtime` adds records and `recorder` reads them. Any thread may add.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ _FAILING: dict[type[MMTasksError], tuple[Lane, ...]] = {
 class Recorded:
     """One call that was accepted: `track`, `identify` or `forget`.
 
-    `fields` are what the vendor would be sent; of a `forget`, what was asked. `event` is the
-    name and `id` the receipt's id; an `identify` has neither. `options` are those of a call
-    that went through the broker, such as `{"countdown": 30}`, and None of one that did not.
+    `fields` are the fields that the vendor would receive; of a `forget`, those of the request.
+    `event` is the name and `id` the receipt's id; an `identify` has neither. `options` are the
+    options of a call through the broker, such as `{"countdown": 30}`, otherwise None.
     """
 
     lane: Lane
-    # Not printed beside whatever else of it a test compares: it may be somebody's data.
+    # Not printed, since it may be personal data.
     fields: dict[str, Any] = field(repr=False)
     event: str | None = None
     id: str | None = None
@@ -53,7 +53,7 @@ class Recorded:
 
     @property
     def through_broker(self) -> bool:
-        """Say whether it went as a Celery message, so that a worker would store it later."""
+        """Return whether it went as a Celery message, to be stored by a worker later."""
         return self.options is not None
 
 
@@ -74,23 +74,23 @@ class Records:
         self.recorded.append(self._record(lane, fields, id_))
 
     def add_suppressed(self, lane: Lane, fields: dict[str, Any], id_: str | None) -> None:
-        """Record a call that was not, as its person is suppressed."""
+        """Record a call that was not accepted because the person is suppressed."""
         self.suppressed.append(self._record(lane, fields, id_))
 
     def _record(self, lane: Lane, fields: dict[str, Any], id_: str | None) -> Recorded:
         return Recorded(lane, fields, fields.get("event"), id_, _options.get())
 
     def suppress(self, user_ids: Iterable[str], anonymous_ids: Iterable[str]) -> None:
-        """Accept nothing more of these people."""
+        """Accept no further events of these persons."""
         self.user_ids.update(user_ids)
         self.anonymous_ids.update(anonymous_ids)
 
     def is_suppressed(self, user_id: str | None, anonymous_id: str | None) -> bool:
-        """Say whether an event with these ids is of somebody suppressed."""
+        """Return whether one of the ids belongs to a suppressed person."""
         return user_id in self.user_ids or anonymous_id in self.anonymous_ids
 
     def clear(self) -> None:
-        """Forget the records, and nothing else."""
+        """Remove the records, and nothing else."""
         self.recorded.clear()
         self.suppressed.clear()
 
@@ -108,24 +108,23 @@ class Records:
         self._failures |= dict.fromkeys(lanes, failures)
 
     def fail(self, lane: Lane) -> None:
-        """Raise what this lane is to fail with, if anything.
+        """Raise the error of this lane, if there is one.
 
-        Not through the broker: there a worker would meet it, and try again.
+        A call through the broker raises none: a worker would get the error, and retry.
         """
         if not self.is_through_broker():
             for error in self._failures.get(lane, ()):
-                # The caller's own stays as it is: raising adds a traceback and counts.
+                # A copy, since raising adds a traceback to the caller's object.
                 raise copy.copy(error)
 
     def is_through_broker(self) -> bool:
-        """Say whether what this thread adds now has gone through the broker."""
+        """Return whether the calls of this thread go through the broker now."""
         return _options.get() is not None
 
     @contextmanager
     def through_broker(self, options: Mapping[str, Any]) -> Iterator[None]:
-        """Let what this thread adds meanwhile have gone through the broker."""
-        given = {name: value for name, value in options.items() if value is not None}
-        token = _options.set(given)
+        """Record the calls of this thread in the block as calls through the broker."""
+        token = _options.set({name: v for name, v in options.items() if v is not None})
         try:
             yield
         finally:

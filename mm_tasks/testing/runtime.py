@@ -1,7 +1,7 @@
-"""The runtime of a process whose events are recorded: what `tasks` needs of one, and no more.
+"""The runtime of a process whose events are recorded: the attributes that `tasks` uses.
 
-It opens nothing. Events were validated and encoded before they come here, as always; what
-is recorded was read back from the bytes that would be sent.
+It opens no connection. Events arrive validated and encoded, as always; a record is read back
+from the bytes that would be sent.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ _RECORDED: dict[str, Lane] = {TRACK: TRACK, IDENTIFY: IDENTIFY, BACKFILL: TRACK}
 
 
 class RecordingRuntime:
-    """Stands where `Runtime` does."""
+    """Takes the place of `Runtime`."""
 
     has_broker = False
 
-    def __init__(self, journal: Records) -> None:
-        """Take where to record."""
-        self._journal = journal
-        self.producers = {lane: RecordingProducer(journal, _RECORDED[lane]) for lane in LANES}
+    def __init__(self, records: Records) -> None:
+        """Take the records to add to."""
+        self._records = records
+        self.producers = {lane: RecordingProducer(records, _RECORDED[lane]) for lane in LANES}
         self.async_clients = NoClients()
-        self.erasure_service = RecordingErasureService(journal)
+        self.erasure_service = RecordingErasureService(records)
 
     @cached_property
     def settings(self) -> Settings:
-        """Return the settings as they would be; where nothing is set, the defaults."""
+        """Return the settings of the environment."""
         return runtime.load_settings()
 
     @cached_property
     def event_bytes_max(self) -> int:
-        """Return what one event may have."""
+        """Return the limit of one event."""
         return self.settings.batch_bytes_max - BATCH_BRACKETS_BYTES
 
     def publish(
@@ -63,37 +63,37 @@ class RecordingRuntime:
         kwargs: Mapping[str, Any],
         options: Mapping[str, Any],
     ) -> Any:
-        """Do at once what a worker would do later; return what Celery would.
+        """Run the task at once as a worker would later; return the result object of Celery.
 
-        The arguments become JSON and back, as in a message. What a worker would refuse raises
-        here, so that a test sees it. Tasks that would follow in a chain do not.
+        The arguments are converted to JSON and back, as in a message. A refused call raises
+        here, so that the test sees it. Later tasks of a chain do not run.
         """
         written = serialization.dumps([list(args), dict(kwargs)], serializer="json")
         content_type, encoding, payload = written
         args, kwargs = serialization.loads(payload, content_type, encoding)
         task_id = options.get("task_id") or uuid()
         task.app.finalize()  # `apply` looks the task up, as a worker does
-        with self._journal.through_broker(options):
+        with self._records.through_broker(options):
             task.apply(args, kwargs, task_id=task_id, throw=True)
         return task.AsyncResult(task_id)
 
     def __getattr__(self, name: str) -> Any:
-        """Say why there is nothing that would need Redis, SQL or the vendor."""
+        """Refuse any attribute that would need Redis, SQL or the vendor."""
         msg = f"events are recorded here and not stored, so there is no runtime.{name}"
         raise AttributeError(msg)
 
 
 class RecordingProducer:
-    """Stands where `Producer` does."""
+    """Takes the place of `Producer`."""
 
-    def __init__(self, journal: Records, lane: Lane) -> None:
-        """Take where to record."""
-        self._journal = journal
+    def __init__(self, records: Records, lane: Lane) -> None:
+        """Take the records to add to."""
+        self._records = records
         self._lane: Lane = lane
 
     def append(self, entries: Sequence[Record]) -> Appended:
-        """Record all entries whose person is not suppressed, in order."""
-        self._journal.fail(self._lane)
+        """Record all entries, in order; those of suppressed persons as not accepted."""
+        self._records.fail(self._lane)
         positions = [n for n, entry in enumerate(entries) if not self._is_added(entry)]
         return Appended(frozenset(positions), nudge=False)
 
@@ -103,40 +103,40 @@ class RecordingProducer:
 
     def _is_added(self, entry: Record) -> bool:
         fields = json.loads(entry.body)
-        is_suppressed = self._journal.is_suppressed(entry.user_id, entry.anonymous_id)
-        add = self._journal.add_suppressed if is_suppressed else self._journal.add
+        is_suppressed = self._records.is_suppressed(entry.user_id, entry.anonymous_id)
+        add = self._records.add_suppressed if is_suppressed else self._records.add
         add(self._lane, fields, fields.get("event_id"))
         return not is_suppressed
 
 
 class RecordingErasureService:
-    """Stands where `ErasureService` does, for callers."""
+    """Takes the place of `ErasureService` for callers."""
 
-    def __init__(self, journal: Records) -> None:
-        """Take where to record."""
-        self._journal = journal
+    def __init__(self, records: Records) -> None:
+        """Take the records to add to."""
+        self._records = records
 
     def request(self, asked: ErasureRequest, *, via: str = "call") -> Accepted:
         """Record a request, and suppress its person as the fence would.
 
-        A message is one here too, though it was done at once.
+        A request through the broker has `via="message"`, although it ran at once.
         """
         asked.check(datetime.now(UTC))
-        self._journal.fail("forget")
-        erasure = self._journal.erasures.setdefault(asked.user_id, new_id())
-        self._journal.suppress([asked.user_id], asked.anonymous_ids)
-        given = {name: plain(getattr(asked, name)) for name in asked.__dataclass_fields__}
-        fields = {name: value for name, value in given.items() if value not in (None, [])}
-        fields["via"] = "message" if self._journal.is_through_broker() else via
-        self._journal.add("forget", fields, erasure)
+        self._records.fail("forget")
+        erasure = self._records.erasures.setdefault(asked.user_id, new_id())
+        self._records.suppress([asked.user_id], asked.anonymous_ids)
+        values = {name: plain(getattr(asked, name)) for name in asked.__dataclass_fields__}
+        fields = {name: value for name, value in values.items() if value not in (None, [])}
+        fields["via"] = "message" if self._records.is_through_broker() else via
+        self._records.add("forget", fields, erasure)
         return Accepted(erasure, is_fenced=True)
 
 
 class NoClients:
-    """Stands where `LoopClients` does."""
+    """Takes the place of `AsyncClients`."""
 
     def current(self) -> None:
-        """Return nothing: no loop needs a client."""
+        """Return None: no event loop needs a client."""
 
     async def close(self) -> None:
         """Do nothing: nothing was opened."""

@@ -36,11 +36,11 @@ ALL_IS_WELL = {
     'events_discarded_total{lane="track"}': "5x90",
     'events_dead{lane="track"}': "9x90",
     "fences_loaded": "1x90",
-    "erasures_time_used_ratio": "0.1x90",
+    "erasure_deadline_used_ratio_max": "0.1x90",
     'erasures_blocked{state="waiting_key"}': "0x90",
-    'worker_sign_age_seconds{worker="a"}': "5x90",
-    'worker_sign_age_seconds{worker="gone"}': "500x90",
-    'beat_sign_age_seconds{beat="a"}': "5x90",
+    'worker_heartbeat_age_seconds{worker="a"}': "5x90",
+    'worker_heartbeat_age_seconds{worker="gone"}': "500x90",
+    'beat_heartbeat_age_seconds{beat="a"}': "5x90",
 }
 # What is seen, the alert that it fires, and by when in minutes.
 TROUBLES = {
@@ -76,8 +76,8 @@ TROUBLES = {
         33,
     ),
     "nobody loads the fences": ({"fences_loaded": "0x90", **REDIS_UP}, "FencesNotLoaded", 6),
-    "half of a month is over": ({"erasures_time_used_ratio": "0.51x90"}, "ErasureLate", 1),
-    "an erasure is overdue": ({"erasures_time_used_ratio": "1.1x90"}, "ErasureVeryLate", 1),
+    "half of a month is over": ({"erasure_deadline_used_ratio_max": "0.51x90"}, "ErasureLate", 1),
+    "an erasure is overdue": ({"erasure_deadline_used_ratio_max": "1.1x90"}, "ErasureVeryLate", 1),
     "the vendor does not acknowledge": (
         {'erasures_blocked{state="retrying"}': "1x90"},
         "ErasureBlocked",
@@ -85,14 +85,14 @@ TROUBLES = {
     ),
     "all workers are silent": (
         {
-            'worker_sign_age_seconds{worker="a"}': "0+60x90",
-            'worker_sign_age_seconds{worker="b"}': "0+60x90",
+            'worker_heartbeat_age_seconds{worker="a"}': "0+60x90",
+            'worker_heartbeat_age_seconds{worker="b"}': "0+60x90",
         },
         "NoWorker",
         5,
     ),
     "there is no worker": (REDIS_UP, "NoWorker", 3),
-    "beat is silent": ({'beat_sign_age_seconds{beat="a"}': "0+60x90"}, "NoBeat", 5),
+    "beat is silent": ({'beat_heartbeat_age_seconds{beat="a"}': "0+60x90"}, "NoBeat", 5),
     "there is no beat": (REDIS_UP, "NoBeat", 3),
 }
 

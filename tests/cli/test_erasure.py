@@ -685,7 +685,7 @@ def test_status_tells_what_events_of_web_requests_went_without(command, redis):
     assert "left out" not in command("status").stdout
     redis.hset(KEYS.counts, "track:left_out", 2)
 
-    assert "left out: 2 unusable fields of web requests" in command("status").stdout
+    assert "dropped: 2 unusable fields of web requests" in command("status").stdout
 
 
 def test_status_tells_the_overdue_and_the_blocked(store, command):

@@ -321,5 +321,5 @@ def test_invalid_settings_raise_no_error_in_a_request(fresh, caplog):
     fresh(MM_TASKS_LINGER_S="never")
 
     assert fields({"cookie": "aid=" + "x" * 129}) == {"path": "/a"}
-    assert [record.message for record in caplog.records] == ["left_out_not_counted"]
-    assert runtime._process.runtime is None  # noqa: SLF001 - the settings were read, and refused
+    assert [record.message for record in caplog.records] == ["dropped_fields_not_counted"]
+    assert runtime._process.runtime is None  # noqa: SLF001 - it was asked for

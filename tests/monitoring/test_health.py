@@ -127,8 +127,8 @@ def test_all_is_well_where_each_queue_is_served_and_beat_ticks(ask):
 @pytest.mark.parametrize(
     ("who", "line"),
     [
-        ("worker:other@host", "problem  mm.forget: nobody serves it: other@host is silent for"),
-        ("beat:host", "problem  beat: is silent: seen"),
+        ("worker:other@host", "problem  mm.forget: no worker serves it: other@host is silent for"),
+        ("beat:host", "problem  beat: is silent: last heartbeat"),
     ],
 )
 def test_whoever_is_silent_for_too_long_is_named(alive, ask, who, line):
@@ -147,7 +147,7 @@ def test_a_queue_that_nobody_serves_is_named(alive, ask):
 
     code, said = ask()
     assert code == 1
-    assert "problem  mm.forget: nobody serves it\n" in said
+    assert "problem  mm.forget: no worker serves it\n" in said
 
 
 def test_a_queue_with_one_live_worker_is_served_whoever_else_is_silent(alive, ask):
@@ -183,7 +183,7 @@ def test_nothing_left_a_sign_yet(ask):
     code, said = ask()
 
     assert code == 1
-    assert "problem  beat: left no sign of life" in said
+    assert "problem  beat: has no heartbeat" in said
 
 
 def test_a_replica_is_no_redis_to_write_to(alive, ask):
@@ -215,7 +215,7 @@ def test_a_redis_that_is_away_is_named_and_the_database_still_looked_at(fresh, t
     assert done.exit_code == 1
     assert done.stdout.splitlines() == [
         "problem  Redis: does not answer, or takes no writes (ConnectionError)",
-        "ok       audit database: is not made yet",
+        "ok       audit database: does not exist yet",
     ]
 
 
@@ -260,7 +260,7 @@ def _while_loading(server):
 @pytest.mark.parametrize(
     ("url", "line"),
     [
-        ("sqlite:///{}/none/audit.sqlite", "ok       audit database: is not made yet"),
+        ("sqlite:///{}/none/audit.sqlite", "ok       audit database: does not exist yet"),
         ("postgresql://u:hunter2@127.0.0.1:1/d", "problem  audit database: the audit database"),
         ("mysql://u:hunter2@h/d", "problem  audit database: MM_TASKS_AUDIT_URL: must begin"),
     ],
@@ -306,7 +306,7 @@ def test_the_newest_of_several_beats_counts():
         "beat:b": Heartbeat("beat", "b", 1.0, ()),
     }
 
-    assert health.beat(found, 30).is_well
+    assert health.beat(found, 30).is_ok
 
 
 def test_a_sign_that_cannot_be_left_is_said_once_and_ends_nothing(fresh, caplog):
@@ -326,7 +326,7 @@ def test_a_sign_that_cannot_be_left_is_said_once_and_ends_nothing(fresh, caplog)
         ):
             fresh(MM_TASKS_REDIS_URL=url)
             one.leave(["mm.forget"])
-            assert caplog.text.count("sign_not_left") == said
+            assert caplog.text.count("heartbeat_failed") == said
         with Redis(port=server.port) as redis:
             assert "worker:w@h" in heartbeats.read(redis, "default")
     finally:

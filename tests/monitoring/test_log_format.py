@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import logging
+import re
 import sys
 from pathlib import Path
 
@@ -66,11 +67,11 @@ def test_a_field_that_the_message_tells_is_not_told_twice():
 
 
 def test_a_sentence_is_kept_beside_its_event():
-    found = line("mm_tasks_in_trouble: %s", "use 2")
+    found = line("host_configuration_problem: %s", "use 2")
 
     assert (found["event"], found["message"]) == (
-        "mm_tasks_in_trouble",
-        "mm_tasks_in_trouble: use 2",
+        "host_configuration_problem",
+        "host_configuration_problem: use 2",
     )
 
 
@@ -108,7 +109,9 @@ def failing(error):
 @pytest.mark.parametrize("form", ["json", "text"])
 def test_of_an_exception_the_type_and_the_places_are_written_and_no_text(form):
     """Redis quotes the arguments of a script that fails: these are records."""
-    said = log_format.formatter(form).format(record("store_away", exc_info=failing(ResponseError)))
+    said = log_format.formatter(form).format(
+        record("backend_unavailable", exc_info=failing(ResponseError))
+    )
 
     assert "ResponseError" in said
     assert "ValueError" in said
@@ -126,7 +129,7 @@ def test_of_an_error_of_ours_the_text_is_written_too():
 
 def test_a_text_that_another_formatter_made_of_an_exception_is_not_used():
     """`logging` keeps the first one's for all."""
-    made = record("store_away", exc_info=failing(ResponseError))
+    made = record("backend_unavailable", exc_info=failing(ResponseError))
     logging.Formatter().format(made)
 
     assert SECRET not in log_format.formatter("text").format(made)
@@ -230,3 +233,13 @@ def test_every_field_that_is_named_is_logged_and_in_the_docs():
 
     assert used == log_format.FIELDS
     assert not [name for name in log_format.FIELDS if f"`{name}`" not in DOCS]
+
+
+def test_every_event_that_the_docs_name_is_logged():
+    """The documents named `redis_away` long after no code logged it."""
+    shown = "\n".join(path.read_text() for path in (PACKAGE.parent / "docs").glob("*.md"))
+    named = set(re.findall(r"\blogs? `([a-z_]+)`|\"logger\": .*?\"event\": \"([a-z_]+)\"", shown))
+    code = "\n".join(path.read_text() for path in PACKAGE.rglob("*.py"))
+
+    assert len(named) > 3
+    assert [event for pair in named if (event := "".join(pair)) not in code] == []

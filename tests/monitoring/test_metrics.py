@@ -106,7 +106,7 @@ def test_erasures_are_shown_by_state_without_a_name(current, scrape):
     assert scrape("audit_up") == 1
     assert scrape("erasures_open", state="received") == 1
     assert scrape("erasures_overdue") == 0
-    assert 0 <= scrape("erasures_time_used_ratio") < 0.01
+    assert 0 <= scrape("erasure_deadline_used_ratio_max") < 0.01
     assert PERSON not in str(list(scrape.registry.collect()))
 
 

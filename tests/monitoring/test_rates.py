@@ -33,7 +33,7 @@ def seen(*looks):
     window = RateWindow()
     for one in looks:
         window.add(one)
-    return window.lately()
+    return window.rates()
 
 
 def test_one_look_says_nothing_of_what_happened():
@@ -100,7 +100,7 @@ def test_whatever_the_counters_do_nothing_is_negative_and_no_look_is_old(steps):
             {} if is_lost else {n: counts.get(n, 0) + grown.get(n, 0) for n in {*counts, *grown}}
         )
         window.add(look(at_s, **{name.replace(":", "__"): n for name, n in counts.items()}))
-        found = window.lately()
+        found = window.rates()
 
         assert 0 <= found.span_s <= WINDOW_S
         assert found.requests_per_s >= 0

@@ -204,7 +204,7 @@ def test_all_that_compose_starts_delivers_erases_shows_and_ends(deployed):
     assert shown[DELIVERED] == deployed.get("summary")["distinct"] == 1199
     assert shown['mm_tasks_events_suppressed_total{lane="track"}'] == 1
     assert shown['mm_tasks_erasures_open{state="settling"}'] == 1
-    assert any(name.startswith("mm_tasks_beat_sign_age_seconds") for name in shown)
+    assert any(name.startswith("mm_tasks_beat_heartbeat_age_seconds") for name in shown)
     with Redis(port=deployed.port) as stranger, pytest.raises(AuthenticationError):
         stranger.ping()
 

@@ -89,7 +89,7 @@ def test_a_worker_or_beat_that_hangs_is_named_by_its_own_probe_and_by_that_of_al
     bad = {one["what"]: one["why"] for one in json.loads(said)["checks"] if not one["ok"]}
     assert set(bad) == {"mm.forget", "mm.deliver", "mm.identify", "beat"}
     name = f"celery@{os.uname().nodename}"
-    assert bad["mm.forget"].startswith(f"nobody serves it: {name} is silent for")
+    assert bad["mm.forget"].startswith(f"no worker serves it: {name} is silent for")
     system.wait_until_well()
 
 

@@ -182,7 +182,7 @@ def test_a_host_delivers_everything_with_its_own_worker_and_beat(host, redis, en
     assert {name: found[name] for name in EXPECTED} == EXPECTED
     said = host.read(worker)
     assert "Traceback" not in said
-    assert "mm_tasks_in_trouble: worker_prefetch_multiplier" in said
+    assert "host_configuration_problem: worker_prefetch_multiplier" in said
     assert host.get("summary")["identifies"] == 2
     assert not redis.keys("mm.*")
     # What Celery holds for us is under the host's prefix; of results there are only the host's.

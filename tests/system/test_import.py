@@ -189,7 +189,7 @@ REFUSED = {
     "an unknown ending": (["x.txt"], "--format"),
     "two of one name": (["x.jsonl", "below/x.jsonl"], "same name"),
     "a name for two": (["x.jsonl", "y.csv", "--name", "n"], "--name"),
-    "a mapping of JSON": (["x.jsonl", "--set", "event=e"], "CSV alone"),
+    "a mapping of JSON": (["x.jsonl", "--set", "event=e"], "CSV only"),
     "a delimiter of two": (["y.csv", "--delimiter", "ab"], "--delimiter"),
     "rejects without skipping": (["x.jsonl", "--rejects", "r"], "--skip-bad"),
     "a file that is not there": (["z.jsonl"], "z.jsonl: is no file"),
