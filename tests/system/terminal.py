@@ -1,4 +1,4 @@
-"""A terminal that a test holds at its other end."""
+"""A terminal whose other end the test holds."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import contextlib
 import os
 
 
-def to_its_end(terminal):
-    """Whatever is still shown, until the last process that has the terminal is gone.
+def read_to_end(terminal):
+    """Return the rest of the output, once the last process that has the terminal is gone.
 
-    One read gives no more than a page of it. After the last, Linux says EIO (pty(7)).
+    One read returns no more than a page. At the end Linux raises EIO (pty(7)).
     """
-    shown = b""
+    output = b""
     with contextlib.suppress(OSError):
         while chunk := os.read(terminal, 65536):
-            shown += chunk
-    return shown
+            output += chunk
+    return output

@@ -1,26 +1,24 @@
 """A bug planted in a copy of the package must turn the shortest run red, each in its own words.
 
-Without this nobody knows whether the checker looks at what it claims to look at.
+Without this nobody knows whether the checker checks the promises that it claims to check.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import mm_tasks
-from tests.system.conftest import SCRIPTS
+from tests.system.processes import SCRIPTS, run_python
 
 PACKAGE = Path(mm_tasks.__file__).parent
 RELEASED_ONCE = """(buffer.ack(batch_id, attempt.generation) if attempt.attempt > 1
     else buffer.release(batch_id, token, wait_ms=0, grace_ms=0))"""
-# What it is, where, what stands there, what is put there, how many events, code and words.
+# The bug, its file, the code replaced, the replacement, and: events, exit code, words printed.
 BUGS = {
     "an ambiguous failure is taken for a success": (
         "delivery/retry.py",
@@ -86,23 +84,14 @@ def plant(name, folder):
 def run(name, folder):
     plant(name, folder)
     events = BUGS[name][-1][0]
-    return subprocess.run(
-        [
-            *(sys.executable, str(SCRIPTS / "faults_run.py")),
-            *("--seed", "1", "--scenario", "plain", "--events", str(events)),
-        ],
-        env={**os.environ, "PYTHONPATH": str(folder), "TMPDIR": str(folder)},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+    options = ("--seed", "1", "--scenario", "plain", "--events", str(events))
+    env = {**os.environ, "PYTHONPATH": str(folder), "TMPDIR": str(folder)}
+    return run_python(SCRIPTS / "faults_run.py", *options, env=env, cwd=folder, timeout=100)
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """All of them, some at once: they wait for their slots most of the time."""
+    """Run several at once: most of the time they wait for their slots."""
     with ThreadPoolExecutor(max_workers=4) as pool:
         yield {
             name: pool.submit(run, name, tmp_path_factory.mktemp(f"bug{number}"))

@@ -6,26 +6,26 @@ import time
 
 import pytest
 
-from tests.system.test_main_job import MANY, counts
+from tests.system.accounting import counts
+from tests.system.processes import assert_alive
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_a_worker_that_holds_messages_outlives_a_restart_of_redis(stack, mortal, pool):
     """Celery 5.7.0 by itself exits here; the guard is `celery_app.Consumer`.
 
-    Nothing is repeated either: an outcome is recorded once Redis is there again.
+    Nothing is repeated either: an outcome is recorded once Redis is back.
     """
     stack.env["MM_TASKS_LEASE_S"] = "15"
     stack.sandbox("--latency-ms", "300")
-    stack.produce(MANY.format(n=15_000))
-    worker, beat = stack.worker("-P", pool), stack.beat()
-    stack.wait(lambda: stack.get("summary")["batches"] >= 5)
+    stack.produce_events(15_000)
+    processes = stack.worker_and_beat("-P", pool)
+    stack.wait_for_batches(5)
     mortal.terminate()
     time.sleep(1)
     mortal.start()
     stack.wait_for_events(15_000, 90)
 
-    assert worker.poll() is None
-    assert beat.poll() is None
+    assert_alive(*processes)
     stack.wait(lambda: counts(mortal.redis)["track:delivered"] == 15_000, 40)
     assert stack.get("summary")["duplicates"] == 0
