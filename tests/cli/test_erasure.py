@@ -31,8 +31,7 @@ from mm_tasks.erasure.audit.log import Head
 from mm_tasks.erasure.models import VendorAck
 from mm_tasks.erasure.request import ErasureRequest
 from tests.erasure.stores import KEY, USER, VISITOR, Store
-from tests.system.processes import run
-from tests.system.terminal import read_to_end
+from tests.system.processes import read_to_end, run
 
 KEYS = ProjectKeys("default")
 SCRIPT = Path(__file__).parents[2] / "scripts" / "verify_audit.py"

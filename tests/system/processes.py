@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -51,6 +52,18 @@ def run(env, *command):
 def children(process):
     path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     return [int(pid) for pid in path.read_text().split()]
+
+
+def read_to_end(terminal):
+    """Return the rest of the output, once the last process that has the terminal is gone.
+
+    One read returns no more than a page. At the end Linux raises EIO (pty(7)).
+    """
+    output = b""
+    with contextlib.suppress(OSError):
+        while chunk := os.read(terminal, 65536):
+            output += chunk
+    return output
 
 
 def assert_alive(*processes):

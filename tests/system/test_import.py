@@ -23,8 +23,7 @@ from typer.testing import CliRunner
 from mm_tasks.buffer.records import tag
 from mm_tasks.cli import app
 from tests.system.accounting import KEYS, waiting
-from tests.system.processes import ROOT, run
-from tests.system.terminal import read_to_end
+from tests.system.processes import ROOT, read_to_end, run
 
 DOCS = ROOT / "docs" / "import.md"
 ROWS = 20_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from mm_tasks.monitoring import status
 from tests.system.accounting import counts
 from tests.system.processes import KEY
 
@@ -59,16 +60,6 @@ def test_identifies_arrive_once_each(stack):
     assert stack.get("summary")["requests"] == {"/v1/identify 200": 300}
 
 
-def test_a_worker_with_a_key_for_browsers_does_not_start(stack):
-    stack.env["MILLIMETRIC_HOST"] = "http://127.0.0.1:1"
-    worker = stack.worker(MILLIMETRIC_KEY="pk_test_abc_secretpart")
-    stack.wait_until_ended(worker)
-
-    assert worker.returncode != 0
-    assert "MILLIMETRIC_KEY" in stack.read(worker)
-    assert "secretpart" not in stack.read(worker)
-
-
 HOSTILE = r"""
 import sys
 from mm_tasks import track
@@ -119,3 +110,39 @@ def test_calls_that_need_the_broker_are_stored_by_a_worker(stack, redis):
     assert names == {"by_name", "in_a_second", "first", "second", "together", "too"}
     assert counts(redis)["track:accepted"] == 6
     assert "'u'" not in stack.read(worker)
+
+
+BACKLOG = """
+from mm_tasks.events.encode import encode_track
+from mm_tasks.events.lanes import BACKFILL
+from mm_tasks.tasks.receipts import entries, parts
+from mm_tasks.runtime import current
+events = [encode_track({"event": "imported", "user_id": f"u{i}"}) for i in range(20_000)]
+for part in parts(events):
+    current().producers[BACKFILL].append(entries(part))
+"""
+LIVE = """
+import time
+from mm_tasks import track
+for i in range(3):
+    track.delay("signed_up", event_id=f"live-{i}", user_id="u")
+    time.sleep(1)
+"""
+
+
+def test_live_events_overtake_a_backlog(stack, redis):
+    """A hundred batches wait: 20 s at the permitted rate. `scripts/bench` measures the delay."""
+    stack.env["MM_TASKS_BATCH_EVENTS_MAX"] = "200"
+    stack.sandbox()
+    stack.produce(BACKLOG)
+    stack.worker_and_beat()
+    stack.wait_for_batches(5)
+    stack.produce(LIVE)
+    stack.wait(lambda: sum(str(id_).startswith("live-") for id_ in stack.get("ids")) == 3)
+    counts = status.read(redis, "default")["counts"]
+    summary = stack.get("summary")
+
+    assert counts["waiting"] > 0
+    assert counts["accepted"] == 20_003
+    assert counts["accepted"] == sum(counts[place] for place in ("waiting", "leased", "delivered"))
+    assert (summary["duplicates"], summary["over_rate"], summary["throttled"]) == (0, 0, 0)

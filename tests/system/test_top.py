@@ -12,8 +12,7 @@ import sys
 import pytest
 
 from mm_tasks import cli
-from tests.system.processes import ROOT, run
-from tests.system.terminal import read_to_end
+from tests.system.processes import ROOT, read_to_end, run
 
 SECRET = "person-of-the-view"
 EVENTS = f"""
