@@ -31,8 +31,7 @@ from mm_tasks.erasure.audit.checkpoints import Checkpoint
 from mm_tasks.erasure.models import VendorAck
 from mm_tasks.erasure.request import ErasureRequest
 from tests.erasure.stores import KEY, USER, VISITOR, Store
-from tests.system.terminal import to_its_end
-from tests.system.test_commands import run
+from tests.system.processes import read_to_end, run
 
 KEYS = ProjectKeys("default")
 SCRIPT = Path(__file__).parents[2] / "scripts" / "verify_audit.py"
@@ -193,7 +192,7 @@ def test_request_prompts_on_a_terminal_and_does_not_echo(stack, redis):
     while termios.tcgetattr(ours)[3] & termios.ECHO:
         time.sleep(0.01)
     os.write(ours, f"{USER}\n".encode())
-    on_screen = to_its_end(ours).decode()
+    on_screen = read_to_end(ours).decode()
     os.close(ours)
     stdout, _ = process.communicate(timeout=60)
 

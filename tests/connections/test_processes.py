@@ -10,9 +10,8 @@ from redis import Redis
 from redis.exceptions import NoPermissionError
 
 from tests.connections.servers import SENTINEL_PASSWORD, USER_PASSWORD, until
-from tests.system.books import BATCH, assert_all_go_on
-from tests.system.caller import Caller
-from tests.system.conftest import Stack
+from tests.system.caller import Caller, assert_all_go_on
+from tests.system.processes import Stack
 
 
 def run(*command, **env):
@@ -170,13 +169,8 @@ def test_no_password_is_in_celerys_report(watched):
 def sending(watched, tmp_path):
     """A worker, beat and a producer that find Redis through sentinels, and the sandbox."""
     stack = Stack(watched["MM_TASKS_REDIS_URL"], tmp_path)
-    stack.env.update(
-        watched,
-        MM_TASKS_LEASE_S="8",
-        MM_TASKS_REQUEST_TIMEOUT_S="3",
-        MM_TASKS_BATCH_EVENTS_MAX=str(BATCH),
-    )
-    stack.sandbox("--latency-ms", "100")
+    stack.env.update(watched)
+    stack.sandbox_of_small_batches(100)
     stack.programs, stack.caller = (stack.worker(), stack.beat()), Caller(stack)
     try:
         stack.wait(lambda: stack.get("summary")["batches"] >= 2)
@@ -187,7 +181,7 @@ def sending(watched, tmp_path):
 
 def test_after_a_failover_all_go_on_with_the_new_primary(sending, servers):
     """Nobody is restarted, and nothing that was replicated is lost."""
-    safe = servers.replicated(lambda: sending.caller.said()["stored"])
+    safe = servers.replicated(lambda: sending.caller.results()["stored"])
     old = servers.primary()
     servers.fail_over()
     until(lambda: all(servers.primary(n) is not old for n in range(3)))
@@ -200,7 +194,7 @@ def test_after_a_failover_all_go_on_with_the_new_primary(sending, servers):
 @pytest.mark.parametrize("trouble", ["killed", "frozen"])
 def test_a_primary_that_is_gone_is_left_for_the_next(sending, servers, trouble):
     """As above, but nobody asked for it: the sentinels have to find out."""
-    safe = servers.replicated(lambda: sending.caller.said()["stored"])
+    safe = servers.replicated(lambda: sending.caller.results()["stored"])
     old = servers.primary()
     with getattr(servers, f"{trouble}_primary")():
         until(lambda: all(servers.primary(n) is not old for n in range(3)))

@@ -15,7 +15,7 @@ from mm_tasks import runtime
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.records import HEADER_BYTES
 from mm_tasks.monitoring import status
-from tests.system.conftest import Stack
+from tests.system.processes import Stack
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 GUNICORN = ("gunicorn", "--preload", "-w", "2", "-b", "127.0.0.1:0", "--no-control-socket")

@@ -1,8 +1,14 @@
-"""A producer that goes on calling `track.delay` and writes down what each call said."""
+"""A producer that goes on calling `track.delay` and writes down how each call ended."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+
+from tests.system.accounting import wait_until_all_is_sent
+from tests.system.processes import BATCH, assert_alive
+
+# Connecting, one answer, asking for a flush: 2 s at most, and this machine may be busy.
+CALL_S = 6
 
 _PROGRAM = """
 import faulthandler
@@ -19,12 +25,12 @@ while not pathlib.Path("stop").exists():
     before = time.monotonic()
     try:
         track.delay("noted", event_id=event_id, user_id="u", properties={"text": "x" * 200})
-        said = "stored"
+        result = "stored"
     except BufferFull:
-        said = "full"
+        result = "full"
     except BufferUnavailable as error:
-        said = "maybe" if error.maybe_stored else "unavailable"
-    print(said, event_id, time.monotonic() - before, flush=True)
+        result = "maybe" if error.maybe_stored else "unavailable"
+    print(result, event_id, time.monotonic() - before, flush=True)
     time.sleep(0.01)
 """
 
@@ -37,29 +43,41 @@ class Caller:
         self._stack = stack
         self.process = stack.start("caller", "caller")
 
-    def said(self):
-        """Return the event ids by what their call said."""
+    def results(self):
+        """Return the event ids by the result of their call."""
         ids = defaultdict(list)
-        for said, event_id, _ in self._lines():
-            ids[said].append(event_id)
+        for result, event_id, _ in self._lines():
+            ids[result].append(event_id)
         return ids
 
-    def longest_s(self):
-        return max(float(took_s) for _, _, took_s in self._lines())
-
-    def wait_for(self, said, more=1, within_s=30):
-        """Wait until that was said `more` times from now on."""
-        before = len(self.said()[said])
-        self._stack.wait(lambda: len(self.said()[said]) >= before + more, within_s)
+    def wait_for(self, result, more=1, within_s=30):
+        """Wait until `more` calls from now on ended with this result."""
+        before = len(self.results()[result])
+        self._stack.wait(lambda: len(self.results()[result]) >= before + more, within_s)
 
     def end(self):
-        """Let it end by itself, and return the event ids by what their call said."""
+        """Let it end by itself, no call having taken long, and return the results."""
         (self._stack.log_dir / "stop").touch()
         self.process.wait(40)
 
         assert self.process.returncode == 0, self._stack.read(self.process)
-        return self.said()
+        assert max(float(took_s) for _, _, took_s in self._lines()) < CALL_S
+        return self.results()
 
     def _lines(self):
         lines = [line.split() for line in self._stack.read(self.process).splitlines()]
         return [line for line in lines if len(line) == 3]
+
+
+def assert_all_go_on(stack, caller, processes, redis, safe):
+    """After a failover to `redis`, all that was safe before and all that came later arrives."""
+    caller.wait_for("stored", 2 * BATCH)
+    after = caller.results()["stored"][-BATCH:]
+    results = caller.end()
+    numbers = wait_until_all_is_sent(stack, redis)
+    arrived = set(stack.get("ids"))
+
+    assert_alive(*processes)
+    assert set(safe) | set(after) <= arrived
+    assert arrived <= set(results["stored"]) | set(results["maybe"])
+    assert numbers["accepted"] == numbers["delivered"]

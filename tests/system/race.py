@@ -2,20 +2,20 @@
 
 A seed is a small world: a real Redis, a real SQLite audit store, producers, flushes, workers
 that die or answer late, an operator, two erasers, restarts of Redis, and a vendor who stores
-what *arrives* and deletes late. One `random.Random(seed)` decides who takes the next step and
-what happens in it; time is virtual. So a seed is the same history each time it is run.
+requests when they *arrive* and deletes late. One `random.Random(seed)` decides which actor takes
+the next step and how the step ends; time is virtual. So a seed always has the same history.
 
-An actor is a generator that yields how long it rests. A call of ours that has places of its
-own where others may overtake it (a purge, a load of the fences) runs in a `Strand`.
+An actor is a generator that yields how long it rests. A call that others may overtake midway
+(a purge, a load of the fences) runs in a `Strand`.
 
-Redis's own clock is real and decides nothing here: leases are an hour, each 10 s longer than
-the one before, so that their order does not depend on it, and one that is over in virtual time
-is given the score of a time long past.
+The clock of Redis is real and decides nothing here: leases are an hour, each 10 s longer than
+the one before, so that their order does not depend on it. A lease that expires in virtual time
+gets the score of a time long past.
 
     python -m tests.system.race [SEEDS [FIRST]]       scripts/race
 """
 
-# ruff: noqa: T201 - it is a program as well, and what it prints is its output
+# ruff: noqa: T201 - it is a program as well, and prints its output
 # ruff: noqa: SLF001 - for speed it opens the audit database in another way
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ import random
 import shutil
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import NamedTuple
 
 from redis import Redis
 from sqlalchemy import QueuePool, create_engine
@@ -63,6 +63,7 @@ from mm_tasks.monitoring import status
 from tests.buffer.lane_buffer import LaneBuffer
 from tests.conftest import embedded, held
 from tests.erasure.stores import NOW, Store
+from tests.system.strands import Killed, Paused, Strand, pause
 
 PROJECT = "race"
 KEYS = ProjectKeys(PROJECT)
@@ -70,7 +71,7 @@ USER = "user-4f1c-secret"
 # Of the first request, and of a second one that may follow.
 VISITORS = ("visitor-77aa-secret", "visitor-88bb-secret")
 IDS = (USER, *VISITORS)
-TAGS = [tag(PROJECT, "user", USER), *(tag(PROJECT, "anonymous", one) for one in VISITORS)]
+TAGS = [tag(PROJECT, "user", USER), *(tag(PROJECT, "anonymous", id_) for id_ in VISITORS)]
 
 # Virtual seconds. A request arrives within `SETTLE_S` after its attempt ended, by an outcome
 # or by its lease; the last pass is later than that after quiesce, and an attempt may be longer.
@@ -84,7 +85,7 @@ ERASURE_LEASE_S = 30
 # From here on nothing new goes wrong, so that the world comes to rest.
 CALM_S = 90
 STEPS_MAX = 20_000
-# Records that one step of a purge looks at: few, so that there are many steps.
+# Records that one step of a purge reads: few, so that a purge has many steps.
 PURGE_STEP = 3
 HOUR_MS = 3_600_000
 TRACK_EVENTS_MAX = 4
@@ -104,108 +105,8 @@ def promise(name, holds, how):
         raise Broken(name, how)
 
 
-class Killed(BaseException):
-    """The process of this strand was killed; not an `Exception`, so that nobody handles it."""
-
-
-_here = threading.local()
-
-
-def pause():
-    """Let others take steps, where this runs in a strand."""
-    strand = getattr(_here, "strand", None)
-    if strand is not None:
-        strand.pause()
-
-
-class Carrier:
-    """A thread that runs one strand after the other; starting one takes longer than a strand."""
-
-    idle: ClassVar[list] = []
-
-    def __init__(self):
-        self.turn, self.back = threading.Lock(), threading.Lock()
-        self.turn.acquire()
-        self.back.acquire()
-        self.strand = None
-        threading.Thread(target=self._run, daemon=True).start()
-
-    def _run(self):
-        while True:
-            self.turn.acquire()
-            _here.strand = self.strand
-            self.strand.run()
-            self.back.release()
-
-
-class Strand:
-    """A call in a thread of its own, which runs only while `step` waits for it."""
-
-    def __init__(self, call, is_calm):
-        self._call, self._is_calm = call, is_calm
-        self._carrier = Carrier.idle.pop() if Carrier.idle else Carrier()
-        self._carrier.strand = self
-        self._is_killed = False
-        self._error = None
-        self.is_over = False
-        self.value = None
-
-    def run(self):
-        try:
-            self.value = None if self._is_killed else self._call()
-        except Killed:
-            pass
-        except BaseException as error:  # noqa: BLE001 - raised again by `step`
-            self._error = error
-        self.is_over = True
-
-    def pause(self):
-        if self._is_calm():
-            return
-        self._carrier.back.release()
-        self._carrier.turn.acquire()
-        if self._is_killed:
-            raise Killed
-
-    def step(self):
-        """Go on to the next pause, or to the end; say whether that was the end."""
-        self._carrier.turn.release()
-        self._carrier.back.acquire()
-        if self.is_over:
-            Carrier.idle.append(self._carrier)
-        if self._error is not None:
-            raise self._error
-        return self.is_over
-
-    def kill(self):
-        if not self.is_over:
-            self._is_killed = True
-            self.step()
-
-
-class Paused:
-    """A part whose methods may be overtaken after they ended; `noted` learns what they said."""
-
-    def __init__(self, part, **noted):
-        self._part = part
-        self._noted = noted
-
-    def __getattr__(self, name):
-        found = getattr(self._part, name)
-        if not callable(found):
-            return found
-
-        def call(*args, **options):
-            said = found(*args, **options)
-            self._noted.get(name, lambda *_: None)(said, *args)
-            pause()
-            return said
-
-        return call
-
-
 class SteppingPurge(Purge):
-    """Others take steps between any two of a purge's."""
+    """A purge that others overtake between any two of its steps."""
 
     def __init__(self, world):
         super().__init__(world.redis, PROJECT)
@@ -223,15 +124,14 @@ class SteppingPurge(Purge):
         finally:
             world.purging -= 1
         world.in_order()
-        world.hit(("quiesce: an attempt is waited for", scan.sending_ms))
-        world.hit(("purge: dead letters", sum(scan.removed[f"{lane}:dead"] for lane in LANES)))
-        world.hit(("purge: waiting", sum(scan.removed[f"{lane}:waiting"] for lane in LANES)))
-        world.hit(("purge: batches", sum(scan.removed[f"{lane}:batches"] for lane in LANES)))
+        world.hit("quiesce: an attempt is waited for", scan.sending_ms)
+        for place in ("dead", "waiting", "batches"):
+            world.hit(f"purge: {place}", sum(scan.removed[f"{lane}:{place}"] for lane in LANES))
         return scan
 
 
 class CountedFence(Fence):
-    """The world knows of each load that goes on; one whose process died is soon taken over."""
+    """A fence whose loads the world counts; a load of a killed process is soon replaced."""
 
     def __init__(self, world):
         super().__init__(world.redis, PROJECT)
@@ -252,13 +152,13 @@ class CountedFence(Fence):
 
 @dataclass
 class Event:
-    """What a producer reported, and what the world knows became of it."""
+    """An event that a producer reported, and its state as far as the world knows it."""
 
     lane: str
     user_id: str | None
     anonymous_id: str | None
-    is_poison: bool
-    doubts: int = 0  # attempts with it that may have been stored, and nobody could say
+    is_poison: bool = False
+    doubts: int = 0  # attempts with it that the vendor may have stored
     is_accepted: bool = False
     is_discarded: bool = False
 
@@ -272,20 +172,20 @@ class Event:
 
 @dataclass
 class Batch:
-    """What the world knows of one batch; where it is wrong, begin says so."""
+    """A batch as far as the world knows it; where the world is wrong, `begin` returns it."""
 
     id: str
     lane: str
     index: int
     ready_ms: int
-    holds: int = 0  # how often somebody held it: an old lease is nobody's
+    holds: int = 0  # leases so far: only the last one counts
     is_sending: bool = False
     is_lapsed: bool = False
     may_hold_p: bool = False
 
 
 class Vendor:
-    """Stores rows when a request arrives; deletes late, and only what was there at the call."""
+    """Stores rows when a request arrives; deletes late, and only rows older than the call."""
 
     def __init__(self, world):
         self._world = world
@@ -300,16 +200,15 @@ class Vendor:
             return False
         self.rows += names
         if any(event.user_id == USER for event in events):
-            world.hit(("row of P arrives after the fence", USER in world.fenced))
-            world.hit(("row of P arrives after the first pass", self.passes))
+            world.hit("row of P arrives after the fence", USER in world.fenced)
+            world.hit("row of P arrives after the first pass", self.passes)
         return True
 
     def forget(self, user_id):
         world, rng = self._world, self._world.rng
         pause()
-        fate = (
-            "ok" if world.is_calm else rng.choices(("ok", "lost", "cut", "key"), (15, 1, 1, 1))[0]
-        )
+        fates = ("ok", "lost", "cut", "key")
+        fate = "ok" if world.is_calm else rng.choices(fates, (15, 1, 1, 1))[0]
         if fate in {"ok", "cut"}:
             self.passes += 1
             upto = len(self.rows)
@@ -320,16 +219,15 @@ class Vendor:
         return Delivered() if fate == "ok" else Ambiguous("timeout")
 
     def _delete(self, user_id, upto):
-        of_user = [self._world.events[name or "-"].user_id == user_id for name in self.rows[:upto]]
-        # In place: an earlier call counted the rows too.
-        for i, is_theirs in enumerate(of_user):
-            if is_theirs:
+        # In place: another call may have counted the rows.
+        for i, name in enumerate(self.rows[:upto]):
+            if self._world.events[name or "-"].user_id == user_id:
                 self.rows[i] = None
-        self._world.hit(("rows of P deleted", any(of_user)))
+                self._world.hit("rows of P deleted")
 
 
 class Ground:
-    """What all worlds stand on, one after the other: a server, a database, both emptied."""
+    """The server and the database that all worlds use, one after the other."""
 
     def __init__(self, redis, folder):
         self.redis = redis
@@ -337,22 +235,18 @@ class Ground:
         self.store = Store(f"sqlite:///{self.file}", folder, project=PROJECT)
         self._engine = _keep_connections(self.store.database)
         assert self.store.session.store_id
-        # With its last connection the write-ahead log ends.
+        # SQLite removes the write-ahead log with the last connection.
         self.close()
         self._template = folder / "template"
         shutil.copyfile(self.file, self._template)
-        limits = {
-            "track": BatchLimits(TRACK_EVENTS_MAX, 4000, 1000),
-            "identify": BatchLimits(1, 4000, 0),
-            "backfill": BatchLimits(TRACK_EVENTS_MAX, 4000, 1000),
-        }
+        many, single = BatchLimits(TRACK_EVENTS_MAX, 4000, 1000), BatchLimits(1, 4000, 0)
+        limits = {"track": many, "identify": single, "backfill": many}
         self.buffers = {
             lane: LaneBuffer(redis, PROJECT, lane, limits[lane], held_bytes_max=10**7)
             for lane in LANES
         }
 
     def clear(self):
-        """Empty both."""
         self.redis.flushdb()
         self.close()
         for path in self.files():
@@ -368,7 +262,7 @@ class Ground:
 
 
 def _keep_connections(database):
-    """Open no new connection for each transaction, which takes longer than the transaction."""
+    """Keep connections open: opening one takes longer than a transaction."""
     engine = create_engine(
         database._url,
         poolclass=QueuePool,
@@ -381,21 +275,18 @@ def _keep_connections(database):
     return engine
 
 
-@dataclass
-class History:
+class History(NamedTuple):
     """What happened in one world."""
 
-    seed: int
     steps: int
-    virtual_s: float
     hits: Counter
-    trace: list = field(repr=False)
+    trace: list
 
 
 def run(ground, seed):
-    """Live through one seed; raise `Broken` where a promise does not hold."""
+    """Run one seed; raise `Broken` where a promise does not hold."""
     global_state, step = random.getstate(), purge.STEP
-    # The erasure's back-off has a jitter.
+    # The back-off of an erasure has a jitter.
     random.seed(seed)
     purge.STEP = PURGE_STEP
     try:
@@ -409,11 +300,11 @@ def run(ground, seed):
     finally:
         purge.STEP = step
         random.setstate(global_state)
-    return History(seed, world.steps, world.now_ms / 1000, world.hits, world.trace)
+    return History(world.steps, world.hits, world.trace)
 
 
 class World:
-    """The actors of one seed, and what each of them may expect."""
+    """The actors of one seed, and the promises that each of them relies on."""
 
     def __init__(self, ground, seed, passes_s):
         self.ground, self.redis, self.store = ground, ground.redis, ground.store
@@ -424,14 +315,14 @@ class World:
         self._scores = self._later_count = 0
         self._later = []
         self._make_parts()
-        self.events = {"-": Event("", None, None, is_poison=False)}
+        self.events = {"-": Event("", None, None)}
         self.batches, self.numbers = {}, {}
-        # Ids whose fence holds: `forget` has returned, or the workflow noted it.
+        # Ids whose fence holds: `forget` returned, or the workflow recorded it.
         self.fenced, self.open, self.ended, self.due_at = set(), [], [], {}
         self.to_claim, self.has_letters = dict.fromkeys(LANES, False), False
         self.suppressed = self.busy = 0
         self.is_purged, self.left_over = False, None
-        # In some worlds a purge is quick and what is sent is slow, in others the reverse.
+        # In some worlds a purge is quick and requests are slow, in others the reverse.
         self.pace = self.rng.choice((0.05, 0.3, 1))
         self.does_park = self.rng.random() < 0.4
         self._make_actors()
@@ -465,9 +356,9 @@ class World:
 
     def _make_actors(self):
         rng = self.rng
-        # Attempts that are on their way although their batch is gone.
-        self.strays = set()
-        # Late ones find batches whose lease ran out before, and that are sent again.
+        # Attempts under way whose batch is gone.
+        self.orphans = set()
+        # A late request meets batches whose lease expired before, and that are sent again.
         is_late = rng.random() < 0.3
         forget_s = rng.uniform(62, 80) if is_late else rng.uniform(1, 25)
         self.stopped = 0.35 if is_late else 0.1
@@ -495,7 +386,7 @@ class World:
         return self.now_ms >= CALM_S * 1000
 
     def later(self, seconds, do):
-        """Do something at exactly that time."""
+        """Call `do` at exactly that time."""
         self._later_count += 1
         at_ms = self.now_ms + round(seconds * 1000)
         heapq.heappush(self._later, (at_ms, self._later_count, do))
@@ -506,8 +397,7 @@ class World:
             promise("at rest", self.steps < STEPS_MAX, "the world never comes to rest")
             able = [name for name, wake_ms in self.wakes.items() if wake_ms <= self.now_ms]
             if not able:
-                times = [*self.wakes.values(), *(one[0] for one in self._later[:1])]
-                self._pass(min(times))
+                self._pass(min([*self.wakes.values(), *(at_ms for at_ms, *_ in self._later[:1])]))
                 continue
             self._turn(self.rng.choice(able))
             if self.rng.random() < 0.4:
@@ -532,29 +422,24 @@ class World:
         self.now_ms = to_ms
 
     def _is_at_rest(self):
-        return not (
-            self.busy
-            or self.open
-            or self.batches
-            or self._later
-            or self.has_letters
-            or any(self.to_claim.values())
-        )
+        tasks = (self.busy, self.open, self.batches, self._later, self.has_letters)
+        return not any((*tasks, *self.to_claim.values()))
 
     def close(self):
-        for actor in self.actors.values():
-            actor.close()
+        with ExitStack() as closing:
+            for actor in self.actors.values():
+                closing.callback(actor.close)
 
-    def hit(self, *what):
-        for name, holds in what:
-            if holds:
-                self.hits[name] += 1
+    def hit(self, name, holds=1):
+        """Count an interleaving, so that a run shows which of them it met."""
+        if holds:
+            self.hits[name] += 1
 
-    def note(self, *what):
-        self.trace.append((self.now_ms, *what))
+    def note(self, *facts):
+        self.trace.append((self.now_ms, *facts))
 
     def _strand(self, call, deadliness=0.0):
-        """Run a call of ours that others may overtake; None when its process died in it."""
+        """Run a call that others may overtake; return None if its process died in it."""
         strand = Strand(call, lambda: self.is_calm)
         try:
             while not strand.step():
@@ -581,13 +466,10 @@ class World:
 
     def _event(self, lane):
         rng = self.rng
-        if rng.random() < 0.45:
-            user_id, anonymous_id = rng.choice(
-                [(USER, None), (USER, "other"), (None, VISITORS[0]), (None, VISITORS[1])]
-                + [(USER, one) for one in VISITORS]
-            )
-        else:
-            user_id, anonymous_id = rng.choice([("q", None), (None, "v"), ("q", "v"), ("r", None)])
+        of_p = [(USER, None), (USER, "other")]
+        of_p += [(user_id, visitor) for visitor in VISITORS for user_id in (USER, None)]
+        of_others = [("q", None), (None, "v"), ("q", "v"), ("r", None)]
+        user_id, anonymous_id = rng.choice(of_p if rng.random() < 0.45 else of_others)
         if lane == "identify":
             user_id, anonymous_id = user_id or "q", anonymous_id or "w"
         name = str(len(self.events))
@@ -609,7 +491,7 @@ class World:
             promise("I3", is_refused or not is_fenced, "an event of P was accepted")
             promise("I3", event.is_of_p or not is_refused, "an event of another was refused")
             self.suppressed += is_refused
-            self.hit(("append: refused", is_refused))
+            self.hit("append: refused", is_refused)
         self.to_claim[lane] = True
         self.note("append", lane, *names, *sorted(appended.suppressed))
 
@@ -621,18 +503,18 @@ class World:
         accepted = None
         while accepted is None:
             accepted = yield from self._strand(partial(self.erasure_service.request, request), 0.04)
-            self.hit(("forget: the caller died", accepted is None))
+            self.hit("forget: the caller died", accepted is None)
         if accepted.is_fenced:
             self._fenced((USER, *visitors))
         self.note("forget", accepted.is_fenced)
 
     def _on_opened(self, opened, *_):
-        # Whoever asked has it for so long.
+        # The caller holds the claim for so long.
         self.due_at[opened.id] = self.clock() + timedelta(seconds=10)
         is_new = opened.id not in self.open
         if is_new:
             self.open.append(opened.id)
-        self.hit(("forget: new ids, so from the start", not is_new and opened.claim))
+        self.hit("forget: new ids, so from the start", not is_new and opened.claim)
 
     def _on_claimed(self, claim, id_, *_):
         if claim is not None:
@@ -644,7 +526,7 @@ class World:
     def _on_due(self, id_, at):
         self.due_at[id_] = at or self.clock()
         wait_s = (self.due_at[id_] - self.clock()).total_seconds()
-        # What quiesce waits for ends later than it looks again.
+        # An attempt that quiesce waits for ends later than the next look.
         if wait_s > 1:
             self.later(wait_s, self._nudge_eraser)
 
@@ -656,12 +538,10 @@ class World:
     def _fenced(self, ids):
         new = set(ids) - self.fenced
         self.fenced |= new
-        sending = [one for one in self.batches.values() if one.is_sending]
-        for batch in sending if new else ():
-            if not batch.may_hold_p:
-                continue
-            names = self._records(batch)
-            self.hit(("an attempt holds P at the fence", any(self._is_p(one) for one in names)))
+        for batch in self.batches.values() if new else ():
+            if batch.is_sending and batch.may_hold_p:
+                holds = any(map(self._is_p, self._records(batch)))
+                self.hit("an attempt holds P at the fence", holds)
 
     def _on_complete(self, erasure, claim, *_):
         if erasure is None:
@@ -670,7 +550,7 @@ class World:
         self.ended.append(claim.id)
         self.note("completed")
         if not self.open and self.left_over is None:
-            self.left_over = self._found_in_redis()
+            self.left_over = self._key_with_p()
 
     def _is_p(self, name):
         return self.events[name].is_of(self.fenced)
@@ -680,8 +560,8 @@ class World:
     def _flush(self, lane):
         while True:
             yield self._rest_s(6)
-            for batch in [one for one in self.batches.values() if one.lane == lane]:
-                if batch.is_lapsed:
+            for batch in list(self.batches.values()):
+                if batch.lane == lane and batch.is_lapsed:
                     yield from self._take_over(batch)
             while self.to_claim[lane]:
                 yield from self._claim(lane)
@@ -693,11 +573,11 @@ class World:
         buffer = self.buffers[lane]
         erased = self._erased(lane)
         id_ = buffer.claim(slot_us=None, found_again_ms=self._score_ms(), linger=False)
-        self.hit(("claim: the fence took records out", self._erased(lane) > erased))
+        self.hit("claim: the fence took records out", self._erased(lane) > erased)
         if id_ is None:
-            looked = buffer.readiness(late_ms=HOUR_MS, claimed_max=1000, linger=False)
-            self.to_claim[lane] = looked != "idle"
-            if looked == "unloaded":
+            readiness = buffer.readiness(late_ms=HOUR_MS, claimed_max=1000, linger=False)
+            self.to_claim[lane] = readiness != "idle"
+            if readiness == "unloaded":
                 yield from self._load()
             return
         batch = Batch(id_, lane, len(self.numbers), self.now_ms)
@@ -708,11 +588,11 @@ class World:
             self.to_claim[lane] = False  # these were the last
         batch.may_hold_p = any(self.events[name].is_of_p for name in names)
         self.note("claim", lane, *names)
-        self.hit(("claim: between two steps of a purge", self.purging))
+        self.hit("claim: between two steps of a purge", self.purging)
         promise("I1", not any(map(self._is_p, names)), f"batch {batch.index} holds P")
 
     def _erased(self, lane):
-        """Return how many were; asked for between the fence and the first purge alone."""
+        """Return how many events were erased; 0 but between the fence and the first purge."""
         if not self.fenced or self.is_purged:
             return 0
         return int(self.redis.hget(KEYS.counts, f"{lane}:erased") or 0)
@@ -722,22 +602,22 @@ class World:
         return [_name(record[HEADER_BYTES:]) for record in records]
 
     def _load(self):
-        self.hit(("fences: loaded, P among them", self.open))
+        self.hit("fences: loaded, P among them", self.open)
         before, is_alone = self.loads, not self.loading
         is_loaded = yield from self._strand(self.fence_sync.try_load, 0.05)
         is_alone = is_alone and self.loads == before + 1
-        self.hit(("fences: the load was left to another", is_loaded is False))
+        self.hit("fences: the load was left to another", is_loaded is False)
         is_well = is_loaded is not False or not is_alone
         promise("I4 fences", is_well, "they are not loaded, though SQL is there")
 
     def _take_over(self, batch):
-        """Settle an attempt whose lease ran out, unless its worker was faster, or a purge."""
+        """Settle an attempt whose lease expired, unless its worker or a purge was faster."""
         attempt = self.buffers[batch.lane].take_over(batch.id, lease_ms=self._score_ms())
         batch.is_lapsed = False
         if attempt is None:
             self._free(batch)
             return
-        self.hit(("attempt: lapsed", True))
+        self.hit("attempt: lapsed")
         self._hold(batch)
         names = self._records(batch)[: attempt.sent]
         yield self._moment_s()
@@ -754,12 +634,9 @@ class World:
                 yield from self._begin(batch)
 
     def _picked(self):
-        able = [
-            one
-            for one in self.batches.values()
-            # Now and then a message comes twice.
-            if one.ready_ms <= self.now_ms and (not one.is_sending or self.rng.random() < 0.02)
-        ]
+        ready = [batch for batch in self.batches.values() if batch.ready_ms <= self.now_ms]
+        # Now and then a message comes twice.
+        able = [batch for batch in ready if not batch.is_sending or self.rng.random() < 0.02]
         return self.rng.choice(able) if able else None
 
     def _begin(self, batch):
@@ -769,7 +646,7 @@ class World:
         )
         if isinstance(begun, Rejection):
             self.note("begin", batch.index, begun.reason)
-            self.hit(("begin: the fence left nothing", begun.reason == "empty"))
+            self.hit("begin: the fence left nothing", begun.reason == "empty")
             if begun.reason in {"gone", "empty"}:
                 self.batches.pop(batch.id, None)
             elif begun.reason == "unloaded":
@@ -777,13 +654,13 @@ class World:
             return
         names = [_name(body) for body in begun.bodies]
         self.note("begin", batch.index, *names)
-        self.hit(("begin: the fence took records out", had > begun.sent + begun.left))
+        self.hit("begin: the fence took records out", had > begun.sent + begun.left)
         promise("I2", not any(map(self._is_p, names)), f"batch {batch.index} is sent with P")
         self._hold(batch)
         yield from self._attempt(batch, begun, names)
 
     def _attempt(self, batch, attempt, names):
-        """Let the request leave, and record how it ended; or die anywhere between."""
+        """Send the request and record how it ended, or die at any point between."""
         rng = self.rng
         fate = "answer" if self.is_calm else rng.choices(("answer", "none", "death"), (10, 8, 2))[0]
         connect_s = 0 if self.is_calm else rng.uniform(0, CONNECT_S)
@@ -796,12 +673,9 @@ class World:
             self.later(arrives_s, lambda: answer.append(self.vendor.arrive(names)))
             while not answer:
                 yield arrives_s
-            # Rarely a worker is stopped for so long that its lease runs out.
-            yield (
-                self._moment_s()
-                if self.is_calm or rng.random() >= self.stopped
-                else rng.uniform(30, 90)
-            )
+            # Rarely a worker is stopped for so long that its lease expires.
+            is_stopped = not self.is_calm and rng.random() < self.stopped
+            yield rng.uniform(30, 90) if is_stopped else self._moment_s()
             self._answered(batch, attempt, is_stored=answer[0])
             return
         ends_s = LEASE_S - CONNECT_S if fate == "death" else rng.uniform(5, ATTEMPT_S - CONNECT_S)
@@ -821,11 +695,11 @@ class World:
             before_ms = self.redis.pttl(orphaned_request)
             n = buffer.ack(batch.id, attempt.generation, token=attempt.token)
             if self.redis.pttl(orphaned_request) > before_ms + 5_000:  # leases grow by 10 s
-                self.strays.add((batch.lane, batch.id, batch.holds))
-                self.hit(("ack: another attempt of it is on its way", 1))
+                self.orphans.add((batch.lane, batch.id, batch.holds))
+                self.hit("ack: another attempt of it is on its way")
             self.note("ack", batch.index, n)
-            self.hit(("ack: after the lease, counted", is_late and n))
-            self.hit(("ack: nothing left of it", not n))
+            self.hit("ack: after the lease, counted", is_late and n)
+            self.hit("ack: nothing left of it", not n)
             if n and attempt.left:
                 self._free(batch)
             elif n:
@@ -834,14 +708,14 @@ class World:
         why = '{"reason":"rejected","status":400}'
         narrowed = buffer.bisect(batch.id, attempt.token, why=why, isolation_max=0)
         self.note(narrowed, batch.index)
-        self.hit((f"narrow: {narrowed}", True))
+        self.hit(f"narrow: {narrowed}")
         if narrowed == "buried":
             self._in_order_letters()
         if narrowed != "old":
             self._free(batch)
 
     def _doubt(self, batch, attempt, names, kind):
-        """Nobody can say whether it is stored: park it, or let it be sent again."""
+        """Record an unknown outcome: park the batch, or let it be sent again."""
         buffer, doubt = self.buffers[batch.lane], {"outcome": "ambiguous", "ambiguous": kind}
         if self.does_park:
             why = f'{{"reason":"ambiguous","kind":"{kind}"}}'
@@ -852,7 +726,7 @@ class World:
                 batch.id, attempt.token, wait_ms=0, grace_ms=self._score_ms(), **doubt
             )
         self.note(kind, batch.index, is_applied)
-        self.hit((f"{kind}: the token was old", not is_applied))
+        self.hit(f"{kind}: the token was old", not is_applied)
         self._nudge_eraser(batch)
         if is_applied:
             for name in names:
@@ -860,14 +734,14 @@ class World:
             self._free(batch, 0 if self.is_calm else self.rng.uniform(0, 10))
 
     def _hold(self, batch):
-        """Somebody holds the batch until its lease is over."""
+        """Let a lease of the batch begin, and expire unless the attempt ends before."""
         batch.holds += 1
         batch.is_sending = True
         hold = batch.holds
 
         def expire():
-            self.strays.discard((batch.lane, batch.id, hold))
-            if all(lane != batch.lane for lane, *_ in self.strays):
+            self.orphans.discard((batch.lane, batch.id, hold))
+            if all(lane != batch.lane for lane, *_ in self.orphans):
                 self.redis.delete(KEYS.lane(batch.lane).orphaned_request)
             if batch.is_sending and batch.holds == hold and batch.id in self.batches:
                 self._scores += 1
@@ -879,12 +753,12 @@ class World:
         self.later(LEASE_S, expire)
 
     def _nudge_eraser(self, batch=None):
-        """Often the next look comes soon after what is waited for has ended."""
+        """Let an eraser often run soon after the end of an attempt that it waits for."""
         if self.open and (batch is None or batch.may_hold_p) and self.rng.random() < 0.9:
             self.wakes["eraser 0"] = min(self.wakes["eraser 0"], self.now_ms + 300)
 
     def _free(self, batch, rest_s=0.0):
-        """A flush finds the batch again, unless it is gone; nobody else gives it a score."""
+        """Let a flush find the batch again, unless it is gone; no other code gives it a score."""
         batch.is_sending = batch.is_lapsed = False
         batch.ready_ms = self.now_ms + round(rest_s * 1000)
         if not self._adopt(batch):
@@ -895,7 +769,7 @@ class World:
         return self.buffers[batch.lane].assign_slot(batch.id, **places)
 
     def in_order(self):
-        """Give those scores that do not hang on Redis's clock that a purge has freed."""
+        """Give batches that a purge freed scores that do not depend on Redis's clock."""
         for batch in list(self.batches.values()):
             if batch.is_lapsed:
                 self._adopt(batch)
@@ -911,19 +785,19 @@ class World:
             yield self._rest_s(25)
             if not self.has_letters:
                 continue
-            found = sorted(self.letters.letters(), key=lambda one: self._order(one.id))
-            self.has_letters = bool(found)
+            letters = sorted(self.letters.letters(), key=lambda letter: self._order(letter.id))
+            self.has_letters = bool(letters)
             if not self.is_calm:
-                found = [one for one in found if self.rng.random() < 0.4]
+                letters = [letter for letter in letters if self.rng.random() < 0.4]
             yield self._moment_s()
             if self.rng.random() < 0.1:
-                self._discard(found[:1])
+                self._discard(letters[:1])
                 continue
-            revived = self.letters.revive([one.id for one in found])
+            revived = self.letters.revive([letter.id for letter in letters])
             self.note("revive", *revived)
-            for letter in found if revived.revived else ():
+            for letter in letters if revived.revived else ():
                 self.to_claim[letter.lane] = True
-            self.hit(("revive: the fence took records out", revived.erased))
+            self.hit("revive: the fence took records out", revived.erased)
 
     def _discard(self, letters):
         for letter in letters:
@@ -935,7 +809,7 @@ class World:
         return self.numbers[batch], int(n)
 
     def _in_order_letters(self):
-        """Let letters be in the order of their burial, whatever Redis's clock says."""
+        """Sort the letters by their burial, not by Redis's clock."""
         self.has_letters = True
         new = self.redis.zrangebyscore(KEYS.dead_at, 10**10, "+inf")
         in_order = sorted(map(bytes.decode, new), key=self._order)
@@ -947,7 +821,7 @@ class World:
     # Redis, and the erasure.
 
     def _restart(self, forget_s):
-        """What is loaded was loaded for another server."""
+        """Replace the server: the fences were loaded for another one."""
         yield max(0, forget_s + self.rng.uniform(-5, 40))
         self.redis.hdel(KEYS.fences, "run_id")
         self.to_claim = dict.fromkeys(LANES, True)
@@ -962,10 +836,8 @@ class World:
             is_sweep = self.rng.random() < 0.1
             id_ = self.rng.choice(due or self.open)
             run = self.workflow.sweep if is_sweep else partial(self.workflow.run, id_)
-            died = object()
-            ended = yield from self._strand(lambda run=run, died=died: (run(), died), 0.01)
-            if ended is None:
-                self.hit(("eraser: died", True))
+            ended = yield from self._strand(lambda run=run: (run(),), 0.01)
+            self.hit("eraser: died", ended is None)
 
     # What must be true.
 
@@ -982,8 +854,8 @@ class World:
 
     def check_end(self):
         self._check_rows()
-        left_over = self.left_over or self._found_in_redis()
-        promise("I4 redis", not left_over, f"P is still in {left_over}")
+        key = self.left_over or self._key_with_p()
+        promise("I4 redis", not key, f"P is still in {key}")
         counts = self._check_counts()
         held = int(self.redis.hget(KEYS.counts, "held_bytes") or 0)
         left = counts["waiting"] + counts["leased"] + counts["dead"]
@@ -999,15 +871,15 @@ class World:
                 continue
             promise("I4 others", rows[name], f"{name} was never stored")
             promise("I4 others", rows[name] <= 1 + event.doubts, f"{name} is stored too often")
-            self.hit(("others: stored twice, in doubt", rows[name] > 1))
+            self.hit("others: stored twice, in doubt", rows[name] > 1)
 
-    def _found_in_redis(self):
-        """Return a key that holds something of P, by id or by tag; the fence itself may."""
-        wanted = [one.encode() for one in IDS if one in self.fenced]
-        wanted += [one for one, id_ in zip(TAGS, IDS, strict=True) if id_ in self.fenced]
+    def _key_with_p(self):
+        """Return a key that shows P by id or by tag; the fence itself may."""
+        traces = [id_.encode() for id_ in IDS if id_ in self.fenced]
+        traces += [tag_ for tag_, id_ in zip(TAGS, IDS, strict=True) if id_ in self.fenced]
         for key, value in held(self.redis).items():
             texts = () if key == KEYS.fence.encode() else (key, *_texts(value))
-            if any(one in text for text in texts for one in wanted):
+            if any(trace in text for text in texts for trace in traces):
                 return key.decode()
         return ""
 
@@ -1016,12 +888,12 @@ class World:
         for id_ in self.ended:
             shown = self.store.queries.show(id_)
             promise(LOG, shown["state"] == "completed", f"it is {shown['state']}")
-            last = max(one["round"] for one in shown["passes"])
-            passes = [one for one in shown["passes"] if one["round"] == last]
+            last = max(row["round"] for row in shown["passes"])
+            passes = [row for row in shown["passes"] if row["round"] == last]
             promise(LOG, len(passes) == len(self.passes_s), f"{len(passes)} passes")
-            for one in passes:
-                is_sound = one["outcome"] == "acknowledged" and one["sent_at"] >= one["due_at"]
-                promise(LOG, is_sound, f"pass {one['n']}: {one}")
+            for row in passes:
+                is_sound = row["outcome"] == "acknowledged" and row["sent_at"] >= row["due_at"]
+                promise(LOG, is_sound, f"pass {row['n']}: {row}")
             removed += sum(shown["removed"].values())
         promise(LOG, self.ended, "no erasure ended")
         promise(LOG, removed <= erased, f"{erased} erased, the log says {removed}")
@@ -1030,9 +902,8 @@ class World:
         except AuditChainBroken as broken:
             raise Broken(LOG, str(broken)) from broken
         for path in self.ground.files():
-            held = path.read_bytes()
-            found = [one for one in IDS if one.encode() in held]
-            promise(LOG, not found, f"an id of P is in {path.name}")
+            shows = any(id_.encode() in path.read_bytes() for id_ in IDS)
+            promise(LOG, not shows, f"an id of P is in {path.name}")
 
 
 def _name(body):
@@ -1040,50 +911,53 @@ def _name(body):
 
 
 def _texts(value):
-    """Yield all texts of what one key holds."""
+    """Yield all texts that one key holds."""
     if isinstance(value, bytes):
         yield value
         return
-    for one in value or ():
-        # Of a sorted set, a member and its score.
-        yield one if isinstance(one, bytes) else one[0]
+    for member in value or ():
+        # A member of a sorted set comes with its score.
+        yield member if isinstance(member, bytes) else member[0]
     if isinstance(value, dict):
         yield from value.values()
 
 
 def folder():
-    """Return a new folder, in memory where that can be had: no seed pulls the plug."""
+    """Return a new folder, in memory if possible: no seed tests a loss of power."""
     memory = Path("/dev/shm")
     return Path(tempfile.mkdtemp(prefix="mm_race_", dir=memory if memory.is_dir() else None))
 
 
 def main(seeds=10_000, first=0):
-    """Run many seeds; print what was found, and return the exit code."""
+    """Run many seeds; print the broken promises, and return the exit code."""
     logging.getLogger("mm_tasks").setLevel(logging.CRITICAL)
     server, place = embedded(), folder()
     server.start()
-    redis = Redis.from_url(f"redis://127.0.0.1:{server.port}/0")
-    failed, hits, worlds, steps, since = {}, Counter(), Counter(), 0, time.monotonic()
     try:
-        ground = Ground(redis, place)
-        for n, seed in enumerate(range(first, first + seeds), 1):
-            try:
-                history = run(ground, seed)
-            except Exception as error:  # noqa: BLE001 - told with its seed
-                failed[seed] = f"{type(error).__name__} {error}"
-                print(f"seed {seed}: {failed[seed]}", flush=True)
-                continue
-            steps += history.steps
-            hits += history.hits
-            worlds.update(history.hits.keys())
-            if n % 500 == 0:
-                passed_s = time.monotonic() - since
-                print(f"{n} of {seeds} seeds, {len(failed)} failed, {passed_s:.0f} s", flush=True)
+        with Redis(port=server.port) as redis:
+            return _run_all(Ground(redis, place), range(first, first + seeds))
     finally:
-        redis.close()
         server.stop()
         shutil.rmtree(place)
-    print(f"\n{seeds} seeds from {first}, {steps} steps, {time.monotonic() - since:.0f} s")
+
+
+def _run_all(ground, seeds):
+    failed, hits, worlds, steps, began_s = [], Counter(), Counter(), 0, time.monotonic()
+    for n, seed in enumerate(seeds, 1):
+        try:
+            history = run(ground, seed)
+        except Exception as error:  # noqa: BLE001 - printed with its seed
+            failed.append(seed)
+            print(f"seed {seed}: {type(error).__name__} {error}", flush=True)
+            continue
+        steps += history.steps
+        hits += history.hits
+        worlds.update(history.hits.keys())
+        if n % 500 == 0:
+            passed_s = time.monotonic() - began_s
+            print(f"{n} of {len(seeds)} seeds, {len(failed)} failed, {passed_s:.0f} s", flush=True)
+    passed_s = time.monotonic() - began_s
+    print(f"\n{len(seeds)} seeds from {seeds.start}, {steps} steps, {passed_s:.0f} s")
     print("interleavings: times, and in how many seeds")
     for name in sorted(hits):
         print(f"{hits[name]:9} {worlds[name]:7}  {name}")

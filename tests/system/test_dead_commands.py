@@ -1,4 +1,4 @@
-"""`mm-tasks dead …` as a person types it: what it prints, how it ends, what it leaves behind."""
+"""`mm-tasks dead …` as a person types it: its output, its exit codes, and what is left."""
 
 from __future__ import annotations
 
@@ -9,46 +9,12 @@ import time
 
 import pytest
 
-from mm_tasks.buffer.keys import ProjectKeys
-from mm_tasks.buffer.producer import Record
 from mm_tasks.buffer.records import HEADER_BYTES, tag
-from tests.buffer.test_dead_letters import opened
-from tests.system.test_commands import run
-from tests.system.test_main_job import counts
+from tests.system.accounting import KEYS, counts, waiting
+from tests.system.dead_letters import EVENT, PARKED, REJECTED, body, bury
+from tests.system.processes import run
 
-KEYS = ProjectKeys("default")
-REJECTED = {"reason": "rejected", "status": 400, "code": "invalid_payload", "attempts": 3}
-PARKED = {"reason": "ambiguous", "status": 0, "code": "-", "attempts": 1, "kind": "timeout"}
-EVENT = {
-    "event": "signed_up",
-    "event_id": "e-1",
-    "timestamp": "2026-01-14T12:00:00.000Z",
-    "user_id": "anna@example.com",
-    "url": "https://example.com/?email=anna",
-    "properties": {"plan": "anna's", "big": 12345678901234567},
-}
 PERSONAL = ("anna", "plan")
-
-
-def bury(redis, why, *events):
-    """Make dead letters of these events, fields or bytes, and return their ids, in order."""
-    before = set(redis.hkeys(KEYS.dead))
-    with opened(redis, project="default") as buffer:
-        buffer.append([Record(body(event), user_of(event), None) for event in events])
-        batch_id = buffer.claim(slot_us=None, found_again_ms=5000)
-        admitted = buffer.begin(batch_id, slot="none", slot_valid_ms=2000, lease_ms=60_000)
-        buffer.bury(batch_id, admitted.token, why=json.dumps(why), outcome=why["reason"])
-    return sorted(id_.decode() for id_ in set(redis.hkeys(KEYS.dead)) - before)
-
-
-def user_of(event):
-    return event["user_id"] if isinstance(event, dict) else None
-
-
-def body(event):
-    if isinstance(event, bytes):
-        return event
-    return json.dumps(event, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 @pytest.fixture
@@ -57,11 +23,7 @@ def dead(stack):
     return lambda *command: run(stack.env, "dead", *command)
 
 
-def waiting(redis):
-    return redis.lrange(KEYS.lane("track").waiting, 0, -1)
-
-
-def test_list_shows_each_letter_and_counts_by_reason_but_nobody(redis, dead):
+def test_list_shows_each_letter_and_counts_by_reason_but_no_person(redis, dead):
     (rejected,) = bury(redis, REJECTED, EVENT)
     parked = bury(redis, PARKED, {**EVENT, "event": "bought"}, {**EVENT, "event": "[red]\x1b[2J"})
     done = dead("list")
@@ -75,22 +37,22 @@ def test_list_shows_each_letter_and_counts_by_reason_but_nobody(redis, dead):
     assert not any(word in done.stdout + done.stderr for word in PERSONAL)
 
 
-def test_list_for_programs_is_json_alone(redis, dead):
+def test_list_for_programs_prints_json_alone(redis, dead):
     bury(redis, REJECTED, EVENT)
     parked = bury(redis, PARKED, {**EVENT, "event": "bought"}, EVENT)
     done = dead("list", "--json", "--reason", "ambiguous", "--since", "1h", "--limit", "1")
-    found = json.loads(done.stdout)
+    listed = json.loads(done.stdout)
 
-    assert [letter["id"] for letter in found["letters"]] == [parked[1]]
-    assert found["letters"][0]["code"] == "-"
-    assert found["matching"] == 2
-    assert found["counts"] == [
+    assert [letter["id"] for letter in listed["letters"]] == [parked[1]]
+    assert listed["letters"][0]["code"] == "-"
+    assert listed["matching"] == 2
+    assert listed["counts"] == [
         {"lane": "track", "reason": "ambiguous", "status": 0, "code": "-", "events": 2}
     ]
     assert not any(word in done.stdout for word in PERSONAL)
 
 
-def test_show_hides_what_may_be_personal_until_asked_for(redis, dead):
+def test_show_hides_fields_that_may_be_personal_unless_an_option_shows_them(redis, dead):
     (id_,) = bury(redis, REJECTED, EVENT)
     shown, whole = dead("show", id_), dead("show", id_, "--properties")
 
@@ -102,13 +64,13 @@ def test_show_hides_what_may_be_personal_until_asked_for(redis, dead):
     assert "12345678901234567" in whole.stdout
 
 
-def test_show_for_programs_names_what_it_hides(redis, dead):
+def test_show_for_programs_names_the_fields_it_hides(redis, dead):
     (id_,) = bury(redis, REJECTED, EVENT)
-    found = json.loads(dead("show", id_, "--json").stdout)
+    letter = json.loads(dead("show", id_, "--json").stdout)
 
-    assert found["id"] == id_
-    assert set(found["fields"]) == {"event", "event_id", "timestamp"}
-    assert set(found["hidden"]) == {"user_id", "url", "properties"}
+    assert letter["id"] == id_
+    assert set(letter["fields"]) == {"event", "event_id", "timestamp"}
+    assert set(letter["hidden"]) == {"user_id", "url", "properties"}
 
 
 def test_show_of_an_unknown_id_says_so(dead):
@@ -119,7 +81,7 @@ def test_show_of_an_unknown_id_says_so(dead):
     assert "anna" not in done.stderr
 
 
-def test_revive_tells_what_became_of_each_and_can_be_repeated(redis, dead):
+def test_revive_prints_the_result_of_each_letter_and_can_be_repeated(redis, dead):
     ids = bury(redis, REJECTED, EVENT, {**EVENT, "user_id": "bea"})
     record = redis.hget(KEYS.dead, ids[1]).partition(b"\n")[2]
     redis.sadd(KEYS.fence, tag("default", "user", "anna@example.com"))
@@ -143,11 +105,11 @@ def test_revive_by_a_filter_leaves_the_others(redis, dead):
 
 def test_discard_removes_nothing_without_yes(redis, dead):
     bury(redis, REJECTED, EVENT, EVENT)
-    asked = dead("discard", "--all")
+    refused = dead("discard", "--all")
 
-    assert asked.returncode == 1
-    assert asked.stdout == ""
-    assert "2 would be removed for good; nothing was" in asked.stderr
+    assert refused.returncode == 1
+    assert refused.stdout == ""
+    assert "2 would be removed for good; nothing was" in refused.stderr
     assert redis.hlen(KEYS.dead) == 2
     done = dead("discard", "--all", "--yes")
     assert (done.returncode, done.stdout) == (0, "2 discarded, 0 unknown\n")
@@ -165,7 +127,7 @@ def test_discard_of_ids_leaves_the_others(redis, dead):
 
 
 def test_an_export_holds_every_event_verbatim_and_is_readable_by_nobody_else(redis, dead, tmp_path):
-    """Lua and JavaScript would round 12345678901234567; nothing here reads it as a number."""
+    """Lua and JavaScript would round 12345678901234567; no code reads it as a number."""
     bury(redis, REJECTED, EVENT)
     bury(redis, PARKED, EVENT)
     file = tmp_path / "letters.jsonl"
@@ -181,7 +143,7 @@ def test_an_export_holds_every_event_verbatim_and_is_readable_by_nobody_else(red
     assert redis.hlen(KEYS.dead) == 2
 
 
-def test_an_export_replaces_a_file_only_when_told_and_then_keeps_it_private(redis, dead, tmp_path):
+def test_an_export_replaces_a_file_only_with_force_and_keeps_it_private(redis, dead, tmp_path):
     bury(redis, REJECTED, EVENT)
     file = tmp_path / "letters.jsonl"
     file.write_text("mine")
@@ -196,7 +158,7 @@ def test_an_export_replaces_a_file_only_when_told_and_then_keeps_it_private(redi
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
-def test_an_export_to_stdout_is_lines_of_json_whatever_the_records_hold(redis, dead):
+def test_an_export_to_stdout_is_lines_of_json_for_any_record(redis, dead):
     bury(redis, REJECTED, EVENT, b"\xff{", b'{\n"event": "x"}', b'{"event":"y"}')
     bury(redis, PARKED, EVENT)
     done = dead("export", "-", "--reason", "rejected")
@@ -234,8 +196,8 @@ def test_a_bad_option_is_refused_by_name_and_changes_nothing(redis, dead, comman
     assert waiting(redis) == []
 
 
-def test_a_poison_event_is_seen_revived_in_vain_and_discarded(stack, redis, dead):
-    """From the vendor's refusal to a count that a person answers for."""
+def test_a_poison_event_is_listed_revived_in_vain_and_discarded(stack, redis, dead):
+    """From the vendor's refusal to the count of discarded events."""
     stack.sandbox()
     stack.produce(
         "from mm_tasks import track\n"
@@ -246,18 +208,17 @@ def test_a_poison_event_is_seen_revived_in_vain_and_discarded(stack, redis, dead
     redis.hincrby(KEYS.counts, "track:accepted", 1)
     redis.hincrby(KEYS.counts, "held_bytes", len(poison))
     redis.hincrby(KEYS.counts, "track:waiting_bytes", len(poison) - HEADER_BYTES + 1)
-    stack.worker()
-    stack.beat()
+    stack.worker_and_beat()
     stack.wait(lambda: redis.hlen(KEYS.dead) == 1)
     listed = dead("list")
-    found = json.loads(dead("list", "--json").stdout)["letters"][0]
+    letter = json.loads(dead("list", "--json").stdout)["letters"][0]
 
-    assert found["id"] in listed.stdout
-    assert (found["lane"], found["reason"], found["status"]) == ("track", "rejected", 400)
-    assert found["attempts"] >= 1
+    assert letter["id"] in listed.stdout
+    assert (letter["lane"], letter["reason"], letter["status"]) == ("track", "rejected", 400)
+    assert letter["attempts"] >= 1
     assert "anna" not in listed.stdout
-    dead("revive", found["id"])
-    stack.wait(lambda: redis.hlen(KEYS.dead) == 1 and not redis.hexists(KEYS.dead, found["id"]))
+    dead("revive", letter["id"])
+    stack.wait(lambda: redis.hlen(KEYS.dead) == 1 and not redis.hexists(KEYS.dead, letter["id"]))
     assert dead("discard", "--reason", "rejected", "--yes").stdout == "1 discarded, 0 unknown\n"
     stack.wait(lambda: counts(redis)["track:delivered"] == 9)
     status = json.loads(run(stack.env, "status", "--json").stdout)

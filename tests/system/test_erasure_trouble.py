@@ -12,23 +12,15 @@ import time
 from base64 import b64decode
 from contextlib import contextmanager
 
-import pytest
+from tests.system.accounting import KEYS, waiting
+from tests.system.erasing import PERSON, holders
+from tests.system.processes import FAST, assert_alive, children
 
-from mm_tasks.buffer.keys import ProjectKeys
-from tests.system.test_erasure import FAST, PERSON, Erasing, holders
-from tests.system.test_shutdown import children
-
-KEYS = ProjectKeys("default")
 QUEUES = ("mm.forget", "mm.deliver", "mm.identify")
 CLOSED = "postgresql://127.0.0.1:1/none"
 
 
-@pytest.fixture
-def erasing(stack):
-    return Erasing(stack)
-
-
-# Whatever dies, and whatever message is lost.
+# Workers die, and messages are lost.
 
 PEOPLE = """
 from mm_tasks import forget, track
@@ -48,7 +40,7 @@ KILLED_AT = (
 
 @contextmanager
 def messages_lost(redis):
-    """Delete every Celery message there is, five times a second."""
+    """Delete every Celery message, five times a second."""
     ended = threading.Event()
 
     def lose():
@@ -76,10 +68,10 @@ def solo(stack, failpoint=""):
 def test_every_erasure_completes_although_workers_die_and_all_messages_are_lost(
     stack, redis, erasing
 ):
-    """P2 holds for erasures as well: SQL says what is due, and a sweep finds it."""
+    """P2 holds for erasures as well: SQL holds the due steps, and a sweep finds them."""
     stack.env["MM_TASKS_ERASURE_PASSES_S"] = "0,0.5,1"
     stack.sandbox()
-    # The first one due: its fence is for a worker to raise.
+    # The first one due: a worker has to raise its fence.
     claim = erasing.store.ask("person-8").claim
     erasing.store.steps.release(claim)
     ids = [claim.id, *stack.produce(PEOPLE).split()]
@@ -96,12 +88,13 @@ def test_every_erasure_completes_although_workers_die_and_all_messages_are_lost(
             worker.kill()
         solo(stack)
         erasing.wait_until_completed(*ids)
-    calls = [erasing.calls(one) for one in ids]
+    calls = [erasing.calls(id_) for id_ in ids]
     erasing.wait_until_all_is_sent()
 
     # A call that was killed has an intent and no result; each pass was acknowledged all the same.
-    assert all([n for n, said in found if said == "acknowledged"] == [1, 2, 3] for found in calls)
-    assert sum(said is None for found in calls for _, said in found) >= 2
+    for of_one in calls:
+        assert [n for n, outcome in of_one if outcome == "acknowledged"] == [1, 2, 3]
+    assert sum(outcome is None for of_one in calls for _, outcome in of_one) >= 2
     assert sorted(stack.get("ids")) == [f"other-{n}" for n in range(8)]
 
 
@@ -122,15 +115,6 @@ print(sum(receipt.accepted for receipt in receipts))
 """
 
 
-@pytest.fixture
-def folder(stack, erasing):  # noqa: ARG001 - its settings
-    """The folder of the audit database, apart from the logs."""
-    path = stack.log_dir / "audit"
-    path.mkdir()
-    stack.env["MM_TASKS_AUDIT_URL"] = f"sqlite:///{path}/audit.sqlite"
-    return path
-
-
 def assert_only_others_arrived(stack, erasing, n):
     stack.wait_for_events(n)
     counts = erasing.wait_until_all_is_sent()
@@ -141,11 +125,14 @@ def assert_only_others_arrived(stack, erasing, n):
 
 
 def test_a_redis_that_forgot_its_fences_sends_nothing_before_it_knows_them_again(
-    stack, mortal, erasing, folder
+    stack, mortal, erasing
 ):
-    """`append` lets them in, as it knows of no fence; `claim` and `begin` wait for SQL."""
+    """`append` accepts their events, since it has no fence; `claim` and `begin` wait for SQL."""
+    folder = stack.log_dir / "audit"
+    folder.mkdir()
+    stack.env["MM_TASKS_AUDIT_URL"] = f"sqlite:///{folder}/audit.sqlite"
     stack.sandbox()
-    worker, beat = stack.worker("-P", "threads", *FAST), stack.beat()
+    processes = stack.worker_and_beat("-P", "threads", *FAST)
     erasing.wait_until_completed(erasing.forget().id)
 
     # Emptied.
@@ -153,27 +140,25 @@ def test_a_redis_that_forgot_its_fences_sends_nothing_before_it_knows_them_again
     counts = assert_only_others_arrived(stack, erasing, 20)
     assert counts["erased"] + counts["suppressed"] == 20
 
-    # Another one in its place, and SQL out of reach as well.
+    # An empty server replaces it, and SQL is out of reach as well.
     mortal.terminate()
     shutil.rmtree(mortal.data_dir)
     mortal.data_dir.mkdir()
     elsewhere = folder.rename(folder.with_name("elsewhere"))
     folder.touch()
     mortal.start()
-    said = stack.produce(EMPTIED.format(flush=False, first=20, person=PERSON))
-    assert int(said) == 40
+    assert int(stack.produce(EMPTIED.format(flush=False, first=20, person=PERSON))) == 40
     stack.wait(lambda: mortal.redis.hget(KEYS.fences, "why") == b"audit_unavailable", 20)
     time.sleep(2)
     assert stack.get("summary")["events"] == 20
-    assert mortal.redis.llen(KEYS.lane("track").waiting) == 40
+    assert len(waiting(mortal.redis)) == 40
 
     folder.unlink()
     elsewhere.rename(folder)
     counts = assert_only_others_arrived(stack, erasing, 40)
     assert counts["erased"] == 20
     assert mortal.redis.hget(KEYS.fences, "why") is None
-    assert worker.poll() is None
-    assert beat.poll() is None
+    assert_alive(*processes)
 
 
 def test_a_request_while_redis_is_away_is_accepted_and_fenced_by_the_next_sweep(
@@ -182,17 +167,16 @@ def test_a_request_while_redis_is_away_is_accepted_and_fenced_by_the_next_sweep(
     stack.sandbox()
     stack.produce(EMPTIED.format(flush=False, first=0, person=PERSON))
     mortal.terminate()
-    worker, beat = stack.worker("-P", "threads", *FAST), stack.beat()
-    asked = erasing.forget(anonymous_ids=["visitor-77aa-secret"])
-    assert (asked.fenced, asked.accepted) == (False, True)
-    assert erasing.state(asked.id) == "received"
+    processes = stack.worker_and_beat("-P", "threads", *FAST)
+    receipt = erasing.forget(anonymous_ids=["visitor-77aa-secret"])
+    assert (receipt.fenced, receipt.accepted) == (False, True)
+    assert erasing.state(receipt.id) == "received"
     mortal.start()
-    erasing.wait_until_completed(asked.id)
+    erasing.wait_until_completed(receipt.id)
 
     assert_only_others_arrived(stack, erasing, 20)
     assert mortal.redis.scard(KEYS.fence) == 2
-    assert worker.poll() is None
-    assert beat.poll() is None
+    assert_alive(*processes)
 
 
 AWAY = """
@@ -212,29 +196,29 @@ def test_without_its_database_a_request_is_refused_in_time_and_leaves_nothing(
 ):
     """The caller has to retry: nothing was accepted, fenced or sent."""
     stack.env["MM_TASKS_AUDIT_URL"] = CLOSED
-    took_s, _, said = stack.produce(AWAY).partition(" ")
+    took_s, _, message = stack.produce(AWAY).partition(" ")
 
     assert float(took_s) < 15
-    assert "; retry" in said
+    assert "; retry" in message
     assert redis.keys() == []
     assert holders(stack, redis, PERSON) == []
     del stack.env["MM_TASKS_AUDIT_URL"]
-    assert erasing.store.queries.listed() == []
+    assert erasing.listed() == []
 
 
 # Through the broker, and beside a delivery that does not move.
 
 THROUGH_THE_BROKER = """
 from mm_tasks import app, forget
-def asked(n):
+def request(n):
     return {"user_id": f"person-{n}-secret", "requested_by": "dpo"}
-forget.delay(**asked(0))
-forget.s(**asked(1)).delay()
-forget.apply_async(kwargs=asked(2), countdown=1)
-forget.s(**asked(3)).apply_async(countdown=1)
-app.send_task("mm_tasks.forget", kwargs=asked(4))
+forget.delay(**request(0))
+forget.s(**request(1)).delay()
+forget.apply_async(kwargs=request(2), countdown=1)
+forget.s(**request(3)).apply_async(countdown=1)
+app.send_task("mm_tasks.forget", kwargs=request(4))
 with app.producer_pool.acquire() as producer:  # as beat does
-    forget.apply_async((), asked(5), producer=producer, expires=60)
+    forget.apply_async((), request(5), producer=producer, expires=60)
 """
 
 
@@ -246,35 +230,37 @@ def messages(redis):
         yield message["headers"]["task"], body, message["headers"]
 
 
-def test_requests_by_every_way_of_celery_are_done_and_ours_carry_no_data(stack, redis, erasing):
-    """Only a call that asks for the broker sends ids through it, and they are gone at the end."""
+def test_requests_by_every_way_of_celery_are_done_and_our_messages_carry_no_data(
+    stack, redis, erasing
+):
+    """Only a call with Celery's options sends ids through the broker, and they do not stay."""
     stack.sandbox()
     stack.produce(THROUGH_THE_BROKER)
-    found = list(messages(redis))
-    ours = [body for task, body, _ in found if task == "mm_tasks.run_erasure"]
-    theirs = [(body, headers) for task, body, headers in found if task == "mm_tasks.forget"]
-    open_ids = {one["id"] for one in erasing.store.queries.listed()}
+    sent = list(messages(redis))
+    ours = [body for task, body, _ in sent if task == "mm_tasks.run_erasure"]
+    theirs = [headers for task, _, headers in sent if task == "mm_tasks.forget"]
+    open_ids = {row["id"] for row in erasing.listed()}
     assert redis.llen("mm.deliver") == redis.llen("mm.identify") == 0
     assert {args[0] for args, _, _ in ours} == open_ids
     assert [(len(args), kwargs) for args, kwargs, _ in ours] == [(1, {}), (1, {})]
     assert len(theirs) == 4
-    redacted = [headers["kwargsrepr"] for _, headers in theirs if headers["eta"]]
+    redacted = [headers["kwargsrepr"] for headers in theirs if headers["eta"]]
     assert redacted == ["{...}", "{...}"]
 
-    worker, beat = stack.worker("-Q", "mm.forget", "-P", "threads", *FAST), stack.beat()
-    stack.wait(lambda: len(erasing.store.queries.listed()) == 6)
-    erasing.wait_until_completed(*(one["id"] for one in erasing.store.queries.listed()))
+    worker, beat = stack.worker_and_beat("-Q", "mm.forget", "-P", "threads", *FAST)
+    stack.wait(lambda: len(erasing.listed()) == 6)
+    erasing.wait_until_completed(*(row["id"] for row in erasing.listed()))
     assert stack.get("summary")["forgotten"] == 6
     received = [json.loads(line) for line in erasing.store.entries() if '"received"' in line]
-    via = {one["erasure"]: one["details"]["via"] for one in received}
-    assert {one for one, way in via.items() if way == "call"} == open_ids
+    via = {entry["erasure"]: entry["details"]["via"] for entry in received}
+    assert {id_ for id_, way in via.items() if way == "call"} == open_ids
     assert list(via.values()).count("message") == 4
     assert "person-" not in stack.read(worker) + stack.read(beat)
-    assert [held for n in range(6) for held in holders(stack, redis, f"person-{n}-secret")] == []
+    assert [name for n in range(6) for name in holders(stack, redis, f"person-{n}-secret")] == []
 
 
 def test_an_erasure_completes_although_every_delivery_worker_hangs(stack, erasing):
-    """What a stopped process was sending is waited for until its lease runs out, no longer."""
+    """It waits for a request of a stopped process until its lease expires, no longer."""
     stack.env.update(MM_TASKS_REQUEST_TIMEOUT_S="2", MM_TASKS_LEASE_S="7")
     stack.sandbox()
     stack.fault({"kind": "slow", "latency_s": 1.8})
@@ -288,17 +274,17 @@ def test_an_erasure_completes_although_every_delivery_worker_hangs(stack, erasin
         os.kill(pid, signal.SIGSTOP)
     try:
         stack.produce(EMPTIED.format(flush=False, first=20, person=PERSON))
-        asked = erasing.forget()
-        erasing.wait_until_completed(asked.id, within_s=20)
+        receipt = erasing.forget()
+        erasing.wait_until_completed(receipt.id, within_s=20)
     finally:
         for pid in stopped:
             os.kill(pid, signal.SIGCONT)
-    removed = erasing.store.queries.show(asked.id)["removed"]
+    removed = erasing.shown(receipt.id)["removed"]
     counts = erasing.wait_until_all_is_sent()
 
     assert removed["track:batches"] == 20
     assert removed["track:waiting"] == 20
     assert counts["erased"] == 40
-    assert beat.poll() is None
-    # The answer that nobody heard was stored, before the first call told the vendor.
-    stack.wait(lambda: all(row["user_id"] != PERSON for row in erasing.lines("rows")), 5)
+    assert_alive(beat)
+    # The vendor stored the request that got no answer before the first call to forget.
+    stack.wait(lambda: not erasing.rows_of(PERSON), 5)

@@ -1,20 +1,21 @@
 """A host's own Celery app with real worker and beat: its settings, its prefix, its results.
 
-Nothing of ours runs beside them. The host's Redis database for broker and results is another
-than the buffer's.
+No process of ours runs beside them. Broker and results are in another database of Redis than
+the buffer.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
+from collections import Counter
 
 import pytest
 from redis import Redis
 
 from mm_tasks.buffer import heartbeats
-from tests.system.books import wait_until_all_is_sent
+from tests.system.accounting import wait_until_all_is_sent
+from tests.system.processes import ROOT
 
 HOST = """
 import os
@@ -96,7 +97,7 @@ erasure = forget.delay(user_id="gone", requested_by="dpo", ticket="GDPR-1")
 forget.s(user_id="gone2", requested_by="dpo", ticket="GDPR-2").apply_async(countdown=1)
 print(erasure.id)
 """
-# Without beat nobody asks for what came after its last flush.
+# Without beat nothing flushes the events that came after its last flush.
 LAST_FLUSHES = """
 import time
 
@@ -107,7 +108,7 @@ for _ in range(4):
     flush.delay(linger=False)
     time.sleep(0.5)
 """
-# Of each event, how many; those of beat come besides.
+# The number of each event; the events of beat are extra.
 EXPECTED = {
     "plain": 1,
     "countdown": 1,
@@ -125,7 +126,7 @@ EXPECTED = {
 
 @pytest.fixture
 def host(stack, redis_url):
-    """The host's modules, its Redis, and what starts its processes."""
+    """The stack with the host's modules and its Redis."""
     (stack.log_dir / "hostapp.py").write_text(HOST)
     (stack.log_dir / "hostconfig.py").write_text(CONFIG)
     url = redis_url.rsplit("/", 1)[0] + "/5"
@@ -141,18 +142,14 @@ def celery(stack, *args):
 
 
 def events(stack):
-    """How many of each event the vendor has."""
-    found = {}
-    for _, body in stack.get("bodies"):
-        for event in json.loads(body).get("events", ()):
-            found[event["event"]] = found.get(event["event"], 0) + 1
-    return found
+    """Return how many of each event the vendor has."""
+    bodies = [json.loads(body) for _, body in stack.get("bodies")]
+    return Counter(event["event"] for body in bodies for event in body.get("events", ()))
 
 
 def forgotten(stack):
-    """How often the vendor was told to forget each person."""
-    people = [forget["user_id"] for forget in stack.get("forgets")]
-    return {one: people.count(one) for one in people}
+    """Return how often the vendor was called to forget each person."""
+    return Counter(forget["user_id"] for forget in stack.get("forgets"))
 
 
 @pytest.mark.parametrize(
@@ -161,7 +158,7 @@ def forgotten(stack):
         ("TASK_QUEUES", ()),
         ("INSTALL_LATE", ("-Q", "shop,heavy,mm.forget,mm.deliver,mm.identify")),
     ],
-    ids=["queues of its own, all served", "installed late, queues told"],
+    ids=["queues of its own, all served", "installed late, queues named"],
 )
 def test_a_host_delivers_everything_with_its_own_worker_and_beat(host, redis, env, queues):
     host.env[env] = "1"
@@ -171,24 +168,23 @@ def test_a_host_delivers_everything_with_its_own_worker_and_beat(host, redis, en
     host.produce(CALLS)
     host.wait(lambda: events(host).items() >= EXPECTED.items() and "beat_entry" in events(host), 60)
     host.wait(lambda: forgotten(host) == {"gone": 3, "gone2": 3}, 60)
-    # In the buffer's Redis, where `mm-tasks health` looks, whatever the host's broker is.
+    # In the buffer's Redis, which `mm-tasks health` reads, whatever the host's broker is.
     alive = {sign.kind: set(sign.queues) for sign in heartbeats.read(redis, "default").values()}
     assert alive == {"worker": {"mm.forget", "mm.deliver", "mm.identify"}, "beat": set()}
     host.stop([beat])
     host.produce(LAST_FLUSHES)
     wait_until_all_is_sent(host, redis)
 
-    found = events(host)
-    assert {name: found[name] for name in EXPECTED} == EXPECTED
-    said = host.read(worker)
-    assert "Traceback" not in said
-    assert "host_configuration_problem: worker_prefetch_multiplier" in said
+    arrived, log = events(host), host.read(worker)
+    assert {name: arrived[name] for name in EXPECTED} == EXPECTED
+    assert "Traceback" not in log
+    assert "host_configuration_problem: worker_prefetch_multiplier" in log
     assert host.get("summary")["identifies"] == 2
     assert not redis.keys("mm.*")
-    # What Celery holds for us is under the host's prefix; of results there are only the host's.
+    # Celery's keys for us have the host's prefix; all results are the host's.
     assert {key.split(b":")[0] for key in host.broker.scan_iter()} <= {b"shop", b"shop-results"}
     results = map(host.broker.get, host.broker.keys("shop-results:celery-task-meta-*"))
-    assert sorted(json.loads(one)["result"] for one in results) == [2] * 5 + [4, 4, 7, 42, 42]
+    assert sorted(json.loads(raw)["result"] for raw in results) == [2] * 5 + [4, 4, 7, 42, 42]
 
 
 SAME = """
@@ -201,21 +197,18 @@ import mm_tasks
 
 
 def settings(app):
-    # Without what else is in the module that they are read from.
-    found = {
+    # The module that they are read from holds other names too.
+    values = copy.deepcopy({
         name: value
         for name, value in dict(app.conf).items()
         if not name.startswith("_") and not inspect.ismodule(value)
-    }
-    found = copy.deepcopy(found)
-    found["beat_schedule"] = {
-        name: entry
-        for name, entry in found["beat_schedule"].items()
-        if not name.startswith("mm_tasks-")
-    }
-    if isinstance(found["task_routes"], tuple):
-        _, found["task_routes"] = found["task_routes"]  # ours precede them
-    return found
+    })
+    schedule = values["beat_schedule"]
+    for name in [name for name in schedule if name.startswith("mm_tasks-")]:
+        del schedule[name]
+    if isinstance(values["task_routes"], tuple):
+        _, values["task_routes"] = values["task_routes"]  # ours precede them
+    return values
 
 
 def host():
@@ -239,7 +232,7 @@ def test_the_hosts_settings_are_the_same_with_and_without_us(host):
 
 
 def test_every_example_of_the_docs_runs(host, redis_url):
-    page = (Path(__file__).parents[2] / "docs" / "celery.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "celery.md").read_text(encoding="utf-8")
     examples = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     program = "\n".join(examples).replace("redis://127.0.0.1:6379/1", redis_url)
     host.produce(program + '\nimport asyncio\n\nasyncio.run(signup("visitor", "user_42"))\n')

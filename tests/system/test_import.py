@@ -1,4 +1,4 @@
-"""`mm-tasks import` as a person types it, and killed as it comes: each row arrives once."""
+"""`mm-tasks import` as a person types it, also killed at any moment: each row arrives once."""
 
 from __future__ import annotations
 
@@ -20,24 +20,18 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.records import tag
 from mm_tasks.cli import app
-from tests.system.terminal import to_its_end
-from tests.system.test_commands import run
+from tests.system.accounting import KEYS, waiting
+from tests.system.processes import ROOT, read_to_end, run
 
-KEYS = ProjectKeys("default")
-DOCS = Path(__file__).parents[2] / "docs" / "import.md"
+DOCS = ROOT / "docs" / "import.md"
 ROWS = 20_000
 
 
 def rows(*numbers, **fields):
     events = ({"event": "e", "user_id": f"u{n}", "properties": {"n": n}, **fields} for n in numbers)
     return b"".join(json.dumps(event).encode() + b"\n" for event in events)
-
-
-def waiting(redis, lane="track"):
-    return redis.llen(KEYS.lane(lane).waiting)
 
 
 def lines_done(redis, name):
@@ -58,19 +52,18 @@ def started(stack, *command, stdin=None, **env):
 
 @pytest.mark.timeout(180)
 def test_an_import_killed_at_random_moments_delivers_each_row_once(stack, redis, tmp_path):
-    """At the script that stores, before and after, and anywhere between as the clock has it."""
+    """Before and after the script that stores, and at moments between that the clock picks."""
     file = tmp_path / "events.jsonl.gz"
     file.write_bytes(gzip.compress(rows(*range(ROWS)), 1))
     stack.env["MM_TASKS_BATCH_RATE_PER_S"] = "50"
     stack.sandbox("--no-limits")
-    stack.worker()
-    stack.beat()
+    stack.worker_and_beat()
     kills = []
     for chances in ("append.before=0.3", "append.after=0.3", "") * 2:
         process = started(stack, str(file), "--json", MM_TASKS_FAILPOINTS=chances)
         began = lines_done(redis, file.name)
         if not chances:
-            # Not `stack.wait`: between two of its looks all would be done.
+            # Not `stack.wait`: between two of its polls the import would end.
             while lines_done(redis, file.name) == began and process.poll() is None:
                 time.sleep(0.002)
             time.sleep(random.uniform(0, 0.1))
@@ -80,17 +73,18 @@ def test_an_import_killed_at_random_moments_delivers_each_row_once(stack, redis,
     done = run(stack.env, "import", str(file), "--json")
     stack.wait_for_events(ROWS, 90)
 
-    (told,) = json.loads(done.stdout)["files"]
+    (file_report,) = json.loads(done.stdout)["files"]
     assert kills.count(-signal.SIGKILL) >= 2
-    assert (done.returncode, told["lines"], told["end"]) == (0, ROWS, "finished")
-    stack.wait(lambda: waiting(redis) == 0)
+    assert (file_report["lines"], file_report["end"]) == (ROWS, "finished")
+    assert done.returncode == 0
+    stack.wait(lambda: not waiting(redis))
     summary = stack.get("summary")
     assert summary["events"] == summary["distinct"] == ROWS
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_it_with_the_part_in_hand_and_says_how_far(stack, redis, number, code):
-    """Through a pipe that stays open, so that it is in the middle for sure."""
+def test_a_signal_ends_it_after_the_chunk_in_hand_and_prints_how_far(stack, redis, number, code):
+    """Through a pipe that stays open, so that the import is surely in the middle."""
     process = started(stack, "-", "--name", "p", "--format", "jsonl", stdin=subprocess.PIPE)
     process.stdin.write(rows(*range(1500)).decode())
     process.stdin.flush()
@@ -101,17 +95,15 @@ def test_a_signal_ends_it_with_the_part_in_hand_and_says_how_far(stack, redis, n
 
     assert process.returncode == code
     done = lines_done(redis, "p")
-    assert (
-        out
-        == f"p: {done} rows stored. Stopped after line {done}; run it again to go on\n".replace(
-            "stored.", f"stored, {done} had no timestamp and have the moment of import."
-        )
+    assert out == (
+        f"p: {done} rows stored, {done} had no timestamp and have the moment of import."
+        f" Stopped after line {done}; run it again to go on\n"
     )
-    assert waiting(redis) == done
+    assert len(waiting(redis)) == done
     assert "Traceback" not in err
 
 
-def test_a_bad_row_ends_it_with_exit_1_and_no_value_said(stack, redis, tmp_path):
+def test_a_bad_row_ends_it_with_exit_1_and_no_value_is_printed(stack, redis, tmp_path):
     file = tmp_path / "events.jsonl"
     stamp = {"timestamp": "2026-01-14T12:00:00.000Z"}
     file.write_bytes(rows(1, **stamp) + b'{"event": "e", "user_id": ["anna"]}\n' + rows(2, **stamp))
@@ -128,25 +120,22 @@ def test_a_bad_row_ends_it_with_exit_1_and_no_value_said(stack, redis, tmp_path)
         "events.jsonl: 2 rows stored, from line 2 on, where an earlier run ended\n"
     )
     assert again.stdout == "events.jsonl: nothing new: its 3 lines were imported before\n"
-    assert (good.returncode, again.returncode, waiting(redis)) == (0, 0, 3)
+    assert (good.returncode, again.returncode, len(waiting(redis))) == (0, 0, 3)
 
 
 def test_skipped_rows_go_verbatim_into_a_private_file_under_their_header(stack, redis, tmp_path):
-    one, two, rejects = (tmp_path / name for name in ("a.csv", "b.csv", "bad.csv"))
-    one.write_text("event;properties.n\ne;1\ne;x\ne;3;4\n")
-    two.write_text("event;properties.n\n;2\nf;5")
+    first, second, rejects = (tmp_path / name for name in ("a.csv", "b.csv", "bad.csv"))
+    first.write_text("event;properties.n\ne;1\ne;x\ne;3;4\n")
+    second.write_text("event;properties.n\n;2\nf;5")
     redis.sadd(KEYS.fence, tag("default", "user", "u"))
-    command = ("import", str(one), str(two), "--delimiter", ";", "--skip-bad")
+    command = ("import", str(first), str(second), "--delimiter", ";", "--skip-bad")
     options = ("--map", "properties.n:int=properties.n", "--set", "user_id=v", "--json")
     done = run(stack.env, *command, *options, "--rejects", str(rejects))
     refused = run(stack.env, *command, *options, "--rejects", str(rejects))
 
-    found = json.loads(done.stdout)["files"]
+    files = [(row["name"], row["stored"], row["bad"]) for row in json.loads(done.stdout)["files"]]
     assert done.returncode == 0
-    assert [(one["name"], one["stored"], one["bad"]) for one in found] == [
-        ("a.csv", 1, 2),
-        ("b.csv", 1, 1),
-    ]
+    assert files == [("a.csv", 1, 2), ("b.csv", 1, 1)]
     assert done.stderr.splitlines() == [
         "a.csv: line 3: properties: must be a whole number (column 2)",
         "a.csv: line 4: row: has 3 cells; the header has 2",
@@ -171,7 +160,7 @@ def test_a_dry_run_names_every_bad_row_and_needs_no_redis(stack, tmp_path):
     assert checked.stdout.startswith("events.ndjson: 2400 rows would be stored, 2 bad")
 
 
-def test_another_file_of_that_name_is_refused_in_one_sentence(stack, redis, tmp_path):
+def test_another_file_of_the_same_name_is_refused_in_one_sentence(stack, redis, tmp_path):
     file = tmp_path / "events.jsonl"
     file.write_bytes(rows(1, 2))
     run(stack.env, "import", str(file))
@@ -181,7 +170,7 @@ def test_another_file_of_that_name_is_refused_in_one_sentence(stack, redis, tmp_
 
     assert refused.returncode == 1
     assert refused.stderr.startswith("mm-tasks: the first 2 lines are not those")
-    assert (named.returncode, waiting(redis)) == (0, 4)
+    assert (named.returncode, len(waiting(redis))) == (0, 4)
 
 
 REFUSED = {
@@ -197,9 +186,9 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("command", "said"), REFUSED.values(), ids=REFUSED.keys())
-def test_a_command_that_cannot_be_meant_is_refused_before_anything_is_read(
-    tmp_path, monkeypatch, command, said
+@pytest.mark.parametrize(("command", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_a_command_that_contradicts_itself_is_refused_before_it_reads_a_file(
+    tmp_path, monkeypatch, command, message
 ):
     monkeypatch.chdir(tmp_path)
     Path("below").mkdir()
@@ -208,11 +197,11 @@ def test_a_command_that_cannot_be_meant_is_refused_before_anything_is_read(
     done = CliRunner().invoke(app, ["import", *command])
 
     assert done.exit_code != 0
-    assert said in done.output + str(done.exception or "")
+    assert message in done.output + str(done.exception or "")
 
 
 def test_a_terminal_sees_a_bar_and_bad_rows_above_it(stack, tmp_path):
-    """A log sees neither: the tests above compare stderr as it is."""
+    """A log holds neither: the tests above compare all of stderr."""
     file = tmp_path / "events.jsonl"
     file.write_bytes(rows(*range(1500)) + b"{}\n")
     near, far = pty.openpty()
@@ -223,7 +212,7 @@ def test_a_terminal_sees_a_bar_and_bad_rows_above_it(stack, tmp_path):
         stderr=far,
     )
     os.close(far)
-    shown = to_its_end(near).decode()
+    shown = read_to_end(near).decode()
     os.close(near)
     out, _ = process.communicate(timeout=60)
 
@@ -233,7 +222,7 @@ def test_a_terminal_sees_a_bar_and_bad_rows_above_it(stack, tmp_path):
     assert out.startswith(b"events.jsonl: 1500 rows stored, 1 bad")
 
 
-def test_the_docs_examples_are_what_they_say(tmp_path, monkeypatch):
+def test_the_docs_examples_can_be_imported(tmp_path, monkeypatch):
     blocks = dict(re.findall(r"```(json|csv)\n(.*?)```", DOCS.read_text(), re.DOTALL))
     monkeypatch.chdir(tmp_path)
     Path("a.jsonl").write_text(blocks["json"])
@@ -241,23 +230,22 @@ def test_the_docs_examples_are_what_they_say(tmp_path, monkeypatch):
     Path("orders.csv").write_text("Customer,Created,Amount\nuser_42,1768392000,1999\n")
     command = re.search(r"mm-tasks (import orders.csv .*?)\n```", DOCS.read_text(), re.DOTALL)
     words = shlex.split(command[1].replace("\\\n", ""))
-    for one in (["import", "a.jsonl", "a.csv"], words):
-        done = CliRunner().invoke(app, [*one, "--dry-run", "--json"])
+    for command in (["import", "a.jsonl", "a.csv"], words):
+        done = CliRunner().invoke(app, [*command, "--dry-run", "--json"])
 
         assert done.exit_code == 0, done.output
-        assert all(file["stored"] == 1 for file in json.loads(done.stdout)["files"])
-        assert all(file["undated"] == 0 for file in json.loads(done.stdout)["files"])
+        for row in json.loads(done.stdout)["files"]:
+            assert (row["stored"], row["undated"]) == (1, 0)
 
 
 def test_rows_of_low_priority_wait_in_the_lane_of_backfills(stack, redis, tmp_path):
-    """Behind everything else: see docs/import.md."""
-
+    """Every other event overtakes them: see docs/import.md."""
     file = tmp_path / "events.jsonl"
     file.write_bytes(rows(1, 2))
     done = run(stack.env, "import", str(file), "--priority", "low")
 
     assert done.returncode == 0
-    assert (waiting(redis), waiting(redis, "backfill")) == (0, 2)
+    assert (waiting(redis), len(waiting(redis, "backfill"))) == ([], 2)
 
 
 def test_the_docs_name_every_option():

@@ -1,111 +1,211 @@
 """Forks, spawns, threads and event loops in one program: no hang, nothing shared, nothing lost.
 
-What one kind of process does by itself is in `test_producers`; here they meet.
+Redis reports on which connection each process called.
 """
 
 from __future__ import annotations
 
 import pytest
 
-from tests.system.books import assert_balanced, waiting_ids
+from tests.system.accounting import assert_balanced, waiting_ids
 from tests.system.monitor import Monitor
-from tests.system.test_producers import assert_each_is_there_once, run
+from tests.system.programs import assert_each_is_there_once, run_program
 
-_ASYNC = """
-import asyncio
-
-
-async def acall(n):
-    found = await asyncio.gather(
-        *(track.adelay(f"pid_{os.getpid()}", user_id=f"u{i}") for i in range(n))
-    )
-    return [receipt.id for receipt in found]
+FORK = """
+tell(call(600))
+children = [fork(lambda: tell(call(300))) for _ in range(4)]
+tell(call(300))
+join(*children)
+tell(call(10))
 """
+POOL = """
+def of(_):
+    return call(100)
 
 
-def processes_heard(monitor):
-    """Return the processes that called, having seen no two of them on one connection."""
-    heard = monitor.processes()
+if __name__ == "__main__":
+    ids = call(600)
+    with multiprocessing.get_context("{method}").Pool(4, watch) as pool:
+        for result in [pool.apply_async(of, (i,)) for i in range(16)]:
+            ids += result.get(40)
+    tell(ids + call(10))
+"""
+FUTURES = """
+def of(n):
+    return call(n)
 
-    assert all(len(pids) == 1 for pids in heard.values()), heard
-    return set.union(*heard.values())
 
-
-FORK_AFTER_A_LOOP = """
+if __name__ == "__main__":
+    ids = call(1)
+    context = multiprocessing.get_context("{method}")
+    with ProcessPoolExecutor(4, context, watch) as processes, ThreadPoolExecutor(8) as threads:
+        futures = [executor.submit(of, 50) for _ in range(12) for executor in (processes, threads)]
+        ids += [event_id for future in futures for event_id in future.result(40)]
+    tell(ids)
+"""
+IN_A_THREADS_SIGHT = """
+tell(call(700))
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+sys.exit(0)
+"""
+IN_A_FORKED_CHILD = """
+tell(call(700))
+join(fork(lambda: (tell(call(700)), sys.exit(0))))
+"""
+AFTER_A_LOOP = """
 tell(asyncio.run(acall(100)))
-children = []
-for _ in range(3):
-    pid = os.fork()
-    if pid == 0:
-        watch()
-        tell(asyncio.run(acall(100)))
-        tell(call(50))
-        os._exit(0)
-    children.append(pid)
+children = [fork(lambda: (tell(asyncio.run(acall(100))), tell(call(50)))) for _ in range(3)]
 tell(call(50))
 tell(asyncio.run(acall(100)))
-for pid in children:
-    assert os.waitpid(pid, 0)[1] == 0
+join(*children)
 """
+# The child must take no reply that is the parent's.
+INSIDE_A_LOOP = """
+def child():
+    # As a framework does: run a loop of its own after leaving the parent's.
+    asyncio.events._set_running_loop(None)
+    tell(asyncio.run(acall(50)))
+    tell(call(50))
 
 
-def test_a_fork_after_the_first_call_of_a_loop_shares_nothing(stack, redis):
-    with Monitor(redis) as monitor:
-        ids = run(stack, _ASYNC + FORK_AFTER_A_LOOP)
-
-    assert_each_is_there_once(redis, ids, 100 + 4 * 150)
-    assert processes_heard(monitor)
-
-
-FORK_INSIDE_A_LOOP = """
 async def main():
     # Calls are under way, on connections that the child inherits.
     calls = [asyncio.create_task(acall(20)) for _ in range(10)]
     await asyncio.sleep(0.005)
-    pid = os.fork()
-    if pid == 0:
-        watch()
-        # As a framework would: a loop of its own, once it has left the parent's.
-        asyncio.events._set_running_loop(None)
-        tell(asyncio.run(acall(50)))
-        tell(call(50))
-        os._exit(0)
+    pid = fork(child)
     for ids in await asyncio.gather(*calls):
         tell(ids)
     tell(await acall(50))
-    assert (await asyncio.to_thread(os.waitpid, pid, 0))[1] == 0
+    await asyncio.to_thread(join, pid)
 
 
 asyncio.run(main())
 """
-
-
-def test_a_fork_inside_of_a_running_loop_takes_no_reply_from_the_parent(stack, redis):
-    with Monitor(redis) as monitor:
-        ids = run(stack, _ASYNC + FORK_INSIDE_A_LOOP)
-
-    assert_each_is_there_once(redis, ids, 10 * 20 + 50 + 100)
-    assert processes_heard(monitor)
-
-
 LOOPS_AND_THREADS = """
 def loop(_):
     return asyncio.run(acall(150))
 
 
 with ThreadPoolExecutor(6) as threads:
-    found = [threads.submit(of, n) for n in (150, 150, 150) for of in (loop, call)]
-    for future in found:
+    futures = [threads.submit(of, n) for n in (150, 150, 150) for of in (loop, call)]
+    for future in futures:
         tell(future.result(30))
 for _ in range(5):
     tell(asyncio.run(acall(10)))
 """
+FROM_A_LOOP = """
+def of(n):
+    return asyncio.run(acall(n)) + call(n)
 
 
-def test_loops_and_threads_side_by_side_store_every_event_once(stack, redis):
-    ids = run(stack, _ASYNC + LOOPS_AND_THREADS)
+async def main():
+    loop = asyncio.get_running_loop()
+    ids = await acall(50)
+    context = multiprocessing.get_context("{method}")
+    with ProcessPoolExecutor(3, context, watch) as processes:
+        results = [loop.run_in_executor(processes, of, 20) for _ in range(9)]
+        ids += await acall(50)
+        for more in await asyncio.gather(*results):
+            ids += more
+    return ids
 
-    assert_each_is_there_once(redis, ids, 6 * 150 + 5 * 10)
+
+if __name__ == "__main__":
+    tell(asyncio.run(main()))
+"""
+IN_A_CHILD = """
+def child():
+    for _ in range(2):
+        join(fork(lambda: tell(call(50))))
+    with ThreadPoolExecutor(2) as threads:
+        for ids in threads.map(call, [50] * 2):
+            tell(ids)
+
+
+join(fork(child))
+"""
+# A call of `delay_many` runs several scripts.
+WITHIN_DELAY_MANY = """
+def many(n):
+    receipts = track.delay_many({"event": f"pid_{os.getpid()}"} for _ in range(n))
+    return [receipt.id for receipt in receipts]
+
+
+thread = threading.Thread(target=lambda: tell(many(5_000)))
+thread.start()
+pid = fork(lambda: tell(many(2_500)))
+tell(many(2_500))
+thread.join()
+join(pid)
+"""
+METHODS = ("fork", "spawn", "forkserver")
+# The program, how many events it stores, and in how many processes where that is certain.
+PROGRAMS = {
+    "parent and children at once after a fork": (FORK, 600 + 5 * 300 + 10, 5),
+    "a fork after the first call of a loop": (AFTER_A_LOOP, 100 + 4 * 150, 4),
+    "a fork inside a running loop": (INSIDE_A_LOOP, 10 * 20 + 50 + 100, 2),
+    "a fork within delay_many": (WITHIN_DELAY_MANY, 10_000, 2),
+    "the first call in the threads of a child that forked": (IN_A_CHILD, 200, 3),
+    "loops and threads side by side": (LOOPS_AND_THREADS, 6 * 150 + 5 * 10, 1),
+    **{f"a pool by {way}": (POOL.format(method=way), 2_210, None) for way in METHODS},
+    **{
+        f"a pool started by a loop, by {way}": (FROM_A_LOOP.format(method=way), 460, None)
+        for way in METHODS
+    },
+    **{
+        f"futures in threads and in processes by {way}": (FUTURES.format(method=way), 1_201, None)
+        for way in ("fork", "spawn")
+    },
+    # Nothing is flushed at exit: an event is in Redis once its call has returned.
+    "a process that ends by itself": ("tell(call(700))", 700, 1),
+    "a process that ends by os._exit": ("tell(call(700))\nos._exit(0)", 700, 1),
+    "a process that ends by sys.exit in a thread's sight": (IN_A_THREADS_SIGHT, 700, 1),
+    "a process that ends in a forked child": (IN_A_FORKED_CHILD, 1_400, 2),
+}
+
+
+@pytest.mark.parametrize(("program", "events", "processes"), PROGRAMS.values(), ids=PROGRAMS)
+def test_every_event_is_stored_once_and_no_connection_is_shared(
+    stack, redis, program, events, processes
+):
+    with Monitor(redis) as monitor:
+        ids = run_program(stack, program)
+
+    assert_each_is_there_once(redis, ids, events)
+    pids = monitor.unshared()
+    assert len(pids) == (processes or len(pids))
+
+
+FORK_AMONG_THREADS = """
+tell(call(1))
+stop = threading.Event()
+
+
+def go_on():
+    while not stop.is_set():
+        tell(call(1))
+
+
+threads = [threading.Thread(target=go_on) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for _ in range(20):
+    join(fork(lambda: call(2)))
+stop.set()
+for thread in threads:
+    thread.join()
+"""
+
+
+def test_a_fork_while_threads_are_within_a_call_leaves_the_child_able_to_call(stack, redis):
+    """A lock that one of those threads holds stays locked in the child, which has no threads."""
+    with Monitor(redis) as monitor:
+        ids = run_program(stack, FORK_AMONG_THREADS)
+
+    assert_each_is_there_once(redis, waiting_ids(redis), assert_balanced(redis)["accepted"])
+    assert set(ids) <= set(waiting_ids(redis))
+    assert len(waiting_ids(redis)) == len(ids) + 20 * 2
+    assert len(monitor.unshared()) == 21
 
 
 FORKS_AMONG_LOOPS_AND_THREADS = """
@@ -130,150 +230,22 @@ for thread in threads:
     thread.start()
 children = []
 for n in range(12):
-    pid = os.fork()
-    if pid == 0:
-        watch()
-        # Both kinds, the one that its threads were in the middle of among them.
-        tell(call(5))
-        tell(asyncio.run(acall(5)))
-        os._exit(0)
-    children.append(pid)
-    # The parent goes on meanwhile, this thread too.
+    # A child makes both kinds of call, each of which a thread of the parent was in the middle of.
+    children.append(fork(lambda: (tell(call(5)), tell(asyncio.run(acall(5))))))
     tell(call(2))
 stop.set()
 for thread in threads:
     thread.join()
-for pid in children:
-    assert os.waitpid(pid, 0)[1] == 0
+join(*children)
 """
 
 
 def test_forks_while_threads_and_loops_are_within_calls_lose_nothing(stack, redis):
     with Monitor(redis) as monitor:
-        ids = run(stack, _ASYNC + FORKS_AMONG_LOOPS_AND_THREADS)
+        ids = run_program(stack, FORKS_AMONG_LOOPS_AND_THREADS)
 
-    assert len(ids) == len(set(ids))
-    assert sorted(ids) == sorted(waiting_ids(redis))
-    assert assert_balanced(redis)["accepted"] == len(ids)
-    assert len(processes_heard(monitor)) == 13
-
-
-SPAWN_FROM_A_LOOP = """
-def of(n):
-    return asyncio.run(acall(n)) + call(n)
-
-
-async def main():
-    loop = asyncio.get_running_loop()
-    ids = await acall(50)
-    context = multiprocessing.get_context("{method}")
-    with ProcessPoolExecutor(3, context, watch) as processes:
-        found = [loop.run_in_executor(processes, of, 20) for _ in range(9)]
-        ids += await acall(50)
-        for more in await asyncio.gather(*found):
-            ids += more
-    return ids
-
-
-if __name__ == "__main__":
-    tell(asyncio.run(main()))
-"""
-
-
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_a_pool_of_processes_started_by_a_loop_stores_every_event_once(stack, redis, method):
-    with Monitor(redis) as monitor:
-        ids = run(stack, _ASYNC + SPAWN_FROM_A_LOOP.format(method=method))
-
-    assert_each_is_there_once(redis, ids, 100 + 9 * 40)
-    assert processes_heard(monitor)
-
-
-FORK_WITHIN_THE_VERY_FIRST_CALL = """
-def is_within_pydantic(thread):
-    frame = sys._current_frames().get(thread.ident)
-    return frame is not None and frame.f_code.co_filename.endswith("pydantic/main.py")
-
-
-sys.setswitchinterval(1e-6)
-for _ in range(60):
-    # The first call is made in a child, so that each is the first that its process ever made.
-    pid = os.fork()
-    if pid == 0:
-        watch()
-        thread = threading.Thread(target=call, args=(1,))
-        thread.start()
-        while thread.is_alive() and not is_within_pydantic(thread):
-            pass
-        child = os.fork()
-        watch()
-        call(1)
-        if child:
-            thread.join()
-            assert os.waitpid(child, 0)[1] == 0
-        os._exit(0)
-    assert os.waitpid(pid, 0)[1] == 0
-"""
-
-
-def test_a_fork_within_the_very_first_call_of_a_process_leaves_the_child_able_to_call(stack, redis):
-    """What libraries make when they are first used is half made then, and never ends in a child."""
-    run(stack, FORK_WITHIN_THE_VERY_FIRST_CALL)
-
-    assert_each_is_there_once(redis, waiting_ids(redis), 60 * 3)
-
-
-FORK_IN_A_CHILD = """
-pid = os.fork()
-if pid == 0:
-    watch()
-    for _ in range(2):
-        grandchild = os.fork()
-        if grandchild == 0:
-            watch()
-            tell(call(50))
-            os._exit(0)
-        assert os.waitpid(grandchild, 0)[1] == 0
-    with ThreadPoolExecutor(2) as threads:
-        for ids in threads.map(call, [50] * 2):
-            tell(ids)
-    os._exit(0)
-assert os.waitpid(pid, 0)[1] == 0
-"""
-
-
-def test_a_child_that_forked_itself_lets_its_threads_make_the_first_call(stack, redis):
-    ids = run(stack, FORK_IN_A_CHILD)
-
-    assert_each_is_there_once(redis, ids, 200)
-
-
-MANY_AND_FORK = """
-def many(n):
-    # Several scripts each.
-    receipts = track.delay_many({"event": f"pid_{os.getpid()}"} for _ in range(n))
-    return [receipt.id for receipt in receipts]
-
-
-found = []
-thread = threading.Thread(target=lambda: found.extend(many(5_000)))
-thread.start()
-pid = os.fork()
-if pid == 0:
-    watch()
-    tell(many(2_500))
-    os._exit(0)
-tell(many(2_500))
-thread.join()
-assert os.waitpid(pid, 0)[1] == 0
-tell(found)
-"""
-
-
-def test_a_fork_in_the_middle_of_delay_many_repeats_and_loses_none(stack, redis):
-    ids = run(stack, MANY_AND_FORK)
-
-    assert_each_is_there_once(redis, ids, 10_000)
+    assert_each_is_there_once(redis, ids, len(waiting_ids(redis)))
+    assert len(monitor.unshared()) == 13
 
 
 HOST = """
@@ -284,22 +256,18 @@ host = Celery("host", broker=os.environ["MM_TASKS_REDIS_URL"], set_as_current=Fa
 host.conf.broker_transport_options = {"global_keyprefix": "shop:"}
 mm_tasks.install(host)
 tell(call(600))
-pid = os.fork()
-if pid == 0:
-    watch()
-    tell(call(600))
-    os._exit(0)
+pid = fork(lambda: tell(call(600)))
 tell(call(600))
-assert os.waitpid(pid, 0)[1] == 0
+join(pid)
 """
 
 
-def test_a_forked_host_asks_its_workers_on_connections_of_each_process(stack, redis):
-    """A full batch is told through the host's broker, whose connections belong to it."""
+def test_a_forked_host_publishes_on_connections_of_each_process(stack, redis):
+    """A full batch is announced through the host's broker, whose connections belong to it."""
     with Monitor(redis) as monitor:
-        ids = run(stack, HOST)
+        ids = run_program(stack, HOST)
 
     assert_each_is_there_once(redis, ids, 1_800)
-    assert len(processes_heard(monitor)) == 2
+    assert len(monitor.unshared()) == 2
     assert redis.llen("shop:mm.deliver") >= 1
     assert redis.llen("mm.deliver") == 0

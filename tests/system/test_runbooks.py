@@ -6,40 +6,33 @@ import json
 import re
 import shutil
 import sqlite3
-import subprocess
-import sys
 import textwrap
 from contextlib import closing
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
-from redis import Redis
 
-from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.cli.stack import END_S
 from tests.cli.test_erasure import in_this_process
-from tests.conftest import embedded
-from tests.erasure.conftest import postgresql, postgresql_url  # noqa: F401 - fixtures
-from tests.system.test_dead_commands import EVENT, REJECTED, bury
-from tests.system.test_erasure import FAST, Erasing
+from tests.system.accounting import KEYS
+from tests.system.dead_letters import EVENT, REJECTED, bury
+from tests.system.erasing import Erasing
+from tests.system.processes import FAST, ROOT, SCRIPTS, run_python
 
-ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs" / "erasure.md"
 BEFORE, OPEN, LATER, ONCE, NEVER = (
     f"{word}-4f1c" for word in ("before", "open", "later", "once", "never")
 )
-KEYS = ProjectKeys("default")
 MODES = {LATER: "suppress", ONCE: "once"}
 TRACK = """
 import json
 from mm_tasks import track
-print(json.dumps([track.delay("seen", user_id=one).accepted for one in {!r}]))
+print(json.dumps([track.delay("seen", user_id=id_).accepted for id_ in {!r}]))
 """
 
 
 class Desk:
-    """Whoever follows the steps: commands, and workers that can be stopped."""
+    """Follows the steps: runs commands, and starts and stops workers."""
 
     def __init__(self, stack):
         self.stack, self.erasing = stack, Erasing(stack)
@@ -60,7 +53,7 @@ class Desk:
         return json.loads(self.run("erasure", "list", "--limit", "1000", "--json"))["erasures"]
 
     def start(self):
-        self.running = [self.stack.worker(*FAST), self.stack.beat()]
+        self.running = self.stack.worker_and_beat(*FAST)
 
     def stop(self):
         for process in self.running:
@@ -70,13 +63,13 @@ class Desk:
 
     def wait_until_completed(self, *ids):
         ended = {"completed", "lifted"}  # in mode `once` the second follows the first
-        self.stack.wait(lambda: {self.erasing.state(one) for one in ids} <= ended)
+        self.stack.wait(lambda: set(map(self.erasing.state, ids)) <= ended)
 
     def are_accepted(self, *persons):
         return json.loads(self.stack.produce(TRACK.format(persons)))
 
-    def arrived_of(self, person):
-        return [row for row in self.erasing.lines("rows") if row["user_id"] == person]
+    def arrived_of(self, *persons):
+        return [row for person in persons for row in self.erasing.rows_of(person)]
 
 
 @pytest.fixture
@@ -104,7 +97,7 @@ def test_the_audit_database_was_restored_from_a_backup(desk, redis, tmp_path):
         (tmp_path / name).unlink(missing_ok=True)
     shutil.copy(tmp_path / "backup", log)
 
-    # Before anybody does anything: nobody's fence is down, and it is seen.
+    # Before the first step every fence still holds, and `verify` reports the loss.
     assert "checkpoint" in desk.run("audit", "verify", code=1)
     assert desk.are_accepted(BEFORE, LATER, OPEN, NEVER) == [False, False, False, True]
     redis.hdel(KEYS.fences, "run_id")  # as after a restart of Redis
@@ -119,14 +112,14 @@ def test_the_audit_database_was_restored_from_a_backup(desk, redis, tmp_path):
     size = json.loads((tmp_path / "restored.jsonl").read_text().splitlines()[-1])["size"]
     lines = [line for line in checkpoints.read_text().splitlines() if int(line.split()[0]) <= size]
     (tmp_path / "until").write_text("\n".join(lines) + "\n")
-    verify = [sys.executable, ROOT / "scripts" / "verify_audit.py", tmp_path / "restored.jsonl"]
-    assert subprocess.run([*verify, tmp_path / "until"], check=False).returncode == 0
-    assert subprocess.run([*verify, checkpoints], check=False).returncode == 1
+    verify = (SCRIPTS / "verify_audit.py", tmp_path / "restored.jsonl")
+    assert run_python(*verify, tmp_path / "until", env=desk.stack.env).returncode == 0
+    assert run_python(*verify, checkpoints, env=desk.stack.env).returncode == 1
     # 3.
     checkpoints.rename(tmp_path / "checkpoints.2026-01-14")
     desk.run("audit", "checkpoint")
     # 4.
-    again = [desk.request(one, "--received-at", received_at) for one in (LATER, OPEN)]
+    again = [desk.request(person, "--received-at", received_at) for person in (LATER, OPEN)]
     assert gone not in again
     # 5.
     assert json.loads(desk.run("status", "--json"))["fence"]["tags"] == 3
@@ -140,70 +133,51 @@ def test_the_audit_database_was_restored_from_a_backup(desk, redis, tmp_path):
 
     desk.run("audit", "verify")
     desk.stack.wait(lambda: desk.arrived_of(NEVER))
-    assert not [one for person in (BEFORE, LATER, OPEN) for one in desk.arrived_of(person)]
+    assert not desk.arrived_of(BEFORE, LATER, OPEN)
 
 
-@pytest.fixture
-def redis_of(stack, tmp_path):
-    """Start a Redis with this RDB, or an empty one, and let all find it."""
-    started = []
+def test_redis_was_restored_from_a_backup(desk, servers, tmp_path):
+    redis = servers(tmp_path / "first").redis
+    dead = bury(redis, REJECTED, {**EVENT, "user_id": LATER})
+    redis.delete(KEYS.fences)  # `bury` loaded them from another store
+    desk.start()
+    desk.wait_until_completed(desk.request(BEFORE))
+    desk.stop()
+    assert all(desk.are_accepted(LATER, ONCE, NEVER))
+    redis.save()
+    backup_at = datetime.now(UTC)
+    requested = {desk.request(person, "--mode", mode): person for person, mode in MODES.items()}
+    desk.start()
+    desk.wait_until_completed(*requested)
+    desk.stack.wait(lambda: desk.arrived_of(NEVER))
+    desk.stop()
+    assert not redis.hlen(KEYS.dead)
 
-    def start(name, backup=None):
-        folder = tmp_path / name
-        folder.mkdir()
-        if backup is not None:
-            shutil.copy(backup, folder / "dump.rdb")
-        server = embedded(data_dir=folder, config={"maxmemory-policy": "noeviction"})
-        server.start()
-        started.append(server)
-        stack.env["MM_TASKS_REDIS_URL"] = f"redis://127.0.0.1:{server.port}/0"
-        return Redis(port=server.port)
+    (tmp_path / "second").mkdir()
+    shutil.copy(tmp_path / "first" / "dump.rdb", tmp_path / "second")
+    redis = servers(tmp_path / "second").redis
+    assert [id_.decode() for id_ in redis.hkeys(KEYS.dead)] == dead
+    # 2.
+    later = [
+        erasure
+        for erasure in desk.erased()
+        if erasure["state"] in ("completed", "lifted")
+        and datetime.fromisoformat(erasure["quiesced_at"]) > backup_at
+    ]
+    assert {erasure["id"] for erasure in later} == set(requested)
+    again = [desk.request(requested[row["id"]], "--mode", row["mode"]) for row in later]
+    # 3.
+    desk.start()
+    desk.wait_until_completed(*again)
+    desk.stack.wait(lambda: len(desk.arrived_of(NEVER)) == 2)  # as the docs say
 
-    yield start
-    for server in started:
-        server.stop()
-
-
-def test_redis_was_restored_from_a_backup(desk, redis_of, tmp_path):
-    with redis_of("first") as redis:
-        dead = bury(redis, REJECTED, {**EVENT, "user_id": LATER})
-        redis.delete(KEYS.fences)  # by that, of a store of its own
-        desk.start()
-        desk.wait_until_completed(desk.request(BEFORE))
-        desk.stop()
-        assert all(desk.are_accepted(LATER, ONCE, NEVER))
-        redis.save()
-        backup_at = datetime.now(UTC)
-        asked = {desk.request(one, "--mode", mode): one for one, mode in MODES.items()}
-        desk.start()
-        desk.wait_until_completed(*asked)
-        desk.stack.wait(lambda: desk.arrived_of(NEVER))
-        desk.stop()
-        assert not redis.hlen(KEYS.dead)
-
-    with redis_of("second", tmp_path / "first" / "dump.rdb") as redis:
-        assert [one.decode() for one in redis.hkeys(KEYS.dead)] == dead
-        # 2.
-        found = [
-            one
-            for one in desk.erased()
-            if one["state"] in ("completed", "lifted")
-            and datetime.fromisoformat(one["quiesced_at"]) > backup_at
-        ]
-        assert {one["id"] for one in found} == set(asked)
-        again = [desk.request(asked[one["id"]], "--mode", one["mode"]) for one in found]
-        # 3.
-        desk.start()
-        desk.wait_until_completed(*again)
-        desk.stack.wait(lambda: len(desk.arrived_of(NEVER)) == 2)  # which the docs say
-
-        assert not redis.hlen(KEYS.dead)
-        assert not [one for person in MODES for one in desk.arrived_of(person)]
-        assert desk.are_accepted(BEFORE, LATER, ONCE) == [False, False, True]
-        desk.run("audit", "verify")
+    assert not redis.hlen(KEYS.dead)
+    assert not desk.arrived_of(*MODES)
+    assert desk.are_accepted(BEFORE, LATER, ONCE) == [False, False, True]
+    desk.run("audit", "verify")
 
 
-def test_from_sqlite_to_postgresql(desk, postgresql_url, tmp_path):  # noqa: F811
+def test_from_sqlite_to_postgresql(desk, postgresql_url, tmp_path):
     old, new = f"sqlite:///{tmp_path}/audit.sqlite", postgresql_url
     desk.start()
     desk.wait_until_completed(desk.request(BEFORE))

@@ -8,54 +8,55 @@ import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from mm_tasks import cli
-from tests.system.terminal import to_its_end
+from tests.system.processes import ROOT, read_to_end, run
 
-TOP = [sys.executable, "-m", "mm_tasks.cli", "top"]
 SECRET = "person-of-the-view"
 EVENTS = f"""
 from mm_tasks import forget, track
 track.delay_many({{"event": "seen", "user_id": f"{SECRET}-{{i}}"}} for i in range(700))
 forget.delay(user_id="{SECRET}-699", requested_by="dpo")
 """
-DOCS = Path(__file__).parents[2] / "docs" / "top.md"
+DOCS = ROOT / "docs" / "top.md"
 
 
 @pytest.fixture
 def watched(stack):
-    """Events that wait, one erasure, and nobody who would send."""
+    """Events that wait, one erasure, and no worker."""
     stack.produce(EVENTS)
-    # It needs no key.
+    # `top` needs no key.
     stack.env.pop("MILLIMETRIC_KEY")
     return stack
 
 
-def once(stack, *options):
-    command = [*TOP, "--once", "--interval", "0.2", *options]
-    return subprocess.run(command, env=stack.env, capture_output=True, text=True, check=False)
+def once(stack):
+    return run(stack.env, "top", "--once", "--interval", "0.2")
 
 
-def test_one_view_names_everything_and_nobody(watched):
+def test_one_view_names_every_part_and_no_person(watched):
     done = once(watched)
 
     assert done.returncode == 0, done.stderr
-    for said in ("track", "identify", "backfill", "700", "rate", "fill", "dead letters"):
-        assert said in done.stdout
+    for word in ("track", "identify", "backfill", "700", "rate", "fill", "dead letters"):
+        assert word in done.stdout
     assert "1 open, 0 overdue" in done.stdout
     assert re.search(r"\d+\.\d days left", done.stdout)
     assert SECRET not in done.stdout + done.stderr
 
 
-def test_on_a_terminal_it_goes_on_and_ctrl_c_ends_it_well(watched):
-    """Over a real terminal of 80 by 24, which is left as it was."""
+def test_on_a_terminal_it_goes_on_until_ctrl_c_ends_it(watched):
+    """On a real terminal of 80 by 24, which it restores."""
     primary, terminal = pty.openpty()
     env = {**watched.env, "COLUMNS": "80", "LINES": "24", "TERM": "xterm"}
     process = subprocess.Popen(
-        [*TOP, "--interval", "0.2"], env=env, stdin=terminal, stdout=terminal, stderr=terminal
+        [sys.executable, "-m", "mm_tasks.cli", "top", "--interval", "0.2"],
+        env=env,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
     )
     os.close(terminal)
     shown = b""
@@ -63,7 +64,7 @@ def test_on_a_terminal_it_goes_on_and_ctrl_c_ends_it_well(watched):
         while shown.count(b"project default") < 4:
             shown += os.read(primary, 65536)
         process.send_signal(signal.SIGINT)
-        shown += to_its_end(primary)
+        shown += read_to_end(primary)
         assert process.wait(20) == 0
     finally:
         process.kill()
@@ -88,6 +89,7 @@ def test_a_redis_that_is_away_is_named_and_the_rest_is_shown(watched):
 def test_the_docs_name_every_option():
     from typer.main import get_command  # noqa: PLC0415 - nothing else here needs it
 
-    options = [name for one in get_command(cli.app).commands["top"].params for name in one.opts]
+    parameters = get_command(cli.app).commands["top"].params
+    options = [name for parameter in parameters for name in parameter.opts]
 
     assert [name for name in options if f"`{name}`" not in DOCS.read_text()] == []

@@ -1,4 +1,4 @@
-"""A forwarder of TCP connections whose target can be changed, as a failover does."""
+"""A forwarder of TCP connections whose target can be changed, as in a failover."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 
 
 class Forwarder:
-    """Each new connection goes to `target` as it then is; those there are stay where they are."""
+    """Each new connection goes to the present `target`; earlier ones stay where they are."""
 
     def __init__(self, target):
         self.target = target
@@ -20,8 +20,7 @@ class Forwarder:
 
     def end(self):
         for sock in (self._listener, *self._sockets):
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+            _shut_down(sock)
         for thread in list(self._threads):
             thread.join(10)
         for sock in (self._listener, *self._sockets):
@@ -46,16 +45,19 @@ class Forwarder:
                 continue
             far.settimeout(None)
             self._sockets.append(far)
-            for sock in (near, far):
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._start(_pass_on, near, far)
-            self._start(_pass_on, far, near)
+            for source, sink in ((near, far), (far, near)):
+                source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                self._start(_pass_on, source, sink)
 
 
 def _pass_on(source, sink):
     with contextlib.suppress(OSError):
-        while heard := source.recv(1 << 16):
-            sink.sendall(heard)
+        while chunk := source.recv(1 << 16):
+            sink.sendall(chunk)
     for sock in (source, sink):
-        with contextlib.suppress(OSError):
-            sock.shutdown(socket.SHUT_RDWR)
+        _shut_down(sock)
+
+
+def _shut_down(sock):
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
