@@ -1,0 +1,46 @@
+"""Markers of tests, set by the fixtures that a test uses and by the folder that it is in.
+
+`redis`      needs a Redis or a PostgreSQL
+`processes`  starts processes of ours, or servers of its own
+`slow`       takes more than two seconds: a property with many examples, a type checker
+
+`scripts/test --fast` leaves out the last two; `scripts/compat` leaves out `processes`.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+OF_SERVERS = {"postgresql", "redis", "redis_url", "servers"}
+OF_PROCESSES = {"migrated", "mortal", "run_pytest", "serve", "servers", "stack"}
+# Tests that start processes without a fixture, and slow ones: by the beginning of their ids.
+PROCESSES = (
+    "system/",
+    "testing/test_docs.py::test_the_examples_pass",
+    "testing/test_sandbox.py",
+    "testing/test_without_redis.py",
+    "typing/",
+)
+SLOW = (
+    "buffer/test_dead_letters.py::test_no_sequence",
+    "buffer/test_machine.py",
+    "buffer/test_purge.py::test_nothing_of_the_person_stays_and_nothing_of_others_goes",
+    "erasure/test_database.py::test_of_eight_processes",
+    "erasure/test_machine.py",
+    "erasure/test_rows.py::test_no_remains",
+    "erasure/test_verification.py::test_a_log_of_thousands",
+    "tasks/test_tasks.py::test_a_worker_that_starts_from_either_module",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Mark each test before `-m` selects."""
+    for item in items:
+        place = item.nodeid.removeprefix("tests/")
+        fixtures = set(item.fixturenames)
+        if fixtures & OF_SERVERS:
+            item.add_marker(pytest.mark.redis)
+        if fixtures & OF_PROCESSES or place.startswith(PROCESSES):
+            item.add_marker(pytest.mark.processes)
+        if place.startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
