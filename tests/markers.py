@@ -2,7 +2,7 @@
 
 `redis`      needs a Redis or a PostgreSQL
 `processes`  starts processes of ours, or servers of its own
-`slow`       takes more than two seconds: a property with many examples, a type checker
+`slow`       takes more than two seconds, or repeats on PostgreSQL a test that runs on SQLite
 
 `scripts/test --fast` leaves out the last two; `scripts/compat` leaves out `processes`.
 """
@@ -10,8 +10,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
+
+# Few examples, for `scripts/test --fast`.
+settings.register_profile("fast", deadline=None, max_examples=10)
 
 OF_SERVERS = {"postgresql", "redis", "redis_url", "servers"}
+OF_POSTGRESQL = {"postgresql", "postgresql_url"}
 OF_PROCESSES = {"migrated", "mortal", "run_pytest", "serve", "servers", "stack"}
 # Tests that start processes without a fixture, and slow ones: by the beginning of their ids.
 PROCESSES = (
@@ -29,6 +34,9 @@ SLOW = (
     "erasure/test_machine.py",
     "erasure/test_rows.py::test_no_remains",
     "erasure/test_verification.py::test_a_log_of_thousands",
+    "erasure/test_workflow.py::test_a_sweep_alone",
+    "monitoring/test_health.py::test_a_probe_needs_no_celery",
+    "sandbox/test_journal.py::test_the_process",
     "tasks/test_tasks.py::test_a_worker_that_starts_from_either_module",
 )
 
@@ -42,5 +50,5 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.redis)
         if fixtures & OF_PROCESSES or place.startswith(PROCESSES):
             item.add_marker(pytest.mark.processes)
-        if place.startswith(SLOW):
+        if place.startswith(SLOW) or fixtures & OF_POSTGRESQL or "[postgresql" in place:
             item.add_marker(pytest.mark.slow)

@@ -106,27 +106,31 @@ _LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
 _EVENT = re.compile(r"[a-z][a-z0-9]*(?:_[a-z0-9]+)+")
 
 
-def _events_of(call):
-    """Return the events that a call of a logger may log: its first word."""
-    is_log = (
-        isinstance(call.func, ast.Attribute)
-        and call.func.attr in _LEVELS
-        and ast.unparse(call.func.value) in {"log", "_log"}
-    )
-    if not is_log or not call.args:
-        return set()
-    texts = [node.value for node in ast.walk(call.args[0]) if isinstance(node, ast.Constant)]
-    matches = [_EVENT.match(text) for text in texts if isinstance(text, str)]
-    return {match[0] for match in matches if match}
+def _logged(source):
+    """Yield the events that a module logs: the first words of the texts given to a logger."""
+    # A text may have a name, where the line would be too long.
+    named = {
+        node.targets[0].id: node.value
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    for call in ast.walk(source.tree):
+        is_log = (
+            isinstance(call, ast.Call)
+            and isinstance(call.func, ast.Attribute)
+            and call.func.attr in _LEVELS
+            and ast.unparse(call.func.value) in {"log", "_log"}
+        )
+        if is_log:
+            message = call.args[0]
+            message = named[message.id] if isinstance(message, ast.Name) else message
+            for node in ast.walk(message):
+                text = getattr(node, "value", None)
+                if isinstance(text, str) and (event := _EVENT.match(text)):
+                    yield event[0]
 
 
-LOGGED = {
-    event
-    for source in PRODUCT
-    for call in ast.walk(source.tree)
-    if isinstance(call, ast.Call)
-    for event in _events_of(call)
-}
+LOGGED = {event for source in PRODUCT for event in _logged(source)}
 LISTED = set(
     re.findall(
         r"^\| `([a-z_]+)` \| (?:info|warning|error) \|", TEXTS["operations.md"], re.MULTILINE
