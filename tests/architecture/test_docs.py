@@ -1,4 +1,4 @@
-"""Whatever can be set, run or watched is in the docs, and what the docs name exists."""
+"""Every setting and command is in the docs, and the docs name no other."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mm_tasks import cli
 from mm_tasks.settings import SECRETS_DIR, Settings, variable
 
 ROOT = Path(__file__).parents[2]
-FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = {path.name: path.read_text(encoding="utf-8") for path in FILES}
 OF_TESTS = {"MM_TASKS_TEST_REDIS_URL", "MM_TASKS_TEST_POSTGRESQL_URL", "MM_TASKS_PYTHON"}
 # Of Django: see docs/web.md.
@@ -23,11 +23,11 @@ COMMAND = get_command(cli.app)
 
 def commands(command=COMMAND, before=()):
     """Yield each command with the words that lead to it, and its options."""
-    for name, one in getattr(command, "commands", {}).items():
-        if hasattr(one, "commands"):
-            yield from commands(one, (*before, name))
+    for name, child in getattr(command, "commands", {}).items():
+        if hasattr(child, "commands"):
+            yield from commands(child, (*before, name))
         else:
-            yield (*before, name), {option for p in one.params for option in p.opts}
+            yield (*before, name), {option for p in child.params for option in p.opts}
 
 
 KNOWN = dict(commands())
@@ -49,17 +49,14 @@ def test_each_call_in_the_docs_is_a_command_with_its_options(name, call):
     """A reader copies these lines."""
     call = re.split(r"[|>&;]|  #", call.replace("…", ""))[0]
     words = shlex.split(call, comments=True)[1:]
-    found = next(
-        (known for n in (2, 1) if (known := tuple(words[:n])) in KNOWN),
-        None,
-    )
-    if found is None:
+    command = next((known for n in (2, 1) if (known := tuple(words[:n])) in KNOWN), None)
+    if command is None:
         # A family, such as `mm-tasks dead`.
         assert words[0] in {known[0] for known in KNOWN} or words[0].startswith("-"), name
         return
     options = {word.partition("=")[0] for word in words if re.match("--?[a-z]", word)}
 
-    assert options <= KNOWN[found] | {"--help"}, name
+    assert options <= KNOWN[command] | {"--help"}, name
 
 
 @pytest.mark.parametrize("words", KNOWN, ids=" ".join)
@@ -74,8 +71,23 @@ def test_each_command_is_in_the_docs(words):
 
 
 @pytest.mark.parametrize("field", Settings.model_fields)
-def test_each_setting_is_in_the_docs(field):
-    assert any(variable(field) in text for text in TEXTS.values())
+def test_each_setting_is_in_the_readme(field):
+    assert f"`{variable(field)}`" in TEXTS["README.md"]
+
+
+@pytest.mark.parametrize("name", COMMAND.commands)
+def test_each_command_is_in_the_readme(name):
+    assert name in TEXTS["README.md"]
+
+
+def test_the_readme_stays_short_and_leads_four_readers_on():
+    lines = TEXTS["README.md"].splitlines()
+    first_screen = "\n".join(lines[:40])
+
+    assert len(lines) <= 150
+    assert "track.delay(" in first_screen
+    for page in ("docs/web.md", "docs/operations.md", "docs/erasure.md", "CONTRIBUTING.md"):
+        assert f"({page})" in first_screen
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -88,7 +100,7 @@ def test_each_variable_that_the_docs_name_is_a_setting(name):
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_each_link_between_the_docs_leads_somewhere(name):
-    folder = ROOT if name == "README.md" else ROOT / "docs"
+    folder = ROOT / "docs" if (ROOT / "docs" / name).exists() else ROOT
     targets = re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#[^)]*)?\)", TEXTS[name])
 
     assert [target for target in targets if target and not (folder / target).exists()] == []

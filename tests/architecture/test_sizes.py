@@ -1,0 +1,124 @@
+"""Folders, files and functions stay small enough to be read, and the whole stays in its budget."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter
+
+import pytest
+
+from tests.architecture.tree import (
+    CORE,
+    PACKAGE,
+    PRODUCT,
+    SOURCES,
+    TESTS,
+    docstring_lines,
+)
+
+ENTRIES_MAX = 20
+MODULES_MAX = 20
+FILE_LINES_MAX = 400
+FUNCTION_LINES_MAX = 41
+NAMES_MAX = 15
+CORE_LINES_MAX = 7_300
+TEST_LINES_MAX = 23_500
+SUPPRESSIONS_PER_1000_LINES_MAX = 4
+# Of 1000 words of docstrings. A sentence with one of these usually avoids the noun.
+WORDS_PER_1000_MAX = {"what": 2, "whoever": 0}
+
+SUPPRESSION = re.compile(r"# (?:noqa|type: ignore)\b(.*)")
+# The rules, then the reason: "noqa: SLF001 - a process reads its settings once", or after a
+# second `#`, as mypy wants it.
+WITH_REASON = re.compile(
+    r"(?:: [A-Z]+\d+(?:, [A-Z]+\d+)*|\[[a-z-]+(?:, ?[a-z-]+)*\])(?: - | +# )\S.*"
+)
+
+
+def test_the_package_was_found():
+    """Without this, an empty list of files would pass everything below."""
+    assert {"__init__.py", "buffer/batches.py"} <= {source.name for source in PRODUCT}
+    assert len(TESTS) > 50
+
+
+def test_the_package_is_seen_at_a_glance():
+    entries = [path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"]
+
+    assert len(entries) <= ENTRIES_MAX
+
+
+def test_no_folder_holds_more_modules_than_a_reader_remembers():
+    modules = Counter(source.path.parent.relative_to(PACKAGE).as_posix() for source in SOURCES)
+
+    assert {folder: n for folder, n in modules.items() if n > MODULES_MAX} == {}
+
+
+def test_no_file_is_longer_than_a_reader_follows():
+    """A file that grows past this holds two nouns; split it."""
+    lengths = {source.name: len(source.lines) for source in SOURCES}
+
+    assert {name: n for name, n in lengths.items() if n > FILE_LINES_MAX} == {}
+
+
+def test_no_function_is_longer_than_a_page():
+    """The docstring is not counted: a contract may be as long as it needs to be."""
+    lengths = {
+        f"{source.name}:{node.name}": node.end_lineno - node.lineno + 1 - len(docstring_lines(node))
+        for source in SOURCES
+        for node in source.functions
+    }
+
+    assert {name: n for name, n in lengths.items() if n > FUNCTION_LINES_MAX} == {}
+
+
+def test_no_module_exports_more_than_can_be_remembered():
+    """Each name in `__all__` is a promise."""
+    exported = {
+        source.name: ast.literal_eval(node.value)
+        for source in SOURCES
+        for node in source.tree.body
+        if isinstance(node, ast.Assign) and "__all__" in map(ast.unparse, node.targets)
+    }
+
+    assert {name: names for name, names in exported.items() if len(names) > NAMES_MAX} == {}
+
+
+def test_the_core_stays_in_its_budget():
+    """The core: without command line, frameworks, the kit for users' tests and the sandbox."""
+    assert sum(source.code_lines for source in CORE) <= CORE_LINES_MAX
+
+
+def test_the_tests_stay_in_their_budget():
+    assert sum(len(path.read_text("utf-8").splitlines()) for path in TESTS) <= TEST_LINES_MAX
+
+
+@pytest.mark.parametrize("word", WORDS_PER_1000_MAX)
+def test_a_docstring_names_the_thing(word):
+    """The noun: "the batch" and "the caller", not "what is sent" and "whoever calls"."""
+    words = Counter(
+        word.lower()
+        for source in PRODUCT
+        for text in source.docstrings
+        for word in re.findall(r"[A-Za-z']+", text)
+    )
+
+    assert 1000 * words[word] / words.total() <= WORDS_PER_1000_MAX[word]
+
+
+def test_few_rules_are_suppressed():
+    suppressed = sum(len(SUPPRESSION.findall(source.text)) for source in PRODUCT)
+    lines = sum(len(source.lines) for source in PRODUCT)
+
+    assert 1000 * suppressed / lines <= SUPPRESSIONS_PER_1000_LINES_MAX
+
+
+def test_each_suppression_has_a_rule_and_a_reason():
+    bare = [
+        (source.name, text)
+        for source in PRODUCT
+        for text in SUPPRESSION.findall(source.text)
+        if not WITH_REASON.match(text)
+    ]
+
+    assert bare == []

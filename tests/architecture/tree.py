@@ -1,0 +1,105 @@
+"""The source tree as the tests of this folder read it: files, syntax trees, docstrings."""
+
+from __future__ import annotations
+
+import ast
+import io
+import tokenize
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "mm_tasks"
+# The life of an event, the life of an erasure, and the code that runs and watches both.
+NINE = (
+    "events",
+    "connections",
+    "buffer",
+    "client",
+    "delivery",
+    "erasure",
+    "imports",
+    "monitoring",
+    "tasks",
+)
+EDGES = ("cli", "contrib", "testing", "sandbox")
+DEFINITIONS = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+# No code: the tokenizer reports them on lines of their own.
+_LAYOUT = {
+    tokenize.COMMENT,
+    tokenize.NL,
+    tokenize.NEWLINE,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.ENDMARKER,
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """One Python file of the package."""
+
+    path: Path
+
+    @property
+    def name(self):
+        """Return the path below `mm_tasks`, as `events/models.py`."""
+        return self.path.relative_to(PACKAGE).as_posix()
+
+    @property
+    def folder(self):
+        return self.name.partition("/")[0] if "/" in self.name else ""
+
+    @cached_property
+    def text(self):
+        return self.path.read_text(encoding="utf-8")
+
+    @cached_property
+    def tree(self):
+        return ast.parse(self.text)
+
+    @cached_property
+    def definitions(self):
+        return [node for node in ast.walk(self.tree) if isinstance(node, DEFINITIONS)]
+
+    @property
+    def functions(self):
+        kinds = ast.FunctionDef | ast.AsyncFunctionDef
+        return [node for node in self.definitions if isinstance(node, kinds)]
+
+    @property
+    def classes(self):
+        return [node for node in self.definitions if isinstance(node, ast.ClassDef)]
+
+    @property
+    def docstrings(self):
+        return [text for node in self.definitions if (text := ast.get_docstring(node))]
+
+    @property
+    def lines(self):
+        return self.text.splitlines()
+
+    @property
+    def code_lines(self):
+        """Count the lines that hold code: no blank line, comment or docstring."""
+        lines = set()
+        for token in tokenize.generate_tokens(io.StringIO(self.text).readline):
+            if token.type not in _LAYOUT:
+                lines |= set(range(token.start[0], token.end[0] + 1))
+        return len(lines.difference(*map(docstring_lines, self.definitions)))
+
+
+def docstring_lines(node):
+    """Return the numbers of the lines of a definition's docstring."""
+    if ast.get_docstring(node) is None:
+        return range(0)
+    return range(node.body[0].lineno, node.body[0].end_lineno + 1)
+
+
+SOURCES = [Source(path) for path in sorted(PACKAGE.rglob("*.py"))]
+# The sandbox is a program of its own that imports nothing of ours.
+PRODUCT = [source for source in SOURCES if source.folder != "sandbox"]
+CORE = [source for source in SOURCES if source.folder not in EDGES]
+SCRIPTS = sorted((PACKAGE / "buffer" / "lua").glob("*.lua"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
