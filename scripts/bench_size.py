@@ -48,7 +48,7 @@ def measured(size: int, folder: Path) -> tuple[float, float, float]:
         while (batch_id := batches.claim(slot_us=None, found_again_ms=10_000)) is not None:
             begun = batches.begin(batch_id, slot="none", slot_valid_ms=1000, lease_ms=60_000)
             assert isinstance(begun, Admitted)
-            assert batches.ack(batch_id, begun.generation, token=begun.token) == 500
+            assert batches.ack(batch_id, begun) == 500
         return held / EVENTS, stored / EVENTS, (aof(folder) - before[1]) / EVENTS
     finally:
         server.stop()

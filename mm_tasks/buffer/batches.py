@@ -26,8 +26,6 @@ from mm_tasks.events.limits import BATCH_BRACKETS_BYTES
 if TYPE_CHECKING:
     from redis import Redis
 
-    from mm_tasks.buffer.attempt import RequestStats
-
 _READINESS, _CLAIM, _ASSIGN_SLOT = map(
     Script, ("batch_readiness", "batch_claim", "batch_assign_slot")
 )
@@ -146,102 +144,73 @@ class Batches:
         attempt, in_a_row, generation, sent = map(int, fields)
         return Admitted(token, attempt, in_a_row, generation, [], sent)
 
-    def ack(
-        self,
-        batch_id: str,
-        generation: int,
-        *,
-        token: str = "",
-        count_differs: bool = False,
-        exchange: RequestStats | None = None,
-    ) -> int:
+    def ack(self, batch_id: str, attempt: Admitted, *, count_differs: bool = False) -> int:
         """Remove the delivered records, even if another worker holds the batch; return how many.
 
-        `generation` and `token` are those of the attempt. 0 when the batch, or the part of it
-        that was sent, is gone.
+        0 when the batch, or the part of it that was sent, is gone.
         """
         keys, limits = self._keys, self._limits
         rows = (keys.failures, keys.refusals, keys.orphaned_request)
-        stats = histograms.of_delivery(self.lane, exchange, limits.events_max, limits.bytes_max)
-        args = (self.lane, batch_id, generation, int(count_differs), token, histograms.AGES)
+        stats = histograms.of_delivery(
+            self.lane, attempt.exchange, limits.events_max, limits.bytes_max
+        )
+        args = (self.lane, batch_id, attempt.generation, int(count_differs), attempt.token)
         places = (*self._places(batch_id), *rows, self._project.histogram_counters)
-        return int(_ACK(self._redis, places, (*args, *stats)))
+        return int(_ACK(self._redis, places, (*args, histograms.AGES, *stats)))
 
     def release(  # noqa: PLR0913 - one for each value that the script records
         self,
         batch_id: str,
-        token: str,
+        attempt: Admitted | None,
         *,
         wait_ms: int,
         grace_ms: int,
         outcome: str = "",
         ambiguous: str = "",
-        exchange: RequestStats | None = None,
     ) -> bool:
-        """Give a batch back until `wait_ms` from now; False when the token is old.
+        """Give a batch back until `wait_ms` from now; False when the attempt's token is old.
 
-        An empty token gives back a batch that was never begun.
+        Without an attempt, give back a batch that was never begun.
         """
+        token, exchange = ("", None) if attempt is None else (attempt.token, attempt.exchange)
         places = (*self._places(batch_id)[1:], self._project.histogram_counters)
         args = (self.lane, batch_id, token, wait_ms, grace_ms, outcome, ambiguous)
         stats = histograms.of_request(self.lane, exchange)
         return bool(_RELEASE(self._redis, places, (*args, *stats)))
 
-    def bisect(
-        self,
-        batch_id: str,
-        token: str,
-        *,
-        why: str,
-        isolation_max: int,
-        exchange: RequestStats | None = None,
-    ) -> Bisected:
+    def bisect(self, batch_id: str, attempt: Admitted, *, why: str, isolation_max: int) -> Bisected:
         """Send less of a refused batch next, or bury its one event: see `batch_bisect.lua`."""
         assert "\n" not in why
         keys, project = self._keys, self._project
         dead = (keys.failures, project.dead, project.dead_at, keys.refusals)
         places = (*self._places(batch_id), *dead, project.histogram_counters)
-        args = (self.lane, batch_id, token, why, isolation_max)
-        stats = histograms.of_request(self.lane, exchange)
+        args = (self.lane, batch_id, attempt.token, why, isolation_max)
+        stats = histograms.of_request(self.lane, attempt.exchange)
         return cast("Bisected", str(_BISECT(self._redis, places, (*args, *stats)), "ascii"))
 
-    def bisect_filtered(
-        self,
-        batch_id: str,
-        token: str,
-        *,
-        why: str,
-        is_probe: bool,
-        exchange: RequestStats | None = None,
-    ) -> Bisected:
+    def bisect_filtered(self, batch_id: str, attempt: Admitted, *, why: str) -> Bisected:
         """Bisect a batch that a filter refused if other events pass: see `batch_filter.lua`."""
         assert "\n" not in why
         project = self._project
         dead = (project.dead, project.dead_at, project.histogram_counters)
         places = (*self._places(batch_id), *dead)
-        args = (self.lane, batch_id, token, why, int(is_probe), " ".join(sharing(self.lane)))
-        stats = histograms.of_request(self.lane, exchange)
+        is_probe, lanes = int(attempt.paused != ""), " ".join(sharing(self.lane))
+        args = (self.lane, batch_id, attempt.token, why, is_probe, lanes)
+        stats = histograms.of_request(self.lane, attempt.exchange)
         return cast("Bisected", str(_FILTER(self._redis, places, (*args, *stats)), "ascii"))
 
-    def bury(  # noqa: PLR0913 - one for each value that the script records
-        self,
-        batch_id: str,
-        token: str,
-        *,
-        why: str,
-        outcome: str,
-        ambiguous: str = "",
-        exchange: RequestStats | None = None,
+    def bury(
+        self, batch_id: str, attempt: Admitted, *, why: str, outcome: str, ambiguous: str = ""
     ) -> int:
         """Make dead letters of the records that were sent; return how many.
 
-        `why` is one line of JSON. 0 when the token is old.
+        `why` is one line of JSON. 0 when the attempt's token is old.
         """
         assert "\n" not in why
         project = self._project
         dead = (project.dead, project.dead_at, project.histogram_counters)
-        args = (self.lane, batch_id, token, outcome, ambiguous, why)
-        stats = histograms.of_request(self.lane, exchange)
+        args = (self.lane, batch_id, attempt.token, outcome, ambiguous, why)
+        stats = histograms.of_request(self.lane, attempt.exchange)
         return int(_BURY(self._redis, (*self._places(batch_id), *dead), (*args, *stats)))
 
     def _places(self, batch_id: str) -> tuple[str, str, str, str, str]:

@@ -90,4 +90,4 @@ def _acquire_slot(delivery: Delivery, batch_id: str) -> Admitted | float | None:
 
 
 def _give_back(delivery: Delivery, batch_id: str, wait_s: float) -> None:
-    delivery.buffer.release(batch_id, "", wait_ms=round(wait_s * 1000), grace_ms=0)
+    delivery.buffer.release(batch_id, None, wait_ms=round(wait_s * 1000), grace_ms=0)

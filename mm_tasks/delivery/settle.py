@@ -34,37 +34,28 @@ def settle(delivery: Delivery, batch_id: str, attempt: Admitted, outcome: Outcom
 def _apply(
     delivery: Delivery, batch_id: str, attempt: Admitted, decision: retry.Decision, wait_s: float
 ) -> float | None:
-    buffer, token, exchange = delivery.buffer, attempt.token, attempt.exchange
+    buffer = delivery.buffer
     match decision:
         case retry.Ack(count=count):
             differs = count is not None and count != attempt.sent
             if differs:
                 log.warning("batch_count_differs", extra={"batch_id": batch_id})
-            buffer.ack(
-                batch_id,
-                attempt.generation,
-                token=token,
-                count_differs=differs,
-                exchange=exchange,
-            )
+            buffer.ack(batch_id, attempt, count_differs=differs)
             return 0 if attempt.left else None
         case retry.Bisect():
             return _bisect(delivery, batch_id, attempt, decision)
         case retry.Bury(why=why, outcome=outcome, ambiguous=ambiguous):
             log.warning("batch_buried", extra={"batch_id": batch_id})
-            buffer.bury(
-                batch_id, token, why=why, outcome=outcome, ambiguous=ambiguous, exchange=exchange
-            )
+            buffer.bury(batch_id, attempt, why=why, outcome=outcome, ambiguous=ambiguous)
         case retry.Retry(wait_s=own_wait_s, outcome=outcome, ambiguous=ambiguous):
             due_s = max(wait_s, own_wait_s)
             kept = buffer.release(
                 batch_id,
-                token,
+                attempt,
                 wait_ms=round(due_s * 1000),
                 grace_ms=RETRY_GRACE_MS,
                 outcome=outcome,
                 ambiguous=ambiguous,
-                exchange=exchange,
             )
             # At 0 the project is paused, and a flush will choose its probe.
             return due_s if kept and due_s > 0 else None
@@ -77,18 +68,12 @@ def _bisect(
     delivery: Delivery, batch_id: str, attempt: Admitted, decision: retry.Bisect
 ) -> float | None:
     """Bisect a refused batch; pause when not its events are at fault, but everything is refused."""
-    why, exchange, is_paused = decision.why, attempt.exchange, False
+    why, is_paused = decision.why, False
     if decision.kind == retry.FILTERED:
-        state = delivery.buffer.bisect_filtered(
-            batch_id, attempt.token, why=why, is_probe=attempt.paused != "", exchange=exchange
-        )
+        state = delivery.buffer.bisect_filtered(batch_id, attempt, why=why)
     else:
         state = delivery.buffer.bisect(
-            batch_id,
-            attempt.token,
-            why=why,
-            isolation_max=retry.ISOLATION_MAX,
-            exchange=exchange,
+            batch_id, attempt, why=why, isolation_max=retry.ISOLATION_MAX
         )
     if state == "buried":
         log.warning("event_buried", extra={"batch_id": batch_id})

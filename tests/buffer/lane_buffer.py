@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import contextmanager
 
+from mm_tasks.buffer.attempt import Admitted
 from mm_tasks.buffer.batches import Batches
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.producer import Producer
@@ -38,14 +39,33 @@ class LaneBuffer(Batches):
     def take_over(self, batch_id, *, lease_ms=60_000):
         return super().take_over(batch_id, lease_ms=lease_ms)
 
-    def release(self, batch_id, token, *, wait_ms=0, grace_ms=0, **more):
-        return super().release(batch_id, token, wait_ms=wait_ms, grace_ms=grace_ms, **more)
+    def ack(self, batch_id, attempt, *, token="", exchange=None, **more):
+        return super().ack(batch_id, _attempt(attempt, token, exchange), **more)
 
-    def bisect(self, batch_id, token, *, why="{}", isolation_max=0, **more):
-        return super().bisect(batch_id, token, why=why, isolation_max=isolation_max, **more)
+    def release(self, batch_id, attempt, *, wait_ms=0, grace_ms=0, exchange=None, **more):
+        attempt = _attempt(0, attempt, exchange) if attempt else None
+        return super().release(batch_id, attempt, wait_ms=wait_ms, grace_ms=grace_ms, **more)
 
-    def bury(self, batch_id, token, *, why="{}", outcome="rejected", **more):
-        return super().bury(batch_id, token, why=why, outcome=outcome, **more)
+    def bisect(self, batch_id, attempt, *, why="{}", isolation_max=0, exchange=None):
+        attempt = _attempt(0, attempt, exchange)
+        return super().bisect(batch_id, attempt, why=why, isolation_max=isolation_max)
+
+    def bisect_filtered(self, batch_id, attempt, *, why, is_probe=False, exchange=None):
+        paused = "filtered" if is_probe else ""
+        attempt = _attempt(0, attempt, exchange, paused=paused)
+        return super().bisect_filtered(batch_id, attempt, why=why)
+
+    def bury(self, batch_id, attempt, *, why="{}", outcome="rejected", exchange=None, **more):
+        attempt = _attempt(0, attempt, exchange)
+        return super().bury(batch_id, attempt, why=why, outcome=outcome, **more)
+
+
+def _attempt(generation, token, exchange, *, paused=""):
+    """Return an attempt with this generation and token, unless one of them is an attempt."""
+    for attempt in (generation, token):
+        if isinstance(attempt, Admitted):
+            return attempt
+    return Admitted(token, 1, 1, generation, [], 0, paused=paused, exchange=exchange)
 
 
 @contextmanager

@@ -18,8 +18,8 @@ from tests.system.processes import SCRIPTS, run_python
 # The exit code of a run that proves nothing.
 INVALID = 2
 PACKAGE = Path(mm_tasks.__file__).parent
-RELEASED_ONCE = """(buffer.ack(batch_id, attempt.generation) if attempt.attempt > 1
-    else buffer.release(batch_id, token, wait_ms=0, grace_ms=0))"""
+RELEASED_ONCE = """(buffer.ack(batch_id, attempt) if attempt.attempt > 1
+    else buffer.release(batch_id, attempt, wait_ms=0, grace_ms=0))"""
 # The bug, its file, the code replaced, the replacement, and: events, exit code, words printed.
 BUGS = {
     "an ambiguous failure is taken for a success": (
@@ -30,13 +30,7 @@ BUGS = {
     ),
     "a delivered batch is sent once more": (
         "delivery/settle.py",
-        """buffer.ack(
-                batch_id,
-                attempt.generation,
-                token=token,
-                count_differs=differs,
-                exchange=exchange,
-            )""",
+        "buffer.ack(batch_id, attempt, count_differs=differs)",
         RELEASED_ONCE,
         (90, 1, "BROKEN sent again without a cause: "),
     ),
