@@ -34,34 +34,26 @@ class Throttled:
 
 
 @dataclass(frozen=True, slots=True)
-class Rejected:
-    """400, 413 or 422: an event of this request is refused; nothing was stored."""
+class _Refusal:
+    """The vendor or a proxy refused the request; nothing was stored."""
 
     answer: Response
 
 
-@dataclass(frozen=True, slots=True)
-class Unauthorized:
-    """401 or 403 with a code of the vendor: the key is refused; nothing was stored."""
-
-    answer: Response
+class Rejected(_Refusal):
+    """400, 413 or 422: an event of this request is refused."""
 
 
-@dataclass(frozen=True, slots=True)
-class Misdirected:
-    """3xx, or another 4xx with a code of the vendor: the host is wrong, not the data.
-
-    Nothing was stored.
-    """
-
-    answer: Response
+class Unauthorized(_Refusal):
+    """401 or 403 with a code of the vendor: the key is refused."""
 
 
-@dataclass(frozen=True, slots=True)
-class Filtered:
-    """4xx without a code of the vendor: a page of a proxy or filter; nothing was stored."""
+class Misdirected(_Refusal):
+    """3xx, or another 4xx with a code of the vendor: the host is wrong, not the data."""
 
-    answer: Response
+
+class Filtered(_Refusal):
+    """4xx without a code of the vendor: a page of a proxy or filter."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,7 @@ See the table *Outcomes* in `docs/architecture.md`.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, NamedTuple, assert_never
 
 from mm_tasks.client.backoff import backoff_s, throttle_s
 from mm_tasks.client.outcome import (
@@ -33,49 +32,39 @@ if TYPE_CHECKING:
 
 # "at least 20 single events refused and none accepted": the vendor changed its rules.
 ISOLATION_MAX = 20
-REJECTED, FILTERED, UNAVAILABLE = "rejected", "filtered", "unavailable"
+REJECTED, UNAVAILABLE = "rejected", "unavailable"
 # This many requests in a row without an answer make the project probe instead.
 FAILURES_MAX = 5
 # This many requests in a row refused by a filter, and none delivered: it refuses everything.
 FILTERED_MAX = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Ack:
-    """The vendor has stored the events."""
+class Ack(NamedTuple):
+    """The vendor has stored the events; `stored` is its count, None if it gave none."""
 
-    count: int | None
+    stored: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Retry:
-    """Send the batch again, not before `wait_s`. `ambiguous` is the kind of doubt, or ''."""
+class Retry(NamedTuple):
+    """Send the batch again, not before `wait_s`."""
 
     wait_s: float
-    outcome: str
-    ambiguous: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Bisect:
+class Bisect(NamedTuple):
     """An event of the batch is refused: find it. `why` becomes the reason of a dead letter."""
 
-    kind: str
     answer: Response
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Bury:
+class Bury(NamedTuple):
     """A person must decide. `why` is one line of JSON without personal data."""
 
     why: str
-    outcome: str
-    ambiguous: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Pause:
+class Pause(NamedTuple):
     """No request can succeed now. `failures_max` in a row pause; 0 pauses at once."""
 
     kind: str
@@ -83,8 +72,7 @@ class Pause:
     failures_max: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Throttle:
+class Throttle(NamedTuple):
     """The vendor asked all workers to wait."""
 
     wait_s: float
@@ -94,27 +82,24 @@ Decision = Ack | Retry | Bisect | Bury
 Signal = Pause | Throttle | None
 
 
-def decide(  # noqa: PLR0911 - a row of the table each
+def decide(
     outcome: Outcome, attempt: Admitted, *, park: bool, random_s: Callable[[float], float]
 ) -> Decision:
     """Return the next step of a batch after an attempt."""
-    name = NAMES[type(outcome)]
     match outcome:
         case Delivered(count=count):
             return Ack(count)
         case Rejected() if attempt.paused == REJECTED:
-            return Retry(0, name)  # the vendor still refuses: bury nothing
+            return Retry(0)  # the vendor still refuses: bury nothing
         case Rejected(answer=answer) | Filtered(answer=answer):
-            return Bisect(name, answer, _why(name, answer, attempt))
+            return Bisect(answer, _why(outcome, answer, attempt))
         case Ambiguous(kind=kind, status=status, code=code) if park:
-            return Bury(_why(name, Response(status or 0, code), attempt, kind=kind), name, kind)
-        case Ambiguous(kind=kind):
-            return Retry(backoff_s(attempt.in_a_row, random_s), name, kind)
-        case Unavailable():
-            return Retry(backoff_s(attempt.in_a_row, random_s), name)
+            return Bury(_why(outcome, Response(status or 0, code), attempt, kind=kind))
+        case Ambiguous() | Unavailable():
+            return Retry(backoff_s(attempt.in_a_row, random_s))
         case Throttled() | Unauthorized() | Misdirected():
             # Not sent again before the wait or the pause of the project is over.
-            return Retry(0, name)
+            return Retry(0)
         case _:
             assert_never(outcome)
 
@@ -163,12 +148,7 @@ def lifts(paused: str, outcome: Outcome) -> bool:
             assert_never(outcome)
 
 
-def _why(reason: str, answer: Response, attempt: Admitted, **doubt: str) -> str:
-    why = {
-        "reason": reason,
-        "status": answer.status,
-        "code": answer.code,
-        "attempts": attempt.attempt,
-        **doubt,
-    }
+def _why(outcome: Outcome, answer: Response, attempt: Admitted, **doubt: str) -> str:
+    about = {"status": answer.status, "code": answer.code, "attempts": attempt.attempt}
+    why = {"reason": NAMES[type(outcome)], **about, **doubt}
     return json.dumps(why, separators=(",", ":"))

@@ -6,7 +6,7 @@ from logging import getLogger
 from typing import TYPE_CHECKING, assert_never
 
 from mm_tasks.client.backoff import random_s
-from mm_tasks.client.outcome import NAMES
+from mm_tasks.client.outcome import NAMES, Ambiguous
 from mm_tasks.delivery import retry
 
 if TYPE_CHECKING:
@@ -22,65 +22,54 @@ RETRY_GRACE_MS = 2000
 
 def settle(delivery: Delivery, batch_id: str, attempt: Admitted, outcome: Outcome) -> float | None:
     """Apply an outcome; return in how many seconds to send the batch again, or None."""
+    buffer, name = delivery.buffer, NAMES[type(outcome)]
     wait_s = _signal(delivery, batch_id, attempt, outcome)
     park = delivery.policy.park_ambiguous
     decision = retry.decide(outcome, attempt, park=park, random_s=random_s)
-    name = NAMES[type(outcome)]
     extra = {"batch_id": batch_id, "attempt": attempt.attempt, "outcome": name}
     log.info("batch_settled", extra=extra)
-    return _apply(delivery, batch_id, attempt, decision, wait_s)
-
-
-def _apply(
-    delivery: Delivery, batch_id: str, attempt: Admitted, decision: retry.Decision, wait_s: float
-) -> float | None:
-    buffer = delivery.buffer
+    doubt = outcome.kind if isinstance(outcome, Ambiguous) else ""
+    counted = {"outcome": name, "ambiguous": doubt}
     match decision:
-        case retry.Ack(count=count):
-            differs = count is not None and count != attempt.sent
+        case retry.Ack(stored=stored):
+            differs = stored not in {None, attempt.sent}
             if differs:
                 log.warning("batch_count_differs", extra={"batch_id": batch_id})
             buffer.ack(batch_id, attempt, count_differs=differs)
             return 0 if attempt.left else None
         case retry.Bisect():
-            return _bisect(delivery, batch_id, attempt, decision)
-        case retry.Bury(why=why, outcome=outcome, ambiguous=ambiguous):
+            return _bisect(delivery, batch_id, attempt, name, decision)
+        case retry.Bury(why=why):
             log.warning("batch_buried", extra={"batch_id": batch_id})
-            buffer.bury(batch_id, attempt, why=why, outcome=outcome, ambiguous=ambiguous)
-        case retry.Retry(wait_s=own_wait_s, outcome=outcome, ambiguous=ambiguous):
+            buffer.bury(batch_id, attempt, why=why, **counted)
+            return None
+        case retry.Retry(wait_s=own_wait_s):
             due_s = max(wait_s, own_wait_s)
             kept = buffer.release(
-                batch_id,
-                attempt,
-                wait_ms=round(due_s * 1000),
-                grace_ms=RETRY_GRACE_MS,
-                outcome=outcome,
-                ambiguous=ambiguous,
+                batch_id, attempt, wait_ms=round(due_s * 1000), grace_ms=RETRY_GRACE_MS, **counted
             )
             # At 0 the project is paused, and a flush will choose its probe.
             return due_s if kept and due_s > 0 else None
         case _:
             assert_never(decision)
-    return None
 
 
 def _bisect(
-    delivery: Delivery, batch_id: str, attempt: Admitted, decision: retry.Bisect
+    delivery: Delivery, batch_id: str, attempt: Admitted, kind: str, decision: retry.Bisect
 ) -> float | None:
     """Bisect a refused batch; pause when not its events are at fault, but everything is refused."""
-    why, is_paused = decision.why, False
-    if decision.kind == retry.FILTERED:
-        state = delivery.buffer.bisect_filtered(batch_id, attempt, why=why)
+    answer, why = decision
+    if kind == retry.REJECTED:
+        isolation_max = retry.ISOLATION_MAX
+        state = delivery.buffer.bisect(batch_id, attempt, why=why, isolation_max=isolation_max)
     else:
-        state = delivery.buffer.bisect(
-            batch_id, attempt, why=why, isolation_max=retry.ISOLATION_MAX
-        )
+        state = delivery.buffer.bisect_filtered(batch_id, attempt, why=why)
     if state == "buried":
         log.warning("event_buried", extra={"batch_id": batch_id})
-    elif state in {"systematic", "refused"}:
+    is_paused = False
+    if state in {"systematic", "refused"}:
         failures_max = retry.FILTERED_MAX if state == "refused" else 0
-        pause = retry.Pause(decision.kind, decision.answer, failures_max)
-        is_paused = _pause(delivery, batch_id, pause)
+        is_paused = _pause(delivery, batch_id, retry.Pause(kind, answer, failures_max))
     return None if is_paused or state == "old" else 0
 
 
@@ -88,19 +77,14 @@ def _signal(delivery: Delivery, batch_id: str, attempt: Admitted, outcome: Outco
     """Throttle, pause or resume; return the seconds that this batch has to wait for it."""
     if retry.lifts(attempt.paused, outcome):
         delivery.pauses.lift(batch_id)
-    signal = retry.signal(outcome, attempt, random_s)
-    match signal:
-        case None:
-            return 0
+    match retry.signal(outcome, attempt, random_s):
         case retry.Throttle(wait_s=wait_s):
             keep_ms = delivery.limiter.refill_ms if delivery.limiter else 0
             log.warning("project_throttled", extra={"wait_s": wait_s})
             return delivery.pauses.throttle(round(wait_s * 1000), keep_ms=keep_ms)
-        case retry.Pause():
-            _pause(delivery, batch_id, signal)
-            return 0
-        case _:
-            assert_never(signal)
+        case retry.Pause() as pause:
+            _pause(delivery, batch_id, pause)
+    return 0
 
 
 def _pause(delivery: Delivery, batch_id: str, pause: retry.Pause) -> bool:

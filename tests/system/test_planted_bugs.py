@@ -24,7 +24,7 @@ RELEASED_ONCE = """(buffer.ack(batch_id, attempt) if attempt.attempt > 1
 BUGS = {
     "an ambiguous failure is taken for a success": (
         "delivery/retry.py",
-        "return Retry(backoff_s(attempt.in_a_row, random_s), name, kind)",
+        "return Retry(backoff_s(attempt.in_a_row, random_s))",
         "return Ack(None)",
         (120, 1, "BROKEN lost: "),
     ),
