@@ -34,31 +34,28 @@ def vendor_access(host: str, key: SecretStr | None) -> VendorAccess:
     if key is None:
         msg = "MILLIMETRIC_KEY: is required by workers; give the project's secret key, sk_…"
         raise ConfigurationError(msg)
-    text = key.get_secret_value()
-    if text[:3] in _OTHER_KEYS:
-        msg = f"MILLIMETRIC_KEY: a {text[:3]} key {_OTHER_KEYS[text[:3]]}; give the sk_… key"
-        raise ConfigurationError(msg)
-    if not _KEY.fullmatch(text):
-        msg = "MILLIMETRIC_KEY: must have the shape sk_<environment>_<prefix>_<secret>"
-        raise ConfigurationError(msg)
-    return VendorAccess(_checked_host(host), key)
+    rules = {"KEY": _key_rule(key.get_secret_value()), "HOST": _host_rule(host)}
+    for name, rule in rules.items():
+        if rule:
+            msg = f"MILLIMETRIC_{name}: {rule}"
+            raise ConfigurationError(msg)
+    return VendorAccess(host.rstrip("/"), key)
 
 
-def _checked_host(host: str) -> str:
-    try:
-        rule = _host_rule(host)
-    except ValueError:
-        rule = "must be a URL"
-    if rule:
-        msg = f"MILLIMETRIC_HOST: {rule}"
-        raise ConfigurationError(msg)
-    return host.rstrip("/")
+def _key_rule(key: str) -> str:
+    """Return the rule that a key breaks, or ''."""
+    if use := _OTHER_KEYS.get(key[:3]):
+        return f"a {key[:3]} key {use}; give the sk_… key"
+    return "" if _KEY.fullmatch(key) else "must have the shape sk_<environment>_<prefix>_<secret>"
 
 
 def _host_rule(host: str) -> str:
-    """Return the rule that a host breaks, or ''; raise `ValueError` if it is no URL."""
-    url = urlsplit(host)
-    _ = url.port  # raises
+    """Return the rule that a host breaks, or ''."""
+    try:
+        url = urlsplit(host)
+        _ = url.port  # raises
+    except ValueError:
+        return "must be a URL"
     if not url.hostname or url.scheme not in {"http", "https"}:
         return "must be an https URL"
     if url.scheme == "http" and not is_loopback(url.hostname):

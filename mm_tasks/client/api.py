@@ -127,7 +127,11 @@ class Client:
 
 
 def _kind(error: Exception) -> str:
-    names = {type(cause).__name__ for cause in _causes(error)}
+    causes: list[BaseException] = [error]
+    for cause in causes:  # grows by the causes of each
+        inner = (*cause.args, getattr(cause, "reason", None), cause.__cause__, cause.__context__)
+        causes += (e for e in inner if isinstance(e, BaseException) and e not in causes)
+    names = {type(cause).__name__ for cause in causes}
     if names & {"NameResolutionError", "gaierror"}:
         return "dns"
     if names & {"ReadTimeoutError", "TimeoutError", "ConnectTimeoutError", "timeout"}:
@@ -135,17 +139,6 @@ def _kind(error: Exception) -> str:
     if names & {"SSLError", "SSLCertVerificationError"}:
         return "tls"
     return "refused" if "ConnectionRefusedError" in names else "connect"
-
-
-def _causes(error: BaseException | None) -> list[BaseException]:
-    causes: list[BaseException] = []
-    while error is not None and error not in causes:
-        causes.append(error)
-        inner = [arg for arg in error.args if isinstance(arg, BaseException)]
-        reason = getattr(error, "reason", None)
-        error = reason if isinstance(reason, BaseException) else next(iter(inner), None)
-        error = error or causes[-1].__cause__ or causes[-1].__context__
-    return causes
 
 
 def _read(response: requests.Response) -> bytes | None:

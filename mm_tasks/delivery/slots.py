@@ -7,9 +7,11 @@ polls. A low-priority lane leaves the slots to its sibling as long as that has a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from redis.exceptions import ResponseError
+
+from mm_tasks.buffer.rate_limiter import Slot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,25 +66,13 @@ class Delivery:
         return (self.buffer,) if self.sibling is None else (self.buffer, self.sibling)
 
 
-class Slot(NamedTuple):
-    """When a batch may be sent; `start_us` is None in a lane without a limit."""
-
-    wait_s: float
-    start_us: int | None
-
-
 def take_slot(delivery: Delivery) -> Slot | None:
     """Reserve the next slot; None when it is too far off or belongs to the sibling."""
-    limiter = delivery.limiter
-    if limiter is None:
+    if delivery.limiter is None:
         return Slot(0, None)
-    every_s, ahead_max_s = delivery.policy.flush_interval_s, None
-    if delivery.low_priority and delivery.sibling is not None:
-        if _wants_slot(delivery.sibling):
-            return None
-        ahead_max_s = limiter.spare_lookahead_s(every_s)
-    slot = limiter.reserve(every_s, ahead_max_s=ahead_max_s)
-    return None if slot is None else Slot(slot.wait_s, slot.start_us)
+    if delivery.low_priority and delivery.sibling is not None and _wants_slot(delivery.sibling):
+        return None
+    return delivery.limiter.reserve(delivery.policy.flush_interval_s)
 
 
 def _wants_slot(buffer: Batches) -> bool:

@@ -26,26 +26,9 @@ if TYPE_CHECKING:
 
 FIELDS = frozenset(
     {
-        "at",
-        "attempt",
-        "batch_id",
-        "entry",
-        "erasure",
-        "errno",
-        "error",
-        "events",
-        "guards",
-        "head",
-        "kind",
-        "lines",
-        "outcome",
-        "percent",
-        "reason",
-        "size",
-        "state",
-        "task",
-        "wait_s",
-        "why",
+        *("attempt", "batch_id", "events", "outcome", "task", "wait_s"),
+        *("at", "entry", "erasure", "guards", "head", "lines", "percent", "size", "state"),
+        *("errno", "error", "kind", "reason", "why"),
     }
 )
 # As Celery's own.

@@ -46,15 +46,7 @@ if TYPE_CHECKING:
     Buckets = list[tuple[str, int]]
 
 # Every kind of pause is shown, as 0 if sending is not paused by it, so that an alert sees it end.
-PAUSES = (
-    "fences_not_loaded",
-    "filtered",
-    "misdirected",
-    "rejected",
-    "throttled",
-    "unauthorized",
-    "unavailable",
-)
+PAUSES = sorted({"fences_not_loaded", *outcome.NAMES.values()} - {"delivered", "ambiguous"})
 _EVENTS = {
     "accepted": "Events stored in Redis, once each.",
     "delivered": "Events that the vendor acknowledged.",

@@ -5,11 +5,10 @@
 -- ARGV[1]  interval_us  µs between slots at the sustained rate, rounded up
 -- ARGV[2]  burst        slots that may go at once from idle
 -- ARGV[3]  max_wait_us  the longest wait of any caller, the same for all
--- ARGV[4]  ahead_max_us the longest wait of this caller, at most max_wait_us
--- ARGV[5]  now_us       '' = this server's clock, which all workers share;
+-- ARGV[4]  now_us       '' = this server's clock, which all workers share;
 --                       only tests pass a number
 --
--- Returns {wait_us, slot_us}, or {-1, 0} when the wait would exceed ahead_max_us; then nothing
+-- Returns {wait_us, slot_us}, or {-1, 0} when the wait would exceed max_wait_us; then nothing
 -- was reserved.
 -- An absent key counts as an empty quota, not as idle: state lost with Redis must not grant a
 -- second burst. So does the end of a 429's wait, when the vendor's own bucket is empty, and a
@@ -17,8 +16,8 @@
 -- Atomic. O(1). Lost reply: the slot is spent; this errs towards sending less.
 
 local interval, burst = tonumber(ARGV[1]), tonumber(ARGV[2])
-local max_wait, ahead_max = tonumber(ARGV[3]), tonumber(ARGV[4])
-local now = ARGV[5] == '' and now_us() or tonumber(ARGV[5])
+local max_wait = tonumber(ARGV[3])
+local now = ARGV[4] == '' and now_us() or tonumber(ARGV[4])
 local tolerance = (burst - 1) * interval
 local used_up = now + tolerance + interval
 
@@ -30,7 +29,7 @@ if throttle then
 end
 
 local slot = math.max(now, tat - tolerance)
-if slot - now > ahead_max then
+if slot - now > max_wait then
   -- Store an absent or impossible state, or it would stay so for ever.
   if tat == used_up then
     redis.call('DEL', KEYS[1])
