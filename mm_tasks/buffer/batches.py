@@ -18,6 +18,7 @@ import uuid_utils
 from mm_tasks.buffer import histograms
 from mm_tasks.buffer.attempt import Admitted, Rejection
 from mm_tasks.buffer.keys import ProjectKeys
+from mm_tasks.buffer.rate_limiter import SLOT_VALID_MS
 from mm_tasks.buffer.records import HEADER_BYTES
 from mm_tasks.buffer.scripts import Script
 from mm_tasks.events.lanes import sharing
@@ -33,6 +34,12 @@ _BEGIN, _TAKE_OVER, _ACK = map(Script, ("batch_begin", "batch_take_over", "batch
 _RELEASE, _BISECT, _FILTER, _BURY = map(
     Script, ("batch_release", "batch_bisect", "batch_filter", "batch_bury")
 )
+
+# A claimed batch this long past its slot means that sending does not keep up.
+LATE_MS = 1000
+CLAIMED_MAX = 500
+# After this, the message of a claimed batch counts as lost. A second message is harmless.
+FOUND_AGAIN_MS = SLOT_VALID_MS + 3000
 
 Bisected = Literal["old", "narrowed", "buried", "systematic", "refused"]
 
@@ -59,7 +66,9 @@ class Batches:
         self._full = (lane, limits.events_max, limits.bytes_max - BATCH_BRACKETS_BYTES)
         self.lane = lane
 
-    def readiness(self, *, late_ms: int, claimed_max: int, linger: bool = True) -> str:
+    def readiness(
+        self, *, late_ms: int = LATE_MS, claimed_max: int = CLAIMED_MAX, linger: bool = True
+    ) -> str:
         """Return the state of the lane, which decides the next step: see `batch_readiness.lua`."""
         keys, project = self._keys, self._project
         places = (keys.waiting, keys.claimed, project.counts)
@@ -68,7 +77,9 @@ class Batches:
         args = (*self._full, linger_ms, late_ms * 1000, claimed_max)
         return str(_READINESS(self._redis, (*places, *holds), args), "ascii")
 
-    def claim(self, *, slot_us: int | None, found_again_ms: int, linger: bool = True) -> str | None:
+    def claim(
+        self, *, slot_us: int | None, found_again_ms: int = FOUND_AGAIN_MS, linger: bool = True
+    ) -> str | None:
         """Make a batch of the oldest records for this slot and return its id.
 
         None when no batch is ready or not all fences are loaded.
@@ -98,7 +109,9 @@ class Batches:
         ids = self._redis.zrange(leases, "-inf", until, byscore=True, offset=0, num=limit)
         return [str(batch_id, "ascii") for batch_id in ids]
 
-    def assign_slot(self, batch_id: str, *, slot_us: int | None, found_again_ms: int) -> bool:
+    def assign_slot(
+        self, batch_id: str, *, slot_us: int | None, found_again_ms: int = FOUND_AGAIN_MS
+    ) -> bool:
         """Give a slot to a batch; False when it is gone or being sent."""
         keys = self._keys
         args = (batch_id, "" if slot_us is None else slot_us, found_again_ms)
@@ -106,7 +119,7 @@ class Batches:
         return bool(_ASSIGN_SLOT(self._redis, places, args))
 
     def begin(
-        self, batch_id: str, *, slot: str, slot_valid_ms: int, lease_ms: int
+        self, batch_id: str, *, slot: str, lease_ms: int, slot_valid_ms: int = SLOT_VALID_MS
     ) -> Admitted | Rejection:
         """Admit one attempt, or return the reason against it. `slot` is as in `batch_begin.lua`."""
         token, asked_at_s = new_id(), time.monotonic()
@@ -163,8 +176,8 @@ class Batches:
         batch_id: str,
         attempt: Admitted | None,
         *,
-        wait_ms: int,
-        grace_ms: int,
+        wait_ms: int = 0,
+        grace_ms: int = 0,
         outcome: str = "",
         ambiguous: str = "",
     ) -> bool:

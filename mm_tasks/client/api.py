@@ -30,11 +30,6 @@ if TYPE_CHECKING:
 ANSWER_BYTES_MAX = 64 * 1024
 
 
-def batch_body(bodies: Sequence[bytes]) -> bytes:
-    """Return the body of `/v1/batch`; `batch_claim.lua` bounded its length."""
-    return b'{"events":[' + b",".join(bodies) + b"]}"
-
-
 class _Session(requests.Session):
     """A session that ignores the target of a redirect.
 
@@ -81,7 +76,8 @@ class Client:
     def send(self, lane: str, bodies: Sequence[bytes]) -> Outcome:
         """Send a batch of `track` or `backfill`, or the one record of an `identify` batch."""
         if lane != IDENTIFY:
-            return self._post("/v1/batch", batch_body(bodies))
+            # `batch_claim.lua` bounded the length.
+            return self._post("/v1/batch", b'{"events":[' + b",".join(bodies) + b"]}")
         (body,) = bodies
         return self._post("/v1/identify", body)
 
@@ -107,7 +103,6 @@ class Client:
     def _exchange(self, path: str, body: bytes, *, is_forget: bool) -> Outcome:
         egress.admit(self._host)
         DEADLINE.start(self._timeout_s)
-        kind = "connect"
         try:
             with self._session.post(
                 self._host + path,

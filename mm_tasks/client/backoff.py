@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-BACKOFF_FIRST_S = 1.0
 BACKOFF_MAX_S = 60.0
 # "clamped to 1 s … 15 min": a shorter or longer request of the vendor is not obeyed.
 THROTTLE_MIN_S = 1.0
@@ -65,4 +64,4 @@ def record_with_retry(
 
 
 def _doubled_s(attempt: int, max_s: float) -> float:
-    return min(max_s, BACKOFF_FIRST_S * 2.0 ** min(attempt - 1, 16))
+    return min(max_s, 2.0 ** min(attempt - 1, 16))

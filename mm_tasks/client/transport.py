@@ -100,11 +100,11 @@ class _Deadlines:
 
 
 class _HTTPConnection(_Deadlines, HTTPConnection):
-    pass
+    """A connection without TLS."""
 
 
 class _HTTPSConnection(_Deadlines, HTTPSConnection):
-    pass
+    """A connection over TLS."""
 
 
 class _HTTPPool(HTTPConnectionPool):

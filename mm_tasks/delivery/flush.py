@@ -11,11 +11,10 @@ from __future__ import annotations
 from logging import getLogger
 from typing import TYPE_CHECKING, NamedTuple
 
-from mm_tasks.buffer.rate_limiter import SLOT_VALID_MS
 from mm_tasks.buffer.scripts import pages
 from mm_tasks.client.outcome import Ambiguous
 from mm_tasks.delivery.settle import settle
-from mm_tasks.delivery.slots import CLAIMED_MAX, LATE_MS, take_slot
+from mm_tasks.delivery.slots import take_slot
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
 
 log = getLogger(__name__)
 
-# After this, the message of a claimed batch counts as lost. A second message is harmless.
-FOUND_AGAIN_MS = SLOT_VALID_MS + 3000
 # Bounds the work of one flush; the next flush finds the rest.
 DUE_MAX = 50
 # Identifies in one message: each is still a batch of its own.
@@ -47,9 +44,9 @@ def flush(delivery: Delivery, *, linger: bool = True) -> Iterator[Dispatch]:
     Stops when nothing is ready, no slot is free within one flush interval, or claimed batches
     are not sent in time. `linger=False` also takes part-full batches at once.
     """
-    readiness = _readiness(delivery, linger=linger)
+    readiness = delivery.buffer.readiness(linger=linger)
     if readiness == "unloaded" and delivery.load_fences():
-        readiness = _readiness(delivery, linger=linger)
+        readiness = delivery.buffer.readiness(linger=linger)
     if readiness == "paused":
         yield from _probe(delivery)
     elif readiness not in {"unloaded", "throttled"}:
@@ -57,18 +54,12 @@ def flush(delivery: Delivery, *, linger: bool = True) -> Iterator[Dispatch]:
         yield from _dispatches(delivery, _fresh(delivery, linger=linger))
 
 
-def _readiness(delivery: Delivery, *, linger: bool) -> str:
-    return delivery.buffer.readiness(late_ms=LATE_MS, claimed_max=CLAIMED_MAX, linger=linger)
-
-
 def _fresh(delivery: Delivery, *, linger: bool) -> Iterator[tuple[str, float]]:
-    while _readiness(delivery, linger=linger) == "ready":
+    while delivery.buffer.readiness(linger=linger) == "ready":
         slot = take_slot(delivery)
         if slot is None:
             return
-        batch_id = delivery.buffer.claim(
-            slot_us=slot.start_us, found_again_ms=FOUND_AGAIN_MS, linger=linger
-        )
+        batch_id = delivery.buffer.claim(slot_us=slot.start_us, linger=linger)
         if batch_id is not None:
             yield batch_id, slot.wait_s
 
@@ -80,9 +71,7 @@ def _due(delivery: Delivery) -> Iterator[tuple[str, float]]:
         slot = take_slot(delivery)
         if slot is None:
             return
-        if delivery.buffer.assign_slot(
-            batch_id, slot_us=slot.start_us, found_again_ms=FOUND_AGAIN_MS
-        ):
+        if delivery.buffer.assign_slot(batch_id, slot_us=slot.start_us):
             yield batch_id, slot.wait_s
 
 
@@ -106,7 +95,7 @@ def _probe(delivery: Delivery) -> Iterator[Dispatch]:
     if slot is None:
         return
     for buffer, batch_id in _probe_candidates(delivery, refused, slot.start_us):
-        if not buffer.assign_slot(batch_id, slot_us=slot.start_us, found_again_ms=FOUND_AGAIN_MS):
+        if not buffer.assign_slot(batch_id, slot_us=slot.start_us):
             continue
         # False: another flush was first, and this flush has nothing left to do.
         if delivery.pauses.choose_probe(batch_id, lost_ms=delivery.policy.lease_ms):
@@ -123,7 +112,7 @@ def _probe_candidates(
         batch_ids = buffer.due(DUE_MAX, everything=True)
         last += [(buffer, batch_id) for batch_id in batch_ids if batch_id in refused]
         yield from ((buffer, batch_id) for batch_id in batch_ids if batch_id not in refused)
-        fresh = buffer.claim(slot_us=slot_us, found_again_ms=FOUND_AGAIN_MS)
+        fresh = buffer.claim(slot_us=slot_us)
         if fresh is not None:
             yield buffer, fresh
     yield from last

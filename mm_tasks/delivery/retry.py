@@ -78,13 +78,9 @@ class Throttle(NamedTuple):
     wait_s: float
 
 
-Decision = Ack | Retry | Bisect | Bury
-Signal = Pause | Throttle | None
-
-
 def decide(
     outcome: Outcome, attempt: Admitted, *, park: bool, random_s: Callable[[float], float]
-) -> Decision:
+) -> Ack | Retry | Bisect | Bury:
     """Return the next step of a batch after an attempt."""
     match outcome:
         case Delivered(count=count):
@@ -104,7 +100,9 @@ def decide(
             assert_never(outcome)
 
 
-def signal(outcome: Outcome, attempt: Admitted, random_s: Callable[[float], float]) -> Signal:
+def signal(
+    outcome: Outcome, attempt: Admitted, random_s: Callable[[float], float]
+) -> Pause | Throttle | None:
     """Return the change of the whole project after an outcome.
 
     Batches of `Filtered` and `Rejected` pause their endpoint when bisecting shows that everything

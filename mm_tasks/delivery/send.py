@@ -12,7 +12,6 @@ from redis.exceptions import ReadOnlyError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from mm_tasks.buffer.attempt import Admitted, RequestStats
-from mm_tasks.buffer.rate_limiter import SLOT_VALID_MS
 from mm_tasks.client.backoff import record_with_retry
 from mm_tasks.client.outcome import Unavailable
 from mm_tasks.delivery.settle import settle
@@ -65,15 +64,13 @@ def _acquire_slot(delivery: Delivery, batch_id: str) -> Admitted | float | None:
     slot = "none" if delivery.limiter is None else ""
     ends_at = time.monotonic() + 2 * SLEEP_MAX_S
     while time.monotonic() < ends_at:
-        begun = delivery.buffer.begin(
-            batch_id, slot=slot, slot_valid_ms=SLOT_VALID_MS, lease_ms=delivery.policy.lease_ms
-        )
+        begun = delivery.buffer.begin(batch_id, slot=slot, lease_ms=delivery.policy.lease_ms)
         if isinstance(begun, Admitted):
             return begun
         if begun.reason == "wait" and begun.wait_s <= SLEEP_MAX_S:
             time.sleep(begun.wait_s)
         elif begun.reason == "wait":
-            _give_back(delivery, batch_id, begun.wait_s)
+            delivery.buffer.release(batch_id, None, wait_ms=round(begun.wait_s * 1000))
             return begun.wait_s
         elif begun.reason == "unloaded" and delivery.load_fences():
             continue
@@ -85,9 +82,5 @@ def _acquire_slot(delivery: Delivery, batch_id: str) -> Admitted | float | None:
         else:
             log.info("batch_not_begun", extra={"batch_id": batch_id, "reason": begun.reason})
             return None
-    _give_back(delivery, batch_id, 0)
+    delivery.buffer.release(batch_id, None)
     return None
-
-
-def _give_back(delivery: Delivery, batch_id: str, wait_s: float) -> None:
-    delivery.buffer.release(batch_id, None, wait_ms=round(wait_s * 1000), grace_ms=0)

@@ -21,10 +21,6 @@ if TYPE_CHECKING:
     from mm_tasks.buffer.rate_limiter import Limiter
     from mm_tasks.client.api import Client
 
-# A claimed batch this long past its slot means that sending does not keep up.
-LATE_MS = 1000
-CLAIMED_MAX = 500
-
 
 @dataclass(frozen=True, slots=True)
 class Policy:
@@ -78,6 +74,6 @@ def take_slot(delivery: Delivery) -> Slot | None:
 def _wants_slot(buffer: Batches) -> bool:
     """Return whether a batch is ready or late; a lane that cannot be read takes no slot."""
     try:
-        return buffer.readiness(late_ms=LATE_MS, claimed_max=CLAIMED_MAX) in {"ready", "late"}
+        return buffer.readiness() in {"ready", "late"}
     except ResponseError:
         return False

@@ -37,8 +37,8 @@ LAYOUT = "[%(asctime)s: %(levelname)s/%(processName)s] %(message)s"
 _EVENT = re.compile(r"[a-z][a-z0-9_]*")
 # Matches a message that already contains its fields as `key=value`.
 _WITH_FIELDS = re.compile(r"[a-z][a-z0-9_]*( [a-z_]+=\S*)*")
-# Matches the start of Celery's text of an exception, a retry or a result, before any value.
-_NAME = re.compile(r"[\w. ]*")
+# Matches the rest of Celery's text of an exception, a retry or a result, from the first value on.
+_VALUES = re.compile(r"[^\w. ].*", re.DOTALL)
 _OF_CALLERS = {"exc", "return_value"}
 
 
@@ -119,18 +119,15 @@ def _message(record: logging.LogRecord) -> str:
         return _first_line(template)  # its arguments may be those of a task
     args: Any = record.args
     if isinstance(args, Mapping):
-        args = {k: _name(v) if k in _OF_CALLERS else _value(v) for k, v in args.items()}
+        args = {
+            k: _VALUES.sub("", str(v)) if k in _OF_CALLERS else _value(v) for k, v in args.items()
+        }
     elif args:
         args = tuple(type(v).__name__ if isinstance(v, BaseException) else v for v in args)
     try:
         return _first_line(template % args if args else template)
     except (TypeError, ValueError, KeyError):
         return _first_line(template)
-
-
-def _name(text: object) -> str:
-    match = _NAME.match(str(text))
-    return match.group() if match else ""
 
 
 def _first_line(text: str) -> str:

@@ -33,6 +33,7 @@ from mm_tasks.client import outcome
 from mm_tasks.erasure.audit.protocol import BLOCKED, OPEN
 from mm_tasks.errors import AuditUnavailable, ConfigurationError
 from mm_tasks.monitoring.erasure_durations import STEPS, ErasureDurations
+from mm_tasks.monitoring.rates import by_kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -180,9 +181,9 @@ def _of_events(read: Snapshot) -> Iterator[Metric]:
 def _of_requests(read: Snapshot) -> Iterator[Metric]:
     # Shown from the start: Prometheus sees no increase in a series that begins with 1.
     outcomes = {(lane, name): 0 for lane in read.lanes for name in outcome.NAMES.values()}
-    outcomes |= _by_kind(read.counts, "outcome")
+    outcomes |= by_kind(read.counts, "outcome")
     yield _counter("requests", "Requests by outcome.", ("lane", "outcome"), outcomes)
-    doubts = _by_kind(read.counts, "ambiguous")
+    doubts = by_kind(read.counts, "ambiguous")
     help_text = "Requests that may have been stored, by kind of doubt."
     yield _counter("requests_ambiguous", help_text, ("lane", "kind"), doubts)
     help_text = "Acknowledgements whose count differs from the number of events sent."
@@ -202,15 +203,6 @@ def _of_pauses(read: Snapshot) -> Iterator[Metric]:
     yield _gauge("paused_seconds", "Duration of the pause so far.", read.paused_for_s)
     yield _gauge("fenced_ids", "Ids in the fence: those of erased persons.", read.fence_tags)
     yield _gauge("fences_loaded", "Whether this Redis has all of them.", int(read.fences_loaded))
-
-
-def _by_kind(counts: Mapping[str, int], name: str) -> dict[tuple[str, str], int]:
-    kinds: dict[tuple[str, str], int] = {}
-    for field, number in counts.items():
-        lane, is_kind, kind = field.partition(f":{name}:")
-        if is_kind:
-            kinds[lane, kind] = number
-    return kinds
 
 
 def _by_lane(name: str, help_text: str, read: Snapshot, count: str) -> Metric:

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 from mm_tasks.events.lanes import TRACK, sharing
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from mm_tasks.buffer.snapshot import Snapshot
 
 WINDOW_S = 60
 # Lanes whose requests carry batches and count against the vendor's rate limit.
 BATCHED = sharing(TRACK)
-_OUTCOME = ":outcome:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,30 +55,37 @@ class RateWindow:
         span_s = (last.now_us - first.now_us) / 1e6
         grown = Counter(last.counts)
         grown.subtract(first.counts)
+        kinds = by_kind(grown, "outcome")
         outcomes: Counter[str] = Counter()
-        requests = 0
-        for name, number in grown.items():
-            lane, is_outcome, outcome = name.partition(_OUTCOME)
-            if is_outcome and number:
-                outcomes[outcome] += number
-                requests += number if lane in BATCHED else 0
+        for (_, outcome), number in kinds.items():
+            outcomes[outcome] += number
+        requests = sum(number for (lane, _), number in kinds.items() if lane in BATCHED)
         delivered = {lane: grown[f"{lane}:delivered"] for lane in last.lanes}
-        batches = sum(grown[f"{lane}{_OUTCOME}delivered"] for lane in BATCHED)
+        in_batches = sum(delivered[lane] for lane in BATCHED)
+        batches = sum(kinds.get((lane, "delivered"), 0) for lane in BATCHED)
         return RecentRates(
             span_s=span_s,
-            outcomes=dict(outcomes),
+            outcomes={outcome: number for outcome, number in outcomes.items() if number},
             ambiguous=sum(grown[f"{lane}:ambiguous"] for lane in last.lanes),
             requests_per_s=requests / span_s if span_s else 0.0,
             events_per_s=sum(delivered.values()) / span_s if span_s else 0.0,
-            events_per_batch=sum(delivered[lane] for lane in BATCHED) / batches
-            if batches
-            else None,
+            events_per_batch=in_batches / batches if batches else None,
         )
+
+
+def by_kind(counts: Mapping[str, int], name: str) -> dict[tuple[str, str], int]:
+    """Return the counts `<lane>:<name>:<kind>` by lane and kind."""
+    kinds: dict[tuple[str, str], int] = {}
+    for field, number in counts.items():
+        lane, is_kind, kind = field.partition(f":{name}:")
+        if is_kind:
+            kinds[lane, kind] = number
+    return kinds
 
 
 def _is_reset(before: Snapshot, after: Snapshot) -> bool:
     return after.now_us < before.now_us or any(
         after.counts.get(name, 0) < number
         for name, number in before.counts.items()
-        if _OUTCOME in name or name.endswith((":accepted", ":delivered", ":ambiguous"))
+        if ":outcome:" in name or name.endswith((":accepted", ":delivered", ":ambiguous"))
     )
