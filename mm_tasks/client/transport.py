@@ -74,8 +74,8 @@ class _Response(http.client.HTTPResponse):
         self.fp = io.BufferedReader(_DeadlineReader(sock))
 
 
-class _Deadlines:
-    """The deadline of both kinds of connection; mixed in before urllib3's class."""
+class _HTTPConnection(HTTPConnection):
+    """A connection whose every call gets the time left of the exchange."""
 
     response_class: Any = _Response
     sock: Any
@@ -83,28 +83,24 @@ class _Deadlines:
 
     def request(self, *args: Any, **kwargs: Any) -> None:
         if self.sock is None:
-            self.connect()  # type: ignore[attr-defined]
+            self.connect()
         DEADLINE.is_connected = True
         self.sock.settimeout(DEADLINE.left_s())
-        super().request(*args, **kwargs)  # type: ignore[misc]
+        super().request(*args, **kwargs)
 
     def getresponse(self) -> Any:
-        response = super().getresponse()  # type: ignore[misc]
+        response = super().getresponse()
         self._used_at = time.monotonic()
         return response
 
     @property
     def is_connected(self) -> bool:
         is_idle = self._used_at and time.monotonic() - self._used_at > IDLE_MAX_S
-        return not is_idle and super().is_connected  # type: ignore[misc]
+        return not is_idle and super().is_connected
 
 
-class _HTTPConnection(_Deadlines, HTTPConnection):
-    """A connection without TLS."""
-
-
-class _HTTPSConnection(_Deadlines, HTTPSConnection):
-    """A connection over TLS."""
+class _HTTPSConnection(_HTTPConnection, HTTPSConnection):
+    """The same over TLS: `super()` of the base is urllib3's HTTPS connection here."""
 
 
 class _HTTPPool(HTTPConnectionPool):
