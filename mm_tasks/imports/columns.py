@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,19 +28,49 @@ from mm_tasks.imports.reader import CellError, decode
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-FIELDS = tuple(TRACK_FIELDS)
 _FREE = "properties"
 _PREFIX = f"{_FREE}."
-_INTEGER = re.compile(r"[+-]?\d{1,30}", re.ASCII)
-_NUMBER = re.compile(
-    r"[+-]?(?:\d{1,400}(?:\.\d{0,400})?|\.\d{1,400})(?:[eE][+-]?\d{1,4})?", re.ASCII
-)
-_SECONDS = re.compile(r"(-?)(\d{1,12})(?:\.(\d{1,9}))?", re.ASCII)
-_MILLISECONDS = re.compile(r"-?\d{1,15}", re.ASCII)
-_BOOLS = {"true": True, "false": False, "1": True, "0": False}
-_BOOL = re.compile("|".join(_BOOLS))
+# The types of a property, of a field, and of every other field; the first is the default.
+_PROPERTY_TYPES = ("text", "int", "float", "bool", "json")
+_FIELD_TYPES = {_FREE: ("json",), "timestamp": ("text", "epoch_s", "epoch_ms")}
+_TEXT_ONLY = ("text",)
 _OUT_OF_YEARS = "must be between the years 1 and 9999 in UTC"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def _after_epoch(ms: Decimal) -> datetime:
+    return _EPOCH + timedelta(milliseconds=int(ms))
+
+
+class CellType(NamedTuple):
+    """A type of cells: the form of a text, the rule that demands it, and the conversion."""
+
+    form: str
+    rule: str
+    convert: Callable[[str], object]
+
+
+_CELL_TYPES = {
+    "int": CellType(r"[+-]?\d{1,30}", "must be a whole number", int),
+    "float": CellType(
+        r"[+-]?(\d{1,400}(\.\d{0,400})?|\.\d{1,400})([eE][+-]?\d{1,4})?", "must be a number", float
+    ),
+    "bool": CellType(
+        r"(?i:true|false)|[01]",
+        "must be true, false, 1 or 0",
+        lambda text: text.lower() in {"true", "1"},
+    ),
+    "epoch_s": CellType(
+        r"-?\d{1,12}(\.\d{1,9})?",
+        "must be seconds since 1970",
+        lambda text: _after_epoch(Decimal(text) * 1000),
+    ),
+    "epoch_ms": CellType(
+        r"-?\d{1,15}",
+        "must be milliseconds since 1970",
+        lambda text: _after_epoch(Decimal(text)),
+    ),
+}
 
 
 class Source(NamedTuple):
@@ -55,21 +86,25 @@ class Source(NamedTuple):
         """Return the field and property to fill; no two sources may share one."""
         return self.field, self.key
 
+    @property
+    def types(self) -> tuple[str, ...]:
+        """Return the types that the target may have."""
+        return _PROPERTY_TYPES if self.key else _FIELD_TYPES.get(self.field, _TEXT_ONLY)
 
-class Cell(NamedTuple):
-    """One column to read: its index, the field and property to fill, and a parser."""
-
-    place: int
-    field: str
-    key: str
-    read: Callable[[str], object] | None
+    def fill(self, fields: dict[str, Any], text: str) -> None:
+        """Convert a text and set the target; raise `CellError` if the text breaks a rule."""
+        value = _converted(text, self.type or self.types[0])
+        if self.key:
+            fields.setdefault(_FREE, {})[self.key] = value
+        else:
+            fields[self.field] = value
 
 
 class Mapping:
     """Turns the cells of a row into the fields of `track.delay`."""
 
-    def __init__(self, cells: Sequence[Cell], constants: dict[str, Any]) -> None:
-        """Take the columns and constants; see `mapping`."""
+    def __init__(self, cells: Sequence[tuple[int, Source]], constants: dict[str, Any]) -> None:
+        """Take the columns by their index, and the constants; see `mapping`."""
         self._cells = cells
         self._properties = constants.pop(_FREE, {})
         self._constants = constants
@@ -77,26 +112,17 @@ class Mapping:
     def __call__(self, row: list[str]) -> dict[str, Any]:
         """Return the fields of one row; raise `InvalidEvent` with each column that is wrong."""
         fields = dict(self._constants)
-        properties = dict(self._properties)
+        if self._properties:
+            fields[_FREE] = dict(self._properties)
         problems: list[Problem] = []
-        for place, field, key, read in self._cells:
-            text = row[place]
-            if not text:
-                continue
-            value: Any = text
-            if read is not None:
+        for place, source in self._cells:
+            if text := row[place]:
                 try:
-                    value = read(text)
+                    source.fill(fields, text)
                 except CellError as unfit:
-                    problems.append(Problem(field, f"{unfit} (column {place + 1})"))
-            if key:
-                properties[key] = value
-            else:
-                fields[field] = value
+                    problems.append(Problem(source.field, f"{unfit} (column {place + 1})"))
         if problems:
             raise InvalidEvent(problems)
-        if properties:
-            fields[_FREE] = properties
         return fields
 
 
@@ -109,12 +135,13 @@ def source(option: str, words: str) -> Source:
     if not name or not origin:
         msg = f"{option}: must read like FIELD=… or FIELD:TYPE=…"
         raise ImportRefused(msg)
-    parsed = _source(name, type_, origin)
+    parsed = _source(name, origin, type_)
     if parsed is None:
-        msg = f"{option} {name}: is not a field; fields are {', '.join(FIELDS)}, properties.NAME"
+        known = ", ".join(TRACK_FIELDS)
+        msg = f"{option} {name}: is not a field; fields are {known}, properties.NAME"
         raise ImportRefused(msg)
-    if parsed.type not in _types(parsed):
-        msg = f"{option} {name}: its type must be one of {', '.join(_types(parsed))}"
+    if type_ and type_ not in parsed.types:
+        msg = f"{option} {name}: its type must be one of {', '.join(parsed.types)}"
         raise ImportRefused(msg)
     return parsed
 
@@ -133,43 +160,32 @@ def mapping(
     sources, and if `event` has none.
     """
     places = _places(header)
-    explicit = [*maps, *sets]
-    _check_once(explicit)
-    filled = {source.target for source in explicit}
+    filled = {source.target for source in (*maps, *sets)}
     mapped = {source.origin for source in maps}
     own = [
         source
         for name in header
-        if name not in mapped and (source := _source(name)) and source.target not in filled
+        if name not in mapped and (source := _source(name, name)) and source.target not in filled
     ]
+    sources = [*maps, *sets, *own]
+    _check_once(sources)
     if not ignore_unmapped:
         _check_all_used(header, mapped | {source.origin for source in own})
-    _check_once([*explicit, *own])
-    if ("event", "") not in {source.target for source in (*explicit, *own)}:
+    if ("event", "") not in {source.target for source in sources}:
         msg = "no column gives `event`: use --map event=COLUMN or --set event=NAME"
         raise ImportRefused(msg)
-    cells = [
-        Cell(_place(places, source), source.field, source.key, _READ[source.type])
-        for source in (*maps, *own)
-    ]
+    for source in maps:
+        if source.origin not in places:
+            msg = f"--map {source.field}: the header has no column of the name that was given"
+            raise ImportRefused(msg)
+    cells = [(places[source.origin], source) for source in (*maps, *own)]
     return Mapping(cells, _constants(sets))
 
 
-def _source(name: str, type_: str = "", origin: str = "") -> Source | None:
+def _source(name: str, origin: str, type_: str = "") -> Source | None:
     if name.startswith(_PREFIX) and name != _PREFIX:
-        return Source(_FREE, name.removeprefix(_PREFIX), type_ or "text", origin or name)
-    if name in FIELDS:
-        usual = "json" if name == _FREE else "text"
-        return Source(name, "", type_ or usual, origin or name)
-    return None
-
-
-def _types(source: Source) -> tuple[str, ...]:
-    if source.key:
-        return ("text", "int", "float", "bool", "json")
-    if source.field == _FREE:
-        return ("json",)
-    return ("text", "epoch_s", "epoch_ms") if source.field == "timestamp" else ("text",)
+        return Source(_FREE, name.removeprefix(_PREFIX), type_, origin)
+    return Source(name, "", type_, origin) if name in TRACK_FIELDS else None
 
 
 def _places(header: Sequence[str]) -> dict[str, int]:
@@ -180,13 +196,6 @@ def _places(header: Sequence[str]) -> dict[str, int]:
             raise ImportRefused(msg)
         places[name] = place
     return places
-
-
-def _place(places: dict[str, int], source: Source) -> int:
-    if source.origin not in places:
-        msg = f"--map {source.field}: the header has no column of the name that was given"
-        raise ImportRefused(msg)
-    return places[source.origin]
 
 
 def _check_once(sources: Iterable[Source]) -> None:
@@ -211,65 +220,26 @@ def _check_all_used(header: Sequence[str], used: set[str]) -> None:
 def _constants(sets: Sequence[Source]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for source in sets:
-        read = _READ[source.type]
         try:
-            value = source.origin if read is None else read(source.origin)
+            source.fill(fields, source.origin)
         except CellError as unfit:
             msg = f"--set {source.field}: {unfit}"
             raise ImportRefused(msg) from None
-        if source.key:
-            fields.setdefault(_FREE, {})[source.key] = value
-        else:
-            fields[source.field] = value
     if type(fields.get(_FREE, {})) is not dict:
         msg = f"--set {_FREE}: must be a JSON object"
         raise ImportRefused(msg)
     return fields
 
 
-def _match(pattern: re.Pattern[str], text: str, rule: str) -> re.Match[str]:
-    """Return the match of the whole text; raise `CellError` with the rule if there is nsource."""
-    match = pattern.fullmatch(text)
-    if match is None:
+def _converted(text: str, type_: str) -> object:
+    if type_ == "text":
+        return text
+    if type_ == "json":
+        return decode(text)
+    form, rule, convert = _CELL_TYPES[type_]
+    if not re.fullmatch(form, text, re.ASCII):
         raise CellError(rule)
-    return match
-
-
-def _integer(text: str) -> int:
-    return int(_match(_INTEGER, text, "must be a whole number")[0])
-
-
-def _float(text: str) -> float:
-    return float(_match(_NUMBER, text, "must be a number")[0])
-
-
-def _bool(text: str) -> bool:
-    return _BOOLS[_match(_BOOL, text.lower(), "must be true, false, 1 or 0")[0]]
-
-
-def _epoch_s(text: str) -> datetime:
-    sign, seconds, fraction = _match(_SECONDS, text, "must be seconds since 1970").groups()
-    ms = int(seconds) * 1000 + int((fraction or "").ljust(3, "0")[:3])
-    return _instant(-ms if sign else ms)
-
-
-def _epoch_ms(text: str) -> datetime:
-    return _instant(int(_match(_MILLISECONDS, text, "must be milliseconds since 1970")[0]))
-
-
-def _instant(ms: int) -> datetime:
     try:
-        return _EPOCH + timedelta(milliseconds=ms)
+        return convert(text)
     except OverflowError:
         raise CellError(_OUT_OF_YEARS) from None
-
-
-_READ: dict[str, Callable[[str], object] | None] = {
-    "text": None,
-    "int": _integer,
-    "float": _float,
-    "bool": _bool,
-    "json": decode,
-    "epoch_s": _epoch_s,
-    "epoch_ms": _epoch_ms,
-}
