@@ -17,17 +17,11 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import redis.asyncio
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from mm_tasks.connections.redis_client import connection_class, connection_options
+from mm_tasks.connections.redis_client import pool_options
 from mm_tasks.connections.sentinel import NOT_FOUND, SKIPPED, SentinelGroup, primary_in
 
 if TYPE_CHECKING:
-    from asyncio import AbstractEventLoop
     from collections.abc import AsyncGenerator, AsyncIterator
 
     from mm_tasks.connections.url import Address
@@ -57,14 +51,13 @@ class AsyncSentinels(SentinelGroup):
                 self._primary = await self._search()
                 self._searched_at = time.monotonic()
         if self._primary is None:
-            raise RedisConnectionError(NOT_FOUND)
+            raise redis.ConnectionError(NOT_FOUND)
         return self._primary
 
     async def _search(self) -> tuple[str, int] | None:
         for options in self.options():
-            retry = Retry(NoBackoff(), 0)
             with suppress(*SKIPPED):
-                async with redis.asyncio.Redis(**options, retry=retry) as sentinel:
+                async with redis.asyncio.Redis(**options) as sentinel:
                     command = ("SENTINEL", "MASTER", self.master_name)
                     reply = await sentinel.execute_command(*command)
                 if primary := primary_in(reply):
@@ -113,7 +106,7 @@ class _Client(redis.asyncio.Redis):
             self._answered_at = clock()
         except TimeoutError:
             msg = "no answer in time"
-            raise RedisTimeoutError(msg) from None
+            raise redis.TimeoutError(msg) from None
         finally:
             self._turns.release()
         return answer
@@ -139,7 +132,7 @@ class _Client(redis.asyncio.Redis):
                 # If Redis answered others meanwhile, this call only waits behind many.
                 if clock() >= self._ends_at(began):
                     msg = "no connection became free"
-                    raise RedisError(msg) from None
+                    raise redis.RedisError(msg) from None
             else:
                 return
 
@@ -158,7 +151,7 @@ class AsyncClients:
         # By loop, with the generator that closes the client at the end of it. A loop reads only
         # its own entry, and each step on the dict is atomic: loops in threads need no lock.
         self._clients: dict[
-            AbstractEventLoop, tuple[redis.asyncio.Redis, AsyncGenerator[None]]
+            asyncio.AbstractEventLoop, tuple[redis.asyncio.Redis, AsyncGenerator[None]]
         ] = {}
 
     def current(self) -> redis.asyncio.Redis:
@@ -185,14 +178,12 @@ class AsyncClients:
             await ending.aclose()
 
     def _pool(self) -> redis.asyncio.ConnectionPool:
-        # Without timeouts: a call has one deadline for everything, and redis-py's own would
-        # not wait for a late loop.
-        options = {**connection_options(self._address), "retry": Retry(NoBackoff(), 0)}
+        options = pool_options(self._address, redis.asyncio, (AsyncPrimary, AsyncPrimaryTLS))
         if self._address.master_name:
             options["sentinels"] = AsyncSentinels(self._address, timeout_s=self._sentinels_s)
-        kind = connection_class(self._address, redis.asyncio, (AsyncPrimary, AsyncPrimaryTLS))
+        # Without timeouts: a call has one deadline for everything, and redis-py's own would
+        # not wait for a late loop.
         return redis.asyncio.ConnectionPool(
-            connection_class=kind,
             max_connections=_CONNECTIONS_MAX,
             socket_connect_timeout=None,
             socket_timeout=None,
@@ -200,7 +191,7 @@ class AsyncClients:
         )
 
     async def _until_the_end(
-        self, loop: AbstractEventLoop, client: _Client
+        self, loop: asyncio.AbstractEventLoop, client: _Client
     ) -> AsyncGenerator[None]:
         try:
             yield

@@ -9,14 +9,7 @@ from pydantic_core import ValidationError
 
 from mm_tasks.errors import EventTooLarge, InvalidEvent, Problem
 from mm_tasks.events.properties import InvalidValue, check_object
-from mm_tasks.events.rules import (
-    Shape,
-    is_field_name,
-    present_fields,
-    too_long_rule,
-    too_long_rules,
-    vendor_timestamp,
-)
+from mm_tasks.events.rules import Shape, is_field_name, too_long_rule, vendor_timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +36,7 @@ def refusal(fields: object, shape: Shape) -> InvalidEvent:
     It is an `EventTooLarge` if a limit in bytes is the only one.
     """
     try:
-        texts = present_fields(fields, shape)
+        texts = shape.present(fields)
     except InvalidValue as error:
         return InvalidEvent([Problem("event", error.rules[0])])
     problems = [_unknown_field(name, shape) for name in texts if name not in shape.fields]
@@ -96,7 +89,7 @@ def _text_problems(texts: dict[str, Any], shape: Shape) -> list[Problem]:
             name = str(detail["loc"][0])
             rules[name] = _rule(detail["type"], name, texts.get(name), shape)
     valid = {name: text for name, text in texts.items() if name not in rules}
-    rules |= too_long_rules(valid, shape)
+    rules |= shape.too_long_rules(valid)
     return [Problem(name, rules[name]) for name in shape.fields if name in rules]
 
 

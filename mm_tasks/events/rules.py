@@ -32,6 +32,27 @@ class Shape(NamedTuple):
     free: str  # the field that is a JSON object
     read: Callable[[Any], dict[str, Any]]
 
+    def present(self, fields: object) -> dict[str, Any]:
+        """Return a copy without the known fields that are None; an unknown one is always wrong.
+
+        Raise `InvalidValue` if `fields` is not a mapping.
+        """
+        if not isinstance(fields, (dict, Mapping)):
+            raise InvalidValue(_NOT_FIELDS)
+        return {
+            name: value
+            for name, value in islice(fields.items(), _FIELDS_READ_MAX)
+            if value is not None or name not in self.fields
+        }
+
+    def too_long_rules(self, event: Mapping[str, Any]) -> dict[str, str]:
+        """Return the rule for each text that is too long, by the name of its field."""
+        return {
+            name: rule
+            for name, text in event.items()
+            if name != self.free and (rule := too_long_rule(text, self.fields[name].characters_max))
+        }
+
 
 def _shape(fields: Mapping[str, EventField]) -> Shape:
     (free,) = (name for name, field in fields.items() if not field.characters_max)
@@ -71,20 +92,6 @@ TRACK_SHAPE = _shape(TRACK_FIELDS)
 IDENTIFY_SHAPE = _shape(IDENTIFY_FIELDS)
 
 
-def present_fields(fields: object, shape: Shape) -> dict[str, Any]:
-    """Return a copy without the known fields that are None; an unknown one is wrong all the same.
-
-    Raise `InvalidValue` if `fields` is not a mapping.
-    """
-    if not isinstance(fields, (dict, Mapping)):
-        raise InvalidValue(_NOT_FIELDS)
-    return {
-        name: value
-        for name, value in islice(fields.items(), _FIELDS_READ_MAX)
-        if value is not None or name not in shape.fields
-    }
-
-
 def is_field_name(name: object) -> TypeGuard[str]:
     """Say whether a name is an identifier of at most 64 characters, so that a message may show it.
 
@@ -101,16 +108,6 @@ def too_long_rule(text: str, characters_max: int) -> str:
     if len(text.encode("utf-16-le", "surrogatepass")) // 2 <= characters_max:
         return ""
     return f"must have at most {characters_max} characters, counted in UTF-16 as JavaScript does"
-
-
-def too_long_rules(event: Mapping[str, Any], shape: Shape) -> dict[str, str]:
-    """Return the rule for each text that is too long, by the name of its field."""
-    rules = {
-        name: too_long_rule(event[name], field.characters_max)
-        for name, field in shape.fields.items()
-        if name in event and name != shape.free
-    }
-    return {name: rule for name, rule in rules.items() if rule}
 
 
 def vendor_timestamp(value: object) -> str:

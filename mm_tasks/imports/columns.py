@@ -16,6 +16,7 @@ of a file without a header holds personal data.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import combinations
@@ -30,10 +31,7 @@ if TYPE_CHECKING:
 
 _FREE = "properties"
 _PREFIX = f"{_FREE}."
-# The types of a property, of a field, and of every other field; the first is the default.
-_PROPERTY_TYPES = ("text", "int", "float", "bool", "json")
 _FIELD_TYPES = {_FREE: ("json",), "timestamp": ("text", "epoch_s", "epoch_ms")}
-_TEXT_ONLY = ("text",)
 _OUT_OF_YEARS = "must be between the years 1 and 9999 in UTC"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -42,30 +40,25 @@ def _after_epoch(ms: Decimal) -> datetime:
     return _EPOCH + timedelta(milliseconds=int(ms))
 
 
-class CellType(NamedTuple):
-    """A type of cells: the form of a text, the rule that demands it, and the conversion."""
-
-    form: str
-    rule: str
-    convert: Callable[[str], object]
-
-
-_CELL_TYPES = {
-    "int": CellType(r"[+-]?\d{1,30}", "must be a whole number", int),
-    "float": CellType(
-        r"[+-]?(\d{1,400}(\.\d{0,400})?|\.\d{1,400})([eE][+-]?\d{1,4})?", "must be a number", float
+# The form of a text, the rule that demands it, and the conversion.
+_CELL_TYPES: dict[str, tuple[str, str, Callable[[str], object]]] = {
+    "int": (r"[+-]?\d{1,30}", "must be a whole number", int),
+    "float": (
+        r"[+-]?(\d{1,400}(\.\d{0,400})?|\.\d{1,400})([eE][+-]?\d{1,4})?",
+        "must be a number",
+        float,
     ),
-    "bool": CellType(
+    "bool": (
         r"(?i:true|false)|[01]",
         "must be true, false, 1 or 0",
         lambda text: text.lower() in {"true", "1"},
     ),
-    "epoch_s": CellType(
+    "epoch_s": (
         r"-?\d{1,12}(\.\d{1,9})?",
         "must be seconds since 1970",
         lambda text: _after_epoch(Decimal(text) * 1000),
     ),
-    "epoch_ms": CellType(
+    "epoch_ms": (
         r"-?\d{1,15}",
         "must be milliseconds since 1970",
         lambda text: _after_epoch(Decimal(text)),
@@ -76,46 +69,45 @@ _CELL_TYPES = {
 class Source(NamedTuple):
     """The source of one field or property: a column, or a constant for all rows."""
 
-    field: str
-    key: str  # of `properties`; '' for a field itself
-    type: str
+    target: str  # a field, or `properties.NAME`; no two sources may share one
+    type: str  # '' for the default
     origin: str  # the column's name, or the constant's text
 
     @property
-    def target(self) -> tuple[str, str]:
-        """Return the field and property to fill; no two sources may share one."""
-        return self.field, self.key
+    def field(self) -> str:
+        """Return the field that is filled; the name of a property may be personal data."""
+        return _FREE if self.target.startswith(_PREFIX) else self.target
 
     @property
     def types(self) -> tuple[str, ...]:
-        """Return the types that the target may have."""
-        return _PROPERTY_TYPES if self.key else _FIELD_TYPES.get(self.field, _TEXT_ONLY)
+        """Return the types that the target may have; the first is the default."""
+        if self.target.startswith(_PREFIX):
+            return ("text", "int", "float", "bool", "json")
+        return _FIELD_TYPES.get(self.target, ("text",))
 
     def fill(self, fields: dict[str, Any], text: str) -> None:
         """Convert a text and set the target; raise `CellError` if the text breaks a rule."""
         value = _converted(text, self.type or self.types[0])
-        if self.key:
-            fields.setdefault(_FREE, {})[self.key] = value
+        if self.target.startswith(_PREFIX):
+            fields.setdefault(_FREE, {})[self.target.removeprefix(_PREFIX)] = value
         else:
-            fields[self.field] = value
+            fields[self.target] = value
 
 
+@dataclass(slots=True)
 class Mapping:
     """Turns the cells of a row into the fields of `track.delay`."""
 
-    def __init__(self, cells: Sequence[tuple[int, Source]], constants: dict[str, Any]) -> None:
-        """Take the columns by their index, and the constants; see `mapping`."""
-        self._cells = cells
-        self._properties = constants.pop(_FREE, {})
-        self._constants = constants
+    columns: list[tuple[int, Source]]  # by their index
+    constants: dict[str, Any]
 
     def __call__(self, row: list[str]) -> dict[str, Any]:
         """Return the fields of one row; raise `InvalidEvent` with each column that is wrong."""
-        fields = dict(self._constants)
-        if self._properties:
-            fields[_FREE] = dict(self._properties)
+        fields = dict(self.constants)
+        if properties := fields.pop(_FREE, None):
+            fields[_FREE] = dict(properties)
         problems: list[Problem] = []
-        for place, source in self._cells:
+        for place, source in self.columns:
             if text := row[place]:
                 try:
                     source.fill(fields, text)
@@ -135,11 +127,11 @@ def source(option: str, words: str) -> Source:
     if not name or not origin:
         msg = f"{option}: must read like FIELD=… or FIELD:TYPE=…"
         raise ImportRefused(msg)
-    parsed = _source(name, origin, type_)
-    if parsed is None:
+    if not _is_target(name):
         known = ", ".join(TRACK_FIELDS)
         msg = f"{option} {name}: is not a field; fields are {known}, properties.NAME"
         raise ImportRefused(msg)
+    parsed = Source(name, type_, origin)
     if type_ and type_ not in parsed.types:
         msg = f"{option} {name}: its type must be one of {', '.join(parsed.types)}"
         raise ImportRefused(msg)
@@ -163,29 +155,27 @@ def mapping(
     filled = {source.target for source in (*maps, *sets)}
     mapped = {source.origin for source in maps}
     own = [
-        source
+        Source(name, "", name)
         for name in header
-        if name not in mapped and (source := _source(name, name)) and source.target not in filled
+        if _is_target(name) and name not in mapped and name not in filled
     ]
     sources = [*maps, *sets, *own]
     _check_once(sources)
     if not ignore_unmapped:
         _check_all_used(header, mapped | {source.origin for source in own})
-    if ("event", "") not in {source.target for source in sources}:
+    if "event" not in {source.target for source in sources}:
         msg = "no column gives `event`: use --map event=COLUMN or --set event=NAME"
         raise ImportRefused(msg)
     for source in maps:
         if source.origin not in places:
             msg = f"--map {source.field}: the header has no column of the name that was given"
             raise ImportRefused(msg)
-    cells = [(places[source.origin], source) for source in (*maps, *own)]
-    return Mapping(cells, _constants(sets))
+    columns = [(places[source.origin], source) for source in (*maps, *own)]
+    return Mapping(columns, _constants(sets))
 
 
-def _source(name: str, origin: str, type_: str = "") -> Source | None:
-    if name.startswith(_PREFIX) and name != _PREFIX:
-        return Source(_FREE, name.removeprefix(_PREFIX), type_, origin)
-    return Source(name, "", type_, origin) if name in TRACK_FIELDS else None
+def _is_target(name: str) -> bool:
+    return name in TRACK_FIELDS or (name.startswith(_PREFIX) and name != _PREFIX)
 
 
 def _places(header: Sequence[str]) -> dict[str, int]:
@@ -200,8 +190,8 @@ def _places(header: Sequence[str]) -> dict[str, int]:
 
 def _check_once(sources: Iterable[Source]) -> None:
     for first, second in combinations(sources, 2):
-        # All of `properties`, whose key is '', and a part of it cannot both be given.
-        is_same = first.key == second.key or not (first.key and second.key)
+        # All of `properties` and a part of it cannot both be given.
+        is_same = first.target == second.target or _FREE in {first.target, second.target}
         if first.field == second.field and is_same:
             msg = f"{first.field}: is given twice"
             raise ImportRefused(msg)

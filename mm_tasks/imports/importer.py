@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from mm_tasks.errors import BufferFull, BufferUnavailable, ImportRefused
-from mm_tasks.imports.position import ALREADY_STORED, Step
+from mm_tasks.imports.position import ALREADY_STORED, Position, Positions, Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mm_tasks.buffer.producer import Appended, Producer
     from mm_tasks.imports.chunks import BadRow, Chunk, ChunkReader, End, Stop
-    from mm_tasks.imports.position import Position, Positions
     from mm_tasks.imports.reader import Lines
 
 _WAIT_INITIAL_S, _WAIT_MAX_S = 0.1, 2.0

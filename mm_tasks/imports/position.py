@@ -11,15 +11,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from mm_tasks.buffer.keys import ProjectKeys
-from mm_tasks.buffer.producer import Appended, PackedConnection
+from mm_tasks.buffer.producer import Appended, PackedConnection, Producer, Record
 from mm_tasks.errors import ImportRefused
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from redis import Redis
-
-    from mm_tasks.buffer.producer import Producer, Record
 
 _ELSEWHERE = -2
 # The position was there already: the chunk is stored, by us or by another importer.
