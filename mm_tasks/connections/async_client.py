@@ -87,6 +87,8 @@ class AsyncPrimaryTLS(AsyncPrimary, redis.asyncio.SSLConnection):
 class _Client(redis.asyncio.Redis):
     """One loop's client. A command waits for its turn and then for its reply."""
 
+    ending: AsyncGenerator[None]  # closes the client at the end of its loop
+
     def __init__(self, pool: redis.asyncio.ConnectionPool, wait_s: float) -> None:
         """Own the pool; no command waits longer than this on a silent Redis."""
         super().__init__(connection_pool=pool)
@@ -128,13 +130,12 @@ class _Client(redis.asyncio.Redis):
             try:
                 async with _by(self._ends_at(began)):
                     await self._turns.acquire()
+                    return
             except TimeoutError:
                 # If Redis answered others meanwhile, this call only waits behind many.
                 if clock() >= self._ends_at(began):
                     msg = "no connection became free"
                     raise redis.RedisError(msg) from None
-            else:
-                return
 
     def _ends_at(self, began: float) -> float:
         return max(began, self._answered_at) + self._wait_s
@@ -148,34 +149,32 @@ class AsyncClients:
         self._address = address
         self._sentinels_s = sentinels_s
         self._wait_s = wait_s
-        # By loop, with the generator that closes the client at the end of it. A loop reads only
-        # its own entry, and each step on the dict is atomic: loops in threads need no lock.
-        self._clients: dict[
-            asyncio.AbstractEventLoop, tuple[redis.asyncio.Redis, AsyncGenerator[None]]
-        ] = {}
+        # A loop reads only its own entry, and each step on the dict is atomic: loops in threads
+        # need no lock.
+        self._clients: dict[asyncio.AbstractEventLoop, _Client] = {}
 
     def current(self) -> redis.asyncio.Redis:
         """Return the client of the running loop."""
         loop = asyncio.get_running_loop()
         if loop in self._clients:
-            return self._clients[loop][0]
+            return self._clients[loop]
         for other in list(self._clients):
             if other.is_closed():
                 self._clients.pop(other, None)
         client = _Client(self._pool(), self._wait_s)
-        ending = self._until_the_end(loop, client)
+        client.ending = self._until_the_end(loop, client)
         # The loop ends each generator that has begun before it closes. This one runs to its
         # `yield` without waiting.
         with suppress(StopIteration):
-            ending.__anext__().send(None)
-        self._clients[loop] = client, ending
+            client.ending.__anext__().send(None)
+        self._clients[loop] = client
         return client
 
     async def close(self) -> None:
         """Close the running loop's client after its calls; the next call opens a new one."""
-        _, ending = self._clients.get(asyncio.get_running_loop(), (None, None))
-        if ending is not None:
-            await ending.aclose()
+        client = self._clients.get(asyncio.get_running_loop())
+        if client is not None:
+            await client.ending.aclose()
 
     def _pool(self) -> redis.asyncio.ConnectionPool:
         options = pool_options(self._address, redis.asyncio, (AsyncPrimary, AsyncPrimaryTLS))

@@ -66,24 +66,17 @@ def broker(address: Address) -> Broker:
     """Return kombu's description of the same Redis, with the same verification."""
     at, db = _user_info(address.login), address.db
     if address.path:
-        return Broker(
-            f"redis+socket://{at}{quote(address.path)}?virtual_host={db}", {}, address.tls
-        )
-    scheme = "sentinel" if address.master_name else address.scheme
+        url = f"redis+socket://{at}{quote(address.path)}?virtual_host={db}"
+        return Broker(url, {}, address.tls)
+    scheme, transport = address.scheme, {}
+    if address.master_name:
+        timeouts = dict.fromkeys(("socket_connect_timeout", "socket_timeout"), _BROKER_SENTINEL_S)
+        options = {**sentinel_options(address), **timeouts}
+        scheme = "sentinel"
+        transport = {"master_name": address.master_name, "sentinel_kwargs": options}
     # Each URL is complete: kombu tries them in turn.
     urls = (f"{scheme}://{at}{_bracketed(host)}:{port}/{db}" for host, port in address.hosts)
-    return Broker(";".join(urls), _sentinel_transport(address), address.tls)
-
-
-def _sentinel_transport(address: Address) -> dict[str, Any]:
-    if not address.master_name:
-        return {}
-    options = {
-        **sentinel_options(address),
-        "socket_connect_timeout": _BROKER_SENTINEL_S,
-        "socket_timeout": _BROKER_SENTINEL_S,
-    }
-    return {"master_name": address.master_name, "sentinel_kwargs": options}
+    return Broker(";".join(urls), transport, address.tls)
 
 
 def _user_info(login: Login) -> str:

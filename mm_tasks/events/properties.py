@@ -192,41 +192,42 @@ class _Conversion:
         return plain if is_dict else list(plain.values())
 
     def _scalar(self, value: Any, path: _Path) -> Any:
-        try:
-            return _scalar(value)
-        except InvalidValue as error:
-            self._refuse(error.rules[0], path)
+        match value:
+            case str() if not value.isascii() and _SURROGATE.search(value):
+                rule = "must not hold lone surrogates"
+            case None | str():
+                return value
+            case int() if not -INTEGER_MAX <= value <= INTEGER_MAX:
+                rule = "must be within ±(2^53-1), or JavaScript changes it; send a string"
+            case float() if not math.isfinite(value):
+                rule = "must be finite: JSON has no NaN and no infinity"
+            case int() | float():
+                return value
+            case _:
+                return self._extra(value, path)
+        return self._refuse(rule, path)
+
+    def _extra(self, value: Any, path: _Path) -> Any:
+        match value:
+            case datetime():
+                try:
+                    return instant(value)
+                except InvalidValue as error:
+                    rule = error.rules[0]
+            case date():
+                return value.isoformat()
+            case UUID() | uuid_utils.UUID():
+                return str(value)
+            case Decimal():
+                rule = "must not be a Decimal: send integer cents, or str()/float() of it"
+            case bytes() | bytearray() | memoryview():
+                rule = "must not be bytes: JSON holds text"
+            case _:
+                rule = "must be a JSON type, datetime, date, UUID or Enum"
+        return self._refuse(rule, path)
 
     def _refuse(self, rule: str, path: _Path) -> None:
         place = ", then ".join(f"entry {position}" for position in path)
         self.rules.append(f"{rule} ({place})")
         if len(self.rules) >= _RULES_MAX:
             raise InvalidValue(*self.rules)
-
-
-def _scalar(value: Any) -> Any:
-    """Return a value that is no container as one of JSON; raise `InvalidValue` without place."""
-    match value:
-        case str() if not value.isascii() and _SURROGATE.search(value):
-            rule = "must not hold lone surrogates"
-        case None | str():
-            return value
-        case int() if not -INTEGER_MAX <= value <= INTEGER_MAX:
-            rule = "must be within ±(2^53-1), or JavaScript changes it; send a string"
-        case float() if not math.isfinite(value):
-            rule = "must be finite: JSON has no NaN and no infinity"
-        case int() | float():
-            return value
-        case datetime():
-            return instant(value)
-        case date():
-            return value.isoformat()
-        case UUID() | uuid_utils.UUID():
-            return str(value)
-        case Decimal():
-            rule = "must not be a Decimal: send integer cents, or str()/float() of it"
-        case bytes() | bytearray() | memoryview():
-            rule = "must not be bytes: JSON holds text"
-        case _:
-            rule = "must be a JSON type, datetime, date, UUID or Enum"
-    raise InvalidValue(rule)

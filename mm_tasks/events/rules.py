@@ -57,29 +57,24 @@ class Shape(NamedTuple):
 def _shape(fields: Mapping[str, EventField]) -> Shape:
     (free,) = (name for name, field in fields.items() if not field.characters_max)
     schema = core_schema.typed_dict_schema(
-        {
-            name: core_schema.typed_dict_field(
-                _value_schema(name, field), required=field.is_required
-            )
-            for name, field in fields.items()
-        },
+        {name: _field_schema(name, field) for name, field in fields.items()},
         extra_behavior="forbid",
         strict=True,
     )
     return Shape(fields, free, SchemaValidator(schema).validate_python)
 
 
-def _value_schema(name: str, field: EventField) -> core_schema.CoreSchema:
-    if not field.characters_max:
-        return core_schema.any_schema()
-    # By then the text of a timestamp is our own: see `vendor_timestamp`.
-    pattern = None if name == "timestamp" else field.pattern
-    schema = core_schema.str_schema(
-        strict=True, min_length=1, max_length=field.characters_max, pattern=pattern
-    )
+def _field_schema(name: str, field: EventField) -> core_schema.TypedDictField:
+    schema: core_schema.CoreSchema = core_schema.any_schema()
+    if field.characters_max:
+        # By then the text of a timestamp is our own: see `vendor_timestamp`.
+        pattern = None if name == "timestamp" else field.pattern
+        schema = core_schema.str_schema(
+            strict=True, min_length=1, max_length=field.characters_max, pattern=pattern
+        )
     if name == "url":
-        return core_schema.no_info_after_validator_function(_checked_url, schema)
-    return schema
+        schema = core_schema.no_info_after_validator_function(_checked_url, schema)
+    return core_schema.typed_dict_field(schema, required=field.is_required)
 
 
 def _checked_url(text: str) -> str:

@@ -36,33 +36,28 @@ _OUT_OF_YEARS = "must be between the years 1 and 9999 in UTC"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def _after_epoch(ms: Decimal) -> datetime:
-    return _EPOCH + timedelta(milliseconds=int(ms))
+_NUMBER = r"[+-]?(\d{1,400}(\.\d{0,400})?|\.\d{1,400})([eE][+-]?\d{1,4})?"
+
+
+def _bool(text: str) -> bool:
+    return text.lower() in {"true", "1"}
+
+
+def _epoch_ms(text: str) -> datetime:
+    return _EPOCH + timedelta(milliseconds=int(text))
+
+
+def _epoch_s(text: str) -> datetime:
+    return _EPOCH + timedelta(milliseconds=int(Decimal(text) * 1000))
 
 
 # The form of a text, the rule that demands it, and the conversion.
 _CELL_TYPES: dict[str, tuple[str, str, Callable[[str], object]]] = {
     "int": (r"[+-]?\d{1,30}", "must be a whole number", int),
-    "float": (
-        r"[+-]?(\d{1,400}(\.\d{0,400})?|\.\d{1,400})([eE][+-]?\d{1,4})?",
-        "must be a number",
-        float,
-    ),
-    "bool": (
-        r"(?i:true|false)|[01]",
-        "must be true, false, 1 or 0",
-        lambda text: text.lower() in {"true", "1"},
-    ),
-    "epoch_s": (
-        r"-?\d{1,12}(\.\d{1,9})?",
-        "must be seconds since 1970",
-        lambda text: _after_epoch(Decimal(text) * 1000),
-    ),
-    "epoch_ms": (
-        r"-?\d{1,15}",
-        "must be milliseconds since 1970",
-        lambda text: _after_epoch(Decimal(text)),
-    ),
+    "float": (_NUMBER, "must be a number", float),
+    "bool": (r"(?i:true|false)|[01]", "must be true, false, 1 or 0", _bool),
+    "epoch_s": (r"-?\d{1,12}(\.\d{1,9})?", "must be seconds since 1970", _epoch_s),
+    "epoch_ms": (r"-?\d{1,15}", "must be milliseconds since 1970", _epoch_ms),
 }
 
 
@@ -121,9 +116,8 @@ class Mapping:
 def source(option: str, words: str) -> Source:
     """Parse `FIELD[:TYPE]=TEXT`, the words of an option; raise `ImportRefused` if malformed."""
     target, _, origin = words.partition("=")
-    name, colon, type_ = target.rpartition(":")
-    if not colon:
-        name, type_ = target, ""
+    # The name of a property may hold colons: the last one separates the type.
+    name, _, type_ = (target if ":" in target else f"{target}:").rpartition(":")
     if not name or not origin:
         msg = f"{option}: must read like FIELD=… or FIELD:TYPE=…"
         raise ImportRefused(msg)

@@ -118,8 +118,7 @@ class Import:
         step, wait_s, gives_up_s = Step(self.before, chunk.after), _WAIT_INITIAL_S, 0.0
         while True:
             try:
-                name = self.result.name
-                appended = self.positions.append(self.producer, name, step, chunk.entries)
+                done = self.positions.append(self.producer, self.result.name, step, chunk.entries)
             except BufferFull:
                 why, gives_up_s = "for room in the buffer", 0.0
             except BufferUnavailable:
@@ -130,7 +129,7 @@ class Import:
                 why = "for Redis"
             else:
                 self.before = chunk.after
-                return appended
+                return done
             self.listener.waiting(why)
             if self.stop.wait(wait_s):
                 return None
