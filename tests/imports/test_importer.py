@@ -210,15 +210,12 @@ def test_a_repeated_step_is_found_stored(importer, redis):
 
 
 @pytest.mark.parametrize(
-    "step",
-    [
-        Step(None, Position(3, "c")),
-        Step(Position(1, "a"), Position(3, "c")),
-        Step(Position(2, "x"), Position(3, "c")),
-    ],
+    "before",
+    [None, Position(1, "a"), Position(2, "x")],
     ids=["a first one", "one behind", "another file"],
 )
-def test_a_step_from_elsewhere_stores_nothing(importer, redis, step):
+def test_a_step_from_elsewhere_stores_nothing(importer, redis, before):
+    step = Step(before, Position(3, "c"))
     importer.positions.append(importer.producer, "f", Step(None, Position(2, "b")), entries(2))
     with pytest.raises(ImportRefused, match="another import of this name"):
         importer.positions.append(importer.producer, "f", step, entries(1))
