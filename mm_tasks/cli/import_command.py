@@ -148,7 +148,7 @@ def _stopping() -> Iterator[Stop]:
             signal.signal(number, handler)
 
     def ask(number: int, _: object) -> None:
-        stop.ask(number)
+        stop.signal = number
         restore()
 
     for number in before:

@@ -17,17 +17,11 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import redis.asyncio
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from mm_tasks.connections.redis_client import connection_class, connection_options
+from mm_tasks.connections.redis_client import pool_options
 from mm_tasks.connections.sentinel import NOT_FOUND, SKIPPED, SentinelGroup, primary_in
 
 if TYPE_CHECKING:
-    from asyncio import AbstractEventLoop
     from collections.abc import AsyncGenerator, AsyncIterator
 
     from mm_tasks.connections.url import Address
@@ -57,14 +51,13 @@ class AsyncSentinels(SentinelGroup):
                 self._primary = await self._search()
                 self._searched_at = time.monotonic()
         if self._primary is None:
-            raise RedisConnectionError(NOT_FOUND)
+            raise redis.ConnectionError(NOT_FOUND)
         return self._primary
 
     async def _search(self) -> tuple[str, int] | None:
         for options in self.options():
-            retry = Retry(NoBackoff(), 0)
             with suppress(*SKIPPED):
-                async with redis.asyncio.Redis(**options, retry=retry) as sentinel:
+                async with redis.asyncio.Redis(**options) as sentinel:
                     command = ("SENTINEL", "MASTER", self.master_name)
                     reply = await sentinel.execute_command(*command)
                 if primary := primary_in(reply):
@@ -94,6 +87,8 @@ class AsyncPrimaryTLS(AsyncPrimary, redis.asyncio.SSLConnection):
 class _Client(redis.asyncio.Redis):
     """One loop's client. A command waits for its turn and then for its reply."""
 
+    ending: AsyncGenerator[None]  # closes the client at the end of its loop
+
     def __init__(self, pool: redis.asyncio.ConnectionPool, wait_s: float) -> None:
         """Own the pool; no command waits longer than this on a silent Redis."""
         super().__init__(connection_pool=pool)
@@ -113,7 +108,7 @@ class _Client(redis.asyncio.Redis):
             self._answered_at = clock()
         except TimeoutError:
             msg = "no answer in time"
-            raise RedisTimeoutError(msg) from None
+            raise redis.TimeoutError(msg) from None
         finally:
             self._turns.release()
         return answer
@@ -135,13 +130,12 @@ class _Client(redis.asyncio.Redis):
             try:
                 async with _by(self._ends_at(began)):
                     await self._turns.acquire()
+                    return
             except TimeoutError:
                 # If Redis answered others meanwhile, this call only waits behind many.
                 if clock() >= self._ends_at(began):
                     msg = "no connection became free"
-                    raise RedisError(msg) from None
-            else:
-                return
+                    raise redis.RedisError(msg) from None
 
     def _ends_at(self, began: float) -> float:
         return max(began, self._answered_at) + self._wait_s
@@ -155,44 +149,40 @@ class AsyncClients:
         self._address = address
         self._sentinels_s = sentinels_s
         self._wait_s = wait_s
-        # By loop, with the generator that closes the client at the end of it. A loop reads only
-        # its own entry, and each step on the dict is atomic: loops in threads need no lock.
-        self._clients: dict[
-            AbstractEventLoop, tuple[redis.asyncio.Redis, AsyncGenerator[None]]
-        ] = {}
+        # A loop reads only its own entry, and each step on the dict is atomic: loops in threads
+        # need no lock.
+        self._clients: dict[asyncio.AbstractEventLoop, _Client] = {}
 
     def current(self) -> redis.asyncio.Redis:
         """Return the client of the running loop."""
         loop = asyncio.get_running_loop()
         if loop in self._clients:
-            return self._clients[loop][0]
+            return self._clients[loop]
         for other in list(self._clients):
             if other.is_closed():
                 self._clients.pop(other, None)
         client = _Client(self._pool(), self._wait_s)
-        ending = self._until_the_end(loop, client)
+        client.ending = self._until_the_end(loop, client)
         # The loop ends each generator that has begun before it closes. This one runs to its
         # `yield` without waiting.
         with suppress(StopIteration):
-            ending.__anext__().send(None)
-        self._clients[loop] = client, ending
+            client.ending.__anext__().send(None)
+        self._clients[loop] = client
         return client
 
     async def close(self) -> None:
         """Close the running loop's client after its calls; the next call opens a new one."""
-        _, ending = self._clients.get(asyncio.get_running_loop(), (None, None))
-        if ending is not None:
-            await ending.aclose()
+        client = self._clients.get(asyncio.get_running_loop())
+        if client is not None:
+            await client.ending.aclose()
 
     def _pool(self) -> redis.asyncio.ConnectionPool:
-        # Without timeouts: a call has one deadline for everything, and redis-py's own would
-        # not wait for a late loop.
-        options = {**connection_options(self._address), "retry": Retry(NoBackoff(), 0)}
+        options = pool_options(self._address, redis.asyncio, (AsyncPrimary, AsyncPrimaryTLS))
         if self._address.master_name:
             options["sentinels"] = AsyncSentinels(self._address, timeout_s=self._sentinels_s)
-        kind = connection_class(self._address, redis.asyncio, (AsyncPrimary, AsyncPrimaryTLS))
+        # Without timeouts: a call has one deadline for everything, and redis-py's own would
+        # not wait for a late loop.
         return redis.asyncio.ConnectionPool(
-            connection_class=kind,
             max_connections=_CONNECTIONS_MAX,
             socket_connect_timeout=None,
             socket_timeout=None,
@@ -200,7 +190,7 @@ class AsyncClients:
         )
 
     async def _until_the_end(
-        self, loop: AbstractEventLoop, client: _Client
+        self, loop: asyncio.AbstractEventLoop, client: _Client
     ) -> AsyncGenerator[None]:
         try:
             yield

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from mm_tasks.connections.sentinel import Primary, PrimaryTLS, Sentinels, sentinel_options
 
@@ -28,39 +26,32 @@ def client(address: Address, *, connect_s: float, answer_s: float) -> redis.Redi
 
     All sentinels together may take as long as connecting.
     """
-    options = {
-        **connection_options(address),
-        "socket_connect_timeout": connect_s,
-        "socket_timeout": answer_s,
-        "retry": Retry(NoBackoff(), 0),
-    }
+    options = pool_options(address, redis, (Primary, PrimaryTLS))
     if address.master_name:
         options["sentinels"] = Sentinels(address, timeout_s=connect_s)
-    kind = connection_class(address, redis, (Primary, PrimaryTLS))
-    return redis.Redis.from_pool(redis.ConnectionPool(connection_class=kind, **options))
+    pool = redis.ConnectionPool(
+        socket_connect_timeout=connect_s, socket_timeout=answer_s, **options
+    )
+    return redis.Redis.from_pool(pool)
 
 
-def connection_class(address: Address, library: Any, primaries: tuple[type, type]) -> Any:
-    """Return the class of connections: the library's, or with sentinels one of `primaries`."""
+def pool_options(address: Address, library: Any, primaries: tuple[type, type]) -> dict[str, Any]:
+    """Return redis-py's options for a pool of connections to Redis itself, without timeouts.
+
+    `library` is `redis` or `redis.asyncio`, `primaries` its classes of connections, plain and
+    over TLS, for addresses with sentinels: these need the option `sentinels` as well.
+    """
+    options = {"db": address.db, "retry": None, **address.login._asdict(), **(address.tls or {})}
     if address.path:
-        return library.UnixDomainSocketConnection
-    own = (library.Connection, library.SSLConnection)
-    return (primaries if address.master_name else own)[address.tls is not None]
-
-
-def connection_options(address: Address) -> dict[str, Any]:
-    """Return redis-py's options for a connection to Redis itself, without timeouts."""
-    options = {
-        "db": address.db,
-        "username": address.login.username,
-        "password": address.login.password,
-        **(address.tls or {}),
-    }
-    if address.path:
-        return {**options, "path": address.path}
-    if not address.master_name:
+        kind = library.UnixDomainSocketConnection
+        return {**options, "connection_class": kind, "path": address.path}
+    kinds = (library.Connection, library.SSLConnection)
+    if address.master_name:
+        kinds = primaries
+    else:
         options["host"], options["port"] = address.hosts[0]
-    return {**options, "socket_keepalive": True}
+    kind = kinds[address.tls is not None]
+    return {**options, "connection_class": kind, "socket_keepalive": True}
 
 
 class Broker(NamedTuple):
@@ -73,27 +64,19 @@ class Broker(NamedTuple):
 
 def broker(address: Address) -> Broker:
     """Return kombu's description of the same Redis, with the same verification."""
-    tls = None if address.tls is None else dict(address.tls)
     at, db = _user_info(address.login), address.db
     if address.path:
-        return Broker(f"redis+socket://{at}{quote(address.path)}?virtual_host={db}", {}, tls)
-    scheme = "sentinel" if address.master_name else address.scheme
+        url = f"redis+socket://{at}{quote(address.path)}?virtual_host={db}"
+        return Broker(url, {}, address.tls)
+    scheme, transport = address.scheme, {}
+    if address.master_name:
+        timeouts = dict.fromkeys(("socket_connect_timeout", "socket_timeout"), _BROKER_SENTINEL_S)
+        options = {**sentinel_options(address), **timeouts}
+        scheme = "sentinel"
+        transport = {"master_name": address.master_name, "sentinel_kwargs": options}
     # Each URL is complete: kombu tries them in turn.
     urls = (f"{scheme}://{at}{_bracketed(host)}:{port}/{db}" for host, port in address.hosts)
-    return Broker(";".join(urls), _sentinel_transport(address), tls)
-
-
-def _sentinel_transport(address: Address) -> dict[str, Any]:
-    if not address.master_name:
-        return {}
-    options = {
-        **sentinel_options(address),
-        "socket_connect_timeout": _BROKER_SENTINEL_S,
-        "socket_timeout": _BROKER_SENTINEL_S,
-        # redis-py's default is ten attempts.
-        "retry": None,
-    }
-    return {"master_name": address.master_name, "sentinel_kwargs": options}
+    return Broker(";".join(urls), transport, address.tls)
 
 
 def _user_info(login: Login) -> str:

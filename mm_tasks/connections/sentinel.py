@@ -13,11 +13,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import redis
-from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
-from redis.retry import Retry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,15 +21,15 @@ if TYPE_CHECKING:
 
 # At least this many sentinels share the timeout; the next call starts with the others.
 _ASKED_AT_LEAST = 3
-SKIPPED = (RedisConnectionError, RedisTimeoutError, ResponseError)
+SKIPPED = (redis.ConnectionError, redis.TimeoutError, redis.ResponseError)
 NOT_FOUND = "no sentinel knows where the primary is"
 
 
 def sentinel_options(address: Address) -> dict[str, Any]:
     """Return redis-py's options for a sentinel, except its host and port."""
     return {
-        "username": address.sentinel_login.username,
-        "password": address.sentinel_login.password,
+        **address.sentinel_login._asdict(),
+        "retry": None,  # redis-py's default is ten attempts
         **({} if address.tls is None else {"ssl": True, **address.tls}),
     }
 
@@ -76,14 +71,11 @@ class Sentinels(SentinelGroup):
     def primary(self) -> tuple[str, int]:
         """Return the primary's host and port; raise redis-py's `ConnectionError` if unknown."""
         for options in self.options():
-            with (
-                suppress(*SKIPPED),
-                redis.Redis(**options, retry=Retry(NoBackoff(), 0)) as sentinel,
-            ):
+            with suppress(*SKIPPED), redis.Redis(**options) as sentinel:
                 reply = sentinel.execute_command("SENTINEL", "MASTER", self.master_name)
                 if primary := primary_in(reply):
                     return primary
-        raise RedisConnectionError(NOT_FOUND)
+        raise redis.ConnectionError(NOT_FOUND)
 
 
 class Primary(redis.Connection):

@@ -16,9 +16,8 @@ in a user, a password or a path are percent-encoded.
 from __future__ import annotations
 
 import ipaddress
-import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 if TYPE_CHECKING:
@@ -27,11 +26,6 @@ if TYPE_CHECKING:
 SCHEMES = ("redis", "rediss", "unix", "sentinel", "sentinels")
 REDIS_PORT, SENTINEL_PORT = 6379, 26379
 
-# Not by `urlsplit`: newer ones refuse a bracket that is not the first of several hosts.
-_FORM = re.compile(
-    r"(?P<scheme>[A-Za-z]+)://(?P<hosts>[^/?#]*)(?P<path>[^?#]*)(?:\?(?P<query>[^#]*))?(?:#.*)?",
-    re.DOTALL,
-)
 _FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 _TLS_OPTIONS = {*_FILES, "ssl_cert_reqs", "ssl_check_hostname"}
 _SENTINEL_OPTIONS = {"master_name", "sentinel_username", "sentinel_password"}
@@ -44,8 +38,7 @@ _OPTIONS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Login:
+class Login(NamedTuple):
     """A user's name and password for Redis; either may be missing."""
 
     username: str | None = None
@@ -62,7 +55,7 @@ class Address:
     db: int = 0
     login: Login = field(default_factory=Login, repr=False)
     # redis-py's options of TLS; the two about verification are always set.
-    tls: Mapping[str, Any] | None = field(default=None, repr=False)
+    tls: dict[str, Any] | None = field(default=None, repr=False)
     master_name: str = ""  # the sentinels' name for the primary
     sentinel_login: Login = field(default_factory=Login, repr=False)
 
@@ -72,9 +65,7 @@ class Address:
 
         With sentinels it never is: the primary may move to another machine.
         """
-        if self.master_name:
-            return False
-        return all(is_loopback(host) for host, _ in self.hosts)
+        return not self.master_name and all(is_loopback(host) for host, _ in self.hosts)
 
 
 def is_loopback(name: str) -> bool:
@@ -87,23 +78,24 @@ def is_loopback(name: str) -> bool:
 
 def parse(url: str) -> Address:
     """Return the address; raise `ValueError` with the broken rule and no part of the URL."""
-    parts = _FORM.fullmatch(url)
-    scheme = parts["scheme"].lower() if parts else ""
-    if parts is None or scheme not in SCHEMES:
-        msg = f"must begin with {'://, '.join(SCHEMES)}://"
-        raise ValueError(msg)
+    # Not by `urlsplit`: newer ones refuse a bracket that is not the first of several hosts.
+    scheme, mark, rest = url.partition("://")
+    scheme = scheme.lower()
+    _require(bool(mark) and scheme in SCHEMES, f"must begin with {'://, '.join(SCHEMES)}://")
     # Unquoted, these characters would end the password early.
     _require("#" not in url, "must have each # written as %23")
-    before, _, hosts = parts["hosts"].rpartition("@")
+    location, _, query = rest.partition("?")
+    authority, slash, path = location.partition("/")
+    before, _, hosts = authority.rpartition("@")
     _require("@" not in before, "must have each @ of a password written as %40")
-    options = _options(parts["query"] or "", _OPTIONS[scheme])
+    options = _options(query, _OPTIONS[scheme])
     is_unix, is_sentinel = scheme == "unix", scheme.startswith("sentinel")
     _require(not is_sentinel or "master_name" in options, "must have the option master_name")
     return Address(
         scheme,
         () if is_unix else _hosts(hosts, SENTINEL_PORT if is_sentinel else REDIS_PORT),
-        _socket(hosts, parts["path"]) if is_unix else "",
-        _db(options.get("db", "") if is_unix else parts["path"].removeprefix("/")),
+        _socket(hosts, slash + path) if is_unix else "",
+        _db(options.get("db", "") if is_unix else path),
         Login(*(unquote(part) or None for part in before.split(":", 1))),
         _tls(options) if scheme in {"rediss", "sentinels"} else None,
         options.get("master_name", ""),

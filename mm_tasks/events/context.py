@@ -9,10 +9,10 @@ Kept in a context variable, so threads, asyncio tasks and greenlets do not mix.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from mm_tasks.errors import InvalidEvent, Problem
 from mm_tasks.events.encode import encode_track
@@ -20,9 +20,6 @@ from mm_tasks.events.lanes import IDENTIFY, TRACK
 from mm_tasks.events.models import IDENTIFY_FIELDS, SHARED_FIELDS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from typing import Unpack
-
     from mm_tasks.events.fields import SharedFields
 
 _SHARED_BY_LANE = {
@@ -58,11 +55,9 @@ class RequestScope:
     def __exit__(self, *_: object) -> None:
         """End the step."""
         self._inside = _current.get()
-        try:
+        # An abandoned task is closed from another context. Its own context has ended.
+        with suppress(ValueError):
             _current.reset(self._token)
-        except ValueError:
-            # An abandoned task is closed from another context. Its own context has ended.
-            return
 
 
 @contextmanager

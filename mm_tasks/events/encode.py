@@ -1,7 +1,7 @@
 """Events, validated as strictly as by the vendor, encoded once to the bytes that are sent.
 
 An event that the vendor would refuse raises here. The error names field and rule and never
-the value. Nothing is truncated or repaired: `None` means "not given", every other value is
+the value. Nothing is truncated or repaired: `None` means "not present", every other value is
 sent as it is.
 
 Lengths are in UTF-16 code units, as the vendor's JavaScript counts them.
@@ -21,14 +21,7 @@ from mm_tasks.errors import EventTooLarge, InvalidEvent, Problem
 from mm_tasks.events.explain import UNREADABLE, refusal
 from mm_tasks.events.limits import BATCH_BRACKETS_BYTES, BATCH_BYTES_MAX
 from mm_tasks.events.properties import InvalidValue, check_size, plain_object, surely_fits
-from mm_tasks.events.rules import (
-    IDENTIFY_SHAPE,
-    TRACK_SHAPE,
-    Shape,
-    present_fields,
-    too_long_rules,
-    vendor_timestamp,
-)
+from mm_tasks.events.rules import IDENTIFY_SHAPE, TRACK_SHAPE, Shape, vendor_timestamp
 from mm_tasks.timestamps import now
 
 if TYPE_CHECKING:
@@ -77,16 +70,18 @@ def _encode(fields: Mapping[str, object], shape: Shape) -> Encoded:
 
 
 def _encode_valid(fields: Mapping[str, object], shape: Shape) -> Encoded:
-    given = present_fields(fields, shape)
+    present = shape.present(fields)
     if shape is TRACK_SHAPE:
-        given["timestamp"] = vendor_timestamp(given["timestamp"]) if "timestamp" in given else now()
-        if "event_id" not in given:
-            given["event_id"] = str(uuid_utils.uuid7())
-    if shape.free in given:
-        given[shape.free] = plain_object(given[shape.free])
-    event = shape.read(given)
+        present["timestamp"] = (
+            vendor_timestamp(present["timestamp"]) if "timestamp" in present else now()
+        )
+        if "event_id" not in present:
+            present["event_id"] = str(uuid_utils.uuid7())
+    if shape.free in present:
+        present[shape.free] = plain_object(present[shape.free])
+    event = shape.read(present)
     body = to_json(event)
-    if not body.isascii() and (rules := too_long_rules(event, shape)):
+    if not body.isascii() and (rules := shape.too_long_rules(event)):
         raise InvalidValue(*rules.values())
     if shape.free in event and not surely_fits(len(body)):
         check_size(event[shape.free])

@@ -9,14 +9,7 @@ from pydantic_core import ValidationError
 
 from mm_tasks.errors import EventTooLarge, InvalidEvent, Problem
 from mm_tasks.events.properties import InvalidValue, check_object
-from mm_tasks.events.rules import (
-    Shape,
-    is_field_name,
-    present_fields,
-    too_long_rule,
-    too_long_rules,
-    vendor_timestamp,
-)
+from mm_tasks.events.rules import Shape, is_field_name, vendor_timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +36,7 @@ def refusal(fields: object, shape: Shape) -> InvalidEvent:
     It is an `EventTooLarge` if a limit in bytes is the only one.
     """
     try:
-        texts = present_fields(fields, shape)
+        texts = shape.present(fields)
     except InvalidValue as error:
         return InvalidEvent([Problem("event", error.rules[0])])
     problems = [_unknown_field(name, shape) for name in texts if name not in shape.fields]
@@ -93,15 +86,10 @@ def _text_problems(texts: dict[str, Any], shape: Shape) -> list[Problem]:
         shape.read(texts)
     except ValidationError as error:
         for detail in error.errors(include_input=False, include_url=False):
-            name = str(detail["loc"][0])
-            rules[name] = _rule(detail["type"], name, texts.get(name), shape)
+            name, kind = str(detail["loc"][0]), detail["type"]
+            hint = "; use str()" if name.endswith("_id") and type(texts.get(name)) is int else ""
+            if kind != "string_too_long":
+                rules[name] = _RULES.get(kind, UNREADABLE) + hint
     valid = {name: text for name, text in texts.items() if name not in rules}
-    rules |= too_long_rules(valid, shape)
+    rules |= shape.too_long_rules(valid)
     return [Problem(name, rules[name]) for name in shape.fields if name in rules]
-
-
-def _rule(error_type: str, name: str, value: Any, shape: Shape) -> str:
-    if error_type == "string_too_long":
-        return too_long_rule(value, shape.fields[name].characters_max)
-    hint = "; use str()" if name.endswith("_id") and type(value) is int else ""
-    return _RULES.get(error_type, UNREADABLE) + hint

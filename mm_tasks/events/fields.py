@@ -25,14 +25,18 @@ Reason = Literal[
 Mode = Literal["suppress", "once"]
 
 
-class SharedFields(TypedDict, total=False):
-    """The fields of `context`, which events may share."""
+class PersonFields(TypedDict, total=False):
+    """The two ids that events have of a person."""
 
     anonymous_id: str | None
     """The visitor, as the browser knows them; at most 128 characters."""
 
     user_id: str | None
     """The person, once known; at most 256 characters. `forget` erases by it."""
+
+
+class SharedFields(PersonFields, total=False):
+    """The fields of `context`, which events may share."""
 
     session_id: str | None
     """At most 128 characters. The vendor derives one when absent."""
@@ -67,14 +71,8 @@ class TrackItem(TrackFields):
     """The name of the event: snake_case, past tense, at most 128 characters; `$…` for systems."""
 
 
-class IdentifyFields(TypedDict, total=False):
+class IdentifyFields(PersonFields, total=False):
     """The fields of `identify`. Both ids are required, unless a `context` has them."""
-
-    anonymous_id: str | None
-    """The visitor, as the browser knows them; at most 128 characters."""
-
-    user_id: str | None
-    """The person that the visitor turned out to be; at most 256 characters."""
 
     traits: Mapping[str, Any] | None
     """Facts about the person, as JSON: at most 8 192 bytes and 32 levels."""
@@ -115,13 +113,3 @@ class ForgetDetails(TypedDict, total=False):
 
     mode: Mode | None
     """`suppress`, the default: later events are refused until lifted. `once`: they are accepted."""
-
-
-class ForgetFields(ForgetDetails):
-    """The fields of `forget`."""
-
-    user_id: Required[str]
-    """The person; at most 256 characters."""
-
-    requested_by: Required[str]
-    """The requester, as an opaque reference: at most 128 characters, no spaces, no @."""

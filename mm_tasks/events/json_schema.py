@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from mm_tasks.events import limits
 from mm_tasks.events.lanes import IDENTIFY, TRACK
-from mm_tasks.events.models import IDENTIFY_FIELDS, TRACK_FIELDS
+from mm_tasks.events.models import IDENTIFY_FIELDS, TRACK_FIELDS, EventField
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from mm_tasks.events.models import EventField
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 _FREE = (

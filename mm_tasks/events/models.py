@@ -49,7 +49,7 @@ TRACK_FIELDS = {
     "event_id": EventField("Made up (UUIDv7) when absent.", limits.ID_CHARACTERS_MAX),
     "timestamp": EventField(_TIME, limits.TIMESTAMP_CHARACTERS_MAX, _TIMESTAMP_PATTERN),
     **SHARED_FIELDS,
-    "properties": EventField("See `mm_tasks.properties`."),
+    "properties": EventField("See `mm_tasks.events.properties`."),
 }
 IDENTIFY_FIELDS = {
     "anonymous_id": _VISITOR._replace(is_required=True),

@@ -45,8 +45,6 @@ _PLAIN = {str, bool, type(None)}
 _SURROGATE = re.compile("[\\ud800-\\udfff]")
 _TOO_DEEP = f"must not be nested deeper than {PROPERTIES_DEPTH_MAX}"
 _TOO_LARGE = f"is above {PROPERTIES_BYTES_MAX} bytes as JSON"
-_UNSAFE_INTEGER = "must be within ±(2^53-1), or JavaScript changes it; send a string"
-_NOT_FINITE = "must be finite: JSON has no NaN and no infinity"
 _NAIVE = "must have an offset from UTC; a naive time could mean any zone"
 _OUT_OF_YEARS = "must be between the years 1 and 9999 in UTC"
 
@@ -169,24 +167,11 @@ class _Conversion:
         self.entries_left = ENTRIES_MAX
 
     def value(self, value: Any, path: _Path = ()) -> Any:
-        match value:
-            case Enum():
-                return self.value(value.value, path)
-            case dict() | list() | tuple():
-                return self._container(value, path)
-            case None | bool():
-                pass
-            case str():
-                self._check_text(value, path)
-            case int():
-                if not -INTEGER_MAX <= value <= INTEGER_MAX:
-                    self._refuse(_UNSAFE_INTEGER, path)
-            case float():
-                if not math.isfinite(value):
-                    self._refuse(_NOT_FINITE, path)
-            case _:
-                return self._extra(value, path)
-        return value
+        if isinstance(value, Enum):
+            return self.value(value.value, path)
+        if isinstance(value, (dict, list, tuple)):
+            return self._container(value, path)
+        return self._scalar(value, path)
 
     def _container(self, value: Any, path: _Path) -> Any:
         if len(path) >= PROPERTIES_DEPTH_MAX:
@@ -200,17 +185,29 @@ class _Conversion:
                 raise InvalidValue(*self.rules, _TOO_LARGE, is_size=not self.rules)
             place = (*path, position)
             if isinstance(key, str):
-                self._check_text(key, place)
+                self._scalar(key, place)
             elif is_dict:
                 self._refuse("must have text as its key", place)
             plain[key] = self.value(item, place)
         return plain if is_dict else list(plain.values())
 
-    def _check_text(self, value: str, path: _Path) -> None:
-        if not value.isascii() and _SURROGATE.search(value):
-            self._refuse("must not hold lone surrogates", path)
+    def _scalar(self, value: Any, path: _Path) -> Any:
+        match value:
+            case str() if not value.isascii() and _SURROGATE.search(value):
+                rule = "must not hold lone surrogates"
+            case None | str():
+                return value
+            case int() if not -INTEGER_MAX <= value <= INTEGER_MAX:
+                rule = "must be within ±(2^53-1), or JavaScript changes it; send a string"
+            case float() if not math.isfinite(value):
+                rule = "must be finite: JSON has no NaN and no infinity"
+            case int() | float():
+                return value
+            case _:
+                return self._extra(value, path)
+        return self._refuse(rule, path)
 
-    def _extra(self, value: Any, path: _Path) -> str | None:
+    def _extra(self, value: Any, path: _Path) -> Any:
         match value:
             case datetime():
                 try:
@@ -227,8 +224,7 @@ class _Conversion:
                 rule = "must not be bytes: JSON holds text"
             case _:
                 rule = "must be a JSON type, datetime, date, UUID or Enum"
-        self._refuse(rule, path)
-        return None
+        return self._refuse(rule, path)
 
     def _refuse(self, rule: str, path: _Path) -> None:
         place = ", then ".join(f"entry {position}" for position in path)

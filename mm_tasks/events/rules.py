@@ -32,33 +32,49 @@ class Shape(NamedTuple):
     free: str  # the field that is a JSON object
     read: Callable[[Any], dict[str, Any]]
 
+    def present(self, fields: object) -> dict[str, Any]:
+        """Return a copy without the known fields that are None; an unknown one is always wrong.
+
+        Raise `InvalidValue` if `fields` is not a mapping.
+        """
+        if not isinstance(fields, (dict, Mapping)):
+            raise InvalidValue(_NOT_FIELDS)
+        return {
+            name: value
+            for name, value in islice(fields.items(), _FIELDS_READ_MAX)
+            if value is not None or name not in self.fields
+        }
+
+    def too_long_rules(self, event: Mapping[str, Any]) -> dict[str, str]:
+        """Return the rule for each text that is too long, by the name of its field."""
+        return {
+            name: rule
+            for name, text in event.items()
+            if name != self.free and (rule := too_long_rule(text, self.fields[name].characters_max))
+        }
+
 
 def _shape(fields: Mapping[str, EventField]) -> Shape:
     (free,) = (name for name, field in fields.items() if not field.characters_max)
     schema = core_schema.typed_dict_schema(
-        {
-            name: core_schema.typed_dict_field(
-                _value_schema(name, field), required=field.is_required
-            )
-            for name, field in fields.items()
-        },
+        {name: _field_schema(name, field) for name, field in fields.items()},
         extra_behavior="forbid",
         strict=True,
     )
     return Shape(fields, free, SchemaValidator(schema).validate_python)
 
 
-def _value_schema(name: str, field: EventField) -> core_schema.CoreSchema:
-    if not field.characters_max:
-        return core_schema.any_schema()
-    # By then the text of a timestamp is our own: see `vendor_timestamp`.
-    pattern = None if name == "timestamp" else field.pattern
-    schema = core_schema.str_schema(
-        strict=True, min_length=1, max_length=field.characters_max, pattern=pattern
-    )
+def _field_schema(name: str, field: EventField) -> core_schema.TypedDictField:
+    schema: core_schema.CoreSchema = core_schema.any_schema()
+    if field.characters_max:
+        # By then the text of a timestamp is our own: see `vendor_timestamp`.
+        pattern = None if name == "timestamp" else field.pattern
+        schema = core_schema.str_schema(
+            strict=True, min_length=1, max_length=field.characters_max, pattern=pattern
+        )
     if name == "url":
-        return core_schema.no_info_after_validator_function(_checked_url, schema)
-    return schema
+        schema = core_schema.no_info_after_validator_function(_checked_url, schema)
+    return core_schema.typed_dict_field(schema, required=field.is_required)
 
 
 def _checked_url(text: str) -> str:
@@ -69,20 +85,6 @@ def _checked_url(text: str) -> str:
 
 TRACK_SHAPE = _shape(TRACK_FIELDS)
 IDENTIFY_SHAPE = _shape(IDENTIFY_FIELDS)
-
-
-def present_fields(fields: object, shape: Shape) -> dict[str, Any]:
-    """Return a copy without the known fields that are None; an unknown one is wrong all the same.
-
-    Raise `InvalidValue` if `fields` is not a mapping.
-    """
-    if not isinstance(fields, (dict, Mapping)):
-        raise InvalidValue(_NOT_FIELDS)
-    return {
-        name: value
-        for name, value in islice(fields.items(), _FIELDS_READ_MAX)
-        if value is not None or name not in shape.fields
-    }
 
 
 def is_field_name(name: object) -> TypeGuard[str]:
@@ -101,16 +103,6 @@ def too_long_rule(text: str, characters_max: int) -> str:
     if len(text.encode("utf-16-le", "surrogatepass")) // 2 <= characters_max:
         return ""
     return f"must have at most {characters_max} characters, counted in UTF-16 as JavaScript does"
-
-
-def too_long_rules(event: Mapping[str, Any], shape: Shape) -> dict[str, str]:
-    """Return the rule for each text that is too long, by the name of its field."""
-    rules = {
-        name: too_long_rule(event[name], field.characters_max)
-        for name, field in shape.fields.items()
-        if name in event and name != shape.free
-    }
-    return {name: rule for name, rule in rules.items() if rule}
 
 
 def vendor_timestamp(value: object) -> str:

@@ -23,7 +23,6 @@ CHUNK_BYTES_MAX = 4_000_000
 # A random UUID of ours, so that ids differ from those of other programs.
 _NAMESPACE = uuid_utils.UUID("5f1d9a52-7c1e-4d0e-9a0e-3f6f6a1b8c2d")
 _POLL_INTERVAL_S = 0.1
-_NOWHERE = Position(0, "")
 End = Literal["finished", "stopped", "bad", "failed"]
 
 
@@ -42,20 +41,14 @@ class Chunk:
     entries: list[Record] = field(default_factory=list)
     bad: list[BadRow] = field(default_factory=list)
     undated: int = 0
-    moves: bool = False  # whether it advances the position
-    after: Position = _NOWHERE
+    after: Position | None = None  # None if the chunk does not advance the position
 
 
+@dataclass(slots=True)
 class Stop:
     """A request to stop, by a signal. No lock: a signal handler may interrupt its holder."""
 
-    def __init__(self) -> None:
-        """Begin without a request."""
-        self.signal = 0
-
-    def ask(self, signal: int, _frame: object = None) -> None:
-        """Let the import end with the current chunk."""
-        self.signal = signal
+    signal: int = 0  # 0 without a request
 
     def wait(self, wait_s: float) -> bool:
         """Wait until a request or the timeout; return whether there is a request."""
@@ -65,6 +58,7 @@ class Stop:
         return bool(self.signal)
 
 
+@dataclass(slots=True)
 class ChunkReader:
     """The chunks of one file, validated; `end` is None until it has ended.
 
@@ -73,52 +67,42 @@ class ChunkReader:
     as well. `stop` ends it with the current chunk.
     """
 
-    def __init__(
-        self,
-        lines: Lines,
-        rows: Iterable[Row],
-        encode: Callable[[Row], tuple[Record, bool]],
-        *,
-        skip_bad: bool,
-        stop: Stop,
-    ) -> None:
-        """Take everything as arguments; nothing is read here."""
-        self._lines = lines
-        self._rows = iter(rows)
-        self._encode = encode
-        self._skip_bad = skip_bad
-        self._stop = stop
-        self.end: End | None = None
+    lines: Lines
+    rows: Iterable[Row]  # of which each iteration continues the last one
+    encode: Callable[[Row], tuple[Record, bool]]
+    skip_bad: bool
+    stop: Stop
+    end: End | None = None
 
     def __iter__(self) -> Iterator[Chunk]:
         """Yield the chunks; raise `ImportRefused` after the last row that can be read."""
         while self.end is None:
-            chunk, began, refused = Chunk(), self._lines.done, None
+            chunk, began, refused = Chunk(), self.lines.done, None
             try:
                 self._fill(chunk)
             except ImportRefused as error:
                 refused = error
-            chunk.after = Position(self._lines.done, self._lines.digest())
-            chunk.moves = self._lines.done > began
-            if chunk.bad or chunk.moves:
+            if self.lines.done > began:
+                chunk.after = Position(self.lines.done, self.lines.digest())
+            if chunk.bad or chunk.after:
                 yield chunk
             if refused is not None:
                 raise refused
 
     def _fill(self, chunk: Chunk) -> None:
         is_held, size, left = False, 0, APPEND_RECORDS_MAX
-        for row in self._rows:
+        for row in self.rows:
             # Checked first: the cause of the stop may have truncated this line.
-            if self._stop.signal:
+            if self.stop.signal:
                 self.end = "stopped"
                 return
             if not row.is_blank:
                 self._add(chunk, row, is_held=is_held)
-                is_held = bool(chunk.bad) and not self._skip_bad
+                is_held = bool(chunk.bad) and not self.skip_bad
                 size += len(row.raw)
                 left -= 1
             if not is_held:
-                self._lines.keep()
+                self.lines.keep()
             if left == 0 or size >= CHUNK_BYTES_MAX:
                 self.end = "bad" if is_held else None
                 return
@@ -126,7 +110,7 @@ class ChunkReader:
 
     def _add(self, chunk: Chunk, row: Row, *, is_held: bool) -> None:
         try:
-            entry, is_dated = self._encode(row)
+            entry, is_dated = self.encode(row)
         except InvalidEvent as error:
             chunk.bad.append(BadRow(row.line, tuple(error.problems), row.raw))
             return
@@ -135,23 +119,17 @@ class ChunkReader:
             chunk.undated += not is_dated
 
 
+@dataclass(slots=True)
 class RowEncoder:
-    """Turns rows into records of one import.
+    """Turns rows into records of one import. CSV needs a mapping of its cells.
 
     A row without `event_id` gets the UUIDv5 of project, name and line.
     """
 
-    def __init__(
-        self,
-        project: str,
-        name: str,
-        event_bytes_max: int,
-        mapping: Callable[[Any], dict[str, Any]] = dict,
-    ) -> None:
-        """Take the mapping of CSV cells; JSON lines need none."""
-        self._id_prefix = f"{project}\0{name}\0"
-        self._event_bytes_max = event_bytes_max
-        self._mapping = mapping
+    project: str
+    name: str
+    event_bytes_max: int
+    mapping: Callable[[Any], dict[str, Any]] = dict
 
     def __call__(self, row: Row) -> tuple[Record, bool]:
         """Return the record of a row, and whether the row has a timestamp.
@@ -160,8 +138,9 @@ class RowEncoder:
         """
         if row.rule:
             raise InvalidEvent([Problem("row", row.rule)])
-        fields = self._mapping(row.content)
+        fields = self.mapping(row.content)
         if fields.get("event_id") is None:
-            fields["event_id"] = str(uuid_utils.uuid5(_NAMESPACE, f"{self._id_prefix}{row.line}"))
-        _, body, user_id, anonymous_id = encode_track(fields, bytes_max=self._event_bytes_max)
+            of_row = f"{self.project}\0{self.name}\0{row.line}"
+            fields["event_id"] = str(uuid_utils.uuid5(_NAMESPACE, of_row))
+        _, body, user_id, anonymous_id = encode_track(fields, bytes_max=self.event_bytes_max)
         return Record(body, user_id, anonymous_id), fields.get("timestamp") is not None

@@ -16,7 +16,9 @@ of a file without a header holds personal data.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,94 +29,105 @@ from mm_tasks.imports.reader import CellError, decode
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-FIELDS = tuple(TRACK_FIELDS)
 _FREE = "properties"
 _PREFIX = f"{_FREE}."
-_INTEGER = re.compile(r"[+-]?\d{1,30}", re.ASCII)
-_NUMBER = re.compile(
-    r"[+-]?(?:\d{1,400}(?:\.\d{0,400})?|\.\d{1,400})(?:[eE][+-]?\d{1,4})?", re.ASCII
-)
-_SECONDS = re.compile(r"(-?)(\d{1,12})(?:\.(\d{1,9}))?", re.ASCII)
-_MILLISECONDS = re.compile(r"-?\d{1,15}", re.ASCII)
-_BOOLS = {"true": True, "false": False, "1": True, "0": False}
-_BOOL = re.compile("|".join(_BOOLS))
+_FIELD_TYPES = {_FREE: ("json",), "timestamp": ("text", "epoch_s", "epoch_ms")}
 _OUT_OF_YEARS = "must be between the years 1 and 9999 in UTC"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+_NUMBER = r"[+-]?(\d{1,400}(\.\d{0,400})?|\.\d{1,400})([eE][+-]?\d{1,4})?"
+
+
+def _bool(text: str) -> bool:
+    return text.lower() in {"true", "1"}
+
+
+def _epoch_ms(text: str) -> datetime:
+    return _EPOCH + timedelta(milliseconds=int(text))
+
+
+def _epoch_s(text: str) -> datetime:
+    return _EPOCH + timedelta(milliseconds=int(Decimal(text) * 1000))
+
+
+# The form of a text, the rule that demands it, and the conversion.
+_CELL_TYPES: dict[str, tuple[str, str, Callable[[str], object]]] = {
+    "int": (r"[+-]?\d{1,30}", "must be a whole number", int),
+    "float": (_NUMBER, "must be a number", float),
+    "bool": (r"(?i:true|false)|[01]", "must be true, false, 1 or 0", _bool),
+    "epoch_s": (r"-?\d{1,12}(\.\d{1,9})?", "must be seconds since 1970", _epoch_s),
+    "epoch_ms": (r"-?\d{1,15}", "must be milliseconds since 1970", _epoch_ms),
+}
 
 
 class Source(NamedTuple):
     """The source of one field or property: a column, or a constant for all rows."""
 
-    field: str
-    key: str  # of `properties`; '' for a field itself
-    type: str
+    target: str  # a field, or `properties.NAME`; no two sources may share one
+    type: str  # '' for the default
     origin: str  # the column's name, or the constant's text
 
     @property
-    def target(self) -> tuple[str, str]:
-        """Return the field and property to fill; no two sources may share one."""
-        return self.field, self.key
+    def field(self) -> str:
+        """Return the field that is filled; the name of a property may be personal data."""
+        return _FREE if self.target.startswith(_PREFIX) else self.target
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """Return the types that the target may have; the first is the default."""
+        if self.target.startswith(_PREFIX):
+            return ("text", "int", "float", "bool", "json")
+        return _FIELD_TYPES.get(self.target, ("text",))
+
+    def fill(self, fields: dict[str, Any], text: str) -> None:
+        """Convert a text and set the target; raise `CellError` if the text breaks a rule."""
+        value = _converted(text, self.type or self.types[0])
+        if self.target.startswith(_PREFIX):
+            fields.setdefault(_FREE, {})[self.target.removeprefix(_PREFIX)] = value
+        else:
+            fields[self.target] = value
 
 
-class Cell(NamedTuple):
-    """One column to read: its index, the field and property to fill, and a parser."""
-
-    place: int
-    field: str
-    key: str
-    read: Callable[[str], object] | None
-
-
+@dataclass(slots=True)
 class Mapping:
     """Turns the cells of a row into the fields of `track.delay`."""
 
-    def __init__(self, cells: Sequence[Cell], constants: dict[str, Any]) -> None:
-        """Take the columns and constants; see `mapping`."""
-        self._cells = cells
-        self._properties = constants.pop(_FREE, {})
-        self._constants = constants
+    columns: list[tuple[int, Source]]  # by their index
+    constants: dict[str, Any]
 
     def __call__(self, row: list[str]) -> dict[str, Any]:
         """Return the fields of one row; raise `InvalidEvent` with each column that is wrong."""
-        fields = dict(self._constants)
-        properties = dict(self._properties)
+        fields = dict(self.constants)
+        if properties := fields.pop(_FREE, None):
+            fields[_FREE] = dict(properties)
         problems: list[Problem] = []
-        for place, field, key, read in self._cells:
-            text = row[place]
-            if not text:
-                continue
-            value: Any = text
-            if read is not None:
+        for place, source in self.columns:
+            if text := row[place]:
                 try:
-                    value = read(text)
+                    source.fill(fields, text)
                 except CellError as unfit:
-                    problems.append(Problem(field, f"{unfit} (column {place + 1})"))
-            if key:
-                properties[key] = value
-            else:
-                fields[field] = value
+                    problems.append(Problem(source.field, f"{unfit} (column {place + 1})"))
         if problems:
             raise InvalidEvent(problems)
-        if properties:
-            fields[_FREE] = properties
         return fields
 
 
 def source(option: str, words: str) -> Source:
     """Parse `FIELD[:TYPE]=TEXT`, the words of an option; raise `ImportRefused` if malformed."""
     target, _, origin = words.partition("=")
-    name, colon, type_ = target.rpartition(":")
-    if not colon:
-        name, type_ = target, ""
+    # The name of a property may hold colons: the last one separates the type.
+    name, _, type_ = (target if ":" in target else f"{target}:").rpartition(":")
     if not name or not origin:
         msg = f"{option}: must read like FIELD=… or FIELD:TYPE=…"
         raise ImportRefused(msg)
-    parsed = _source(name, type_, origin)
-    if parsed is None:
-        msg = f"{option} {name}: is not a field; fields are {', '.join(FIELDS)}, properties.NAME"
+    if not _is_target(name):
+        known = ", ".join(TRACK_FIELDS)
+        msg = f"{option} {name}: is not a field; fields are {known}, properties.NAME"
         raise ImportRefused(msg)
-    if parsed.type not in _types(parsed):
-        msg = f"{option} {name}: its type must be one of {', '.join(_types(parsed))}"
+    parsed = Source(name, type_, origin)
+    if type_ and type_ not in parsed.types:
+        msg = f"{option} {name}: its type must be one of {', '.join(parsed.types)}"
         raise ImportRefused(msg)
     return parsed
 
@@ -133,43 +146,30 @@ def mapping(
     sources, and if `event` has none.
     """
     places = _places(header)
-    explicit = [*maps, *sets]
-    _check_once(explicit)
-    filled = {source.target for source in explicit}
+    filled = {source.target for source in (*maps, *sets)}
     mapped = {source.origin for source in maps}
     own = [
-        source
+        Source(name, "", name)
         for name in header
-        if name not in mapped and (source := _source(name)) and source.target not in filled
+        if _is_target(name) and name not in mapped and name not in filled
     ]
+    sources = [*maps, *sets, *own]
+    _check_once(sources)
     if not ignore_unmapped:
         _check_all_used(header, mapped | {source.origin for source in own})
-    _check_once([*explicit, *own])
-    if ("event", "") not in {source.target for source in (*explicit, *own)}:
+    if "event" not in {source.target for source in sources}:
         msg = "no column gives `event`: use --map event=COLUMN or --set event=NAME"
         raise ImportRefused(msg)
-    cells = [
-        Cell(_place(places, source), source.field, source.key, _READ[source.type])
-        for source in (*maps, *own)
-    ]
-    return Mapping(cells, _constants(sets))
+    for source in maps:
+        if source.origin not in places:
+            msg = f"--map {source.field}: the header has no column of the name that was given"
+            raise ImportRefused(msg)
+    columns = [(places[source.origin], source) for source in (*maps, *own)]
+    return Mapping(columns, _constants(sets))
 
 
-def _source(name: str, type_: str = "", origin: str = "") -> Source | None:
-    if name.startswith(_PREFIX) and name != _PREFIX:
-        return Source(_FREE, name.removeprefix(_PREFIX), type_ or "text", origin or name)
-    if name in FIELDS:
-        usual = "json" if name == _FREE else "text"
-        return Source(name, "", type_ or usual, origin or name)
-    return None
-
-
-def _types(source: Source) -> tuple[str, ...]:
-    if source.key:
-        return ("text", "int", "float", "bool", "json")
-    if source.field == _FREE:
-        return ("json",)
-    return ("text", "epoch_s", "epoch_ms") if source.field == "timestamp" else ("text",)
+def _is_target(name: str) -> bool:
+    return name in TRACK_FIELDS or (name.startswith(_PREFIX) and name != _PREFIX)
 
 
 def _places(header: Sequence[str]) -> dict[str, int]:
@@ -182,17 +182,10 @@ def _places(header: Sequence[str]) -> dict[str, int]:
     return places
 
 
-def _place(places: dict[str, int], source: Source) -> int:
-    if source.origin not in places:
-        msg = f"--map {source.field}: the header has no column of the name that was given"
-        raise ImportRefused(msg)
-    return places[source.origin]
-
-
 def _check_once(sources: Iterable[Source]) -> None:
     for first, second in combinations(sources, 2):
-        # All of `properties`, whose key is '', and a part of it cannot both be given.
-        is_same = first.key == second.key or not (first.key and second.key)
+        # All of `properties` and a part of it cannot both be given.
+        is_same = first.target == second.target or _FREE in {first.target, second.target}
         if first.field == second.field and is_same:
             msg = f"{first.field}: is given twice"
             raise ImportRefused(msg)
@@ -211,65 +204,26 @@ def _check_all_used(header: Sequence[str], used: set[str]) -> None:
 def _constants(sets: Sequence[Source]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for source in sets:
-        read = _READ[source.type]
         try:
-            value = source.origin if read is None else read(source.origin)
+            source.fill(fields, source.origin)
         except CellError as unfit:
             msg = f"--set {source.field}: {unfit}"
             raise ImportRefused(msg) from None
-        if source.key:
-            fields.setdefault(_FREE, {})[source.key] = value
-        else:
-            fields[source.field] = value
     if type(fields.get(_FREE, {})) is not dict:
         msg = f"--set {_FREE}: must be a JSON object"
         raise ImportRefused(msg)
     return fields
 
 
-def _match(pattern: re.Pattern[str], text: str, rule: str) -> re.Match[str]:
-    """Return the match of the whole text; raise `CellError` with the rule if there is nsource."""
-    match = pattern.fullmatch(text)
-    if match is None:
+def _converted(text: str, type_: str) -> object:
+    if type_ == "text":
+        return text
+    if type_ == "json":
+        return decode(text)
+    form, rule, convert = _CELL_TYPES[type_]
+    if not re.fullmatch(form, text, re.ASCII):
         raise CellError(rule)
-    return match
-
-
-def _integer(text: str) -> int:
-    return int(_match(_INTEGER, text, "must be a whole number")[0])
-
-
-def _float(text: str) -> float:
-    return float(_match(_NUMBER, text, "must be a number")[0])
-
-
-def _bool(text: str) -> bool:
-    return _BOOLS[_match(_BOOL, text.lower(), "must be true, false, 1 or 0")[0]]
-
-
-def _epoch_s(text: str) -> datetime:
-    sign, seconds, fraction = _match(_SECONDS, text, "must be seconds since 1970").groups()
-    ms = int(seconds) * 1000 + int((fraction or "").ljust(3, "0")[:3])
-    return _instant(-ms if sign else ms)
-
-
-def _epoch_ms(text: str) -> datetime:
-    return _instant(int(_match(_MILLISECONDS, text, "must be milliseconds since 1970")[0]))
-
-
-def _instant(ms: int) -> datetime:
     try:
-        return _EPOCH + timedelta(milliseconds=ms)
+        return convert(text)
     except OverflowError:
         raise CellError(_OUT_OF_YEARS) from None
-
-
-_READ: dict[str, Callable[[str], object] | None] = {
-    "text": None,
-    "int": _integer,
-    "float": _float,
-    "bool": _bool,
-    "json": decode,
-    "epoch_s": _epoch_s,
-    "epoch_ms": _epoch_ms,
-}

@@ -14,16 +14,14 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from mm_tasks.buffer.producer import Appended
 from mm_tasks.errors import BufferFull, BufferUnavailable, ImportRefused
-from mm_tasks.imports.position import Position, Step
+from mm_tasks.imports.position import ALREADY_STORED, Position, Positions, Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mm_tasks.buffer.producer import Producer
+    from mm_tasks.buffer.producer import Appended, Producer
     from mm_tasks.imports.chunks import BadRow, Chunk, ChunkReader, End, Stop
-    from mm_tasks.imports.position import Moved, Positions
     from mm_tasks.imports.reader import Lines
 
 _WAIT_INITIAL_S, _WAIT_MAX_S = 0.1, 2.0
@@ -45,7 +43,7 @@ class ImportResult:
 
     def add(self, chunk: Chunk, suppressed: int = 0) -> None:
         """Count one chunk; `suppressed` of its rows were refused by the fence."""
-        if chunk.moves:
+        if chunk.after is not None:
             self.lines = chunk.after.lines
         self.stored += len(chunk.entries) - suppressed
         self.suppressed += suppressed
@@ -66,31 +64,23 @@ class ProgressListener(Protocol):
         """Show that the import waits; called once for each attempt."""
 
 
+@dataclass(slots=True)
 class Import:
     """One import, by its name, into one lane."""
 
-    def __init__(
-        self,
-        positions: Positions,
-        producer: Producer,
-        result: ImportResult,
-        listener: ProgressListener,
-        stop: Stop,
-    ) -> None:
-        """Take everything as arguments, with a new result; nothing is read here."""
-        self._positions = positions
-        self._producer = producer
-        self._listener = listener
-        self._stop = stop
-        self._before: Position | None = None
-        self._result = result
+    positions: Positions
+    producer: Producer
+    result: ImportResult  # a new one
+    listener: ProgressListener
+    stop: Stop
+    before: Position | None = None
 
     def resume(self, lines: Lines, *, again: bool = False) -> None:
         """Read up to the position of the import; with `again` it starts over.
 
         Raises `ImportRefused` if those lines are not the ones that were imported.
         """
-        position = self._before = self._positions.find(self._result.name)
+        position = self.before = self.positions.find(self.result.name)
         if position is not None and not again:
             lines.skip_to(position.lines)
             if (lines.done, lines.digest()) != position:
@@ -99,7 +89,7 @@ class Import:
                     "name. Give another --name, or --again to start over from line 1"
                 )
                 raise ImportRefused(msg)
-            self._result.lines_before = self._result.lines = position.lines
+            self.result.lines_before = self.result.lines = position.lines
 
     def store(self, reader: ChunkReader, on_full: Callable[[], None]) -> None:
         """Store the chunks, waiting while there is no room; the result holds how it ended.
@@ -110,29 +100,25 @@ class Import:
         """
         for chunk in reader:
             # Shown before the position moves: after a crash, no bad row may go unnoticed.
-            self._listener.bad(chunk.bad)
+            self.listener.bad(chunk.bad)
             appended = self._append(chunk)
             if appended is None:
-                self._result.end = "stopped"
+                self.result.end = "stopped"
                 return
-            if isinstance(appended, Appended):
-                self._result.add(chunk, len(appended.suppressed))
-                if appended.nudge:
-                    on_full()
-            else:
-                self._result.add(chunk)
-            self._listener.progress(self._result)
-        self._result.end = reader.end or "finished"
+            self.result.add(chunk, len(appended.suppressed))
+            if appended.nudge:
+                on_full()
+            self.listener.progress(self.result)
+        self.result.end = reader.end or "finished"
 
-    def _append(self, chunk: Chunk) -> Appended | Moved | None:
+    def _append(self, chunk: Chunk) -> Appended | None:
         """Store one chunk, with as many attempts as it takes; return None if stopped meanwhile."""
-        if not chunk.moves:
-            return Appended(frozenset(), nudge=False)
-        step, wait_s, gives_up_s = Step(self._before, chunk.after), _WAIT_INITIAL_S, 0.0
+        if chunk.after is None:
+            return ALREADY_STORED
+        step, wait_s, gives_up_s = Step(self.before, chunk.after), _WAIT_INITIAL_S, 0.0
         while True:
             try:
-                name, entries = self._result.name, chunk.entries
-                done = self._positions.append(self._producer, name, step, entries)
+                done = self.positions.append(self.producer, self.result.name, step, chunk.entries)
             except BufferFull:
                 why, gives_up_s = "for room in the buffer", 0.0
             except BufferUnavailable:
@@ -142,10 +128,10 @@ class Import:
                     raise
                 why = "for Redis"
             else:
-                self._before = chunk.after
+                self.before = chunk.after
                 return done
-            self._listener.waiting(why)
-            if self._stop.wait(wait_s):
+            self.listener.waiting(why)
+            if self.stop.wait(wait_s):
                 return None
             wait_s = min(2 * wait_s, _WAIT_MAX_S)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from mm_tasks.buffer.keys import ProjectKeys
-from mm_tasks.buffer.producer import PackedConnection
+from mm_tasks.buffer.producer import Appended, PackedConnection, Producer, Record
 from mm_tasks.errors import ImportRefused
 
 if TYPE_CHECKING:
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from mm_tasks.buffer.producer import Appended, Producer, Record
-
 _ELSEWHERE = -2
+# The position was there already: the chunk is stored, by us or by another importer.
+ALREADY_STORED = Appended(frozenset(), nudge=False)
 
 
 class Position(NamedTuple):
@@ -39,10 +39,6 @@ class Position(NamedTuple):
         """Parse the text that Redis holds."""
         lines, digest = str(stored, "ascii").split()
         return cls(int(lines), digest)
-
-
-class Moved(NamedTuple):
-    """The position was there already: the chunk is stored, by us or by another importer."""
 
 
 class Step(NamedTuple):
@@ -68,7 +64,7 @@ class Positions:
 
     def append(
         self, producer: Producer, name: str, step: Step, entries: Sequence[Record]
-    ) -> Appended | Moved:
+    ) -> Appended:
         """Store entries as `Producer.append` does and advance the position, both or neither.
 
         Raises the same errors, and `ImportRefused` if the position is at neither end of the
@@ -77,16 +73,12 @@ class Positions:
         before = "" if step.before is None else step.before
         head = producer.append_head((self._key,), (name, before, step.after))
         reply = producer.call_append(self._connection, head, entries)
-        if type(reply) is list and reply[0] == _ELSEWHERE:
-            return _moved(reply[1], step)
-        return producer.appended(reply)
-
-
-def _moved(stored: bytes, step: Step) -> Moved:
-    if stored == str(step.after).encode():
-        return Moved()
-    msg = (
-        "another import of this name moved it meanwhile, or Redis lost where it stood. "
-        "Nothing is stored twice: run it again to go on"
-    )
-    raise ImportRefused(msg)
+        if type(reply) is not list or reply[0] != _ELSEWHERE:
+            return producer.appended(reply)
+        if reply[1] == str(step.after).encode():
+            return ALREADY_STORED
+        msg = (
+            "another import of this name moved it meanwhile, or Redis lost where it stood. "
+            "Nothing is stored twice: run it again to go on"
+        )
+        raise ImportRefused(msg)

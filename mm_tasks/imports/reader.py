@@ -195,10 +195,9 @@ class CsvRows:
         self._lines = lines
         self._raw: list[bytes] = []
         self._reader = csv.reader(self._texts(), delimiter=delimiter, strict=True)
+        self._rows = self._read()
         self.header: list[str] = []
-        head = self._next()
-        while head is not None and head.is_blank:
-            head = self._next()
+        head = next((row for row in self._rows if not row.is_blank), None)
         if head is None:
             msg = "the file is empty: CSV needs a header"
             raise ImportRefused(msg)
@@ -209,27 +208,26 @@ class CsvRows:
         lines.keep()
 
     def __iter__(self) -> Iterator[Row]:
-        """Yield the rows behind the header."""
-        return iter(self._next, None)
+        """Return the rows behind the header."""
+        return self._rows
 
-    def _next(self) -> Row | None:
-        begins = self._lines.read + 1
-        self._raw = []
+    def _read(self) -> Iterator[Row]:
+        while (cells := self._cells()) is not None:
+            raw = b"".join(self._raw)
+            rule = "" if raw.isspace() else self._rule(cells)
+            yield Row(self._line, raw, None if rule or raw.isspace() else cells, rule)
+
+    def _cells(self) -> list[str] | None:
+        self._line = self._lines.read + 1
+        self._raw.clear()
         try:
-            cells = next(self._reader, None)
+            return next(self._reader, None)
         except csv.Error:
             msg = (
-                f"line {begins}: has a quote in the wrong place, or one that is not closed, or a "
-                "cell that is too long. Where the next row begins cannot be told; reading ends"
+                f"line {self._line}: has a quote in the wrong place, or one that is not closed, or "
+                "a cell that is too long. Where the next row begins cannot be told; reading ends"
             )
             raise ImportRefused(msg) from None
-        if cells is None:
-            return None
-        raw = b"".join(self._raw)
-        if raw.isspace():
-            return Row(begins, raw, None)
-        rule = self._rule(cells)
-        return Row(begins, raw, None if rule else cells, rule)
 
     def _rule(self, cells: list[str]) -> str:
         if any("\udc80" <= c <= "\udcff" for cell in cells if not cell.isascii() for c in cell):
@@ -239,15 +237,12 @@ class CsvRows:
         return ""
 
     def _texts(self) -> Iterator[str]:
-        begins = self._lines.read
         for raw in self._lines:
-            if not self._raw:
-                begins = self._lines.read
             self._raw.append(raw)
             if len(raw) > LINE_BYTES_MAX or len(self._raw) > _ROW_LINES_MAX:
                 msg = (
-                    f"line {begins}: {_TOO_LONG}, or its row has more than {_ROW_LINES_MAX} lines; "
-                    "a file of CSV cannot be read on behind it"
+                    f"line {self._line}: {_TOO_LONG}, or its row has more than {_ROW_LINES_MAX} "
+                    "lines; a file of CSV cannot be read on behind it"
                 )
                 raise ImportRefused(msg)
             # A bad row is decoded too: its quotes decide where the next row begins.

@@ -34,31 +34,27 @@ class Angry(Enum):
     VALUE = object()
 
 
+def raise_secret(*_):
+    raise RuntimeError(SECRET)
+
+
 class Raises:
     """Raises, with the secret, whatever is asked of it."""
 
-    def _raise(self, *_):
-        raise RuntimeError(SECRET)
-
-    __str__ = __repr__ = __eq__ = __hash__ = __bool__ = __len__ = __iter__ = _raise
-    __class__ = property(_raise)
+    __str__ = __repr__ = __eq__ = __hash__ = __bool__ = __len__ = __iter__ = raise_secret
+    __class__ = property(raise_secret)
 
 
 class RaisingDict(dict):
-    def _raise(self, *_):
-        raise RuntimeError(SECRET)
-
-    items = values = keys = __iter__ = __getitem__ = __repr__ = _raise
+    items = values = keys = __iter__ = __getitem__ = __repr__ = raise_secret
 
 
 class RaisingList(list):
-    def __iter__(self):
-        raise RuntimeError(SECRET)
+    __iter__ = raise_secret
 
 
 class RaisingZone(tzinfo):
-    def utcoffset(self, _when):
-        raise RuntimeError(SECRET)
+    utcoffset = raise_secret
 
 
 class Endless(dict):
@@ -88,6 +84,8 @@ def shared(width, levels):
 
 WIDE_CYCLE: list = []
 WIDE_CYCLE += [WIDE_CYCLE, WIDE_CYCLE]
+
+RAISING_TIME = datetime(2026, 1, 1, tzinfo=RaisingZone())
 
 BAD = {
     "no event": {},
@@ -167,10 +165,7 @@ BAD = {
     "timestamp is huge": {"event": "e", "timestamp": "T" * 10**6},
     "timestamp is a bool": {"event": "e", "timestamp": True},
     "timestamp is empty": {"event": "e", "timestamp": ""},
-    "timestamp whose zone raises": {
-        "event": "e",
-        "timestamp": datetime(2026, 1, 1, tzinfo=RaisingZone()),
-    },
+    "timestamp whose zone raises": {"event": "e", "timestamp": RAISING_TIME},
     "properties raise": {"event": "e", "properties": RaisingDict(a=1)},
     "properties never end": {"event": "e", "properties": Endless()},
     "properties are a mapping but no dict": {"event": "e", "properties": MappingProxyType({})},
@@ -225,19 +220,10 @@ def test_none_means_not_given():
 
 
 def test_every_field_is_sent_in_the_order_of_the_vendors_table():
-    given_fields = {
-        "properties": {"b": 1, "a": 2},
-        "referrer": "r",
-        "path": "/p",
-        "url": "https://a.example/",
-        "session_id": "s",
-        "user_id": "u",
-        "anonymous_id": "a",
-        "timestamp": "2026-01-01T00:00:00.000Z",
-        "event_id": "i",
-        "event": "e",
-    }
-    body = encode_track(given_fields).body
+    fields = {"properties": {"b": 1, "a": 2}, "referrer": "r", "path": "/p"}
+    fields |= {"url": "https://a.example/", "session_id": "s", "user_id": "u", "anonymous_id": "a"}
+    fields |= {"timestamp": "2026-01-01T00:00:00.000Z", "event_id": "i", "event": "e"}
+    body = encode_track(fields).body
 
     assert list(json.loads(body)) == list(TRACK_FIELDS)
     assert body.endswith(b'"referrer":"r","properties":{"b":1,"a":2}}')
@@ -305,15 +291,8 @@ def test_a_legal_url_is_sent_as_it_was_given(url):
     assert json.loads(encode_track({"event": "e", "url": url}).body)["url"] == url
 
 
-LENGTHS = {
-    "event": 128,
-    "event_id": 128,
-    "anonymous_id": 128,
-    "session_id": 128,
-    "user_id": 256,
-    "path": 2048,
-    "referrer": 2048,
-}
+LENGTHS = dict.fromkeys(("event", "event_id", "anonymous_id", "session_id"), 128)
+LENGTHS |= {"user_id": 256, "path": 2048, "referrer": 2048}
 
 
 @pytest.mark.parametrize("letter", ["x", "é", "\U0001f600"])

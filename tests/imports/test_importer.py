@@ -6,7 +6,7 @@ Sabotages that turn this file red, each tried on a copy:
 - it moves although there is no room, or not at all where all rows are refused by the fence;
 - the position is taken as it is, without its digest;
 - the position moves past a bad row, or past rows that only the header made done;
-- `Moved` is taken for a refusal: a lost reply ends the import.
+- a step that is stored already is taken for a refusal: a lost reply ends the import.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from mm_tasks.errors import BufferFull, BufferUnavailable, ImportRefused
 from mm_tasks.imports.chunks import ChunkReader, RowEncoder, Stop
 from mm_tasks.imports.columns import mapping, source
 from mm_tasks.imports.importer import Import, ImportResult, check
-from mm_tasks.imports.position import Moved, Position, Positions, Step
+from mm_tasks.imports.position import ALREADY_STORED, Position, Positions, Step
 from mm_tasks.imports.reader import CsvRows, Lines, json_rows, opened
 
 KEYS = ProjectKeys("p")
@@ -202,22 +202,20 @@ def test_a_repeated_step_is_found_stored(importer, redis):
     first = importer.positions.append(importer.producer, "f", step, entries(3))
     again = importer.positions.append(importer.producer, "f", step, entries(3))
 
-    assert type(first) is Appended
-    assert type(again) is Moved
+    assert first == Appended(frozenset(), nudge=False)
+    assert first is not ALREADY_STORED
+    assert again is ALREADY_STORED
     assert redis.llen(KEYS.lane("track").waiting) == 3
     assert importer.positions.find("f") == (3, "a")
 
 
 @pytest.mark.parametrize(
-    "step",
-    [
-        Step(None, Position(3, "c")),
-        Step(Position(1, "a"), Position(3, "c")),
-        Step(Position(2, "x"), Position(3, "c")),
-    ],
+    "before",
+    [None, Position(1, "a"), Position(2, "x")],
     ids=["a first one", "one behind", "another file"],
 )
-def test_a_step_from_elsewhere_stores_nothing(importer, redis, step):
+def test_a_step_from_elsewhere_stores_nothing(importer, redis, before):
+    step = Step(before, Position(3, "c"))
     importer.positions.append(importer.producer, "f", Step(None, Position(2, "b")), entries(2))
     with pytest.raises(ImportRefused, match="another import of this name"):
         importer.positions.append(importer.producer, "f", step, entries(1))
@@ -446,7 +444,10 @@ def test_a_redis_that_stays_away_ends_it(start, monkeypatch):
 @pytest.mark.parametrize("held_bytes_max", [1 << 30, 10], ids=["between rows", "while it waits"])
 def test_a_signal_ends_it_with_the_current_chunk(start, held_bytes_max):
     importer = start(held_bytes_max=held_bytes_max)
-    ask = lambda: importer.stop.ask(2)  # noqa: E731 - the same in both cases
+
+    def ask():
+        importer.stop.signal = 2
+
     tally = importer.run(rows(*range(2500)), watch=Seen(on_progress=ask, on_wait=ask))
 
     assert tally.end == "stopped"
