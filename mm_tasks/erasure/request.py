@@ -31,7 +31,6 @@ _TELLING_CHARACTERS = 6
 # Tolerated clock skew.
 _CLOCK_SKEW = timedelta(minutes=5)
 _NOT_AN_ID = "must be text that is not empty, without lone surrogates"
-_NOT_A_LIST = "must be a list of strings"
 NAMES_SUBJECT = "must not hold an id of the subject: the log outlives the erasure"
 
 
@@ -125,13 +124,12 @@ def _user_id_rule(value: object) -> str:
     return _text_rule(value) or _id_rule(str(value), USER_ID_CHARACTERS_MAX)
 
 
-def _ids_rule(ids: object) -> str:
-    if not isinstance(ids, list | tuple | set | frozenset):
-        return _NOT_A_LIST
+def _ids_rule(ids: Any) -> str:
+    is_list = isinstance(ids, list | tuple | set | frozenset)
+    if not is_list or not all(isinstance(id_, str) for id_ in ids):
+        return "must be a list of strings"
     if len(ids) > ANONYMOUS_IDS_MAX:
         return f"must be at most {ANONYMOUS_IDS_MAX} ids"
-    if not all(isinstance(id_, str) for id_ in ids):
-        return _NOT_A_LIST
     return max((_id_rule(id_, ID_CHARACTERS_MAX) for id_ in ids), default="")
 
 
