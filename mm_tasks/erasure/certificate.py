@@ -94,8 +94,7 @@ def _removal(entries: Entries, fresh: Entries) -> Iterable[str]:
     if fenced := _of(entries, "fenced"):
         yield f"Since {fenced[0]['at']} at the latest, no event of this person is accepted, and"
         yield "no request with such an event is started."
-    again = _of(fresh, "fenced")
-    if len(fresh) < len(entries) and again:
+    if len(fresh) < len(entries) and (again := _of(fresh, "fenced")):
         yield f"For the anonymous ids added later, this applies since {again[-1]['at']}."
     for entry in _of(entries, "lifted", *_SENTENCES["uncalled"]):
         yield f"This ended at {entry['at']} ({entry['entry']})."

@@ -193,15 +193,13 @@ def _ticket_added(row: Row, request: ErasureRequest, via: str, now: datetime) ->
     return Transition("ticket_added", _details(request, received_at, mode, via), changes)
 
 
-def _details(
-    request: ErasureRequest, received_at: datetime, mode: str, via: str
-) -> dict[str, object]:
+def _details(request: ErasureRequest, at: datetime, mode: str, via: str) -> dict[str, object]:
     """Return the details that the entries of a first and of a repeated request share."""
     return {
         "requested_by": request.requested_by,
         "ticket": request.ticket,
         "reason": str(request.reason),
-        "received_at": stamp(received_at),
+        "received_at": stamp(at),
         "mode": mode,
         "via": via,
     }

@@ -52,9 +52,8 @@ class ErasureSteps:
         query = (
             select(column.id)
             .where(column.project == self._session.project, column.state.in_(OPEN))
-            .where(
-                column.next_at <= now, or_(column.lease_until.is_(None), column.lease_until <= now)
-            )
+            .where(column.next_at <= now)
+            .where(or_(column.lease_until.is_(None), column.lease_until <= now))
             .order_by(column.next_at, column.id)
             .limit(limit)
         )

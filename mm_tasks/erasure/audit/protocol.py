@@ -77,7 +77,7 @@ ENTRIES: Mapping[str, AuditEntry] = MappingProxyType(
         "intent": _entry(OPEN - {"received", "fenced", "purged"}, "submitted", "pass", "attempt"),
         # A result may be late: after another worker took over, after new anonymous ids.
         "result": _entry(STATES, "", "pass", "attempt", "status", "outcome"),
-        **{to: _entry({"submitted"}, to, "next_at") for to in BLOCKED | {"settling"}},
+        **{to: _entry({"submitted"}, to, "next_at") for to in sorted(BLOCKED | {"settling"})},
         "retried": _entry(BLOCKED, "", "requested_by"),
         "completed": _entry({"submitted"}, "completed", "acknowledged"),
         "cancelled": _entry(BEFORE_CALLS, "cancelled", "requested_by"),
