@@ -213,7 +213,7 @@ def reject(
     by = _reference("requested_by", requested_by)
     if not protocol.is_word(outcome):
         raise InvalidEvent([Problem("outcome", _WORD)])
-    runtime.current().erasure_service.reject(id_, by, outcome)
+    runtime.current().erasure_service.cancel(id_, by, "rejected", outcome=outcome)
     typer.echo("rejected: the vendor was not called")
 
 
@@ -233,7 +233,8 @@ def duplicate(
     Example: mm-tasks erasure duplicate 0197c2a4-… --of 0197c2a1-… --requested-by dpo
     """
     by = _reference("requested_by", requested_by)
-    runtime.current().erasure_service.mark_duplicate(id_, _reference("of", original), by)
+    original = _reference("of", original)
+    runtime.current().erasure_service.cancel(id_, by, "duplicate_of", original=original)
     typer.echo("noted as a duplicate: the vendor was not called for it")
 
 

@@ -4,12 +4,14 @@ It is made from the erasure's entries alone, so that each sentence can be checke
 log, and ends with the log's size and head. It states the vendor's acknowledgements, and
 nothing else about the vendor.
 
-Pure: no clock, no I/O.
+The longer sentences are in `certificate.toml`. Pure: no clock, no I/O after the import.
 """
 
 from __future__ import annotations
 
+import tomllib
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mm_tasks.erasure.audit import protocol
@@ -26,26 +28,7 @@ if TYPE_CHECKING:
 
     Entries = Sequence[dict[str, Any]]
 
-_UNCALLED = ("cancelled", "rejected", "duplicate_of")
-
-_PLACES = {
-    "waiting": "waiting to be sent",
-    "batches": "in batches that were not being sent",
-    "dead": "dead letters",
-    "fence": "removed by the fence when a batch was claimed or sent",
-}
-_VIA = {"call": "", "message": ", in a message through the broker"}
-_AOF = {
-    "rewritten": "was rewritten at {at}, without the data removed before.",
-    "off": "was off at {at}: there was none to rewrite.",
-    "running": "was being rewritten at {at}; the end of the rewrite was not observed. Until it "
-    "ends, the removed data stays readable there.",
-    "failed": "could not be rewritten at {at}: the removed data stays readable there until a "
-    "rewrite succeeds.",
-    "refused": "was not rewritten: Redis refused our request at {at}. The removed data stays "
-    "readable there until its operator rewrites it.",
-}
-_NO_AOF = "has no rewrite on record: the removed data stays readable there until a rewrite."
+_SENTENCES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
 
 
 def text(entries: Entries, end: Checkpoint, *, is_sqlite: bool, is_wal_empty: bool) -> str:
@@ -58,36 +41,30 @@ def text(entries: Entries, end: Checkpoint, *, is_sqlite: bool, is_wal_empty: bo
     kinds = [entry["entry"] for entry in entries]
     newest = max((n for n, kind in enumerate(kinds) if kind == "anonymous_added"), default=0)
     fresh = entries[newest:]
+    database = ""
     if not is_sqlite:
-        database = (
-            "PostgreSQL: the row that held the ids is readable as a dead tuple until it is "
-            "vacuumed, and in the WAL until that is recycled."
-        )
+        database = _SENTENCES["database"]["postgresql"]
     elif state.wiped:
-        wal = "was emptied" if is_wal_empty else "could NOT be emptied yet and may hold them"
-        database = f"The ids were overwritten in the SQLite file; its write-ahead log {wal}."
-    else:
-        database = ""
+        database = _SENTENCES["database"]["emptied" if is_wal_empty else "left"]
     sections = {
         "Asked for": _requests(entries),
         "Stopped and removed here": _removal(entries, fresh),
         "At the vendor": _calls(entries, state),
-        "The plain ids": _ids(entries),
+        "The plain ids": [_ids(entries)],
         "Not done": _not_done(entries, fresh, state),
         "What stays readable": _readable(entries, database),
         "To be matched with": [f"the audit log of {end.size} entries, head {end.head}"],
     }
     first = entries[0]
-    head = [
-        f"Receipt of erasure {first['erasure']}",
-        f"project {first['details']['project']}, state {state.state}",
-        f"subject {first['subject']}, a pseudonym by key {first['epoch']}",
-    ]
-    parts = ["\n".join(head)]
+    receipt = (
+        f"Receipt of erasure {first['erasure']}\n"
+        f"project {first['details']['project']}, state {state.state}\n"
+        f"subject {first['subject']}, a pseudonym by key {first['epoch']}"
+    )
     for title, lines in sections.items():
-        if body := [f"  {line}" for line in lines]:
-            parts.append("\n".join([title, *body]))
-    return "\n\n".join(parts)
+        if body := "".join(f"\n  {line}" for line in lines):
+            receipt += f"\n\n{title}{body}"
+    return receipt
 
 
 def _replayed(entries: Entries) -> ErasureState:
@@ -96,10 +73,9 @@ def _replayed(entries: Entries) -> ErasureState:
         for entry in entries:
             state = protocol.step(state, entry["entry"], entry["details"], entry["erasure"])
     except protocol.IllegalTransition:
-        state = None
-    if state is None:
         msg = "the entries of this erasure do not follow the protocol; see mm-tasks audit verify"
-        raise AuditChainBroken(msg)
+        raise AuditChainBroken(msg) from None
+    assert state is not None, "an erasure has entries"
     return state
 
 
@@ -109,7 +85,7 @@ def _requests(entries: Entries) -> Iterable[str]:
         ticket = f", ticket {details['ticket']}" if details["ticket"] is not None else ""
         yield (
             f"received {details['received_at']}, on the ground {details['reason']}{ticket}, "
-            f"requested by {details['requested_by']}{_VIA[details['via']]}"
+            f"requested by {details['requested_by']}{_SENTENCES['via'][details['via']]}"
         )
     yield f"due {_due_at(entries)}"
 
@@ -118,18 +94,18 @@ def _removal(entries: Entries, fresh: Entries) -> Iterable[str]:
     if fenced := _of(entries, "fenced"):
         yield f"Since {fenced[0]['at']} at the latest, no event of this person is accepted, and"
         yield "no request with such an event is started."
-    again = _of(fresh, "fenced")
-    if len(fresh) < len(entries) and again:
+    if len(fresh) < len(entries) and (again := _of(fresh, "fenced")):
         yield f"For the anonymous ids added later, this applies since {again[-1]['at']}."
-    for entry in _of(entries, "lifted", *_UNCALLED):
+    for entry in _of(entries, "lifted", *_SENTENCES["uncalled"]):
         yield f"This ended at {entry['at']} ({entry['entry']})."
     if purged := _of(entries, "purged"):
         yield "Removed from our own copies:"
         removed: Counter[str] = Counter()
         for entry in purged:
             removed.update(entry["details"]["removed"])
+        places = _SENTENCES["places"]
         for place, number in removed.items():
-            yield f"  {number:>7} {place}: {_PLACES.get(place.rpartition(':')[2], 'events')}"
+            yield f"  {number:>7} {place}: {places.get(place.rpartition(':')[2], 'events')}"
     if quiesced := _of(fresh, "quiesced"):
         yield f"At {quiesced[-1]['at']} none was on its way to the vendor any more."
 
@@ -143,43 +119,33 @@ def _calls(entries: Entries, state: ErasureState) -> Iterable[str]:
     else:
         yield "Nothing was acknowledged by the vendor."
     for entry in good:
-        call = "call {attempt} (pass {pass}, {status})".format(**entry["details"])
-        yield f"  at {entry['at']}, {call}"
+        call = "at {at}, call {details[attempt]} (pass {details[pass]}, {details[status]})"
+        yield f"  {call.format(**entry)}"
     if others:
-        at, outcome = others[-1]["at"], others[-1]["details"]["outcome"]
-        yield f"{len(others)} more calls were not acknowledged; the last one at {at}: {outcome}"
+        last = "the last one at {at}: {details[outcome]}".format(**others[-1])
+        yield f"{len(others)} more calls were not acknowledged; {last}"
     if state.waiting:
         yield f"The results of {len(state.waiting)} calls are not on record."
     if good:
         yield "The vendor's actions after its acknowledgement cannot be observed from here."
 
 
-def _ids(entries: Entries) -> Iterable[str]:
-    if wiped := _of(entries, "wiped"):
-        yield f"Wiped from our records at {wiped[-1]['at']}."
-    else:
-        yield "Not wiped yet: one row of the audit database holds them until the erasure ends."
+def _ids(entries: Entries) -> str:
+    sentence: str = _SENTENCES["wiped" if _of(entries, "wiped") else "not_wiped"]
+    return sentence.format(*(entry["at"] for entry in _of(entries, "wiped")))
 
 
 def _not_done(entries: Entries, fresh: Entries, state: ErasureState) -> Iterable[str]:
-    if state.state in _UNCALLED:
+    if state.state in _SENTENCES["uncalled"]:
         end = _of(entries, state.state)[-1]
-        how = {
-            "cancelled": "cancelled",
-            "rejected": f"rejected ({end['details'].get('outcome')})",
-            "duplicate_of": f"marked as a duplicate of {end['details'].get('original')}",
-        }[state.state]
+        how = _SENTENCES["uncalled"][state.state].format(**end["details"])
         yield f"This erasure was {how} at {end['at']}, before the vendor was called."
         yield "It was not carried out, and does not stop events of this person any more."
     if state.state not in OPEN:
         return
     yield f"This erasure is NOT finished. It is due {_due_at(entries)}. Not done yet:"
-    steps = {
-        "fenced": "stopping the events is not recorded",
-        "purged": "removing our own copies is not recorded",
-        "quiesced": "events may still be on their way to the vendor",
-    }
-    yield from (f"- {missing}" for kind, missing in steps.items() if not _of(fresh, kind))
+    steps = _SENTENCES["missing"].items()
+    yield from (f"- {missing}" for kind, missing in steps if not _of(fresh, kind))
     if not _of(fresh, "quiesced"):
         yield "- the calls to the vendor that follow"
     elif state.acknowledged < state.passes:
@@ -192,10 +158,10 @@ def _not_done(entries: Entries, fresh: Entries, state: ErasureState) -> Iterable
 
 
 def _readable(entries: Entries, database: str) -> Iterable[str]:
-    aof = _NO_AOF
+    aof = _SENTENCES["no_aof"]
     if rewritten := _of(entries, "aof_rewritten"):
         word, at = rewritten[-1]["details"]["outcome"], rewritten[-1]["at"]
-        aof = _AOF.get(word, f"{word} was recorded at {{at}}.").format(at=at)
+        aof = _SENTENCES["aof"].get(word, f"{word} was recorded at {{at}}.").format(at=at)
     yield f"- Redis's AOF {aof}"
     yield "- Earlier backups, snapshots, and exports of dead letters keep their content."
     if database:

@@ -25,7 +25,7 @@ from mm_tasks.errors import InvalidEvent, Problem
 from mm_tasks.timestamps import stamp
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
     from datetime import datetime
 
     from sqlalchemy import RowMapping as Row
@@ -58,22 +58,28 @@ class ErasureCommands:
                 return self._open(rows, request, via, now)
             return _add(rows, row, request, via, now)
 
-    def cancel(self, erasure: str, requested_by: str, now: datetime) -> None:
+    def cancel(
+        self,
+        erasure: str,
+        requested_by: str,
+        now: datetime,
+        kind: str = "cancelled",
+        **details: str,
+    ) -> None:
         """End an erasure before the vendor was called, and lift its fence.
 
-        Raises `IllegalTransition`, or `InvalidEvent` if `requested_by` is not a reference.
+        `kind` and `details` state why: `rejected` with the `outcome`, a fixed word such as
+        `not_verified`; `duplicate_of` with the id of the `original`. Raises
+        `IllegalTransition`, or `InvalidEvent` if `requested_by` is not a reference.
         """
-        self._end(erasure, "cancelled", {"requested_by": requested_by}, now)
-
-    def reject(self, erasure: str, requested_by: str, outcome: str, now: datetime) -> None:
-        """As `cancel`; `outcome` is the reason in a fixed word, such as `not_verified`."""
-        details = {"requested_by": requested_by, "outcome": outcome}
-        self._end(erasure, "rejected", details, now)
-
-    def mark_duplicate(self, erasure: str, original: str, requested_by: str, now: datetime) -> None:
-        """As `cancel`, because the erasure `original` does the same."""
-        details = {"requested_by": requested_by, "original": original}
-        self._end(erasure, "duplicate_of", details, now)
+        original = details.get("original")
+        details["requested_by"] = requested_by
+        with self._row(erasure, requested_by) as (rows, row):
+            if original is not None:
+                rows.get(original, "original")
+            rows.advance(row, ending(kind, details, now, duplicate_of=original), now)
+            rows.unfence(erasure, now)
+        self._session.truncate_wal()
 
     def lift(self, erasure: str, requested_by: str, now: datetime) -> None:
         """Lift the fence of a completed erasure. Raises as `cancel`."""
@@ -98,15 +104,6 @@ class ErasureCommands:
                 rows.change(deadline.id, warned=deadline.mark)
         return unwarned
 
-    def _end(self, erasure: str, kind: str, details: Mapping[str, str], now: datetime) -> None:
-        original = details.get("original")
-        with self._row(erasure, details["requested_by"]) as (rows, row):
-            if original is not None:
-                rows.get(original, "original")
-            rows.advance(row, ending(kind, details, now, duplicate_of=original), now)
-            rows.unfence(erasure, now)
-        self._session.truncate_wal()
-
     @contextmanager
     def _row(self, erasure: str, requested_by: str) -> Iterator[tuple[ErasureRows, Row]]:
         """Run a transaction on an erasure; raise `InvalidEvent` for a reference that names it."""
@@ -125,15 +122,11 @@ class ErasureCommands:
         received_at = request.received_at or now
         due_at = one_month_after(received_at)
         anonymous = list(dict.fromkeys(request.anonymous_ids))
-        shared = {
-            "requested_by": request.requested_by,
-            "reason": str(request.reason),
-            "mode": request.mode,
-            "anonymous": len(anonymous),
-            "project": rows.project,
-        }
+        counts = {"project": rows.project, "anonymous": len(anonymous)}
+        details = _details(request, received_at, request.mode, via)
         values = {
-            **shared,
+            **counts,
+            **{name: details[name] for name in ("requested_by", "reason", "mode")},
             "id": str(uuid_utils.uuid7()),
             "ids": SubjectIds(request.user_id, anonymous),
             "pseudonym": self._session.pseudonyms.of(request.user_id),
@@ -144,8 +137,7 @@ class ErasureCommands:
             "accepted_at": now,
             "next_at": now,
         }
-        times = {"received_at": stamp(received_at), "due_at": stamp(due_at)}
-        row = rows.insert(values, {**shared, **times, "ticket": request.ticket, "via": via})
+        row = rows.insert(values, {**details, **counts, "due_at": stamp(due_at)})
         rows.fence(row["id"], "user", [request.user_id], now)
         rows.fence(row["id"], "anonymous", anonymous, now)
         return Opened(row["id"], is_fenced=False, claim=rows.lease(row, now, _FENCE_LEASE_S))
@@ -193,20 +185,24 @@ def _ticket_added(row: Row, request: ErasureRequest, via: str, now: datetime) ->
     received_at = request.received_at or now
     mode = SUPPRESS if SUPPRESS in (row["mode"], request.mode) else row["mode"]
     is_known = request.ticket is None or request.ticket in row["tickets"]
-    details = {
-        "requested_by": request.requested_by,
-        "ticket": request.ticket,
-        "reason": str(request.reason),
-        "received_at": stamp(received_at),
-        "mode": mode,
-        "via": via,
-    }
     changes = {
         "tickets": row["tickets"] + ([] if is_known else [request.ticket]),
         "mode": mode,
         "due_at": min(row["due_at"], one_month_after(received_at)),
     }
-    return Transition("ticket_added", details, changes)
+    return Transition("ticket_added", _details(request, received_at, mode, via), changes)
+
+
+def _details(request: ErasureRequest, at: datetime, mode: str, via: str) -> dict[str, object]:
+    """Return the details that the entries of a first and of a repeated request share."""
+    return {
+        "requested_by": request.requested_by,
+        "ticket": request.ticket,
+        "reason": str(request.reason),
+        "received_at": stamp(at),
+        "mode": mode,
+        "via": via,
+    }
 
 
 def _unwarned(deadlines: list[ErasureDeadline]) -> list[ErasureDeadline]:

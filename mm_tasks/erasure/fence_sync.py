@@ -40,8 +40,7 @@ class FenceSync:
 
     def add(self, claim: Claim) -> None:
         """Fence the subject of an erasure in Redis. Raises Redis's errors."""
-        queries = self._queries
-        self._fence.add(claim.erasure.tags, queries.store_id, queries.log_size())
+        self._fence.add(claim.erasure.tags, self._queries.store_id, self._queries.log_size())
 
     def load(self, when: When = "always") -> bool:
         """Replace the fence in Redis by the one in SQL, and mark this server as loaded.

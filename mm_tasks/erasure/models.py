@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from mm_tasks.erasure.audit.tables import SubjectIds
 
 Step = Literal["fence", "purge", "quiesce", "call", "complete"]
+# The next step in each open state.
+_STEPS: Mapping[str, Step] = {
+    **dict.fromkeys(protocol.OPEN, "call"),
+    "received": "fence",
+    "fenced": "purge",
+    "purged": "quiesce",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +38,6 @@ class Erasure:
     state: str
     mode: str
     ids: SubjectIds | None
-    received_at: datetime
-    due_at: datetime
-    fenced_at: datetime | None
-    quiesced_at: datetime | None
     next_at: datetime | None
     passes_s: list[float]
     acknowledged: int
@@ -45,6 +48,10 @@ class Erasure:
     def of(cls, row: RowMapping) -> Self:
         """Return the value of a row of `mm_erasures`, whose columns have the same names."""
         return cls(**{column.name: row[column.name] for column in fields(cls)})
+
+    def is_due(self, now: datetime) -> bool:
+        """Return whether the next step is due."""
+        return self.next_at is not None and self.next_at <= now
 
     @property
     def user_id(self) -> str:
@@ -62,19 +69,9 @@ class Erasure:
     @property
     def step(self) -> Step | None:
         """Return the next step, which may not be due yet; None once the erasure has ended."""
-        match self.state:
-            case "received":
-                return "fence"
-            case "fenced":
-                return "purge"
-            case "purged":
-                return "quiesce"
-            case "submitted" if self.acknowledged == len(self.passes_s):
-                return "complete"
-            case state if state in protocol.OPEN:
-                return "call"
-            case _:
-                return None
+        if self.state == "submitted" and self.acknowledged == len(self.passes_s):
+            return "complete"
+        return _STEPS.get(self.state)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +88,15 @@ class Claim:
 
 
 class Opened(NamedTuple):
-    """An accepted request: the id of its new erasure, or of the open one of the same user.
+    """A committed request: the id of its new erasure, or of the open one of the same user.
 
-    With a `claim` the fence must be raised, and the caller may do it. Without one the fence
-    is up, or another process is raising it.
+    `is_fenced` is whether the fence in Redis is up. With a `claim` the fence must be raised,
+    and the caller may do it. Without one the fence is up, or another process is raising it.
     """
 
     id: str
     is_fenced: bool
-    claim: Claim | None
+    claim: Claim | None = None
 
 
 class StepAttempt(NamedTuple):

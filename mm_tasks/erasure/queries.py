@@ -21,15 +21,20 @@ from mm_tasks.timestamps import stamp
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
-    from sqlalchemy import ColumnElement, RowMapping
+    from sqlalchemy import ColumnElement, RowMapping, Select
     from sqlalchemy.engine import Connection
 
     from mm_tasks.erasure.audit.checkpoints import Checkpoint
     from mm_tasks.erasure.audit.session import AuditSession
 
 _LISTED_MAX = 1000
-# Columns that `show` and `listed` leave out: ids, and the state of the workflow.
-_HIDDEN = frozenset({"ids", "pseudonym", "round", "lease_until", "token", "warned"})
+# Columns that `show` and `listed` may hold: no id, and no state of the workflow.
+_SHOWN = (
+    *("id", "project", "state", "mode", "anonymous", "epoch", "requested_by", "tickets", "reason"),
+    *("received_at", "due_at", "accepted_at", "fenced_at", "quiesced_at", "ended_at", "next_at"),
+    *("passes_s", "acknowledged", "attempts", "removed", "duplicate_of"),
+)
+_SHOWN_OF_PASS = ("round", "n", "due_at", "sent_at", "answered_at", "status", "outcome")
 
 
 class ErasureQueries:
@@ -51,16 +56,15 @@ class ErasureQueries:
 
     def fences(self) -> Iterator[bytes]:
         """Yield the tags of fenced ids, read at one moment; a tag may occur twice."""
-        column = tables.suppressions.c
+        query = self._fenced(tables.suppressions.c.tag)
         with self._session.read() as connection:
-            query = select(column.tag).where(*self._is_fenced())
             # Streamed: there may be a million.
             tags = connection.execute(query.execution_options(yield_per=1000)).scalars()
             yield from map(bytes.fromhex, tags)
 
     def fence_count(self) -> int:
         """Return the number of fenced tags, each counted once."""
-        query = select(func.count(tables.suppressions.c.tag.distinct())).where(*self._is_fenced())
+        query = self._fenced(func.count(tables.suppressions.c.tag.distinct()))
         with self._session.read() as connection:
             return int(connection.execute(query).scalar_one())
 
@@ -108,9 +112,10 @@ class ErasureQueries:
         with self._session.read() as connection:
             return open_deadlines(connection, self._session.project, now)
 
-    def _is_fenced(self) -> tuple[ColumnElement[bool], ...]:
-        column = tables.suppressions.c
-        return column.project == self._session.project, column.lifted_at.is_(None)
+    def _fenced(self, column: ColumnElement[Any]) -> Select[Any]:
+        fenced = tables.suppressions.c
+        query = select(column).where(fenced.project == self._session.project)
+        return query.where(fenced.lifted_at.is_(None))
 
 
 def open_deadlines(connection: Connection, project: str, now: datetime) -> list[ErasureDeadline]:
@@ -136,21 +141,20 @@ def summarize(deadlines: Collection[ErasureDeadline], now: datetime) -> dict[str
 
 
 def _summary(row: RowMapping) -> dict[str, Any]:
-    fields = {name: _plain(value) for name, value in row.items() if name not in _HIDDEN}
-    return {**fields, "subject": row["pseudonym"], "is_wiped": row["ids"] is None}
+    return {**_plain(row, _SHOWN), "subject": row["pseudonym"], "is_wiped": row["ids"] is None}
 
 
 def _passes(attempts: Iterable[RowMapping]) -> list[dict[str, Any]]:
     """Return the last attempt of each pass, and the number of its attempts."""
     passes: dict[tuple[int, int], dict[str, Any]] = {}
     for row in attempts:
-        fields = {name: _plain(value) for name, value in row.items()}
-        del fields["erasure"], fields["attempt"]
         key = (row["round"], row["n"])
-        earlier = passes.get(key, {"attempts": 0})
-        passes[key] = {**fields, "attempts": earlier["attempts"] + 1}
+        before = passes.get(key, {"attempts": 0})["attempts"]
+        passes[key] = {**_plain(row, _SHOWN_OF_PASS), "attempts": before + 1}
     return list(passes.values())
 
 
-def _plain(value: object) -> object:
-    return stamp(value) if isinstance(value, datetime) else value
+def _plain(row: RowMapping, names: Iterable[str]) -> dict[str, Any]:
+    """Return these columns of a row, ready for JSON."""
+    fields = ((name, row[name]) for name in names)
+    return {name: stamp(value) if isinstance(value, datetime) else value for name, value in fields}

@@ -19,7 +19,7 @@ from mm_tasks.events.limits import ID_CHARACTERS_MAX, USER_ID_CHARACTERS_MAX
 from mm_tasks.events.rules import too_long_rule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 # After the erasure, later events of the subject are refused until a person lifts the fence,
 # or are accepted again at once.
@@ -31,7 +31,6 @@ _TELLING_CHARACTERS = 6
 # Tolerated clock skew.
 _CLOCK_SKEW = timedelta(minutes=5)
 _NOT_AN_ID = "must be text that is not empty, without lone surrogates"
-_NOT_A_LIST = "must be a list of strings"
 NAMES_SUBJECT = "must not hold an id of the subject: the log outlives the erasure"
 
 
@@ -62,36 +61,14 @@ class ErasureRequest:
     mode: str = SUPPRESS
 
     def check(self, now: datetime) -> None:
-        """Raise `InvalidEvent` with each field that cannot be stored, never its value.
-
-        `request_of` limits the length of ids.
-        """
-        are_ids = all(map(_is_id, self.anonymous_ids))
-        _raise_broken(
-            user_id="" if _is_id(self.user_id) else _NOT_AN_ID,
-            anonymous_ids="" if are_ids else _NOT_AN_ID,
-        )
-        ids = (self.user_id, *self.anonymous_ids)
-        received_at = ""
-        if self.received_at is not None:
-            if self.received_at.tzinfo is None:
-                received_at = "must have a time zone"
-            elif self.received_at > now + _CLOCK_SKEW:
-                received_at = "must not be in the future"
-        _raise_broken(
-            requested_by=reference_rule(self.requested_by, ids),
-            ticket="" if self.ticket is None else reference_rule(self.ticket, ids),
-            received_at=received_at,
-            reason=_choice_rule(self.reason, Reason),
-            mode=_choice_rule(self.mode, MODES),
-        )
+        """Raise `InvalidEvent` with each broken rule: see `request_of`."""
+        request_of({name: getattr(self, name) for name in _NAMES}, now)
 
 
 _NAMES = tuple(column.name for column in fields(ErasureRequest))
-_TEXTS = tuple(name for name in _NAMES if name not in {"anonymous_ids", "received_at"})
 
 
-def request_of(arguments: Mapping[str, object]) -> ErasureRequest:
+def request_of(arguments: Mapping[str, object], now: datetime) -> ErasureRequest:
     """Return the request; None means "not given". Raises `InvalidEvent` with every problem."""
     values: dict[str, Any] = {k: value for k, value in arguments.items() if value is not None}
     unknown = f"is not a field of this call; known are {', '.join(_NAMES)}"
@@ -99,22 +76,26 @@ def request_of(arguments: Mapping[str, object]) -> ErasureRequest:
     problems += [
         Problem(name, "is required") for name in ("user_id", "requested_by") if name not in values
     ]
-    for name in _TEXTS:
-        if rule := _text_rule(name, values.get(name, "")):
-            problems.append(Problem(name, rule))
-    ids = values.get("anonymous_ids", ())
-    if rule := _ids_rule(ids):
-        problems.append(Problem("anonymous_ids", rule))
-    else:
-        values["anonymous_ids"] = tuple(ids)
     if "received_at" in values:
         values["received_at"] = _time(values["received_at"])
-        if values["received_at"] is None:
-            rule = "must be an aware datetime, or ISO 8601 text"
-            problems.append(Problem("received_at", rule))
+    anonymous = values.get("anonymous_ids", ())
+    known_ids = [values.get("user_id"), *(() if _ids_rule(anonymous) else anonymous)]
+    ids = [id_ for id_ in known_ids if isinstance(id_, str)]
+    rules: dict[str, Callable[[Any], str]] = {
+        "user_id": _user_id_rule,
+        "requested_by": lambda value: _text_rule(value) or reference_rule(value, ids),
+        "ticket": lambda value: _text_rule(value) or reference_rule(value, ids),
+        "received_at": lambda value: _time_rule(value, now),
+        "reason": lambda value: _choice_rule(value, Reason),
+        "mode": lambda value: _choice_rule(value, MODES),
+        "anonymous_ids": _ids_rule,
+    }
+    for name, rule_of in rules.items():
+        if name in values and (rule := rule_of(values[name])):
+            problems.append(Problem(name, rule))
     if problems:
         raise InvalidEvent(problems)
-    return ErasureRequest(**values)
+    return ErasureRequest(**{**values, "anonymous_ids": tuple(anonymous)})
 
 
 def reference_rule(reference: object, ids: Iterable[str]) -> str:
@@ -128,39 +109,44 @@ def reference_rule(reference: object, ids: Iterable[str]) -> str:
     return ""
 
 
-def _raise_broken(**rules: str) -> None:
-    """Raise `InvalidEvent` for the fields with a broken rule."""
-    problems = [Problem(name, rule) for name, rule in rules.items() if rule]
-    if problems:
-        raise InvalidEvent(problems)
+def _text_rule(value: object) -> str:
+    return "" if isinstance(value, str) else "must be a string"
 
 
-def _choice_rule(value: str, choices: Iterable[str]) -> str:
-    return "" if value in tuple(choices) else f"must be one of {', '.join(choices)}"
+def _choice_rule(value: object, choices: Iterable[str]) -> str:
+    is_choice = value in tuple(choices)
+    return _text_rule(value) or ("" if is_choice else f"must be one of {', '.join(choices)}")
 
 
-def _is_id(value: object) -> bool:
-    try:
-        return isinstance(value, str) and bool(value.encode())
-    except UnicodeEncodeError:
-        return False
+def _user_id_rule(value: object) -> str:
+    if type(value) is int:
+        return "must be a string; use str()"
+    return _text_rule(value) or _id_rule(str(value), USER_ID_CHARACTERS_MAX)
 
 
-def _text_rule(name: str, value: object) -> str:
-    if not isinstance(value, str):
-        hint = "; use str()" if name == "user_id" and type(value) is int else ""
-        return f"must be a string{hint}"
-    return too_long_rule(value, USER_ID_CHARACTERS_MAX) if name == "user_id" else ""
-
-
-def _ids_rule(ids: object) -> str:
-    if not isinstance(ids, list | tuple | set | frozenset):
-        return _NOT_A_LIST
+def _ids_rule(ids: Any) -> str:
+    is_list = isinstance(ids, list | tuple | set | frozenset)
+    if not is_list or not all(isinstance(id_, str) for id_ in ids):
+        return "must be a list of strings"
     if len(ids) > ANONYMOUS_IDS_MAX:
         return f"must be at most {ANONYMOUS_IDS_MAX} ids"
-    if not all(isinstance(id_, str) for id_ in ids):
-        return _NOT_A_LIST
-    return max((too_long_rule(id_, ID_CHARACTERS_MAX) for id_ in ids), default="")
+    return max((_id_rule(id_, ID_CHARACTERS_MAX) for id_ in ids), default="")
+
+
+def _id_rule(id_: str, characters_max: int) -> str:
+    try:
+        is_id = bool(id_.encode())
+    except UnicodeEncodeError:
+        is_id = False
+    return too_long_rule(id_, characters_max) if is_id else _NOT_AN_ID
+
+
+def _time_rule(time: datetime | None, now: datetime) -> str:
+    if time is None:
+        return "must be an aware datetime, or ISO 8601 text"
+    if time.tzinfo is None:
+        return "must have a time zone"
+    return "must not be in the future" if time > now + _CLOCK_SKEW else ""
 
 
 def _time(value: object) -> datetime | None:

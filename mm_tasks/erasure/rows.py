@@ -87,12 +87,8 @@ class ErasureRows:
             state = protocol.step(state, transition.kind, transition.details, row["id"])
             self._append(row, transition, now)
             changes |= transition.changes
-        changes |= {
-            "state": state.state,
-            "acknowledged": state.acknowledged,
-            "attempts": state.attempts,
-        }
-        self.change(row["id"], **changes)
+        counts = {"acknowledged": state.acknowledged, "attempts": state.attempts}
+        self.change(row["id"], **changes, **counts, state=state.state)
         for transition in transitions:
             fields = {"erasure": row["id"], "entry": transition.kind}
             _log.info("erasure_entry erasure=%s entry=%s", *fields.values(), extra=fields)
@@ -123,8 +119,8 @@ class ErasureRows:
         self.connection.execute(query.where(column.lifted_at.is_(None)).values(lifted_at=now))
 
     def _append(self, row: Row, transition: Transition, now: datetime) -> None:
-        subject = (row["id"], row["pseudonym"], row["epoch"])
-        entry = audit_log.StoredEntry(*subject, transition.kind, transition.details, stamp(now))
+        subject, details = (row["id"], row["pseudonym"], row["epoch"]), dict(transition.details)
+        entry = audit_log.StoredEntry(*subject, transition.kind, details, stamp(now))
         audit_log.append(self.connection, entry)
 
     def _state(self, row: Row) -> ErasureState:

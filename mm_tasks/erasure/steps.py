@@ -13,6 +13,7 @@ pass if the erasure still waits for it.
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -65,21 +66,16 @@ class ErasureSteps:
             row = rows.find(erasure)
             if row is None or row["state"] not in OPEN or is_held(row, now):
                 return None
-            return rows.lease(row, now, lease_s) if _is_due(row, now) else None
+            return rows.lease(row, now, lease_s) if Erasure.of(row).is_due(now) else None
 
     def extend(self, claim: Claim, now: datetime, lease_s: float) -> bool:
         """Let the lease end `lease_s` from now; return False if the claim is lost."""
-        with self._held(claim) as (rows, row):
-            if row is not None:
-                rows.change(claim.id, lease_until=now + timedelta(seconds=lease_s))
-            return row is not None
+        return self._change(claim, lease_until=now + timedelta(seconds=lease_s))
 
     def release(self, claim: Claim, next_at: datetime | None = None) -> None:
         """Give up a claim; `next_at` postpones the next step. Does nothing if it is lost."""
-        with self._held(claim) as (rows, row):
-            if row is not None:
-                later = next_at or row["next_at"]
-                rows.change(claim.id, token=None, lease_until=None, next_at=later)
+        later = {} if next_at is None else {"next_at": next_at}
+        self._change(claim, token=None, lease_until=None, **later)
 
     def mark_fenced(self, claim: Claim, now: datetime) -> Claim | None:
         """Record that the fence is up: no attempt with the subject's events is admitted."""
@@ -87,12 +83,9 @@ class ErasureSteps:
 
     def mark_purged(self, claim: Claim, removed: Mapping[str, int], now: datetime) -> Claim | None:
         """Record that our own copies are removed, with their number by place."""
-        before = claim.erasure.removed
-        # A place with 0 is kept: it was searched.
-        total = {
-            place: before.get(place, 0) + removed.get(place, 0) for place in {**before, **removed}
-        }
-        details, changes = {"removed": dict(removed)}, {"removed": total}
+        total = Counter(claim.erasure.removed)
+        total.update(removed)  # keeps a place with 0: it was searched
+        details, changes = {"removed": dict(removed)}, {"removed": dict(total)}
         return self._record(claim, now, Transition("purged", details, changes))
 
     def mark_quiesced(self, claim: Claim, passes_s: Sequence[float], now: datetime) -> Claim | None:
@@ -115,7 +108,7 @@ class ErasureSteps:
         """
         with self._held(claim) as (rows, row):
             # The result of an earlier call may have arrived since the claim.
-            if row is None or not _is_due(row, now):
+            if row is None or not Erasure.of(row).is_due(now):
                 return None
             attempt = StepAttempt(claim.id, row["acknowledged"] + 1, row["attempts"] + 1)
             details = {"pass": attempt.n, "attempt": attempt.attempt}
@@ -139,9 +132,8 @@ class ErasureSteps:
                 return Erasure.of(row)
             values = {"status": ack.status, "outcome": ack.outcome}
             details = {"pass": attempt.n, "attempt": attempt.attempt, **values}
-            row = rows.advance(
-                row, [Transition("result", details), *_following(row, attempt, ack)], now
-            )
+            transitions = [Transition("result", details), *_following(row, attempt, ack)]
+            row = rows.advance(row, transitions, now)
             query = update(tables.passes).where(*is_attempt)
             rows.connection.execute(query.values(**values, answered_at=now))
             return Erasure.of(row)
@@ -174,15 +166,18 @@ class ErasureSteps:
             row = rows.find(claim.id)
             yield rows, row if row is not None and row["token"] == claim.token else None
 
+    def _change(self, claim: Claim, **changes: object) -> bool:
+        """Change columns of the claimed row; return False if the claim is lost."""
+        with self._held(claim) as (rows, row):
+            if row is not None:
+                rows.change(claim.id, **changes)
+            return row is not None
+
     def _record(self, claim: Claim, now: datetime, transition: Transition) -> Claim | None:
         with self._held(claim) as (rows, row):
             if row is None:
                 return None
             return replace(claim, erasure=Erasure.of(rows.advance(row, [transition], now)))
-
-
-def _is_due(row: Row, now: datetime) -> bool:
-    return row["next_at"] is not None and row["next_at"] <= now
 
 
 def _following(row: Row, attempt: StepAttempt, ack: VendorAck) -> list[Transition]:

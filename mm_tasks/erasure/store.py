@@ -6,6 +6,7 @@ the rest, and most processes only track.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -30,27 +31,25 @@ if TYPE_CHECKING:
 CHECKPOINTS = "checkpoints"
 
 
+@dataclass
 class AuditStore:
-    """The audit store of one project. Opens nothing until it is used."""
+    """The audit store of one project. Opens nothing until it is used.
 
-    def __init__(
-        self,
-        url: str,
-        project: str,
-        state_dir: Path,
-        *,
-        pseudonym_key: str | None = None,
-        hook: Callable[[Checkpoint], None] | None = None,
-    ) -> None:
-        """Take the URL of the database, and the directory of the checkpoints and the key.
+    `url` is the database's; `state_dir` has the checkpoints and the key. Without
+    `pseudonym_key` the first use creates a key there. `hook` is called with each checkpoint.
+    """
 
-        Without `pseudonym_key` the first use creates a key in the state directory. `hook` is
-        called with each checkpoint.
-        """
-        self._project = project
-        self._state_dir = state_dir
-        self._pseudonym_key = pseudonym_key
-        self.log = AuditLog(Database(url), CheckpointSinks(state_dir / CHECKPOINTS, hook))
+    url: str = field(repr=False)
+    project: str
+    state_dir: Path
+    pseudonym_key: str | None = field(default=None, repr=False)
+    hook: Callable[[Checkpoint], None] | None = None
+
+    @cached_property
+    def log(self) -> AuditLog:
+        """Return the log; raises `ConfigurationError` for a URL of another database."""
+        outside = CheckpointSinks(self.state_dir / CHECKPOINTS, self.hook)
+        return AuditLog(Database(self.url), outside)
 
     @property
     def steps(self) -> ErasureSteps:
@@ -75,8 +74,8 @@ class AuditStore:
         """
         if self.log.database.is_missing:
             return summarize([], now), []
-        key_file = self._state_dir / pseudonyms.FILE
-        if self._pseudonym_key is None and not key_file.exists():
+        key_file = self.state_dir / pseudonyms.FILE
+        if self.pseudonym_key is None and not key_file.exists():
             msg = f"{pseudonyms.SETTING}: not set, and the state directory has none"
             raise ConfigurationError(msg)
         deadlines = self.queries.deadlines(now)
@@ -84,5 +83,5 @@ class AuditStore:
 
     @cached_property
     def _session(self) -> AuditSession:
-        key = Pseudonyms.load(self._pseudonym_key, self._state_dir)
-        return AuditSession(self.log, key, self._project)
+        key = Pseudonyms.load(self.pseudonym_key, self.state_dir)
+        return AuditSession(self.log, key, self.project)

@@ -53,7 +53,8 @@ class ForgetTask(InProcessTask):
         self._accept(fields, "message" if is_message else "call")
 
     def _accept(self, fields: dict[str, Any], via: str = "call") -> ErasureReceipt:
-        accepted = runtime.current().erasure_service.request(request_of(fields), via=via)
+        request = request_of(fields, datetime.now(UTC))
+        accepted = runtime.current().erasure_service.request(request, via=via)
         nudge(RUN_ERASURE, (accepted.id,), FORGET_QUEUE, expires_s=60)
         return ErasureReceipt(accepted.id, accepted.is_fenced)
 
@@ -64,4 +65,4 @@ class ForgetTask(InProcessTask):
         return fields
 
     def _check(self, args: tuple[Any, ...], fields: dict[str, Any]) -> None:
-        request_of(self._by_name(args, fields)).check(datetime.now(UTC))
+        request_of(self._by_name(args, fields), datetime.now(UTC))

@@ -17,7 +17,7 @@ from kombu import serialization
 from mm_tasks import runtime
 from mm_tasks.buffer.batches import new_id
 from mm_tasks.buffer.producer import Appended
-from mm_tasks.erasure.service import Accepted
+from mm_tasks.erasure.models import Opened
 from mm_tasks.events.lanes import BACKFILL, IDENTIFY, LANES, TRACK
 from mm_tasks.events.limits import BATCH_BRACKETS_BYTES
 from mm_tasks.testing.matching import plain
@@ -116,7 +116,7 @@ class RecordingErasureService:
         """Take the records to add to."""
         self._records = records
 
-    def request(self, asked: ErasureRequest, *, via: str = "call") -> Accepted:
+    def request(self, asked: ErasureRequest, *, via: str = "call") -> Opened:
         """Record a request, and suppress its person as the fence would.
 
         A request through the broker has `via="message"`, although it ran at once.
@@ -129,7 +129,7 @@ class RecordingErasureService:
         fields = {name: value for name, value in values.items() if value not in (None, [])}
         fields["via"] = "message" if self._records.is_through_broker() else via
         self._records.add("forget", fields, erasure)
-        return Accepted(erasure, is_fenced=True)
+        return Opened(erasure, is_fenced=True)
 
 
 class NoClients:

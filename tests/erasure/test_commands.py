@@ -7,6 +7,7 @@ import json
 import pytest
 
 from mm_tasks.buffer.records import tag
+from mm_tasks.erasure.audit import tables
 from mm_tasks.erasure.audit.protocol import IllegalTransition
 from mm_tasks.erasure.audit.pseudonyms import Pseudonyms
 from mm_tasks.erasure.audit.verification import verify
@@ -39,6 +40,16 @@ def test_a_request_is_stored_with_every_field(store):
     assert shown["passes"] == []
     assert set(store.queries.fences()) == {USER_TAG, VISITOR_TAG}
     assert json.dumps(shown)
+
+
+def test_no_column_is_shown_but_the_listed_ones(store):
+    """The ids of the subject and the state of the workflow stay in the row."""
+    opened = store.ask()
+    hidden = {"ids", "pseudonym", "round", "lease_until", "token", "warned"}
+    shown = set(tables.erasures.columns.keys()) - hidden | {"subject", "is_wiped"}
+
+    assert set(store.queries.show(opened.id)) == shown | {"passes"}
+    assert [set(row) for row in store.queries.listed()] == [shown]
 
 
 def test_a_second_request_for_the_same_person_adds_its_ticket(store):
@@ -174,8 +185,8 @@ def test_cancel_ends_it_before_the_first_call(store):
 def test_reject_and_duplicate_end_it_as_well(store):
     original, second, third = (store.ask(name).id for name in ("first", "second", "third"))
 
-    store.commands.reject(second, "dpo", "not_verified", NOW)
-    store.commands.mark_duplicate(third, original, "dpo", NOW)
+    store.commands.cancel(second, "dpo", NOW, "rejected", outcome="not_verified")
+    store.commands.cancel(third, "dpo", NOW, "duplicate_of", original=original)
 
     states = [store.queries.show(one)["state"] for one in (second, third)]
     assert states == ["rejected", "duplicate_of"]
@@ -197,7 +208,7 @@ def test_an_illegal_command_raises_the_rule_and_changes_nothing(store):
     with pytest.raises(IllegalTransition, match="no such erasure"):
         store.commands.cancel("nothing", "dpo", NOW)
     with pytest.raises(IllegalTransition, match="no such original"):
-        store.commands.mark_duplicate(claim.id, "nothing", "dpo", NOW)
+        store.commands.cancel(claim.id, "dpo", NOW, "duplicate_of", original="nothing")
     for ask in (store.commands.cancel, store.commands.lift, store.commands.retry):
         for one in ("jane@example.com", f"{USER}-by-phone"):
             with pytest.raises(InvalidEvent, match="requested_by: must") as caught:

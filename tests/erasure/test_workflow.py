@@ -545,8 +545,12 @@ def test_in_mode_once_a_person_is_let_in_as_soon_as_it_is_completed(erasures):
 
 ENDS = {
     "cancelled": lambda service, erasure, _: service.cancel(erasure, "dpo"),
-    "rejected": lambda service, erasure, _: service.reject(erasure, "dpo", "not_verified"),
-    "duplicate_of": lambda service, erasure, of: service.mark_duplicate(erasure, of, "dpo"),
+    "rejected": lambda service, erasure, _: service.cancel(
+        erasure, "dpo", "rejected", outcome="not_verified"
+    ),
+    "duplicate_of": lambda service, erasure, of: service.cancel(
+        erasure, "dpo", "duplicate_of", original=of
+    ),
 }
 
 

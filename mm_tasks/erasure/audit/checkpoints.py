@@ -43,8 +43,7 @@ class CheckpointSinks:
 
     def publish(self, checkpoint: Checkpoint) -> None:
         """Write to all three. Never raises, because the entries are committed."""
-        fields = checkpoint._asdict()
-        _log.info("audit_checkpoint size=%d head=%s at=%s", *checkpoint, extra=fields)
+        _log.info("audit_checkpoint size=%d head=%s at=%s", *checkpoint, extra=checkpoint._asdict())
         try:
             self._append("{} {} {}\n".format(*checkpoint).encode())
         except OSError as error:

@@ -199,14 +199,12 @@ def _parsed(setting: str) -> URL:
 
 def _engine(url: URL) -> Engine:
     is_sqlite = url.drivername.startswith("sqlite")
-    arguments: dict[str, Any] = {"timeout": _WAIT_S}
+    options: dict[str, Any] = {"timeout": _WAIT_S}
     if not is_sqlite:
         # No prepared statements: a pooler gives each transaction another session.
-        arguments = {"connect_timeout": _CONNECT_S, "prepare_threshold": None}
+        options = {"connect_timeout": _CONNECT_S, "prepare_threshold": None}
     try:
-        engine = create_engine(
-            url, poolclass=NullPool, connect_args=arguments, hide_parameters=True
-        )
+        engine = create_engine(url, poolclass=NullPool, connect_args=options, hide_parameters=True)
     except ModuleNotFoundError:
         msg = f"{_SETTING}: PostgreSQL needs pip install mm-tasks[postgres]"
         raise ConfigurationError(msg) from None

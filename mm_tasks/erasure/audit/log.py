@@ -39,8 +39,7 @@ from __future__ import annotations
 import hashlib
 import json
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import func, insert, select
 
@@ -60,15 +59,14 @@ FIRST_PREV = "0" * 64
 _PAGE = 500
 
 
-@dataclass(frozen=True, slots=True)
-class StoredEntry:
+class StoredEntry(NamedTuple):
     """The fields of a line, without its place in the chain."""
 
     erasure: str
     subject: str
     epoch: int
-    kind: str
-    details: Mapping[str, object]
+    entry: str
+    details: dict[str, object]
     at: str
 
 
@@ -86,17 +84,7 @@ def hash_of(line: str) -> str:
 
 def encode(entry: StoredEntry, seq: int, prev: str) -> str:
     """Return the line of an entry at its place."""
-    fields = {
-        "at": entry.at,
-        "details": dict(entry.details),
-        "entry": entry.kind,
-        "epoch": entry.epoch,
-        "erasure": entry.erasure,
-        "prev": prev,
-        "seq": seq,
-        "subject": entry.subject,
-    }
-    return canonical(fields)
+    return canonical({**entry._asdict(), "seq": seq, "prev": prev})
 
 
 def head(connection: Connection) -> Checkpoint:

@@ -74,15 +74,10 @@ ENTRIES: Mapping[str, AuditEntry] = MappingProxyType(
         # Repeated while a scan removes something, such as the events of a failed attempt.
         "purged": _entry({"fenced", "purged"}, "purged", "removed"),
         "quiesced": _entry({"purged"}, "quiesced", "passes"),
-        "intent": _entry(
-            BLOCKED | {"quiesced", "settling", "submitted"}, "submitted", "pass", "attempt"
-        ),
+        "intent": _entry(OPEN - {"received", "fenced", "purged"}, "submitted", "pass", "attempt"),
         # A result may be late: after another worker took over, after new anonymous ids.
         "result": _entry(STATES, "", "pass", "attempt", "status", "outcome"),
-        "settling": _entry({"submitted"}, "settling", "next_at"),
-        "retrying": _entry({"submitted"}, "retrying", "next_at"),
-        "waiting_key": _entry({"submitted"}, "waiting_key", "next_at"),
-        "attention": _entry({"submitted"}, "attention", "next_at"),
+        **{to: _entry({"submitted"}, to, "next_at") for to in sorted(BLOCKED | {"settling"})},
         "retried": _entry(BLOCKED, "", "requested_by"),
         "completed": _entry({"submitted"}, "completed", "acknowledged"),
         "cancelled": _entry(BEFORE_CALLS, "cancelled", "requested_by"),
@@ -120,26 +115,30 @@ def step(
 
     `before` is None for the first entry. Only `duplicate_of` needs the erasure's id.
     """
-    entry = ENTRIES.get(kind)
-    if entry is None:
-        msg = "its kind is not one of the protocol's"
-        raise IllegalTransition(msg)
-    _check_details(entry, details)
-    if before is None:
-        if kind != "received":
-            msg = f"{kind} comes before received"
-            raise IllegalTransition(msg)
-        return ErasureState("received")
-    if before.state not in entry.after:
-        msg = f"{kind} may not follow the state {before.state}"
-        raise IllegalTransition(msg)
-    for holds, rule in _call_rules(before, kind, details):
+    for holds, rule in _rules(before, kind, details, erasure):
         if not holds:
             raise IllegalTransition(rule)
-    if kind == "duplicate_of" and details["original"] == erasure:
-        msg = "an erasure is no duplicate of itself"
-        raise IllegalTransition(msg)
-    return _after(replace(before, state=entry.to or before.state), kind, details)
+    if before is None:
+        return ErasureState("received")
+    return _after(replace(before, state=ENTRIES[kind].to or before.state), kind, details)
+
+
+def _rules(
+    before: ErasureState | None, kind: str, details: Mapping[str, Any], erasure: str
+) -> Iterator[tuple[bool, str]]:
+    """Yield each rule, and whether it holds; a rule relies on the ones before it."""
+    yield kind in ENTRIES, "its kind is not one of the protocol's"
+    entry = ENTRIES[kind]
+    yield set(details) == entry.details, "its details are not those of its kind"
+    for name, value in details.items():
+        yield _ALLOWED[name](value), f"its {name} is not of the allowed form"
+    if before is None:
+        yield kind == "received", f"{kind} comes before received"
+        return
+    yield before.state in entry.after, f"{kind} may not follow the state {before.state}"
+    yield from _call_rules(before, kind, details)
+    if kind == "duplicate_of":
+        yield details["original"] != erasure, "an erasure is no duplicate of itself"
 
 
 def _call_rules(
@@ -194,17 +193,6 @@ def _after(state: ErasureState, kind: str, details: Mapping[str, Any]) -> Erasur
             return state
 
 
-def _check_details(entry: AuditEntry, details: Mapping[str, Any]) -> None:
-    """Raise `IllegalTransition` unless the names and the forms are those of the kind."""
-    if set(details) != entry.details:
-        msg = "its details are not those of its kind"
-        raise IllegalTransition(msg)
-    for name, value in details.items():
-        if not _ALLOWED[name](value):
-            msg = f"its {name} is not of the allowed form"
-            raise IllegalTransition(msg)
-
-
 def _text(pattern: re.Pattern[str]) -> Callable[[object], bool]:
     return lambda value: isinstance(value, str) and pattern.fullmatch(value) is not None
 
@@ -218,9 +206,7 @@ def _is_count(value: object) -> bool:
 
 
 def _are_counts(value: object) -> bool:
-    return isinstance(value, dict) and all(
-        is_word(name) and _is_count(n) for name, n in value.items()
-    )
+    return isinstance(value, dict) and all(is_word(k) and _is_count(n) for k, n in value.items())
 
 
 is_reference = _text(_REFERENCE)

@@ -92,8 +92,8 @@ class AuditSession:
                 msg = f"MM_TASKS_AUDIT_URL: {rule}; put the log back, see docs/erasure.md"
                 raise ConfigurationError(msg)
             store_id = str(uuid_utils.uuid7())
-            values = (1, store_id, tables.SCHEMA_VERSION, *key)
-            connection.execute(insert(tables.store).values(values))
+            new = (1, store_id, tables.SCHEMA_VERSION, *key)
+            connection.execute(insert(tables.store).values(new))
             return store_id
         if row.schema_version != tables.SCHEMA_VERSION:
             rule = f"its tables are of version {row.schema_version}"

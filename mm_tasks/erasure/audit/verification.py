@@ -32,14 +32,9 @@ if TYPE_CHECKING:
 _log = getLogger(__name__)
 
 _FIELDS = {
-    "at": str,
+    **dict.fromkeys(("at", "entry", "erasure", "prev", "subject"), str),
+    **dict.fromkeys(("epoch", "seq"), int),
     "details": dict,
-    "entry": str,
-    "epoch": int,
-    "erasure": str,
-    "prev": str,
-    "seq": int,
-    "subject": str,
 }
 
 
@@ -97,8 +92,8 @@ class Chain:
             rule = f"a checkpoint saw {longest} entries, and {self.size} are here"
             raise _missing(self.size + 1, f"{rule}; its tail was cut")
         states = Counter(state.state for state in self.states.values())
-        counts = (dict(states), len(self.checkpoints))
-        return Report(self.size, self.head, *counts, tuple(guards_missing))
+        guards = tuple(guards_missing)
+        return Report(self.size, self.head, dict(states), len(self.checkpoints), guards)
 
 
 def verify(log: AuditLog) -> Report:
