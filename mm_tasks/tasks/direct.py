@@ -10,7 +10,7 @@ any arguments: an invalid call raises `InvalidEvent`, which names field and rule
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from celery.exceptions import Reject
 
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mm_tasks.events.encode import Encoded
-
-    Returned_co = TypeVar("Returned_co", covariant=True)
 
 _RETRY_S = 10
 
