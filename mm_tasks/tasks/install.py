@@ -26,19 +26,9 @@ from celery.signals import beat_init, celeryd_after_setup, celeryd_init
 
 from mm_tasks.errors import ConfigurationError
 from mm_tasks.settings import Settings
-from mm_tasks.tasks import heartbeat_writer
+from mm_tasks.tasks import celery_app, heartbeat_writer
 from mm_tasks.tasks.base import BaseTask
-from mm_tasks.tasks.celery_app import (
-    ROUTES,
-    app,
-    beat_schedule,
-    bind_tasks,
-    current_app,
-    declared_queue,
-    problems_at_start,
-    queues,
-    when_finalized,
-)
+from mm_tasks.tasks.celery_app import app, current_app, queues
 from mm_tasks.tasks.registry import TASKS, register
 
 if TYPE_CHECKING:
@@ -70,10 +60,10 @@ def install(host: Celery) -> None:
             raise ConfigurationError(msg)
         is_new = current_app() is not host
         if is_new:
-            bind_tasks(TASKS, host)
+            celery_app.bind_tasks(TASKS, host)
     if is_new:
         heartbeat_writer.attach(host)
-        when_finalized(host, register)
+        celery_app.when_finalized(host, register)
         # `config_from_object` may have the settings read more than once.
         host.on_after_configure.connect(_complete_settings, sender=host)
     if vars(host)["configured"]:
@@ -128,12 +118,12 @@ class _Routes:
 
     def __call__(self, name: str, *_: Any, **__: Any) -> dict[str, Any] | None:
         """Return the options of a publish; None if the host routes the task."""
-        route = ROUTES.get(name)
+        route = celery_app.ROUTES.get(name)
         if route is None or name in self._names:
             return None
         if any(pattern.match(name) for pattern in self._patterns):
             return None
-        return {**route, "queue": declared_queue(route["queue"])}
+        return {**route, "queue": celery_app.declared_queue(route["queue"])}
 
 
 def _has_our_routes(conf: Any) -> bool:
@@ -158,7 +148,7 @@ def _missing_entries(conf: Any) -> dict[str, Any]:
     except ConfigurationError:
         # The host starts all the same. The first use of the settings raises and says why.
         every_s = Settings.model_fields["flush_interval_s"].default
-    entries = beat_schedule(every_s)
+    entries = celery_app.beat_schedule(every_s)
     return {name: entry for name, entry in entries.items() if name not in conf.beat_schedule}
 
 
@@ -194,5 +184,5 @@ def _warn(instance: Any, **_: Any) -> None:
     """Log why a host's worker that serves our queues does it badly, or not at all."""
     host = instance.app
     if _is_host(host) and {queue.name for queue in queues()} & set(host.amqp.queues.consume_from):
-        for sentence in (*problems_at_start(), *setting_warnings(host)):
+        for sentence in (*celery_app.problems_at_start(), *setting_warnings(host)):
             _log.warning("host_configuration_problem: %s", sentence)

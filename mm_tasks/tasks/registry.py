@@ -16,15 +16,6 @@ from mm_tasks.tasks.identify import IdentifyTask
 from mm_tasks.tasks.track import TrackTask
 from mm_tasks.tasks.worker import flush, run_erasure, send_batch, sweep_erasures
 
-__all__ = [
-    "TASKS",
-    "aclose",
-    "app",
-    "flush",
-    "forget",
-    "identify",
-    "track",
-]
 track, identify, forget = TrackTask(), IdentifyTask(), ForgetTask()
 TASKS = (track, identify, forget, flush, send_batch, run_erasure, sweep_erasures)
 
