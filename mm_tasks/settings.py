@@ -162,9 +162,9 @@ class Settings(BaseSettings):
     @field_validator("redis_url", "broker_url")
     @classmethod
     def _is_an_address(cls, url: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
-        # The broker may be another one than Redis.
-        if url is not None and (info.field_name == "redis_url" or _scheme(url) in SCHEMES):
-            parse(url.get_secret_value())
+        if url is not None:
+            check = parse if info.field_name == "redis_url" else _broker_address
+            check(url.get_secret_value())
         return url
 
     @field_validator("erasure_passes_s", mode="before")
@@ -195,9 +195,7 @@ class Settings(BaseSettings):
     @property
     def broker_address(self) -> Address | str:
         """Return the address of the broker, or the URL of a broker other than Redis."""
-        url = self.broker_url or self.redis_url
-        text = url.get_secret_value()
-        return parse(text) if _scheme(url) in SCHEMES else text
+        return _broker_address((self.broker_url or self.redis_url).get_secret_value())
 
     @classmethod
     def load(cls, explicit: Mapping[str, Any] | None = None) -> Settings:
@@ -225,8 +223,8 @@ def variable(field: str) -> str:
     return name if name.startswith("MILLIMETRIC_") else f"MM_TASKS_{name}"
 
 
-def _scheme(url: SecretStr) -> str:
-    return url.get_secret_value().partition("://")[0].lower()
+def _broker_address(url: str) -> Address | str:
+    return parse(url) if url.partition("://")[0].lower() in SCHEMES else url
 
 
 def _files(fields: Iterable[str]) -> dict[str, str]:

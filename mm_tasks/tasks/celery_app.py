@@ -65,7 +65,6 @@ def _configuration() -> dict[str, Any]:
         },
         "task_serializer": "json",
         "accept_content": ["json"],
-        "result_accept_content": ["json"],
         "task_ignore_result": True,
         "task_acks_late": True,
         "task_queues": queues(),
@@ -75,7 +74,6 @@ def _configuration() -> dict[str, Any]:
         "worker_consumer": "mm_tasks.tasks.overrides:Consumer",
         "worker_soft_shutdown_timeout": min(settings.request_timeout_s + 2, settings.lease_s / 2),
         "worker_enable_soft_shutdown_on_idle": True,
-        "worker_hijack_root_logger": True,
         # No schedule file: all entries are intervals, and several beats are harmless.
         "beat_scheduler": "mm_tasks.tasks.overrides:Scheduler",
         "beat_schedule": beat_schedule(settings.flush_interval_s),

@@ -39,9 +39,8 @@ if TYPE_CHECKING:
 _log = getLogger(__name__)
 _lock = threading.Lock()
 
-# Celery's default is an hour. A message that waits longer is delivered twice.
-_VISIBILITY_TIMEOUT_S = 3600
-# Our messages wait for at most five minutes; a countdown is safe for half of the timeout.
+# A message that waits longer than the timeout, by default an hour, is delivered twice. Our
+# messages wait for at most five minutes; a countdown is safe for half of the timeout.
 _VISIBILITY_TIMEOUT_MIN_S = 600
 
 
@@ -95,7 +94,7 @@ def _setting_warnings(conf: Any) -> Iterator[str]:
         if 0 < (getattr(conf, name) or lease_s) < lease_s:
             yield f"{name} is below {lease_s} s: a request that is cut may be sent twice"
     options = conf.broker_transport_options or {}
-    if options.get("visibility_timeout", _VISIBILITY_TIMEOUT_S) < _VISIBILITY_TIMEOUT_MIN_S:
+    if options.get("visibility_timeout", _VISIBILITY_TIMEOUT_MIN_S) < _VISIBILITY_TIMEOUT_MIN_S:
         yield (
             f"visibility_timeout is below {_VISIBILITY_TIMEOUT_MIN_S} s: "
             "messages with a countdown are delivered more than once"
@@ -110,20 +109,19 @@ class _Routes:
 
     def __init__(self, host_routes: tuple[Any, ...]) -> None:
         """Take the routes of the host, which win where they name our tasks."""
-        maps: list[Any] = [route for route in prepare(host_routes) if isinstance(route, MapRoute)]
-        self._names = {name for table in maps for name in table.map}
-        self._patterns = [
-            pattern for table in maps for pattern in table.patterns if "mm_tasks" in pattern.pattern
-        ]
+        self._tables = [route for route in prepare(host_routes) if isinstance(route, MapRoute)]
 
     def __call__(self, name: str, *_: Any, **__: Any) -> dict[str, Any] | None:
         """Return the options of a publish; None if the host routes the task."""
         route = celery_app.ROUTES.get(name)
-        if route is None or name in self._names:
-            return None
-        if any(pattern.match(name) for pattern in self._patterns):
+        if route is None or any(_names_task(table, name) for table in self._tables):
             return None
         return {**route, "queue": celery_app.declared_queue(route["queue"])}
+
+
+def _names_task(table: Any, name: str) -> bool:
+    ours = (pattern for pattern in table.patterns if "mm_tasks" in pattern.pattern)
+    return name in table.map or any(pattern.match(name) for pattern in ours)
 
 
 def _has_our_routes(conf: Any) -> bool:

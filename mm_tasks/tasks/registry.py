@@ -29,16 +29,11 @@ async def aclose() -> None:
 
 
 def register(sender: Any, **_: Any) -> None:
-    """Register the tasks in a finalized app; reads its settings."""
-    for task in TASKS:
-        sender.register_task(task)
-
-
-def _register(sender: Any, **_: Any) -> None:
-    """Register the tasks in our app at its first use, unless they belong to a host."""
+    """Register the tasks in a finalized app, if they belong to it; reads its settings."""
     if current_app() is sender:
-        register(sender)
+        for task in TASKS:
+            sender.register_task(task)
 
 
-when_finalized(app, _register)
+when_finalized(app, register)
 heartbeat_writer.attach(app)

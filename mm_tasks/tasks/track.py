@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, overload
 
 from mm_tasks.errors import InvalidEvent
 from mm_tasks.events.lanes import TRACK
 from mm_tasks.events.limits import ID_CHARACTERS_MAX
 from mm_tasks.tasks.direct import EventTask
-from mm_tasks.tasks.receipts import Receipt, at_index, counting, in_order, parts
+from mm_tasks.tasks.receipts import Receipt, counting, in_order, parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -104,7 +105,8 @@ class TrackTask(EventTask):
             try:
                 validated.append(self._encode(fields))
             except InvalidEvent as error:
-                validated.append(at_index(index, error))
+                problems = [replace(problem, index=index) for problem in error.problems]
+                validated.append(type(error)(problems))
         errors = [event for event in validated if isinstance(event, InvalidEvent)]
         if errors and on_error == "raise":
             raise InvalidEvent([problem for error in errors for problem in error.problems])
