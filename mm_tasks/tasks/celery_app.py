@@ -63,7 +63,6 @@ def _configuration() -> dict[str, Any]:
             "health_check_interval": 5,
             **transport_options,
         },
-        "task_serializer": "json",
         "accept_content": ["json"],
         "task_ignore_result": True,
         "task_acks_late": True,
@@ -162,7 +161,5 @@ def problems_at_start() -> list[str]:
 @celeryd_init.connect
 def _refuse_bad_settings(instance: Any = None, **_: Any) -> None:
     """Refuse to start a worker of our app that has problems. A host's worker logs them."""
-    if getattr(instance, "app", None) is not app:
-        return
-    if problems := problems_at_start():
+    if getattr(instance, "app", None) is app and (problems := problems_at_start()):
         raise SystemExit("\n".join(f"mm_tasks: {problem}" for problem in problems))
