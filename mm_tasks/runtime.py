@@ -35,15 +35,11 @@ from mm_tasks.settings import LogFormat, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from datetime import datetime
 
+    from pydantic import SecretStr
     from redis import Redis
 
     from mm_tasks.erasure.audit.checkpoints import Checkpoint
-    from mm_tasks.erasure.audit.log import AuditLog
-    from mm_tasks.erasure.commands import ErasureCommands
-    from mm_tasks.erasure.models import ErasureDeadline
-    from mm_tasks.erasure.queries import ErasureQueries
     from mm_tasks.erasure.store import AuditStore
 
 # A web request waits at most this long for Redis: connect, then one answer. No blind
@@ -93,11 +89,10 @@ class Runtime:
     def client(self) -> Client:
         """Return the HTTP client; raises `ConfigurationError` without a usable key and host."""
         settings = self.settings
-        proxy = settings.proxy_url
         return Client(
             vendor_access(settings.millimetric_host, settings.millimetric_key),
             request_timeout_s=settings.request_timeout_s,
-            proxy_url=proxy.get_secret_value() if proxy else None,
+            proxy_url=_text(settings.proxy_url),
         )
 
     @cached_property
@@ -111,11 +106,7 @@ class Runtime:
             park_ambiguous=settings.on_ambiguous == "park",
         )
         limiter = Limiter(
-            redis,
-            settings.project,
-            TRACK,
-            settings.batch_rate_per_s,
-            settings.batch_burst,
+            redis, settings.project, TRACK, settings.batch_rate_per_s, settings.batch_burst
         )
         batches = {
             lane: Batches(redis, settings.project, lane, limits)
@@ -137,78 +128,51 @@ class Runtime:
         }
 
     @cached_property
-    def _audit_store(self) -> AuditStore:
+    def audit_store(self) -> AuditStore:
+        """Return the audit store; raises `ConfigurationError` where a setting is of no use."""
         from mm_tasks.erasure.store import AuditStore  # noqa: PLC0415 - slow; most processes only track
 
         settings = self.settings
-        key = settings.pseudonym_key
         return AuditStore(
             _audit_url(settings),
             settings.project,
             settings.state_dir,
-            pseudonym_key=None if key is None else key.get_secret_value(),
+            pseudonym_key=_text(settings.pseudonym_key),
             hook=_checkpoint_hook(settings.checkpoint_hook),
         )
-
-    def look_at_erasures(self, now: datetime) -> tuple[dict[str, Any], list[ErasureDeadline]]:
-        """Return their numbers and all open ones, and make nothing: see `AuditStore`."""
-        return self._audit_store.open_erasures(now)
-
-    @property
-    def audit_log(self) -> AuditLog:
-        """Return the audit log; raises `ConfigurationError` where a setting is of no use."""
-        return self._audit_store.log
-
-    @cached_property
-    def erasure_commands(self) -> ErasureCommands:
-        """Return the commands on erasures; raises as `audit_log`."""
-        return self._audit_store.commands
-
-    @cached_property
-    def erasure_queries(self) -> ErasureQueries:
-        """Return the queries of erasures; raises as `audit_log`."""
-        return self._audit_store.queries
 
     @cached_property
     def erasure_service(self) -> ErasureService:
         """Return the door for erasure requests, on the client that fails fast."""
         fence = Fence(self.producer_redis, self.settings.project)
-        fence_sync = FenceSync(fence, self.erasure_queries)
-        return ErasureService(self._audit_store.steps, self.erasure_commands, fence_sync)
-
-    @cached_property
-    def fence(self) -> Fence:
-        """Return the fence in Redis, for workers and commands."""
-        return Fence(self.worker_redis, self.settings.project)
+        store = self.audit_store
+        return ErasureService(store.steps, store.commands, FenceSync(fence, store.queries))
 
     @cached_property
     def fence_sync(self) -> FenceSync:
-        """Return what keeps the fences in Redis as they are in SQL."""
-        return FenceSync(self.fence, self.erasure_queries)
+        """Return the synchronization of the fences in Redis with SQL, for workers and commands."""
+        fence = Fence(self.worker_redis, self.settings.project)
+        return FenceSync(fence, self.audit_store.queries)
 
     @cached_property
     def erasures(self) -> ErasureWorkflow:
         """Return the erasure workflow."""
         settings = self.settings
         return ErasureWorkflow(
-            self._audit_store.steps,
-            self.erasure_commands,
+            self.audit_store.steps,
+            self.audit_store.commands,
             self.fence_sync,
             Purge(self.worker_redis, settings.project),
             self.client,
             ErasurePolicy(settings.erasure_passes_s, settings.lease_s, settings.probe_interval_s),
         )
 
-    @cached_property
-    def dead_letters(self) -> DeadLetters:
-        """Return the dead letters of all lanes."""
-        return DeadLetters(self.worker_redis, self.settings.project)
-
     def trim_dead_letters(self) -> None:
-        """Discard dead letters above the bounds in number and age."""
+        """Discard dead letters, of all lanes, above the bounds in number and age."""
         settings = self.settings
         age_max_ms = round(settings.dead_age_max_days * 86_400_000)
-        self.dead_letters.trim(settings.dead_events_max, age_max_ms)
+        dead_letters = DeadLetters(self.worker_redis, settings.project)
+        dead_letters.trim(settings.dead_events_max, age_max_ms)
 
     def _redis(self, connect_s: float, answer_s: float) -> Redis:
         address = self.settings.redis_address
@@ -221,6 +185,10 @@ def _batch_limits(settings: Settings) -> dict[str, BatchLimits]:
     # One record a request; its size was bounded when it was validated.
     single = BatchLimits(1, settings.batch_bytes_max, 0)
     return {TRACK: full, IDENTIFY: single, BACKFILL: full}
+
+
+def _text(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()
 
 
 def _audit_url(settings: Settings) -> str:
@@ -242,14 +210,13 @@ def _audit_url(settings: Settings) -> str:
 def _checkpoint_hook(name: str | None) -> Callable[[Checkpoint], None] | None:
     if name is None:
         return None
+    reason = "it names no function"
     try:
         hook: Callable[[Checkpoint], None] | None = resolve_name(name) if ":" in name else None
-    except Exception as error:  # noqa: BLE001 - importing a host's module may raise anything
-        reason = type(error).__name__
-    else:
         if callable(hook):
             return hook
-        reason = "it names no function"
+    except Exception as error:  # noqa: BLE001 - importing a host's module may raise anything
+        reason = type(error).__name__
     rule = "must be package.module:function, and can be imported by every process"
     msg = f"MM_TASKS_CHECKPOINT_HOOK: {rule} ({reason})"
     raise ConfigurationError(msg)

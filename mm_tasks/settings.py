@@ -69,7 +69,7 @@ def with_password(url: str, password: str) -> str:
 # A lease must outlive the request and the recording of its outcome.
 _LEASE_MARGIN_S = 5
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-_Offset = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 def _state_dir() -> Path:
@@ -86,110 +86,70 @@ class Settings(BaseSettings):
         extra="ignore",
         hide_input_in_errors=True,
         populate_by_name=True,
+        use_attribute_docstrings=True,
     )
 
-    millimetric_key: SecretStr | None = Field(
-        default=None,
-        validation_alias="MILLIMETRIC_KEY",
-        description="The secret key, `sk_…`. Needed by workers only.",
-    )
+    millimetric_key: SecretStr | None = Field(default=None, validation_alias="MILLIMETRIC_KEY")
+    """The secret key, `sk_…`. Needed by workers only."""
     millimetric_host: str = Field(
-        default="https://api.millimetric.ai",
-        validation_alias="MILLIMETRIC_HOST",
-        description="Where requests go. https, unless the host is loopback.",
+        default="https://api.millimetric.ai", validation_alias="MILLIMETRIC_HOST"
     )
-    redis_password: SecretStr | None = Field(
-        default=None, description="Put into MM_TASKS_REDIS_URL where that has none."
-    )
-    redis_url: SecretStr = Field(
-        default=SecretStr("redis://127.0.0.1:6379/0"),
-        description=(
-            "The buffer, and the broker unless told otherwise. `redis://`, `rediss://`, `unix://`, "
-            "`sentinel://` or `sentinels://`: see docs/connections.md."
-        ),
-    )
-    broker_url: SecretStr | None = Field(
-        default=None, description="Any Celery broker. Not set: the same as the buffer."
-    )
-    audit_password: SecretStr | None = Field(
-        default=None, description="Put into MM_TASKS_AUDIT_URL where that has none."
-    )
-    audit_url: SecretStr | None = Field(
-        default=None,
-        description="SQLAlchemy URL of the audit log. Not set: a file in the state directory.",
-    )
-    state_dir: Path = Field(
-        default_factory=_state_dir,
-        description="Files of the embedded Redis, of the audit log and its checkpoints; a key.",
-    )
-    project: str = Field(
-        default="default",
-        pattern=r"^[A-Za-z0-9_.-]{1,64}$",
-        description="The name in all Redis keys.",
-    )
-    batch_events_max: int = Field(
-        default=limits.BATCH_EVENTS_MAX, ge=1, le=1000, description="Events in one request."
-    )
-    batch_bytes_max: int = Field(
-        default=limits.BATCH_BYTES_MAX,
-        ge=1_000,
-        le=262_144,
-        description="Bytes of one request's body, brackets and commas included.",
-    )
-    batch_rate_per_s: _Positive = Field(
-        default=limits.VENDOR_BATCH_RATE_PER_S, description="Batches a second, over all workers."
-    )
-    batch_burst: int = Field(
-        default=10,
-        ge=1,
-        description="Batches that may go at once from idle; below the vendor's 20.",
-    )
-    flush_interval_s: _Positive = Field(default=1, le=60, description="The period of beat's flush.")
-    linger_s: float = Field(
-        default=1, ge=0, allow_inf_nan=False, description="Age at which a part-full batch goes."
-    )
-    buffer_bytes_max: int = Field(
-        default=1 << 30, ge=1, description="Above it BufferFull is raised; nothing is dropped."
-    )
-    request_timeout_s: _Positive = Field(default=10, description="For the whole exchange.")
-    proxy_url: SecretStr | None = Field(
-        default=None, description="The environment's proxy variables are not read."
-    )
-    on_ambiguous: Literal["retry", "park"] = Field(
-        default="retry", description="What follows when a request may have been stored."
-    )
-    dead_events_max: int = Field(
-        default=100_000,
-        ge=1,
-        description="Dead letters that are kept; above it the oldest are discarded, and counted.",
-    )
-    dead_age_max_days: _Positive = Field(
-        default=90, description="Dead letters buried longer ago are discarded, and counted."
-    )
-    lease_s: _Positive = Field(
-        default=60, description="How long a claimed batch belongs to one attempt."
-    )
-    probe_interval_s: _Positive = Field(
-        default=60, description="While paused: one request this often, over all workers."
-    )
+    """Where requests go. https, unless the host is loopback."""
+    redis_password: SecretStr | None = None
+    """Put into MM_TASKS_REDIS_URL where that has none."""
+    redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    """The buffer, and the broker unless told otherwise. `redis://`, `rediss://`, `unix://`,
+    `sentinel://` or `sentinels://`: see docs/connections.md."""
+    broker_url: SecretStr | None = None
+    """Any Celery broker. Not set: the same as the buffer."""
+    audit_password: SecretStr | None = None
+    """Put into MM_TASKS_AUDIT_URL where that has none."""
+    audit_url: SecretStr | None = None
+    """SQLAlchemy URL of the audit log. Not set: a file in the state directory."""
+    state_dir: Path = Field(default_factory=_state_dir)
+    """Files of the embedded Redis, of the audit log and its checkpoints; a key."""
+    project: str = Field(default="default", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    """The name in all Redis keys."""
+    batch_events_max: int = Field(default=limits.BATCH_EVENTS_MAX, ge=1, le=1000)
+    """Events in one request."""
+    batch_bytes_max: int = Field(default=limits.BATCH_BYTES_MAX, ge=1_000, le=262_144)
+    """Bytes of one request's body, brackets and commas included."""
+    batch_rate_per_s: _Positive = limits.VENDOR_BATCH_RATE_PER_S
+    """Batches a second, over all workers."""
+    batch_burst: int = Field(default=10, ge=1)
+    """Batches that may go at once from idle; below the vendor's 20."""
+    flush_interval_s: _Positive = Field(default=1, le=60)
+    """The period of beat's flush."""
+    linger_s: _NotNegative = 1
+    """Age at which a part-full batch goes."""
+    buffer_bytes_max: int = Field(default=1 << 30, ge=1)
+    """Above it BufferFull is raised; nothing is dropped."""
+    request_timeout_s: _Positive = 10
+    """For the whole exchange."""
+    proxy_url: SecretStr | None = None
+    """The environment's proxy variables are not read."""
+    on_ambiguous: Literal["retry", "park"] = "retry"
+    """What follows when a request may have been stored."""
+    dead_events_max: int = Field(default=100_000, ge=1)
+    """Dead letters that are kept; above it the oldest are discarded, and counted."""
+    dead_age_max_days: _Positive = 90
+    """Dead letters buried longer ago are discarded, and counted."""
+    lease_s: _Positive = 60
+    """How long a claimed batch belongs to one attempt."""
+    probe_interval_s: _Positive = 60
+    """While paused: one request this often, over all workers."""
 
-    log_format: LogFormat = Field(
-        default="text", description="Of workers, beat and commands: lines of text, or of JSON."
-    )
+    log_format: LogFormat = "text"
+    """Of workers, beat and commands: lines of text, or of JSON."""
 
-    pseudonym_key: SecretStr | None = Field(
-        default=None,
-        description="Keys the audit log's pseudonyms. Not set: made up in the state directory.",
+    pseudonym_key: SecretStr | None = None
+    """Keys the audit log's pseudonyms. Not set: made up in the state directory."""
+    checkpoint_hook: str | None = None
+    """`package.module:function`, called with each checkpoint of the audit log."""
+    erasure_passes_s: Annotated[tuple[_NotNegative, ...], NoDecode] = Field(
+        default=(0, 900, 86_400), min_length=1
     )
-    checkpoint_hook: str | None = Field(
-        default=None,
-        description="`package.module:function`, called with each checkpoint of the audit log.",
-    )
-    erasure_passes_s: Annotated[tuple[_Offset, ...], NoDecode] = Field(
-        default=(0, 900, 86_400),
-        min_length=1,
-        description="When /v1/forget is called, counted from quiesce.",
-    )
+    """When /v1/forget is called, counted from quiesce."""
 
     @field_validator("redis_url", "audit_url")
     @classmethod
@@ -202,9 +162,9 @@ class Settings(BaseSettings):
     @field_validator("redis_url", "broker_url")
     @classmethod
     def _is_an_address(cls, url: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
-        # The broker may be another one than Redis.
-        if url is not None and (info.field_name == "redis_url" or _scheme(url) in SCHEMES):
-            parse(url.get_secret_value())
+        if url is not None:
+            check = parse if info.field_name == "redis_url" else _broker_address
+            check(url.get_secret_value())
         return url
 
     @field_validator("erasure_passes_s", mode="before")
@@ -235,9 +195,7 @@ class Settings(BaseSettings):
     @property
     def broker_address(self) -> Address | str:
         """Return the address of the broker, or the URL of a broker other than Redis."""
-        url = self.broker_url or self.redis_url
-        text = url.get_secret_value()
-        return parse(text) if _scheme(url) in SCHEMES else text
+        return _broker_address((self.broker_url or self.redis_url).get_secret_value())
 
     @classmethod
     def load(cls, explicit: Mapping[str, Any] | None = None) -> Settings:
@@ -265,8 +223,8 @@ def variable(field: str) -> str:
     return name if name.startswith("MILLIMETRIC_") else f"MM_TASKS_{name}"
 
 
-def _scheme(url: SecretStr) -> str:
-    return url.get_secret_value().partition("://")[0].lower()
+def _broker_address(url: str) -> Address | str:
+    return parse(url) if url.partition("://")[0].lower() in SCHEMES else url
 
 
 def _files(fields: Iterable[str]) -> dict[str, str]:

@@ -79,7 +79,7 @@ def export(
     """
     written = -1  # the checkpoint is not an entry
     with destination(file, force=force) as opened:
-        for line in runtime.current().audit_log.export(datetime.now(UTC)):
+        for line in runtime.current().audit_store.log.export(datetime.now(UTC)):
             opened.write(f"{line}\n".encode())
             written += 1
     typer.echo(f"{written} entries written", err=True)
@@ -93,7 +93,7 @@ def checkpoint(*, as_json: _Json = False) -> None:
 
     Example: mm-tasks audit checkpoint --json
     """
-    log = runtime.current().audit_log
+    log = runtime.current().audit_store.log
     sealed = log.checkpoint(datetime.now(UTC))
     if as_json:
         typer.echo(json.dumps(sealed._asdict()))
@@ -104,7 +104,7 @@ def checkpoint(*, as_json: _Json = False) -> None:
 
 
 def _of_log() -> Report:
-    log = runtime.current().audit_log
+    log = runtime.current().audit_store.log
     if log.database.is_missing:
         fail("there is no audit log; see MM_TASKS_AUDIT_URL and MM_TASKS_STATE_DIR")
     try:
@@ -120,7 +120,7 @@ def _of_export(path: Path) -> Report:
         fail(f"the export cannot be read ({type(error).__name__})")
     # Only a newline ends a line.
     lines = text.removesuffix("\n").split("\n")
-    checkpoints = _kept(runtime.current().audit_log.outside)
+    checkpoints = _kept(runtime.current().audit_store.log.outside)
     return verification.verify_lines(lines, _of_its_time(checkpoints, lines[-1]))
 
 

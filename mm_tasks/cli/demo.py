@@ -55,7 +55,7 @@ import json, time
 from mm_tasks import forget, runtime, track
 asked = forget.delay(user_id="shopper-0", requested_by="demo", ticket="DEMO-1")
 is_refused = not track.delay("product_viewed", user_id="shopper-0").accepted
-show = runtime.current().erasure_queries.show
+show = runtime.current().audit_store.queries.show
 while (found := show(asked.id))["state"] != "completed":
     time.sleep(0.2)
 acknowledged = [one for one in found["passes"] if one["outcome"] == "acknowledged"]
@@ -105,7 +105,7 @@ def _configured(folder: Path) -> _Stores:
     if current.worker_redis.dbsize():
         msg = "MM_TASKS_REDIS_URL: must name an empty database, since the demo leaves its own there"
         raise ConfigurationError(msg)
-    with current.audit_log.database.read() as connection:
+    with current.audit_store.log.database.read() as connection:
         if head(connection).size:
             msg = "MM_TASKS_AUDIT_URL: must name a database without entries, since those would stay"
             raise ConfigurationError(msg)

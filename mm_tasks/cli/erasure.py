@@ -110,7 +110,7 @@ def list_command(
         rule = f"must be one of {', '.join(sorted(protocol.STATES))}"
         raise typer.BadParameter(rule, param_hint="--state")
     states = {*(state or ()), *(protocol.OPEN if is_open else ())}
-    rows = runtime.current().erasure_queries.listed(states or None, limit)
+    rows = runtime.current().audit_store.queries.listed(states or None, limit)
     if as_json:
         typer.echo(json.dumps({"erasures": rows}))
         return
@@ -145,7 +145,7 @@ def show(
     if with_receipt:
         typer.echo(_receipt(current, id_))
         return
-    erasure = current.erasure_queries.show(id_)
+    erasure = current.audit_store.queries.show(id_)
     if erasure is None:
         fail(_UNKNOWN)
     if as_json:
@@ -272,10 +272,10 @@ def _reference(field: str, value: str) -> str:
 
 
 def _receipt(current: Runtime, id_: str) -> str:
-    entries, end = current.erasure_queries.history(id_)
+    entries, end = current.audit_store.queries.history(id_)
     if not entries:
         fail(_UNKNOWN)
-    database = current.audit_log.database
+    database = current.audit_store.log.database
     try:
         # Truncated again, since the log does not record whether the wiping of the ids did it.
         is_emptied = database.truncate_wal()

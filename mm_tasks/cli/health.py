@@ -57,5 +57,5 @@ def _checks(
 
 
 def _reach(current: Runtime) -> bool:
-    # `audit_log` raises for a refused setting, which is a problem of this check.
-    return current.audit_log.database.reach()
+    # `audit_store` raises for a refused setting, which is a problem of this check.
+    return current.audit_store.log.database.reach()

@@ -30,7 +30,7 @@ def run(out: Console, *, as_json: bool) -> None:
     late: list[ErasureDeadline] = []
     why = ""
     try:
-        shown["erasures"], known = current.look_at_erasures(datetime.now(UTC))
+        shown["erasures"], known = current.audit_store.open_erasures(datetime.now(UTC))
         late = [deadline for deadline in known if deadline.mark]
     except (AuditUnavailable, ConfigurationError) as error:
         shown["erasures"], why = None, str(error)

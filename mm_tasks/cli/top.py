@@ -97,7 +97,7 @@ class RefreshingView:
 
     def _read_erasures(self) -> None:
         try:
-            summary, self.deadlines = self.current.look_at_erasures(datetime.now(UTC))
+            summary, self.deadlines = self.current.audit_store.open_erasures(datetime.now(UTC))
         except (AuditUnavailable, ConfigurationError) as error:
             self.erasures, self.deadlines = f"unknown: {error}", []
         else:

@@ -125,8 +125,8 @@ def _clock(skew_s: float) -> Check:
 def store(current: Runtime) -> Check:
     """Return the check of the audit store; creates its tables if they do not exist."""
     try:
-        store_id = current.erasure_queries.store_id
-        kind = "SQLite" if current.audit_log.database.is_sqlite else "PostgreSQL"
+        store_id = current.audit_store.queries.store_id
+        kind = "SQLite" if current.audit_store.log.database.is_sqlite else "PostgreSQL"
         current.fence_sync.check_store()
     except ConfigurationError as error:
         return Check("audit store", "problem", str(error))
@@ -145,11 +145,11 @@ def erasures(current: Runtime) -> Iterator[Check]:
         return
     try:
         yield _fence(current.worker_redis, current.settings.project)
-        with current.audit_log.database.read() as connection:
+        with current.audit_store.log.database.read() as connection:
             missing = tables.guards_missing(connection)
         yield _guards(missing)
-        yield _checkpoints(current.audit_log)
-        summary = current.erasure_queries.summary(datetime.now(UTC))
+        yield _checkpoints(current.audit_store.log)
+        summary = current.audit_store.queries.summary(datetime.now(UTC))
         is_late = summary["overdue"] + summary["blocked"] > 0
         yield Check("erasures", "warning" if is_late else "ok", in_words(summary))
     except AuditUnavailable as error:

@@ -106,7 +106,7 @@ class Collector:
     def _of_audit(self, current: Runtime) -> Iterator[Metric]:
         now = datetime.now(UTC)
         try:
-            summary, deadlines = current.look_at_erasures(now)
+            summary, deadlines = current.audit_store.open_erasures(now)
             counters = self._counters(current)
         except (AuditUnavailable, ConfigurationError):
             yield _gauge("audit_up", "Whether the audit database answered.", 0)
@@ -130,7 +130,7 @@ class Collector:
         yield _histogram("erasure_step_seconds", help_text, "step", steps)
 
     def _counters(self, current: Runtime) -> dict[str, int]:
-        database = current.audit_log.database
+        database = current.audit_store.log.database
         with self._reading:
             if self._durations is None:
                 self._durations = ErasureDurations(current.settings.project)

@@ -16,14 +16,7 @@ from kombu import Exchange, Queue
 from mm_tasks import runtime
 from mm_tasks.connections import redis_client
 from mm_tasks.errors import ConfigurationError
-from mm_tasks.events.lanes import (
-    DELIVER_QUEUE,
-    ENDPOINTS,
-    FORGET_QUEUE,
-    IDENTIFY_QUEUE,
-    QUEUE_NAMES,
-    QUEUES,
-)
+from mm_tasks.events import lanes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,13 +27,13 @@ RUN_ERASURE, SWEEP_ERASURES = "mm_tasks.run_erasure", "mm_tasks.sweep_erasures"
 REDACTED = {"argsrepr": "(...)", "kwargsrepr": "{...}"}
 # Options of a publish, by the name of the task. They apply to `send_task` too.
 ROUTES: dict[str, dict[str, Any]] = {
-    "mm_tasks.track": {"queue": DELIVER_QUEUE, "serializer": "json", **REDACTED},
-    "mm_tasks.identify": {"queue": IDENTIFY_QUEUE, "serializer": "json", **REDACTED},
-    "mm_tasks.forget": {"queue": FORGET_QUEUE, "serializer": "json", **REDACTED},
-    FLUSH: {"queue": DELIVER_QUEUE, "serializer": "json"},
-    SEND_BATCH: {"queue": DELIVER_QUEUE, "serializer": "json"},
-    RUN_ERASURE: {"queue": FORGET_QUEUE, "serializer": "json"},
-    SWEEP_ERASURES: {"queue": FORGET_QUEUE, "serializer": "json"},
+    "mm_tasks.track": {"queue": lanes.DELIVER_QUEUE, "serializer": "json", **REDACTED},
+    "mm_tasks.identify": {"queue": lanes.IDENTIFY_QUEUE, "serializer": "json", **REDACTED},
+    "mm_tasks.forget": {"queue": lanes.FORGET_QUEUE, "serializer": "json", **REDACTED},
+    FLUSH: {"queue": lanes.DELIVER_QUEUE, "serializer": "json"},
+    SEND_BATCH: {"queue": lanes.DELIVER_QUEUE, "serializer": "json"},
+    RUN_ERASURE: {"queue": lanes.FORGET_QUEUE, "serializer": "json"},
+    SWEEP_ERASURES: {"queue": lanes.FORGET_QUEUE, "serializer": "json"},
 }
 
 
@@ -70,19 +63,16 @@ def _configuration() -> dict[str, Any]:
             "health_check_interval": 5,
             **transport_options,
         },
-        "task_serializer": "json",
         "accept_content": ["json"],
-        "result_accept_content": ["json"],
         "task_ignore_result": True,
         "task_acks_late": True,
         "task_queues": queues(),
-        "task_default_queue": DELIVER_QUEUE,
+        "task_default_queue": lanes.DELIVER_QUEUE,
         "task_routes": ROUTES,
         "worker_prefetch_multiplier": 1,
         "worker_consumer": "mm_tasks.tasks.overrides:Consumer",
         "worker_soft_shutdown_timeout": min(settings.request_timeout_s + 2, settings.lease_s / 2),
         "worker_enable_soft_shutdown_on_idle": True,
-        "worker_hijack_root_logger": True,
         # No schedule file: all entries are intervals, and several beats are harmless.
         "beat_scheduler": "mm_tasks.tasks.overrides:Scheduler",
         "beat_schedule": beat_schedule(settings.flush_interval_s),
@@ -91,7 +81,7 @@ def _configuration() -> dict[str, Any]:
 
 def queues() -> list[Queue]:
     """Return our queues in the order in which they are served."""
-    return [_queue(name) for name in QUEUE_NAMES]
+    return [_queue(name) for name in lanes.QUEUE_NAMES]
 
 
 def _queue(name: str) -> Queue:
@@ -113,8 +103,11 @@ def beat_schedule(every_s: float) -> dict[str, Any]:
         options = {"queue": queue, "expires": max(1.0, every_s)}
         return {"task": task, "schedule": every_s, "args": args, "options": options}
 
-    flushes = {f"mm_tasks-flush-{lane}": entry(FLUSH, QUEUES[lane], lane) for lane, *_ in ENDPOINTS}
-    return {**flushes, "mm_tasks-sweep-erasures": entry(SWEEP_ERASURES, FORGET_QUEUE)}
+    flushes = {
+        f"mm_tasks-flush-{lane}": entry(FLUSH, lanes.QUEUES[lane], lane)
+        for lane, *_ in lanes.ENDPOINTS
+    }
+    return {**flushes, "mm_tasks-sweep-erasures": entry(SWEEP_ERASURES, lanes.FORGET_QUEUE)}
 
 
 # Workers and beat import the included modules, whatever `-A` names.
@@ -168,7 +161,5 @@ def problems_at_start() -> list[str]:
 @celeryd_init.connect
 def _refuse_bad_settings(instance: Any = None, **_: Any) -> None:
     """Refuse to start a worker of our app that has problems. A host's worker logs them."""
-    if getattr(instance, "app", None) is not app:
-        return
-    if problems := problems_at_start():
+    if getattr(instance, "app", None) is app and (problems := problems_at_start()):
         raise SystemExit("\n".join(f"mm_tasks: {problem}" for problem in problems))

@@ -10,7 +10,7 @@ any arguments: an invalid call raises `InvalidEvent`, which names field and rule
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Reject
 
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mm_tasks.events.encode import Encoded
-
-    Returned_co = TypeVar("Returned_co", covariant=True)
 
 _RETRY_S = 10
 
@@ -115,8 +113,8 @@ class InProcessTask(BaseTask):
             args = args[1:]
         return self._by_name(args, fields)
 
-    def _retry_message(self, error: Exception) -> NoReturn:
-        """Retry the message, without a limit on the number of retries."""
+    def _retry_message(self, error: Exception) -> None:
+        """Retry the message, without a limit on the number of retries. Always raises."""
         if self.request.is_eager:
             raise error
         try:
@@ -124,7 +122,6 @@ class InProcessTask(BaseTask):
         except Reject:
             # The broker accepted no new message. Requeue the current one, which Celery would drop.
             raise Reject(error, requeue=True) from None
-        raise AssertionError
 
 
 def _comes_after_others(args: Any, options: Mapping[str, Any]) -> bool:
@@ -133,9 +130,8 @@ def _comes_after_others(args: Any, options: Mapping[str, Any]) -> bool:
     A chain passes `parent_id`. The body of a chord is recognised by its group and the list of
     results.
     """
-    if "parent_id" in options:
-        return True
-    return options.get("group_id") is not None and bool(args) and isinstance(args[0], list)
+    is_in_group = options.get("group_id") is not None
+    return "parent_id" in options or (is_in_group and bool(args) and isinstance(args[0], list))
 
 
 class EventTask(InProcessTask):

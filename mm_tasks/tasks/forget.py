@@ -20,17 +20,11 @@ from mm_tasks.tasks.receipts import ErasureReceipt
 from mm_tasks.timestamps import now
 
 if TYPE_CHECKING:
-    from typing import Protocol, Unpack
+    from typing import Unpack
 
     from celery.canvas import Signature
 
     from mm_tasks.events.fields import ForgetDetails
-    from mm_tasks.tasks.direct import Returned_co
-
-    class _Forget(Protocol[Returned_co]):
-        def __call__(
-            self, user_id: str, requested_by: str, **fields: Unpack[ForgetDetails]
-        ) -> Returned_co: ...
 
 
 class ForgetTask(InProcessTask):
@@ -40,13 +34,21 @@ class ForgetTask(InProcessTask):
     positional = ("user_id", "requested_by")
     retried_errors = (AuditUnavailable, ConfigurationError)
 
-    delay: _Forget[ErasureReceipt]
-    """Commit the request and its audit entry, raise the fence, and start the erasure.
+    if TYPE_CHECKING:
 
-    Raises `InvalidEvent`, `AuditUnavailable` or `ConfigurationError`; then nothing was accepted.
-    """
-    s: _Forget[Signature[Any]]
-    """Return a signature. A message gives weaker guarantees: see `docs/celery.md`."""
+        def delay(
+            self, user_id: str, requested_by: str, **details: Unpack[ForgetDetails]
+        ) -> ErasureReceipt:
+            """Commit the request and its audit entry, raise the fence, and start the erasure.
+
+            Raises `InvalidEvent`, `AuditUnavailable` or `ConfigurationError`; then nothing was
+            accepted.
+            """
+
+        def s(
+            self, user_id: str, requested_by: str, **details: Unpack[ForgetDetails]
+        ) -> Signature[Any]:
+            """Return a signature. A message gives weaker guarantees: see `docs/celery.md`."""
 
     def _accept_message(self, fields: dict[str, Any]) -> None:
         is_message = self.request.id and not self.request.is_eager

@@ -48,16 +48,15 @@ class HeartbeatWriter:
         self._try(heartbeats.withdraw)
 
     def _try(self, call: Callable[..., None], *args: Any) -> None:
+        was_failing, self._is_failing = self._is_failing, False
         try:
             current = runtime.current()
             if current.has_broker:
                 call(current.producer_redis, current.settings.project, *self._process, *args)
         except Exception as error:  # noqa: BLE001 - a worker must outlive a failed heartbeat
-            if not self._is_failing:
-                _log.warning("heartbeat_failed", extra={"error": type(error).__name__})
             self._is_failing = True
-        else:
-            self._is_failing = False
+            if not was_failing:
+                _log.warning("heartbeat_failed", extra={"error": type(error).__name__})
 
 
 class HeartbeatStep(StartStopStep):

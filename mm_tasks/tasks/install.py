@@ -26,19 +26,9 @@ from celery.signals import beat_init, celeryd_after_setup, celeryd_init
 
 from mm_tasks.errors import ConfigurationError
 from mm_tasks.settings import Settings
-from mm_tasks.tasks import heartbeat_writer
+from mm_tasks.tasks import celery_app, heartbeat_writer
 from mm_tasks.tasks.base import BaseTask
-from mm_tasks.tasks.celery_app import (
-    ROUTES,
-    app,
-    beat_schedule,
-    bind_tasks,
-    current_app,
-    declared_queue,
-    problems_at_start,
-    queues,
-    when_finalized,
-)
+from mm_tasks.tasks.celery_app import app, current_app, queues
 from mm_tasks.tasks.registry import TASKS, register
 
 if TYPE_CHECKING:
@@ -49,9 +39,8 @@ if TYPE_CHECKING:
 _log = getLogger(__name__)
 _lock = threading.Lock()
 
-# Celery's default is an hour. A message that waits longer is delivered twice.
-_VISIBILITY_TIMEOUT_S = 3600
-# Our messages wait for at most five minutes; a countdown is safe for half of the timeout.
+# A message that waits longer than the timeout, by default an hour, is delivered twice. Our
+# messages wait for at most five minutes; a countdown is safe for half of the timeout.
 _VISIBILITY_TIMEOUT_MIN_S = 600
 
 
@@ -70,10 +59,10 @@ def install(host: Celery) -> None:
             raise ConfigurationError(msg)
         is_new = current_app() is not host
         if is_new:
-            bind_tasks(TASKS, host)
+            celery_app.bind_tasks(TASKS, host)
     if is_new:
         heartbeat_writer.attach(host)
-        when_finalized(host, register)
+        celery_app.when_finalized(host, register)
         # `config_from_object` may have the settings read more than once.
         host.on_after_configure.connect(_complete_settings, sender=host)
     if vars(host)["configured"]:
@@ -105,7 +94,7 @@ def _setting_warnings(conf: Any) -> Iterator[str]:
         if 0 < (getattr(conf, name) or lease_s) < lease_s:
             yield f"{name} is below {lease_s} s: a request that is cut may be sent twice"
     options = conf.broker_transport_options or {}
-    if options.get("visibility_timeout", _VISIBILITY_TIMEOUT_S) < _VISIBILITY_TIMEOUT_MIN_S:
+    if options.get("visibility_timeout", _VISIBILITY_TIMEOUT_MIN_S) < _VISIBILITY_TIMEOUT_MIN_S:
         yield (
             f"visibility_timeout is below {_VISIBILITY_TIMEOUT_MIN_S} s: "
             "messages with a countdown are delivered more than once"
@@ -120,20 +109,19 @@ class _Routes:
 
     def __init__(self, host_routes: tuple[Any, ...]) -> None:
         """Take the routes of the host, which win where they name our tasks."""
-        maps: list[Any] = [route for route in prepare(host_routes) if isinstance(route, MapRoute)]
-        self._names = {name for table in maps for name in table.map}
-        self._patterns = [
-            pattern for table in maps for pattern in table.patterns if "mm_tasks" in pattern.pattern
-        ]
+        self._tables = [route for route in prepare(host_routes) if isinstance(route, MapRoute)]
 
     def __call__(self, name: str, *_: Any, **__: Any) -> dict[str, Any] | None:
         """Return the options of a publish; None if the host routes the task."""
-        route = ROUTES.get(name)
-        if route is None or name in self._names:
+        route = celery_app.ROUTES.get(name)
+        if route is None or any(_names_task(table, name) for table in self._tables):
             return None
-        if any(pattern.match(name) for pattern in self._patterns):
-            return None
-        return {**route, "queue": declared_queue(route["queue"])}
+        return {**route, "queue": celery_app.declared_queue(route["queue"])}
+
+
+def _names_task(table: Any, name: str) -> bool:
+    ours = (pattern for pattern in table.patterns if "mm_tasks" in pattern.pattern)
+    return name in table.map or any(pattern.match(name) for pattern in ours)
 
 
 def _has_our_routes(conf: Any) -> bool:
@@ -158,7 +146,7 @@ def _missing_entries(conf: Any) -> dict[str, Any]:
     except ConfigurationError:
         # The host starts all the same. The first use of the settings raises and says why.
         every_s = Settings.model_fields["flush_interval_s"].default
-    entries = beat_schedule(every_s)
+    entries = celery_app.beat_schedule(every_s)
     return {name: entry for name, entry in entries.items() if name not in conf.beat_schedule}
 
 
@@ -194,5 +182,5 @@ def _warn(instance: Any, **_: Any) -> None:
     """Log why a host's worker that serves our queues does it badly, or not at all."""
     host = instance.app
     if _is_host(host) and {queue.name for queue in queues()} & set(host.amqp.queues.consume_from):
-        for sentence in (*problems_at_start(), *setting_warnings(host)):
+        for sentence in (*celery_app.problems_at_start(), *setting_warnings(host)):
             _log.warning("host_configuration_problem: %s", sentence)

@@ -27,12 +27,7 @@ class Planned:
 
 
 def delay_on_commit(
-    task: Any,
-    /,
-    *args: Any,
-    using: str | None = None,
-    robust: bool = False,
-    **fields: Any,
+    task: Any, /, *args: Any, using: str | None = None, robust: bool = False, **fields: Any
 ) -> Planned:
     """Validate now and store on commit; `using` names the database, as in Django."""
     encoded = task._encoded(args, fields)  # noqa: SLF001 - half of its `delay`

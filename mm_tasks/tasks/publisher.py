@@ -91,10 +91,8 @@ def nudge(task: str, args: tuple[str], queue: str, *, expires_s: float = 5) -> N
 
     Publishes nothing if tasks run eagerly: the caller would do the work itself.
     """
-    if not runtime.current().has_broker:
-        return
     try:
-        if not current_app().conf.task_always_eager:
+        if runtime.current().has_broker and not current_app().conf.task_always_eager:
             current_app().send_task(
                 task,
                 args,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mm_tasks.buffer.producer import APPEND_RECORDS_MAX, Record
 from mm_tasks.buffer.scripts import pages
-from mm_tasks.errors import BufferFull, BufferUnavailable, InvalidEvent, Problem
+from mm_tasks.errors import BufferFull, BufferUnavailable, InvalidEvent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -77,9 +77,3 @@ def in_order(stored: list[Receipt], validated: list[Encoded | InvalidEvent]) -> 
         else next(receipts)
         for event in validated
     ]
-
-
-def at_index(index: int, error: InvalidEvent) -> InvalidEvent:
-    """Return the error with the index of the event in each problem."""
-    problems = [Problem(problem.field, problem.rule, index) for problem in error.problems]
-    return type(error)(problems)

@@ -16,15 +16,6 @@ from mm_tasks.tasks.identify import IdentifyTask
 from mm_tasks.tasks.track import TrackTask
 from mm_tasks.tasks.worker import flush, run_erasure, send_batch, sweep_erasures
 
-__all__ = [
-    "TASKS",
-    "aclose",
-    "app",
-    "flush",
-    "forget",
-    "identify",
-    "track",
-]
 track, identify, forget = TrackTask(), IdentifyTask(), ForgetTask()
 TASKS = (track, identify, forget, flush, send_batch, run_erasure, sweep_erasures)
 
@@ -38,16 +29,11 @@ async def aclose() -> None:
 
 
 def register(sender: Any, **_: Any) -> None:
-    """Register the tasks in a finalized app; reads its settings."""
-    for task in TASKS:
-        sender.register_task(task)
-
-
-def _register(sender: Any, **_: Any) -> None:
-    """Register the tasks in our app at its first use, unless they belong to a host."""
+    """Register the tasks in a finalized app, if they belong to it; reads its settings."""
     if current_app() is sender:
-        register(sender)
+        for task in TASKS:
+            sender.register_task(task)
 
 
-when_finalized(app, _register)
+when_finalized(app, register)
 heartbeat_writer.attach(app)

@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, overload
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, overload
 
 from mm_tasks.errors import InvalidEvent
 from mm_tasks.events.lanes import TRACK
 from mm_tasks.events.limits import ID_CHARACTERS_MAX
 from mm_tasks.tasks.direct import EventTask
-from mm_tasks.tasks.receipts import Receipt, at_index, counting, in_order, parts
+from mm_tasks.tasks.receipts import Receipt, counting, in_order, parts
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable, Mapping, Sequence
-    from typing import Protocol, Unpack
+    from collections.abc import Iterable, Mapping, Sequence
+    from typing import Literal, Unpack
 
     from celery.canvas import Signature
     from celery.result import AsyncResult
 
     from mm_tasks.events.encode import Encoded
     from mm_tasks.events.fields import TrackFields, TrackItem, TrackOnCommit
-    from mm_tasks.tasks.direct import Returned_co
     from mm_tasks.tasks.on_commit import Planned
 
-    class _Track(Protocol[Returned_co]):
-        def __call__(self, event: str, **fields: Unpack[TrackFields]) -> Returned_co: ...
-
-    class _TrackOnCommit(Protocol):
-        def __call__(self, event: str, **fields: Unpack[TrackOnCommit]) -> Planned: ...
-
-    class _TrackLater(Protocol):
-        def __call__(self, event: str = ..., **fields: Unpack[TrackFields]) -> Signature[Any]: ...
+    Args = Sequence[str] | None
+    Fields = TrackItem | TrackFields | None
+    Items = Iterable[TrackItem] | Iterable[Mapping[str, Any]]
+    OnError = Literal["raise", "skip"]
 
 
 class TrackTask(EventTask):
@@ -39,41 +35,37 @@ class TrackTask(EventTask):
     lane = TRACK
     positional = ("event",)
 
-    delay: _Track[Receipt]
-    """Validate and store one event; once it returns, the event is in Redis.
+    if TYPE_CHECKING:
 
-    Raises `InvalidEvent`, `BufferFull` or `BufferUnavailable`; see `errors`.
-    """
-    adelay: _Track[Coroutine[Any, Any, Receipt]]
-    """Do as `delay`, without blocking the event loop. A cancelled call may have stored."""
-    delay_on_commit: _TrackOnCommit
-    """Validate now and store when Django's transaction commits."""
-    s: _TrackLater
-    """Return a signature, for a chain, a group or a schedule; it is validated when called."""
-    si: _Track[Signature[Any]]
-    """Return an immutable signature: the result of a previous task is not inserted."""
+        def delay(self, event: str, **fields: Unpack[TrackFields]) -> Receipt:
+            """Validate and store one event; once it returns, the event is in Redis.
+
+            Raises `InvalidEvent`, `BufferFull` or `BufferUnavailable`; see `errors`.
+            """
+
+        async def adelay(self, event: str, **fields: Unpack[TrackFields]) -> Receipt:
+            """Do as `delay`, without blocking the event loop. A cancelled call may have stored."""
+
+        def delay_on_commit(self, event: str, **fields: Unpack[TrackOnCommit]) -> Planned:
+            """Validate now and store when Django's transaction commits."""
+
+        def s(self, event: str = ..., **fields: Unpack[TrackFields]) -> Signature[Any]:
+            """Return a signature for a chain, a group or a schedule; a call validates it."""
+
+        def si(self, event: str, **fields: Unpack[TrackFields]) -> Signature[Any]:
+            """Return an immutable signature: the result of a previous task is not inserted."""
 
     @overload
-    def apply_async(
-        self, args: Sequence[str] | None = ..., kwargs: TrackItem | TrackFields | None = ...
-    ) -> Receipt: ...
+    def apply_async(self, args: Args = ..., kwargs: Fields = ...) -> Receipt: ...
     @overload
     def apply_async(
-        self,
-        args: Sequence[str] | None = ...,
-        kwargs: TrackItem | TrackFields | None = ...,
-        **options: Any,
+        self, args: Args = ..., kwargs: Fields = ..., **options: Any
     ) -> AsyncResult[None]: ...
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Call `delay`; with options such as `countdown`, publish a message for a worker."""
         return super().apply_async(args, kwargs, **options)
 
-    def delay_many(
-        self,
-        items: Iterable[TrackItem] | Iterable[Mapping[str, Any]],
-        *,
-        on_error: Literal["raise", "skip"] = "raise",
-    ) -> list[Receipt]:
+    def delay_many(self, items: Items, *, on_error: OnError = "raise") -> list[Receipt]:
         """Validate all events, then store them together, in order.
 
         `on_error="raise"`: one `InvalidEvent` names every invalid item by its index, and nothing
@@ -87,12 +79,7 @@ class TrackTask(EventTask):
                 stored += self._append(part)
         return in_order(stored, validated)
 
-    async def adelay_many(
-        self,
-        items: Iterable[TrackItem] | Iterable[Mapping[str, Any]],
-        *,
-        on_error: Literal["raise", "skip"] = "raise",
-    ) -> list[Receipt]:
+    async def adelay_many(self, items: Items, *, on_error: OnError = "raise") -> list[Receipt]:
         """Do as `delay_many`; only the validation blocks the event loop."""
         validated = self._validated(items, on_error)
         stored: list[Receipt] = []
@@ -108,9 +95,7 @@ class TrackTask(EventTask):
             fields = {**fields, "event_id": task_id}
         self._accept(fields)
 
-    def _validated(
-        self, items: Iterable[Mapping[str, Any]], on_error: str
-    ) -> list[Encoded | InvalidEvent]:
+    def _validated(self, items: Items, on_error: str) -> list[Encoded | InvalidEvent]:
         """Return each event encoded, or its error; raise all errors if `on_error` is "raise"."""
         if on_error not in {"raise", "skip"}:
             msg = "on_error must be 'raise' or 'skip'"
@@ -120,7 +105,8 @@ class TrackTask(EventTask):
             try:
                 validated.append(self._encode(fields))
             except InvalidEvent as error:
-                validated.append(at_index(index, error))
+                problems = [replace(problem, index=index) for problem in error.problems]
+                validated.append(type(error)(problems))
         errors = [event for event in validated if isinstance(event, InvalidEvent)]
         if errors and on_error == "raise":
             raise InvalidEvent([problem for error in errors for problem in error.problems])

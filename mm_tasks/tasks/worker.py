@@ -14,14 +14,8 @@ from mm_tasks.delivery.flush import flush as flush_lane
 from mm_tasks.delivery.send import send
 from mm_tasks.errors import AuditUnavailable
 from mm_tasks.events.lanes import QUEUES, TRACK, sharing
+from mm_tasks.tasks import celery_app
 from mm_tasks.tasks.base import BaseTask
-from mm_tasks.tasks.celery_app import (
-    FLUSH,
-    RUN_ERASURE,
-    SEND_BATCH,
-    SWEEP_ERASURES,
-    declared_queue,
-)
 from mm_tasks.tasks.publisher import priority_options, publish_failed, publish_options
 
 if TYPE_CHECKING:
@@ -53,7 +47,7 @@ class Flush(BaseTask):
     Flushes a lane and the lanes that share its endpoint. A failure of one does not stop the others.
     """
 
-    name = FLUSH
+    name = celery_app.FLUSH
 
     @_left_to_next_run("flush")
     def run(self, lane: str = TRACK, *, linger: bool = True) -> None:
@@ -70,7 +64,7 @@ class Flush(BaseTask):
                 # If this fails, a later flush finds the batch again.
                 send_batch.apply_async(
                     (dispatch.lane, dispatch.batch_ids),
-                    queue=declared_queue(QUEUES[dispatch.lane]),
+                    queue=celery_app.declared_queue(QUEUES[dispatch.lane]),
                     countdown=dispatch.countdown_s,
                     **priority_options(dispatch.lane),
                     **publish_options(),
@@ -83,7 +77,7 @@ class Flush(BaseTask):
 class SendBatch(BaseTask):
     """Sends the batches that a flush claimed."""
 
-    name = SEND_BATCH
+    name = celery_app.SEND_BATCH
 
     @_left_to_next_run("send_batch")
     def run(self, lane: str, batch_ids: list[str]) -> None:
@@ -105,7 +99,7 @@ class SendBatch(BaseTask):
 class RunErasure(BaseTask):
     """Takes the due steps of one erasure: see `erasure/workflow`."""
 
-    name = RUN_ERASURE
+    name = celery_app.RUN_ERASURE
 
     @_left_to_next_run("run_erasure")
     def run(self, erasure_id: str) -> None:
@@ -116,7 +110,7 @@ class RunErasure(BaseTask):
 class SweepErasures(BaseTask):
     """Takes the due steps of all erasures, and logs deadlines."""
 
-    name = SWEEP_ERASURES
+    name = celery_app.SWEEP_ERASURES
 
     @_left_to_next_run("sweep_erasures")
     def run(self) -> None:

@@ -101,7 +101,7 @@ def test_a_pause_and_its_kind_are_shown(flow, sandbox, scrape):
 
 def test_erasures_are_shown_by_state_without_a_name(current, scrape):
     assert scrape("erasures_open", state="received") == 0
-    current.erasure_commands.open_request(ErasureRequest(PERSON, "dpo"), _now())
+    current.audit_store.commands.open_request(ErasureRequest(PERSON, "dpo"), _now())
 
     assert scrape("audit_up") == 1
     assert scrape("erasures_open", state="received") == 1
@@ -113,10 +113,10 @@ def test_erasures_are_shown_by_state_without_a_name(current, scrape):
 def test_scrapes_at_once_count_each_step_once(current, scrape):
     """Two Prometheus servers are usual; what one of them has read, the other has too."""
     for n in range(40):
-        claim = current.erasure_commands.open_request(
+        claim = current.audit_store.commands.open_request(
             ErasureRequest(f"{PERSON}-{n}", "dpo"), _now()
         ).claim
-        current._audit_store.steps.mark_fenced(claim, _now())  # noqa: SLF001 - as a worker does
+        current.audit_store.steps.mark_fenced(claim, _now())  # as a worker does
     every_s = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)  # threads take turns in the middle of a read
     try:
