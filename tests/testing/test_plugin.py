@@ -56,17 +56,13 @@ def test_the_fixtures_record_and_serve(run_pytest):
         """
     )
 
-    assert outcomes == {
-        "test_recorded": "passed",
-        "test_served": "passed",
-        "test_traceback": "failed",
-    }
+    assert outcomes == {"recorded": "passed", "served": "passed", "traceback": "failed"}
     assert "the line shown" in outcomes.output
     assert "AssertionError: track('a') was not recorded." in outcomes.output
     assert "_missing" not in outcomes.output
 
 
-def test_a_project_s_own_sandbox_wins_and_what_is_not_used_costs_nothing(run_pytest):
+def test_a_project_s_own_sandbox_wins_and_unused_fixtures_import_nothing(run_pytest):
     outcomes = run_pytest(
         conftest="""
         import pytest
@@ -86,22 +82,16 @@ def test_a_project_s_own_sandbox_wins_and_what_is_not_used_costs_nothing(run_pyt
         """,
     )
 
-    assert outcomes == {"test_own": "passed", "test_cost": "passed"}
+    assert outcomes == {"own": "passed", "cost": "passed"}
 
 
-def test_the_sandbox_says_what_it_needs(run_pytest):
+def test_the_sandbox_names_the_missing_extra(run_pytest):
     outcomes = run_pytest(
-        conftest="""
-        import sys
-        sys.modules["aiohttp"] = None
-        """,
-        test_missing="""
-        def test_missing(sandbox):
-            pass
-        """,
+        conftest="import sys; sys.modules['aiohttp'] = None",
+        test_missing="def test_missing(sandbox): pass",
     )
 
-    assert outcomes == {"test_missing": "error"}
+    assert outcomes == {"missing": "error"}
     assert "another exception" not in outcomes.output
     assert "pip install 'mm-tasks[sandbox]'" in outcomes.output
 
@@ -173,24 +163,14 @@ class TestOfUnittest(unittest.TestCase):
 """
     )
 
+    failed = "raises swallows in_a_thread skips gives_up other_failure own_words in_unittest"
     assert outcomes == {
-        "test_raises": "failed",
-        "test_swallows": "failed",
-        "test_in_a_thread": "failed",
-        "test_skips": "failed",
-        "test_gives_up": "failed",
-        "test_other_failure": "failed",
-        "test_own_words": "failed",
-        "test_setup": "error",
-        "test_teardown": "error",
-        "test_unaffected": "passed",
-        "test_loopback": "passed",
-        "test_allowed": "passed",
-        "test_last": "passed",
-        "test_in_unittest": "failed",
+        **dict.fromkeys(failed.split(), "failed"),
+        **dict.fromkeys(["setup", "teardown"], "error"),
+        **dict.fromkeys(["unaffected", "loopback", "allowed", "last"], "passed"),
     }
-    said = "about to send to the real host https://real.invalid; nothing was sent"
-    assert outcomes.output.count(said) >= 10
+    message = "about to send to the real host https://real.invalid; nothing was sent"
+    assert outcomes.output.count(message) >= 10
     assert "assert 1 == 2" in outcomes.output
     assert "Failed: for another reason" in outcomes.output
 
@@ -198,11 +178,7 @@ class TestOfUnittest(unittest.TestCase):
 def test_the_guard_can_be_switched_off(run_pytest):
     outcomes = run_pytest(
         "mm_tasks_guard = false",
-        test_off=REACH
-        + """
-def test_off():
-    assert reach().kind == "dns"
-""",
+        test_off=REACH + "def test_off(): assert reach().kind == 'dns'",
     )
 
-    assert outcomes == {"test_off": "passed"}
+    assert outcomes == {"off": "passed"}
