@@ -1,4 +1,4 @@
-"""Two lanes of one endpoint, by hand: what one leaves to the other, and what they share.
+"""Two lanes of one endpoint, by hand: priority, and the pauses that they share.
 
 Every test ends with the counts of both adding up; the fixture sees to it.
 """
@@ -70,7 +70,7 @@ def test_a_backfill_goes_to_the_batch_endpoint_as_it_was_appended(pair, sandbox)
     assert pair.backfill.counts()["delivered"] == 10
 
 
-# What it leaves to the live lane.
+# The live lane has priority.
 
 
 @pytest.mark.parametrize("kind", ["new", "due for a retry", "forgotten"])
@@ -90,8 +90,8 @@ def test_a_backfill_takes_no_slot_while_a_live_batch_is_ready(pair, sandbox, kin
     assert [lane for lane, _ in pair.flush()] == ["track", "backfill"]
 
 
-def test_a_live_batch_that_is_late_is_yielded_to_as_well(pair):
-    """Then workers do not keep up, and more messages would only make it later."""
+def test_a_backfill_waits_for_a_late_live_batch_too(pair):
+    """Workers do not keep up then, and more messages would delay it further."""
     pair.backfill.append(4)
     pair.live.append(4)
     ((_, batch_id), *_) = pair.flush()
@@ -101,15 +101,15 @@ def test_a_live_batch_that_is_late_is_yielded_to_as_well(pair):
     assert flush(pair.workers["backfill"]) == []
 
 
-def test_a_part_full_live_batch_that_lingers_keeps_no_backfill_back(pair):
-    """It needs no slot yet, and will find one when it does."""
+def test_a_lingering_part_full_live_batch_does_not_delay_a_backfill(pair):
+    """It needs no slot yet."""
     pair.live.append(3)
     pair.backfill.append(4)
 
     assert len(flush(pair.workers["backfill"])) == 1
 
 
-# What they share.
+# Shared pauses.
 
 
 @pytest.mark.parametrize("lane", LANES)
@@ -143,7 +143,7 @@ def test_an_outage_seen_by_one_lane_stops_both_and_one_probe_is_for_both(pair, s
 
 
 @pytest.mark.parametrize("lane", LANES)
-def test_failures_of_both_lanes_make_one_row(pair, sandbox, lane):
+def test_consecutive_failures_of_both_lanes_are_counted_together(pair, sandbox, lane):
     sandbox.fault("status", status=503, times=FAILURES_MAX)
     pair.flows[lane].append(4 * (FAILURES_MAX - 1))
     pair.flush_and_send()
@@ -157,7 +157,7 @@ def test_failures_of_both_lanes_make_one_row(pair, sandbox, lane):
 def test_an_event_that_a_filter_refuses_is_compared_with_those_of_the_other_lane(
     pair, sandbox, lane
 ):
-    """Else a lane with nothing but that event would keep both stopped for ever."""
+    """Otherwise a lane with only that event would stop both for ever."""
     pair.flows[lane].append_bodies([BAD])
     sandbox.fault("status", status=404, body="<html>", poison=True, event="bad")
     pair.settle(3)
@@ -178,7 +178,7 @@ def test_an_event_that_a_filter_refuses_is_compared_with_those_of_the_other_lane
 def test_an_import_that_is_refused_as_a_whole_stops_live_events_only_shortly(
     pair, sandbox, lane, wait_ms
 ):
-    """What looks like a new rule of the vendor's may be its own fault: the live lane tells."""
+    """A batch of the live lane tells a new rule of the vendor from a bad import."""
     sandbox.fault("status", status=400, body='{"error":"invalid_payload"}', times=10_000)
     flow, worker = pair.flows[lane], pair.workers[lane]
     flow.append(40)
@@ -193,7 +193,7 @@ def test_an_import_that_is_refused_as_a_whole_stops_live_events_only_shortly(
     pair.settle(60)
 
 
-# Whom it may not carry.
+# Erased persons.
 
 
 def test_a_fenced_person_is_in_no_backfill(pair, sandbox):

@@ -1,4 +1,4 @@
-"""Delivery by hand: what each answer of the vendor does to batches and project.
+"""Delivery by hand: the effect of each response of the vendor on batches and project.
 
 Every test ends with the counts adding up; the fixture sees to it.
 """
@@ -41,15 +41,15 @@ def nobody():
 
 
 def assert_all_delivered(flow, sandbox, n, *, repeated=0):
-    """Everything arrived, nothing is left, and only `repeated` events arrived twice."""
+    """All events arrived, only `repeated` ones twice; Redis keeps counters and the fence."""
     summary = sandbox.get("summary")
     assert summary["distinct"] == flow.counts()["delivered"] == n
     assert summary["duplicates"] == repeated
-    left = {KEYS.counts, KEYS.histogram_counters, KEYS.rate, KEYS.fences, flow.keys.nudge}
-    assert {key.decode() for key in flow.redis.keys()} <= left  # noqa: SIM118 - Redis is no dict
+    kept = {KEYS.counts, KEYS.histogram_counters, KEYS.rate, KEYS.fences, flow.keys.nudge}
+    assert {key.decode() for key in flow.redis.keys()} <= kept  # noqa: SIM118 - Redis is no dict
 
 
-# What goes well.
+# Deliveries that succeed.
 
 
 def test_appended_events_arrive_unchanged_and_are_removed(flow, delivery, sandbox):
@@ -114,11 +114,11 @@ def test_identifies_travel_one_a_request_and_together_in_a_message(make_flow, sa
     assert track.counts()["outcome:throttled"] == 1
 
 
-# What stops everybody.
+# Pauses of a lane or the project.
 
 
 def test_a_429_stops_the_lane_for_all_until_its_time(flow, delivery, sandbox):
-    """One worker's answer is everybody's wait; nothing is sent before it is over."""
+    """All workers wait after one 429, and nothing is sent before its time."""
     sandbox.fault("status", status=429, headers={"Retry-After": "60"})
     other = flow.delivery()
     flow.append(12)
@@ -209,8 +209,8 @@ def test_a_page_for_every_request_pauses_within_three_and_buries_nothing(
     assert_all_delivered(flow, sandbox, n)
 
 
-def test_a_probe_is_no_batch_that_a_filter_refused_while_another_is_left(flow, delivery, sandbox):
-    """Nor is a new one withheld: the refused batches may be the only ones with a bad event."""
+def test_a_batch_that_a_filter_refused_is_probed_only_if_no_other_is_left(flow, delivery, sandbox):
+    """New batches are probed too: only the refused ones may contain a bad event."""
     sandbox.fault("status", status=403, body="<html>", times=10_000)
     flow.append(12)
     flush_and_send(delivery)
@@ -260,7 +260,7 @@ def test_an_outage_ends_in_one_probe_at_a_time_and_with_it(flow, sandbox, nobody
     assert_all_delivered(flow, sandbox, 4 * (FAILURES_MAX + 2))
 
 
-# What concerns one batch.
+# Rejections and doubts of one batch.
 
 
 def append_beside(flow, n, position, body):
@@ -331,7 +331,7 @@ def test_a_batch_that_an_earlier_release_isolated_is_delivered(flow, delivery, s
 def test_a_vendor_that_refuses_everything_stops_the_project_and_keeps_the_data(
     flow, delivery, sandbox
 ):
-    """Its rules changed: a thousand requests and full dead letters would help nobody."""
+    """Its rules changed: a thousand requests and as many dead letters would be useless."""
     flow.append(40)
     sandbox.fault("status", status=400, body='{"error":"invalid_payload"}', times=10_000)
     flow.settle(delivery, 60)
@@ -387,7 +387,7 @@ def test_parked_doubt_becomes_dead_letters_and_is_not_sent_again(flow, sandbox):
     assert sandbox.get("summary")["duplicates"] == 0
 
 
-# Workers that die or come together.
+# Workers that die or run at the same time.
 
 
 def begin_and_die(flow, batch_id):

@@ -1,4 +1,4 @@
-"""A recorder, and pytest as a user runs it: a process of its own, without any of our settings."""
+"""A recorder, and pytest in a process of its own without our settings, as users run it."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def test_an_invalid_call_is_refused_and_nothing_of_it_recorded(events, call):
 
 
 def test_the_limits_are_those_of_the_settings(events, monkeypatch):
-    """A test of a program with smaller batches must find the event that is too large for them."""
+    """A test of a program with smaller batches must find the event that is too large."""
     monkeypatch.setenv("MM_TASKS_BATCH_BYTES_MAX", "1000")
 
     with pytest.raises(EventTooLarge):
@@ -229,7 +229,7 @@ def test_the_stand_ins_offer_what_they_stand_for():
 
 
 def test_signatures_and_chains_are_recorded(events):
-    """The first task of a chain is; the others would follow in a worker."""
+    """The first task of a chain is recorded; a worker would publish the others."""
     track.s("signed", user_id="u1").apply_async(countdown=1)
     chain(track.si("first"), track.si("second")).apply_async()
 
