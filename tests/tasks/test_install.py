@@ -319,14 +319,6 @@ def test_an_invalid_call_with_a_countdown_raises_in_the_caller(host, published):
     assert published("mm.deliver") == published("mm.forget") == []
 
 
-def test_a_full_batch_publishes_a_flush_for_the_hosts_workers(host, published, fresh):
-    install(host)
-    fresh(MM_TASKS_BATCH_EVENTS_MAX="1")
-    track.delay("e")
-
-    assert [headers["task"] for headers, *_ in published("mm.deliver")] == ["mm_tasks.flush"]
-
-
 @pytest.mark.parametrize("result", ["a result", None, {"a": 1}])
 @pytest.mark.parametrize(
     "signature",

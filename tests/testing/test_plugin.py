@@ -96,37 +96,22 @@ def test_the_sandbox_names_the_missing_extra(run_pytest):
     assert "pip install 'mm-tasks[sandbox]'" in outcomes.output
 
 
-def test_a_test_that_would_reach_a_real_host_fails(run_pytest):
-    """Whatever its code does with the exception, in any phase, thread and kind of test."""
-    outcomes = run_pytest(
-        test_guard=REACH
-        + """
+# How a test may end after its code swallowed the exception of the guard.
+ENDS = {
+    "swallows": "pass",
+    "skips": "pytest.skip('no')",
+    "gives_up": "pytest.xfail('some day')",
+    "other_failure": "assert 1 == 2",
+    "own_words": "pytest.fail('for another reason')",
+}
+TESTS = """
 def test_raises():
     reach()
-
-def test_swallows():
-    swallow()
 
 def test_in_a_thread():
     thread = threading.Thread(target=swallow)
     thread.start()
     thread.join()
-
-def test_skips():
-    swallow()
-    pytest.skip("no")
-
-def test_gives_up():
-    swallow()
-    pytest.xfail("some day")
-
-def test_other_failure():
-    swallow()
-    assert 1 == 2
-
-def test_own_words():
-    swallow()
-    pytest.fail("for another reason")
 
 @pytest.fixture
 def at_setup():
@@ -161,11 +146,15 @@ class TestOfUnittest(unittest.TestCase):
     def test_in_unittest(self):
         swallow()
 """
-    )
 
-    failed = "raises swallows in_a_thread skips gives_up other_failure own_words in_unittest"
+
+def test_a_test_that_would_reach_a_real_host_fails(run_pytest):
+    """Whatever its code does with the exception, in any phase, thread and kind of test."""
+    ends = [f"\ndef test_{name}():\n    swallow()\n    {end}\n" for name, end in ENDS.items()]
+    outcomes = run_pytest(test_guard="".join([REACH, *ends, TESTS]))
+
     assert outcomes == {
-        **dict.fromkeys(failed.split(), "failed"),
+        **dict.fromkeys([*ENDS, "raises", "in_a_thread", "in_unittest"], "failed"),
         **dict.fromkeys(["setup", "teardown"], "error"),
         **dict.fromkeys(["unaffected", "loopback", "allowed", "last"], "passed"),
     }
