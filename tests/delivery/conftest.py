@@ -30,6 +30,7 @@ from tests.conftest import load_fences
 
 KEYS = ProjectKeys("p")
 SECRET = SecretStr("sk_test_abc_not-a-real-secret")
+BAD = b'{"event":"bad","event_id":"x","anonymous_id":"a"}'
 PLACES = ("leased", "delivered", "dead", "erased", "discarded")
 
 
@@ -95,6 +96,12 @@ class Flow:
     def append(self, n, user_id=None):
         self.append_bodies([self.body(i) for i in range(n)], user_id)
 
+    def claim(self, delivery, n=4):
+        """Append one batch; return its id once it is claimed."""
+        self.append(n)
+        (batch_id,) = flush(delivery)
+        return batch_id
+
     def append_bodies(self, bodies, user_id=None):
         self.buffer.append([Record(body, user_id, None) for body in bodies])
 
@@ -106,9 +113,8 @@ class Flow:
     def time_passes(self):
         """Every wait is over: of throttle, pause, retries, leases and lost messages."""
         self.redis.delete(self.keys.throttle)
-        for stop in (KEYS.pause, self.keys.outage):
-            if self.redis.exists(stop):
-                self.redis.hset(stop, "probe_at_ms", 0)
+        for pause in filter(self.redis.exists, (KEYS.pause, self.keys.outage)):
+            self.redis.hset(pause, "probe_at_ms", 0)
         for batch_id in map(bytes.decode, self.redis.zrange(self.keys.leases, 0, -1)):
             self.redis.zadd(self.keys.leases, {batch_id: 0})
             self.redis.hdel(self.keys.batch(batch_id), "due_ms")
@@ -116,15 +122,14 @@ class Flow:
     def settle(self, delivery, rounds=20):
         """Flush and send until nothing is left to do, with time passing in between."""
         for _ in range(rounds):
-            for batch_id in flush(delivery):
-                send(delivery, batch_id)
+            flush_and_send(delivery)
             self.time_passes()
 
     def counts(self):
         """Return the counts of the lane that are not zero."""
-        found = {name.decode(): int(n) for name, n in self.redis.hgetall(KEYS.counts).items()}
-        mine = f"{self.lane}:"
-        return {k.removeprefix(mine): n for k, n in found.items() if n and k.startswith(mine)}
+        counts = {name.decode(): int(n) for name, n in self.redis.hgetall(KEYS.counts).items()}
+        own = f"{self.lane}:"
+        return {k.removeprefix(own): n for k, n in counts.items() if n and k.startswith(own)}
 
     def assert_adds_up(self):
         counts = self.counts()
@@ -134,10 +139,10 @@ class Flow:
 
         assert counts.get("accepted", 0) == waiting + sum(counts.get(p, 0) for p in PLACES)
         assert counts.get("leased", 0) == leased
-        letters = [
-            id_ for id_ in self.redis.hkeys(KEYS.dead) if id_.startswith(f"{self.lane}:".encode())
-        ]
-        assert counts.get("dead", 0) == len(letters)
+        own = f"{self.lane}:".encode()
+        assert counts.get("dead", 0) == sum(
+            id_.startswith(own) for id_ in self.redis.hkeys(KEYS.dead)
+        )
 
     def close(self):
         for opened in self.opened:
@@ -147,6 +152,23 @@ class Flow:
 def flush(delivery):
     """Return the ids of all batches that one flush wants sent, part-full ones too."""
     return [id_ for dispatch in dispatches(delivery, linger=False) for id_ in dispatch.batch_ids]
+
+
+def flush_and_send(delivery):
+    """Return the ids of the batches and the results."""
+    ids = flush(delivery)
+    return ids, [send(delivery, batch_id) for batch_id in ids]
+
+
+def letter_of(redis):
+    """Return reason, attempts and record of the only dead letter."""
+    ((reason, _, record),) = [letter.partition(b"\n") for letter in redis.hvals(KEYS.dead)]
+    reason = json.loads(reason)
+    return reason, reason.pop("attempts"), record
+
+
+def requests_seen(sandbox):
+    return len(sandbox.get("requests"))
 
 
 @pytest.fixture(scope="session")

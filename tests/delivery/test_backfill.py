@@ -1,11 +1,9 @@
-"""Two lanes of one endpoint, by hand: what one leaves to the other, and what they share.
+"""Two lanes of one endpoint, by hand: priority, and the pauses that they share.
 
 Every test ends with the counts of both adding up; the fixture sees to it.
 """
 
 from __future__ import annotations
-
-import json
 
 import pytest
 
@@ -13,7 +11,7 @@ from mm_tasks.buffer.records import tag
 from mm_tasks.delivery.flush import flush as dispatches
 from mm_tasks.delivery.retry import FAILURES_MAX
 from mm_tasks.delivery.send import send
-from tests.delivery.conftest import KEYS, flush
+from tests.delivery.conftest import BAD, KEYS, flush, flush_and_send, letter_of
 
 LANES = ["track", "backfill"]
 
@@ -35,18 +33,21 @@ class Pair:
             for batch_id in dispatch.batch_ids
         ]
 
+    def flush_and_send(self):
+        """Return the number of batches."""
+        batches = self.flush()
+        for lane, batch_id in batches:
+            send(self.workers[lane], batch_id)
+        return len(batches)
+
     def settle(self, rounds):
         for _ in range(rounds):
-            for lane, batch_id in self.flush():
-                send(self.workers[lane], batch_id)
+            self.flush_and_send()
             self.time_passes()
 
     def time_passes(self):
         for flow in self.flows.values():
             flow.time_passes()
-
-    def append_bad(self, lane):
-        self.flows[lane].append_bodies([b'{"event":"bad","event_id":"x","anonymous_id":"a"}'])
 
     def delivered(self):
         return sum(flow.counts().get("delivered", 0) for flow in self.flows.values())
@@ -60,10 +61,6 @@ def pair(make_flow):
     return Pair(make_flow)
 
 
-def requests_seen(sandbox):
-    return len(sandbox.get("requests"))
-
-
 def test_a_backfill_goes_to_the_batch_endpoint_as_it_was_appended(pair, sandbox):
     pair.backfill.append(10)
     pair.settle(1)
@@ -73,12 +70,10 @@ def test_a_backfill_goes_to_the_batch_endpoint_as_it_was_appended(pair, sandbox)
     assert pair.backfill.counts()["delivered"] == 10
 
 
-# What it leaves to the live lane.
-
-YIELDING = ["new", "due for a retry", "forgotten"]
+# The live lane has priority.
 
 
-@pytest.mark.parametrize("kind", YIELDING)
+@pytest.mark.parametrize("kind", ["new", "due for a retry", "forgotten"])
 def test_a_backfill_takes_no_slot_while_a_live_batch_is_ready(pair, sandbox, kind):
     """A retry and a batch whose message was lost need a slot as much as a new one does."""
     worker = pair.workers["backfill"]
@@ -95,8 +90,8 @@ def test_a_backfill_takes_no_slot_while_a_live_batch_is_ready(pair, sandbox, kin
     assert [lane for lane, _ in pair.flush()] == ["track", "backfill"]
 
 
-def test_a_live_batch_that_is_late_is_yielded_to_as_well(pair):
-    """Then workers do not keep up, and more messages would only make it later."""
+def test_a_backfill_waits_for_a_late_live_batch_too(pair):
+    """Workers do not keep up then, and more messages would delay it further."""
     pair.backfill.append(4)
     pair.live.append(4)
     ((_, batch_id), *_) = pair.flush()
@@ -106,15 +101,15 @@ def test_a_live_batch_that_is_late_is_yielded_to_as_well(pair):
     assert flush(pair.workers["backfill"]) == []
 
 
-def test_a_part_full_live_batch_that_lingers_keeps_no_backfill_back(pair):
-    """It needs no slot yet, and will find one when it does."""
+def test_a_lingering_part_full_live_batch_does_not_delay_a_backfill(pair):
+    """It needs no slot yet."""
     pair.live.append(3)
     pair.backfill.append(4)
 
     assert len(flush(pair.workers["backfill"])) == 1
 
 
-# What they share.
+# Shared pauses.
 
 
 @pytest.mark.parametrize("lane", LANES)
@@ -122,8 +117,7 @@ def test_a_429_of_one_lane_stops_both(pair, sandbox, lane):
     """It is one route of the vendor and one bucket."""
     sandbox.fault("status", status=429, headers={"Retry-After": "60"})
     pair.flows[lane].append(4)
-    ((_, batch_id),) = pair.flush()
-    send(pair.workers[lane], batch_id)
+    assert pair.flush_and_send() == 1
     pair.other(lane).append(4)
 
     assert pair.flush() == []
@@ -135,8 +129,7 @@ def test_a_429_of_one_lane_stops_both(pair, sandbox, lane):
 def test_an_outage_seen_by_one_lane_stops_both_and_one_probe_is_for_both(pair, sandbox, lane):
     sandbox.fault("status", status=503, times=FAILURES_MAX)
     pair.flows[lane].append(4 * FAILURES_MAX)
-    for _, batch_id in pair.flush():
-        send(pair.workers[lane], batch_id)
+    pair.flush_and_send()
     pair.other(lane).append(4)
     assert pair.flush() == []
     pair.time_passes()
@@ -150,14 +143,12 @@ def test_an_outage_seen_by_one_lane_stops_both_and_one_probe_is_for_both(pair, s
 
 
 @pytest.mark.parametrize("lane", LANES)
-def test_failures_of_both_lanes_make_one_row(pair, sandbox, lane):
+def test_consecutive_failures_of_both_lanes_are_counted_together(pair, sandbox, lane):
     sandbox.fault("status", status=503, times=FAILURES_MAX)
     pair.flows[lane].append(4 * (FAILURES_MAX - 1))
-    for _, batch_id in pair.flush():
-        send(pair.workers[lane], batch_id)
+    pair.flush_and_send()
     pair.other(lane).append(4)
-    ((other, batch_id),) = pair.flush()
-    send(pair.workers[other], batch_id)
+    assert pair.flush_and_send() == 1
 
     assert pair.live.redis.exists(pair.live.keys.outage)
 
@@ -166,8 +157,8 @@ def test_failures_of_both_lanes_make_one_row(pair, sandbox, lane):
 def test_an_event_that_a_filter_refuses_is_compared_with_those_of_the_other_lane(
     pair, sandbox, lane
 ):
-    """Else a lane with nothing but that event would keep both stopped for ever."""
-    pair.append_bad(lane)
+    """Otherwise a lane with only that event would stop both for ever."""
+    pair.flows[lane].append_bodies([BAD])
     sandbox.fault("status", status=404, body="<html>", poison=True, event="bad")
     pair.settle(3)
     assert pair.live.redis.hget(pair.live.keys.outage, "kind") == b"filtered"
@@ -175,10 +166,10 @@ def test_an_event_that_a_filter_refuses_is_compared_with_those_of_the_other_lane
     pair.settle(1)
     assert not pair.live.redis.exists(pair.live.keys.outage)
     pair.settle(3)
-    (letter,) = pair.live.redis.hvals(KEYS.dead)
+    reason, _, record = letter_of(pair.live.redis)
 
-    assert b'"bad"' in letter
-    assert json.loads(letter.partition(b"\n")[0])["reason"] == "filtered"
+    assert b'"bad"' in record
+    assert reason["reason"] == "filtered"
     assert pair.delivered() == 4
     assert not pair.live.redis.exists(KEYS.pause, pair.live.keys.outage)
 
@@ -187,13 +178,12 @@ def test_an_event_that_a_filter_refuses_is_compared_with_those_of_the_other_lane
 def test_an_import_that_is_refused_as_a_whole_stops_live_events_only_shortly(
     pair, sandbox, lane, wait_ms
 ):
-    """What looks like a new rule of the vendor's may be its own fault: the live lane tells."""
+    """A batch of the live lane tells a new rule of the vendor from a bad import."""
     sandbox.fault("status", status=400, body='{"error":"invalid_payload"}', times=10_000)
     flow, worker = pair.flows[lane], pair.workers[lane]
     flow.append(40)
     for _ in range(60):
-        for batch_id in flush(worker):
-            send(worker, batch_id)
+        flush_and_send(worker)
         if flow.redis.exists(flow.keys.outage):
             break
         flow.time_passes()
@@ -203,7 +193,7 @@ def test_an_import_that_is_refused_as_a_whole_stops_live_events_only_shortly(
     pair.settle(60)
 
 
-# Whom it may not carry.
+# Erased persons.
 
 
 def test_a_fenced_person_is_in_no_backfill(pair, sandbox):

@@ -31,7 +31,7 @@ class Try(NamedTuple):
     paused: str = ""
 
 
-FIRST = Try()
+FIRST, PAUSED = Try(), Try(paused="rejected")
 TABLE = {
     "a success is acknowledged": (Delivered(3), FIRST, Ack),
     "a refused batch is bisected": (Rejected(REFUSED), FIRST, Bisect),
@@ -41,16 +41,12 @@ TABLE = {
     "a wrong host keeps the data": (Misdirected(Response(301)), FIRST, Retry),
     "an unreachable host keeps the data": (Unavailable("refused"), FIRST, Retry),
     "doubt is repeated": (Ambiguous("timeout"), FIRST, Retry),
-    "while everything is refused nothing is buried": (
-        Rejected(REFUSED),
-        Try(paused="rejected"),
-        Retry,
-    ),
+    "while everything is refused nothing is buried": (Rejected(REFUSED), PAUSED, Retry),
 }
 
 
 @pytest.mark.parametrize(("outcome", "attempt", "expected"), TABLE.values(), ids=TABLE.keys())
-def test_what_happens_to_the_batch(outcome, attempt, expected):
+def test_the_outcome_decides_about_the_batch(outcome, attempt, expected):
     decision = decide(outcome, attempt, park=False, random_s=lambda below: below)
 
     assert isinstance(decision, expected)
@@ -88,13 +84,13 @@ LIFTS = {
 
 
 @pytest.mark.parametrize(("paused", "outcome", "expected"), LIFTS.values(), ids=LIFTS.keys())
-def test_what_lifts_a_pause(paused, outcome, expected):
+def test_a_pause_ends_by_these_outcomes_only(paused, outcome, expected):
     assert lifts(paused, outcome) is expected
 
 
-@pytest.mark.parametrize(("asked", "obeyed"), [(0, 1.0), (3, 3.0), (100_000, 900.0), (None, 4.0)])
-def test_the_wait_of_a_429_is_clamped(asked, obeyed):
-    assert signal(Throttled(Response(429), asked), Try(9, 3), lambda _: 0) == Throttle(obeyed)
+@pytest.mark.parametrize(("seconds", "wait_s"), [(0, 1.0), (3, 3.0), (100_000, 900.0), (None, 4.0)])
+def test_the_wait_of_a_429_is_clamped(seconds, wait_s):
+    assert signal(Throttled(Response(429), seconds), Try(9, 3), lambda _: 0) == Throttle(wait_s)
 
 
 def test_a_refused_key_pauses_at_once_and_an_outage_after_several():
@@ -107,8 +103,7 @@ def test_a_refused_key_pauses_at_once_and_an_outage_after_several():
 
 @pytest.mark.parametrize("attempt", [1, 2, 7, 1000])
 def test_a_backoff_never_exceeds_a_minute(attempt):
-    decision = decide(
-        Unavailable("dns"), Try(99, attempt), park=False, random_s=lambda below: below
-    )
+    outcome = Unavailable("dns")
+    decision = decide(outcome, Try(99, attempt), park=False, random_s=lambda below: below)
 
     assert decision.wait_s == min(60, 2 ** min(attempt - 1, 10))

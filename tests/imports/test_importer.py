@@ -11,6 +11,7 @@ Sabotages that turn this file red, each tried on a copy:
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
@@ -19,6 +20,8 @@ import select
 import socket
 import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
+from socketserver import ThreadingTCPServer
 
 import pytest
 from redis import Redis
@@ -27,8 +30,8 @@ from redis.retry import Retry
 
 from mm_tasks.buffer.batches import BatchLimits
 from mm_tasks.buffer.keys import ProjectKeys
-from mm_tasks.buffer.producer import APPEND_RECORDS_MAX, Appended, Producer, Record
-from mm_tasks.buffer.records import HEADER_BYTES, tag
+from mm_tasks.buffer.producer import APPEND_RECORDS_MAX, Producer, Record
+from mm_tasks.buffer.records import tag
 from mm_tasks.buffer.scripts import Script
 from mm_tasks.errors import BufferFull, BufferUnavailable, ImportRefused
 from mm_tasks.imports.chunks import ChunkReader, RowEncoder, Stop
@@ -36,6 +39,7 @@ from mm_tasks.imports.columns import mapping, source
 from mm_tasks.imports.importer import Import, ImportResult, check
 from mm_tasks.imports.position import ALREADY_STORED, Position, Positions, Step
 from mm_tasks.imports.reader import CsvRows, Lines, json_rows, opened
+from tests.conftest import waiting_events
 
 KEYS = ProjectKeys("p")
 LIMITS = BatchLimits(events_max=500, bytes_max=256_000, linger_ms=0)
@@ -64,6 +68,10 @@ class Seen:
         self._on_wait()
 
 
+def lines_of(data):
+    return Lines(opened(io.BufferedReader(io.BytesIO(data))))
+
+
 class Importer:
     """The objects of one process that imports."""
 
@@ -73,52 +81,59 @@ class Importer:
         self.positions = Positions(redis, "p")
         self.stop = Stop()
 
-    def run(  # noqa: PLR0913 - what a command may be told
+    def run(  # noqa: PLR0913 - the options of a command
         self, data, name="f", *, again=False, skip_bad=False, watch=None, csv_maps=None
     ):
-        lines = Lines(opened(io.BufferedReader(io.BytesIO(data))))
+        lines = lines_of(data)
         rows, columns = json_rows(lines), dict
         if csv_maps is not None:
             rows = CsvRows(lines, ",")
             columns = mapping(rows.header, [source("--map", words) for words in csv_maps], [])
         encode = RowEncoder("p", name, BYTES_MAX, columns)
-        reading = ChunkReader(lines, rows, encode, skip_bad=skip_bad, stop=self.stop)
-        tally = ImportResult(name)
-        one = Import(self.positions, self.producer, tally, watch or Seen(), self.stop)
-        one.resume(lines, again=again)
+        chunks = ChunkReader(lines, rows, encode, skip_bad=skip_bad, stop=self.stop)
+        result = ImportResult(name)
+        run = Import(self.positions, self.producer, result, watch or Seen(), self.stop)
+        run.resume(lines, again=again)
         self.nudges = 0
-        one.store(reading, self._nudged)
-        return tally
+        run.store(chunks, self._nudged)
+        return result
 
     def _nudged(self):
         self.nudges += 1
 
+    def append(self, step, n):
+        """Append a chunk of n records as an import does."""
+        records = [Record(b'{"event":"e"}', None, None)] * n
+        return self.positions.append(self.producer, "f", step, records)
+
     def stored(self):
         """Return the events that wait."""
-        records = self.redis.lrange(KEYS.lane("track").waiting, 0, -1)
-        return [json.loads(record[HEADER_BYTES:]) for record in records]
+        return waiting_events(self.redis, "p")
 
     def numbers(self):
         return [event["properties"]["n"] for event in self.stored()]
 
+    def ids(self):
+        return [event["event_id"] for event in self.stored()]
+
     def close(self):
-        for line in (self.producer._connection, self.positions._connection):  # noqa: SLF001 - never closed
-            for connection in line._idle:  # noqa: SLF001
+        for packed in (self.producer._connection, self.positions._connection):  # noqa: SLF001 - never closed
+            for connection in packed._idle:  # noqa: SLF001
                 connection.disconnect()
 
 
 @pytest.fixture
 def start(redis):
     """Make importers, each as if it were a process of its own."""
-    made = []
+    importers = []
 
     def make(client=redis, **options):
-        made.append(Importer(client, **options))
-        return made[-1]
+        importers.append(Importer(client, **options))
+        return importers[-1]
 
     yield make
-    for one in made:
-        one.close()
+    for importer in importers:
+        importer.close()
 
 
 @pytest.fixture
@@ -154,10 +169,10 @@ class KilledError(Exception):
 
 def run_until_killed(importer, data, dies_after=1, **options):
     """Run an import that dies after so many chunks."""
-    left = iter(range(dies_after - 1))
+    chunks_left = iter(range(dies_after - 1))
 
     def die():
-        if next(left, None) is None:
+        if next(chunks_left, None) is None:
             raise KilledError
 
     with pytest.raises(KilledError):
@@ -169,108 +184,81 @@ def test_an_interrupted_import_continues_where_it_was(start, dies_after):
     data = rows(*range(3500))
     run_until_killed(start(), data, dies_after)
     after = start()
-    tally = after.run(data)
 
-    assert tally.lines_before == dies_after * APPEND_RECORDS_MAX
+    assert after.run(data).lines_before == dies_after * APPEND_RECORDS_MAX
     assert after.numbers() == list(range(3500))
 
 
 def test_a_row_has_the_same_id_on_every_run(importer, redis):
     """From project, name and line alone: it is `uuid5`, which anybody can compute."""
     data = rows(1, 2) + b"\n" + rows(3) + rows(4, event_id="given")
-    importer.run(data)
-    ids = [event["event_id"] for event in importer.stored()]
-    redis.flushdb()
-    importer.run(data)
-
-    assert [event["event_id"] for event in importer.stored()] == ids
     namespace = uuid.UUID("5f1d9a52-7c1e-4d0e-9a0e-3f6f6a1b8c2d")
-    assert ids == [*(str(uuid.uuid5(namespace, f"p\0f\0{n}")) for n in (1, 2, 4)), "given"]
-    redis.flushdb()
-    importer.run(data, "other")
-    others = [event["event_id"] for event in importer.stored()]
-    assert set(ids) & set(others) == {"given"}
+    for name in ("f", "f", "other"):
+        redis.flushdb()
+        importer.run(data, name)
 
-
-def entries(n):
-    return [Record(b'{"event":"e"}', None, None)] * n
+        computed = [str(uuid.uuid5(namespace, f"p\0{name}\0{n}")) for n in (1, 2, 4)]
+        assert importer.ids() == [*computed, "given"]
 
 
 def test_a_repeated_step_is_found_stored(importer, redis):
-    """A reply was lost: asking again is the only way to know."""
+    """A reply was lost: only a repeated call can tell whether the chunk was stored."""
     step = Step(None, Position(3, "a"))
-    first = importer.positions.append(importer.producer, "f", step, entries(3))
-    again = importer.positions.append(importer.producer, "f", step, entries(3))
 
-    assert first == Appended(frozenset(), nudge=False)
-    assert first is not ALREADY_STORED
-    assert again is ALREADY_STORED
+    replies = [importer.append(step, 3) for _ in range(2)]
+
+    assert [reply is ALREADY_STORED for reply in replies] == [False, True]
     assert redis.llen(KEYS.lane("track").waiting) == 3
     assert importer.positions.find("f") == (3, "a")
 
 
-@pytest.mark.parametrize(
-    "before",
-    [None, Position(1, "a"), Position(2, "x")],
-    ids=["a first one", "one behind", "another file"],
-)
-def test_a_step_from_elsewhere_stores_nothing(importer, redis, before):
-    step = Step(before, Position(3, "c"))
-    importer.positions.append(importer.producer, "f", Step(None, Position(2, "b")), entries(2))
+STEPS = {
+    "a first one": Step(None, Position(3, "c")),
+    "one behind": Step(Position(1, "a"), Position(3, "c")),
+    "another file": Step(Position(2, "x"), Position(3, "c")),
+}
+
+
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS.keys())
+def test_a_step_from_elsewhere_stores_nothing(importer, redis, step):
+    importer.append(Step(None, Position(2, "b")), 2)
     with pytest.raises(ImportRefused, match="another import of this name"):
-        importer.positions.append(importer.producer, "f", step, entries(1))
+        importer.append(step, 1)
 
     assert redis.llen(KEYS.lane("track").waiting) == 2
     assert importer.positions.find("f") == (2, "b")
 
 
-class Cutter:
-    """Passes on to Redis; of every third large request it loses the reply, or the request."""
+class Cutter(ThreadingTCPServer):
+    """Forwards to Redis; of every third large request it loses the reply, or the request."""
 
     def __init__(self, redis_url, lost):
-        self._port = Redis.from_url(redis_url).connection_pool.connection_kwargs["port"]
+        super().__init__(("127.0.0.1", 0), None)
+        self._target = Redis.from_url(redis_url).connection_pool.connection_kwargs["port"]
         self._lost = lost
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
         self.requests = self.cuts = 0
-        self._threads = [threading.Thread(target=self._accept, daemon=True)]
-        self._threads[0].start()
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
-    def end(self):
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for thread in self._threads:
-            thread.join(10)
+    def finish_request(self, near, _):
+        with socket.create_connection(("127.0.0.1", self._target)) as far:
+            self._forward(near, far)
 
-    def _accept(self):
-        while True:
-            try:
-                near, _ = self._listener.accept()
-            except OSError:
-                return
-            self._threads.append(threading.Thread(target=self._serve, args=(near,), daemon=True))
-            self._threads[-1].start()
-
-    def _serve(self, near):
-        with near, socket.create_connection(("127.0.0.1", self._port)) as far:
-            self._pass_on(near, far)
-
-    def _pass_on(self, near, far):
+    def _forward(self, near, far):
         size = 0
         while True:
             ready, _, _ = select.select([near, far], [], [])
             source = ready[0]
-            heard = source.recv(1 << 16)
-            if not heard:
+            data = source.recv(1 << 16)
+            if not data:
                 return
             if source is near:
-                was_large, size = size > LARGE, size + len(heard)
+                was_large, size = size > LARGE, size + len(data)
                 self.requests += size > LARGE and not was_large
             is_cut = size > LARGE and self.requests % 3 == 0
             if is_cut and (source is far or self._lost == "request"):
                 self.cuts += 1
                 return
-            (far if source is near else near).sendall(heard)
+            (far if source is near else near).sendall(data)
             size = 0 if source is far else size
 
 
@@ -278,36 +266,31 @@ class Cutter:
 def test_a_lost_request_or_reply_repeats_and_loses_nothing(start, redis, redis_url, lost):
     redis.script_load(Script("append").text)
     proxy = Cutter(redis_url, lost)
-    client = Redis(port=proxy.port, socket_timeout=20, retry=Retry(NoBackoff(), 0))
+    client = Redis(port=proxy.server_address[1], socket_timeout=20, retry=Retry(NoBackoff(), 0))
     importer, seen = start(client), Seen()
-    tally = importer.run(rows(*range(6500)), watch=seen)
+    result = importer.run(rows(*range(6500)), watch=seen)
     importer.close()
     client.close()
-    proxy.end()
+    proxy.shutdown()
+    proxy.server_close()  # waits for its threads
 
     assert start(redis).numbers() == list(range(6500))
     assert proxy.cuts >= 2
     assert seen.waits == ["for Redis"] * proxy.cuts
-    assert tally.stored == 6500
+    assert result.stored == 6500
 
 
-def test_two_importers_of_one_name_repeat_nothing(start, redis, redis_url):
+def test_importers_of_one_name_repeat_nothing(start, redis, redis_url):
     """A late importer stores nothing: it is refused, or finds the chunk stored."""
     data = rows(*range(8000))
-    refusals = []
 
     def work(importer):
-        try:
+        with contextlib.suppress(ImportRefused):
             importer.run(data)
-        except ImportRefused as refused:
-            refusals.append(refused)
 
     clients = [Redis.from_url(redis_url) for _ in range(3)]
-    threads = [threading.Thread(target=work, args=(start(client),)) for client in clients]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(work, map(start, clients)))
     last = start(redis)
     last.run(data)
     for client in clients:
@@ -344,19 +327,18 @@ def test_again_starts_over_and_can_be_interrupted(start):
     start().run(data)
     run_until_killed(start(), data, again=True)
     after = start()
-    tally = after.run(data)
 
-    assert tally.lines_before == 1000
+    assert after.run(data).lines_before == 1000
     assert after.numbers() == [*range(1500), *range(1500)]
 
 
 def test_a_bad_row_ends_the_import_before_it_and_its_chunk_is_named(importer):
     seen = Seen()
     data = rows(1) + b'{"event": "e", "user_id": 7}\n' + rows(2) + b"{\n" + rows(3)
-    tally = importer.run(data, watch=seen)
+    result = importer.run(data, watch=seen)
 
     assert importer.numbers() == [1]
-    assert (tally.end, tally.lines, tally.stored, tally.bad) == ("bad", 1, 1, 2)
+    assert (result.end, result.lines, result.stored, result.bad) == ("bad", 1, 1, 2)
     assert seen.lines == [
         "line 2: user_id: must be a string; use str()",
         "line 4: row: is not JSON",
@@ -376,59 +358,58 @@ def test_a_bad_first_row_leaves_no_position(importer):
 def test_skip_bad_stores_the_good_rows_and_names_the_others(importer):
     seen = Seen()
     data = rows(1) + b"nonsense\n" + rows(2) + b"[]\n"
-    tally = importer.run(data, skip_bad=True, watch=seen)
+    result = importer.run(data, skip_bad=True, watch=seen)
 
     assert importer.numbers() == [1, 2]
-    assert (tally.stored, tally.bad, tally.lines, tally.end) == (2, 2, 4, "finished")
+    assert (result.stored, result.bad, result.lines, result.end) == (2, 2, 4, "finished")
     assert [line[:6] for line in seen.lines] == ["line 2", "line 4"]
     assert importer.run(data, skip_bad=True).stored == 0
 
 
 def test_rows_of_erased_persons_are_counted_and_the_import_moves_past_them(importer, redis):
     redis.sadd(KEYS.fence, tag("p", "user", "u1"), tag("p", "user", "u3"))
-    tally = importer.run(rows(1, 2, 3))
+    result = importer.run(rows(1, 2, 3))
     alone = importer.run(rows(1), "alone")
 
     assert importer.numbers() == [2]
-    assert (tally.stored, tally.suppressed) == (1, 2)
+    assert (result.stored, result.suppressed) == (1, 2)
     assert (alone.stored, alone.suppressed, importer.positions.find("alone").lines) == (0, 1, 1)
 
 
 def test_rows_without_a_timestamp_are_counted(importer):
-    tally = importer.run(rows(1) + rows(2, timestamp="2020-01-01T00:00:00.000Z"))
+    result = importer.run(rows(1) + rows(2, timestamp="2020-01-01T00:00:00.000Z"))
 
-    assert tally.undated == 1
+    assert result.undated == 1
     assert importer.stored()[1]["timestamp"] == "2020-01-01T00:00:00.000Z"
 
 
-def test_it_waits_for_room_and_goes_on(start, redis):
+def test_it_waits_for_room_and_continues(start, redis):
     importer = start(held_bytes_max=200_000)
-    data = rows(*range(3000))
-    found = []
+    drained = []
 
     def drain():
-        found.extend(importer.numbers())
+        drained.extend(importer.numbers())
         redis.delete(KEYS.lane("track").waiting)
         redis.hset(KEYS.counts, "held_bytes", 0)
 
     seen = Seen(on_wait=drain)
-    tally = importer.run(data, watch=seen)
+    result = importer.run(rows(*range(3000)), watch=seen)
 
     assert set(seen.waits) == {"for room in the buffer"}
-    assert found + importer.numbers() == list(range(3000))
-    assert tally.stored == 3000
+    assert drained + importer.numbers() == list(range(3000))
+    assert result.stored == 3000
 
 
 def test_without_room_the_position_stays(start):
     importer = start(held_bytes_max=10)
     with pytest.raises(BufferFull):
-        importer.positions.append(importer.producer, "f", Step(None, Position(1, "a")), entries(1))
+        importer.append(Step(None, Position(1, "a")), 1)
 
     assert importer.positions.find("f") is None
 
 
-def test_a_redis_that_stays_away_ends_it(start, monkeypatch):
-    """After a minute, here after a moment; the next run tells what was stored."""
+def test_a_redis_that_stays_away_ends_the_import(start, monkeypatch):
+    """After a minute, here after 0.3 s; the next run finds the stored rows."""
     monkeypatch.setattr("mm_tasks.imports.importer._GIVE_UP_S", 0.3)
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
@@ -442,17 +423,17 @@ def test_a_redis_that_stays_away_ends_it(start, monkeypatch):
 
 
 @pytest.mark.parametrize("held_bytes_max", [1 << 30, 10], ids=["between rows", "while it waits"])
-def test_a_signal_ends_it_with_the_current_chunk(start, held_bytes_max):
+def test_a_signal_ends_the_import_with_the_current_chunk(start, held_bytes_max):
     importer = start(held_bytes_max=held_bytes_max)
 
     def ask():
         importer.stop.signal = 2
 
-    tally = importer.run(rows(*range(2500)), watch=Seen(on_progress=ask, on_wait=ask))
+    result = importer.run(rows(*range(2500)), watch=Seen(on_progress=ask, on_wait=ask))
 
-    assert tally.end == "stopped"
+    assert result.end == "stopped"
     stored = 1000 if held_bytes_max > 10 else 0
-    assert (tally.stored, tally.lines) == (stored, stored)
+    assert (result.stored, result.lines) == (stored, stored)
     later = start()
     later.run(rows(*range(2500)))
     assert later.numbers() == list(range(2500))
@@ -479,30 +460,26 @@ def test_csv_gzip_and_its_header_resume_as_well(start):
     maps = ["user_id=Who", "properties.n:int=properties.n"]
     run_until_killed(start(), data, csv_maps=maps)
     after = start()
-    tally = after.run(data, csv_maps=maps)
 
+    assert after.run(data, csv_maps=maps).lines_before == 2 + 2 * 1000 - 1
     assert after.numbers() == list(range(1500))
     assert after.stored()[-1]["user_id"] == "first\nlast 1499"
-    assert tally.lines_before == 2 + 2 * 1000 - 1
     with pytest.raises(ImportRefused):
         after.run(b"other\n1\n", csv_maps=[])
 
 
-def test_rows_before_the_end_of_what_can_be_read_are_stored(importer):
+def test_rows_before_the_first_unreadable_row_are_stored(importer):
     with pytest.raises(ImportRefused, match="line 3: has a quote"):
         importer.run(b'event\na\n"b"x\nc\n', csv_maps=[])
 
     assert [event["event"] for event in importer.stored()] == ["a"]
 
 
-def test_a_check_names_every_bad_row_of_all_parts_and_needs_no_redis():
-    data = (rows(*range(1500)) + b"{}\n") * 2
-    lines = Lines(opened(io.BufferedReader(io.BytesIO(data))))
+def test_a_check_names_every_bad_row_of_all_chunks_and_needs_no_redis():
+    lines = lines_of((rows(*range(1500)) + b"{}\n") * 2)
     encode = RowEncoder("p", "f", BYTES_MAX)
-    reading = ChunkReader(lines, json_rows(lines), encode, skip_bad=True, stop=Stop())
-    seen = Seen()
-    tally = ImportResult("f")
-    check(reading, tally, seen)
+    seen, result = Seen(), ImportResult("f")
+    check(ChunkReader(lines, json_rows(lines), encode, skip_bad=True, stop=Stop()), result, seen)
 
     assert seen.lines == ["line 1501: event: is required", "line 3002: event: is required"]
-    assert (tally.stored, tally.bad, tally.end) == (3000, 2, "finished")
+    assert (result.stored, result.bad, result.end) == (3000, 2, "finished")

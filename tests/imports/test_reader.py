@@ -32,16 +32,17 @@ def lines_of(data):
     return Lines(opened(io.BufferedReader(io.BytesIO(data))))
 
 
-def of_json(data):
+def parts_of(rows):
     """Return line, content and rule of each row that is not blank."""
-    return [
-        (row.line, row.content, row.rule) for row in json_rows(lines_of(data)) if not row.is_blank
-    ]
+    return [(row.line, row.content, row.rule) for row in rows if not row.is_blank]
+
+
+def of_json(data):
+    return parts_of(json_rows(lines_of(data)))
 
 
 def of_csv(data, delimiter=","):
-    rows = CsvRows(lines_of(data), delimiter)
-    return [(row.line, row.content, row.rule) for row in rows if not row.is_blank]
+    return parts_of(CsvRows(lines_of(data), delimiter))
 
 
 JSON_RULES = {
@@ -91,6 +92,7 @@ def test_a_byte_order_mark_is_not_part_of_the_first_row():
     assert CsvRows(lines_of(b"\xef\xbb\xbfa,b\n"), ",").header == ["a", "b"]
 
 
+BAD_BYTES = (2, None, "is not UTF-8")
 CSV_ROWS = {
     "plain": (b"1,2\n", [(2, ["1", "2"], "")]),
     "CRLF": (b"1,2\r\n3,4\r\n", [(2, ["1", "2"], ""), (3, ["3", "4"], "")]),
@@ -103,8 +105,8 @@ CSV_ROWS = {
     "empty cells": (b",\n", [(2, ["", ""], "")]),
     "too few": (b"1\n3,4\n", [(2, None, "has 1 cells; the header has 2"), (3, ["3", "4"], "")]),
     "too many": (b"1,2,3\n", [(2, None, "has 3 cells; the header has 2")]),
-    "not UTF-8": (b"1,\xff\n3,4\n", [(2, None, "is not UTF-8"), (3, ["3", "4"], "")]),
-    "not UTF-8 within quotes": (
+    "not UTF-8": (b"1,\xff\n3,4\n", [BAD_BYTES, (3, ["3", "4"], "")]),
+    "quoted, not UTF-8": (
         b'"\xff\n1,2\n",2\n3,4\n',
         [(2, None, "is not UTF-8"), (5, ["3", "4"], "")],
     ),
@@ -116,23 +118,24 @@ def test_a_row_of_csv_has_the_number_of_the_line_it_begins_at(data, rows):
     assert of_csv(HEAD + data) == rows
 
 
+MISPLACED = "has a quote in the wrong place"
 BROKEN_CSV = {
-    "text behind a quote": (b'1,2\n"3"x,4\n5,6\n', "line 3: has a quote in the wrong place"),
-    "a quote that is not closed": (b'1,2\n"3,4\n5,6\n', "line 3: has a quote in the wrong place"),
-    "a cell without end": (b'"' + (b"x" * 99 + b"\n") * 2000, "line 2: has a quote in the wrong"),
+    "text behind a quote": (b'1,2\n"3"x,4\n5,6\n', f"line 3: {MISPLACED}"),
+    "a quote that is not closed": (b'1,2\n"3,4\n5,6\n', f"line 3: {MISPLACED}"),
+    "a cell without end": (b'"' + (b"x" * 99 + b"\n") * 2000, f"line 2: {MISPLACED}"),
     "a row of very many lines": (b'"' + b"\n" * 20_000, "line 2: is longer than"),
     "a line that is too long": (b"x" * (LINE_BYTES_MAX + 1) + b"\n", "line 2: is longer than"),
-    "a lone CR": (b"1,2\r3,4\n", "line 2: has a quote in the wrong place"),
+    "a lone CR": (b"1,2\r3,4\n", f"line 2: {MISPLACED}"),
 }
 
 
-@pytest.mark.parametrize(("data", "said"), BROKEN_CSV.values(), ids=BROKEN_CSV.keys())
-def test_csv_is_refused_if_the_beginning_of_the_next_row_is_unknown(data, said):
+@pytest.mark.parametrize(("data", "message"), BROKEN_CSV.values(), ids=BROKEN_CSV.keys())
+def test_csv_is_refused_if_the_beginning_of_the_next_row_is_unknown(data, message):
     """Half a row that is taken for one would be an event that never happened."""
     with pytest.raises(ImportRefused) as caught:
         of_csv(HEAD + data)
 
-    assert str(caught.value).startswith(said)
+    assert str(caught.value).startswith(message)
 
 
 @pytest.mark.parametrize("data", [b"", b"\n\n", b"\xff,b\n"], ids=["empty", "blank", "not UTF-8"])
@@ -167,19 +170,14 @@ def test_the_digest_is_that_of_the_lines_that_are_kept():
 
 
 def test_a_last_line_without_an_end_counts_as_if_it_had_one():
-    """So the file may grow behind it, which writes the end first."""
+    """The file may then grow: the next line begins with that end."""
     short, grown = lines_of(b"{}"), lines_of(b"{}\n{}\n")
     short.skip_to(1)
     grown.skip_to(1)
 
     assert short.digest() == grown.digest()
-
-
-def test_skipping_ends_with_the_file():
-    lines = lines_of(b"{}\n{}\n")
-    lines.skip_to(5)
-
-    assert lines.done == 2
+    grown.skip_to(5)
+    assert grown.done == 2  # skipping ends with the file
 
 
 PIECES = [b'{"a": 1}', b"{}", b"NaN", b"a,b", b'"', b",", b"\n", b"\r\n", b"\r"]

@@ -1,4 +1,4 @@
-"""The sandbox on a free loopback port, in a thread of its own: all that is seen was on a socket."""
+"""The sandbox on a free loopback port, in a thread of its own: all requests use a socket."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Reply:
 
 
 class Server:
-    """A running sandbox and the ways to talk to it."""
+    """A running sandbox and the requests that a test sends to it."""
 
     def __init__(self, **config):
         self.loop = asyncio.new_event_loop()
@@ -65,8 +65,8 @@ class Server:
 
     def post(self, route, body, key=SECRET, **headers):
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-        given = {"Content-Type": "application/json", "Authorization": f"Bearer {key}", **headers}
-        return self.request("POST", f"/v1/{route}", raw, given)
+        sent = {"Content-Type": "application/json", "Authorization": f"Bearer {key}", **headers}
+        return self.request("POST", f"/v1/{route}", raw, sent)
 
     def get(self, path, key=READ):
         return self.request("GET", f"/v1/{path}", None, {"Authorization": f"Bearer {key}"})

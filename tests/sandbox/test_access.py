@@ -38,21 +38,21 @@ def test_a_key_that_is_not_known_is_refused_with_its_code(start, header, status,
 
 @pytest.mark.parametrize("kind", ["sk", "pk", "rk", "ak"])
 @pytest.mark.parametrize(
-    ("route", "admitted", "code"),
+    ("route", "admitted"),
     [
-        ("track", {"sk", "pk"}, "insufficient_scope"),
-        ("batch", {"sk", "pk"}, "insufficient_scope"),
-        ("identify", {"sk", "pk"}, "insufficient_scope"),
-        ("forget", {"sk"}, "insufficient_scope"),
-        ("query", {"sk", "rk"}, "insufficient_scope"),
-        ("stats", {"rk"}, "insufficient_scope"),
+        ("track", {"sk", "pk"}),
+        ("batch", {"sk", "pk"}),
+        ("identify", {"sk", "pk"}),
+        ("forget", {"sk"}),
+        ("query", {"sk", "rk"}),
+        ("stats", {"rk"}),
     ],
 )
-def test_a_kind_of_key_makes_only_its_own_calls(sandbox, kind, route, admitted, code):
+def test_a_kind_of_key_makes_only_its_own_calls(sandbox, kind, route, admitted):
     key = f"{kind}_test_abc_x"
     reply = sandbox.post(route, BODIES[route], key) if route in BODIES else sandbox.get(route, key)
-    if (kind, route) == ("pk", "forget"):
-        code = "forget_requires_secret_key"
+    is_public_forget = (kind, route) == ("pk", "forget")
+    code = "forget_requires_secret_key" if is_public_forget else "insufficient_scope"
 
     if kind in admitted:
         assert reply.status in {200, 202}
@@ -90,21 +90,20 @@ def test_another_method_or_path_is_no_call(sandbox, method, path, status):
 
 
 def test_a_revoked_key_is_refused_from_the_next_request_on(sandbox):
-    before = sandbox.post("track", EVENT).status
+    assert sandbox.post("track", EVENT).status == 202
     assert sandbox.switch("keys", ["sk_test_abc_another"]).status == 200
     revoked = sandbox.post("track", EVENT)
     assert sandbox.switch("keys", []).status == 200
 
-    assert (before, revoked.status, revoked.json) == (202, 401, {"error": "invalid_api_key"})
+    assert (revoked.status, revoked.json) == (401, {"error": "invalid_api_key"})
     assert sandbox.post("track", EVENT).status == 202
 
 
 @pytest.mark.parametrize("value", [["sk_test"], "sk_test_abc_x", {"a": 1}, [7]])
-def test_a_list_of_keys_that_is_none_changes_nothing(sandbox, value):
+def test_a_malformed_list_of_keys_changes_nothing(sandbox, value):
     sandbox.switch("keys", [SECRET])
-    refused = sandbox.switch("keys", value)
 
-    assert refused.status == 400
+    assert sandbox.switch("keys", value).status == 400
     assert sandbox.post("track", EVENT).status == 202
     assert sandbox.post("track", EVENT, "sk_test_abc_x").status == 401
 

@@ -11,7 +11,7 @@ from mm_tasks.sandbox.quota import Bucket, over_rate
 BATCH = {"events": [{"event": "e"}]}
 
 
-def test_a_batch_above_the_burst_of_20_is_told_when_to_come_back(sandbox):
+def test_a_batch_above_the_burst_of_20_is_told_when_to_retry_and_accepted_then(sandbox):
     statuses = [sandbox.post("batch", BATCH).status for _ in range(20)]
     limited = sandbox.post("batch", BATCH)
 
@@ -20,15 +20,7 @@ def test_a_batch_above_the_burst_of_20_is_told_when_to_come_back(sandbox):
     assert limited.json == {"error": "rate_limited", "retry_after_s": 1}
     assert limited.headers["Retry-After"] == "1"
     assert len(sandbox.lines("rows")) == 20
-
-
-def test_whoever_waits_as_told_is_let_in(sandbox):
-    while True:
-        limited = sandbox.post("batch", BATCH)
-        if limited.status == 429:
-            break
-    time.sleep(int(limited.headers["Retry-After"]))
-
+    time.sleep(1)
     assert sandbox.post("batch", BATCH).status == 202
 
 

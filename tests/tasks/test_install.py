@@ -77,6 +77,14 @@ def work(host, result):
     host.task(body, name="host.work", shared=False, ignore_result=True)
 
 
+def run_chain(host, redis, result, signature):
+    """Run a task of the host with this result; return it with the published task of ours."""
+    work(host, result)
+    tasks = chain(host.signature("host.work"), signature)
+    tasks.apply_async(queue="slow", serializer="json")
+    return run(host, "slow", redis), run(host, "mm.deliver", redis)
+
+
 def run(host, queue, redis):
     """Run the oldest message of a queue as a worker does; return the state it ends in."""
     message = json.loads(redis.rpop(f"host:{queue}"))
@@ -107,16 +115,17 @@ def queue_of(host, task):
     return host.amqp.router.route({}, task)["queue"].name
 
 
-def test_install_does_not_read_the_settings(host):
-    install(host)
-    install(host)
+def assert_queues(host, **queues):
+    """Compare the queues of our tasks, given by the last part of their names."""
+    assert {name: queue_of(host, f"mm_tasks.{name}") for name in queues} == queues
 
-    assert not host.configured
-    assert not host.finalized
+
+def route_warnings(host):
+    return [sentence for sentence in setting_warnings(host) if "task_routes" in sentence]
 
 
 @pytest.mark.parametrize("is_read", [False, True], ids=["before", "after"])
-def test_install_works_before_and_after_the_settings_are_read(host, is_read):
+def test_install_works_before_and_after_the_settings_are_read_and_does_not_read_them(host, is_read):
     if is_read:
         host.finalize()
         assert host.amqp.router
@@ -124,18 +133,19 @@ def test_install_works_before_and_after_the_settings_are_read(host, is_read):
     install(host)
     install(host)
 
+    assert (host.configured, host.finalized) == (is_read, is_read)
     assert set(host.tasks) >= NAMES
     assert all(host.tasks[task.name] is task and task.app is host for task in registry.TASKS)
+    assert not any(task.rate_limit for task in registry.TASKS)  # the host has one for its own
     assert set(host.conf.beat_schedule) == ENTRIES | {"host-entry"}
-    for name, queue in {
-        "mm_tasks.track": "mm.deliver",
-        "mm_tasks.identify": "mm.identify",
-        "mm_tasks.forget": "mm.forget",
-        "mm_tasks.sweep_erasures": "mm.forget",
-        "host.quick": "quick",
-        "host.work": "slow",
-    }.items():
-        assert queue_of(host, name) == queue
+    assert_queues(
+        host,
+        track="mm.deliver",
+        identify="mm.identify",
+        forget="mm.forget",
+        sweep_erasures="mm.forget",
+    )
+    assert (queue_of(host, "host.quick"), queue_of(host, "host.work")) == ("quick", "slow")
     start_worker(host)
     assert set(host.amqp.queues.consume_from) == OURS | {"celery"}
 
@@ -193,42 +203,30 @@ def test_queues_and_routes_that_the_host_sets_after_install_win(host, redis_url)
     host.conf.task_routes = ({"host.quick": "first"}, {"mm_tasks.track": {"queue": "first"}})
     host.conf.broker_url = redis_url
 
-    for name, queue in {
-        "host.quick": "first",
-        "mm_tasks.track": "first",
-        "mm_tasks.identify": "mm.identify",
-    }.items():
-        assert queue_of(host, name) == queue
+    assert queue_of(host, "host.quick") == "first"
+    assert_queues(host, track="first", identify="mm.identify")
     host.conf.update(task_routes={"mm_tasks.*": "first"})
     install(host)
-    assert queue_of(host, "mm_tasks.identify") == "first"
+    assert_queues(host, identify="first")
     start_worker(host)
     assert set(host.amqp.queues.consume_from) == OURS | {"first"}
     assert host.amqp.queues["mm.forget"].routing_key == "theirs"
 
 
-def test_routes_that_are_replaced_later_are_a_warning_until_install_is_called_again(host):
+@pytest.mark.parametrize("restore", [install, start_worker])
+def test_routes_that_are_replaced_later_are_a_warning_until_they_are_restored(host, restore):
     """Celery has no hook for an assignment to a setting that was read already."""
     install(host)
     assert host.conf.task_routes
     host.conf.update(task_routes={"*": "slow"})
+    assert route_warnings(host)
+    assert_queues(host, track="slow")
+    restore(host)
 
-    assert any("task_routes" in sentence for sentence in setting_warnings(host))
-    assert queue_of(host, "mm_tasks.track") == "slow"
-    install(host)
-    assert not any("task_routes" in sentence for sentence in setting_warnings(host))
-    assert queue_of(host, "mm_tasks.track") == "mm.deliver"
-    assert queue_of(host, "host.work") == "slow"
-
-
-def test_a_worker_restores_routes_that_were_replaced(host):
-    install(host)
-    assert host.conf.task_routes
-    host.conf.update(task_routes={"*": "slow"})
-    start_worker(host)
-
+    assert not route_warnings(host)
     assert host.conf.task_routes[1:] == ({"*": "slow"},)
-    assert queue_of(host, "mm_tasks.track") == "mm.deliver"
+    assert_queues(host, track="mm.deliver")
+    assert queue_of(host, "host.work") == "slow"
 
 
 def test_a_host_without_missing_queues_need_not_declare_ours(host, published, fresh):
@@ -277,19 +275,14 @@ def test_autodiscovery_without_install_adds_no_tasks(host):
     assert track.app is app
 
 
-def test_autodiscovery_beside_install_is_harmless(host):
+def test_neither_autodiscovery_nor_our_own_app_takes_the_tasks_back(host):
     install(host)
     host.autodiscover_tasks(["mm_tasks"])
     host.loader.import_default_modules()
-
-    assert host.tasks["mm_tasks.track"] is track
-
-
-def test_our_own_app_does_not_take_the_tasks_back(host):
-    install(host)
     host.finalize()
     app.finalize()
 
+    assert host.tasks["mm_tasks.track"] is track
     assert track.app is host
 
 
@@ -305,30 +298,16 @@ def test_beat_adds_entries_that_a_later_assignment_removed(host, fresh):
     assert schedule["mm_tasks-sweep-erasures"].task == "theirs"
 
 
-def test_a_plain_call_needs_no_broker(host, stored):
-    host.conf.broker_url = "redis://127.0.0.1:1/0"
-    install(host)
-    receipt = track.delay("e", user_id="u")
-
-    assert [event["event_id"] for event in stored()] == [receipt.id]
-
-
-def test_a_countdown_goes_through_the_hosts_broker_as_json_and_redacted(host, published):
+def test_a_message_goes_through_the_hosts_broker_as_json_and_redacted(host, published):
     install(host)
     identify.apply_async(kwargs={"anonymous_id": "a", "user_id": "s3cret"}, countdown=60)
+    host.send_task("mm_tasks.track", ("e",), {"user_id": "s3cret"})
     ((headers, _, fields),) = published("mm.identify")
+    ((by_name, _, _),) = published("mm.deliver")
 
     assert fields["user_id"] == "s3cret"
-    assert "s3cret" not in json.dumps(headers)
+    assert "s3cret" not in json.dumps([headers, by_name])
     assert headers["ignore_result"]
-
-
-def test_a_task_sent_by_name_is_redacted_too(host, published):
-    install(host)
-    host.send_task("mm_tasks.track", ("e",), {"user_id": "s3cret"})
-    ((headers, _, _),) = published("mm.deliver")
-
-    assert "s3cret" not in json.dumps(headers)
 
 
 def test_an_invalid_call_with_a_countdown_raises_in_the_caller(host, published):
@@ -338,14 +317,6 @@ def test_an_invalid_call_with_a_countdown_raises_in_the_caller(host, published):
     with pytest.raises(InvalidEvent):
         forget.apply_async(("u",), countdown=60)
     assert published("mm.deliver") == published("mm.forget") == []
-
-
-def test_a_full_batch_publishes_a_flush_for_the_hosts_workers(host, published, fresh):
-    install(host)
-    fresh(MM_TASKS_BATCH_EVENTS_MAX="1")
-    track.delay("e")
-
-    assert [headers["task"] for headers, *_ in published("mm.deliver")] == ["mm_tasks.flush"]
 
 
 @pytest.mark.parametrize("result", ["a result", None, {"a": 1}])
@@ -360,22 +331,14 @@ def test_a_full_batch_publishes_a_flush_for_the_hosts_workers(host, published, f
 )
 def test_the_last_task_of_a_chain_stores_its_event(host, redis, stored, signature, result):
     install(host)
-    work(host, result)
-    chain(host.signature("host.work"), signature()).apply_async(queue="slow", serializer="json")
-    run(host, "slow", redis)
-    run(host, "mm.deliver", redis)
+    run_chain(host, redis, result, signature())
 
     assert [(event["event"], event["user_id"]) for event in stored()] == [("done", "u")]
 
 
 def test_a_chain_may_pass_the_name_of_the_event(host, redis, stored):
     install(host)
-    work(host, "done")
-    chain(host.signature("host.work"), track.s(user_id="u")).apply_async(
-        queue="slow", serializer="json"
-    )
-    run(host, "slow", redis)
-    run(host, "mm.deliver", redis)
+    run_chain(host, redis, "done", track.s(user_id="u"))
 
     assert [event["event"] for event in stored()] == ["done"]
 
@@ -393,13 +356,10 @@ def test_the_results_of_a_group_are_ignored_like_the_result_of_one_task(host, re
 
 def test_an_invalid_event_at_the_end_of_a_chain_does_not_fail_the_task_before(host, redis):
     install(host)
-    work(host, "done")
-    chain(host.signature("host.work"), track.s("e", usr_id="u")).apply_async(
-        queue="slow", serializer="json"
-    )
+    before, ours = run_chain(host, redis, "done", track.s("e", usr_id="u"))
 
-    assert run(host, "slow", redis) == "done"
-    assert isinstance(run(host, "mm.deliver", redis).exception, InvalidEvent)
+    assert before == "done"
+    assert isinstance(ours.exception, InvalidEvent)
 
 
 def test_a_message_that_is_delivered_twice_stores_the_same_event_id(host, redis, stored):
@@ -446,13 +406,6 @@ def test_eager_calls_store_in_the_caller_and_publish_nothing(host, stored, fresh
     assert [event["event"] for event in stored()] == ["a", "b", "c"]
 
 
-def test_our_tasks_are_not_slowed_by_a_hosts_rate_limit(host):
-    install(host)
-    host.finalize()
-
-    assert not any(task.rate_limit for task in registry.TASKS)
-
-
 def test_annotations_for_all_tasks_do_not_apply_to_ours(host, published, monkeypatch):
     monkeypatch.setattr(type(worker.flush), "expires", None)  # so that it is None afterwards
     host.conf.task_annotations = {
@@ -490,10 +443,10 @@ def test_a_worker_that_serves_none_of_our_queues_logs_no_warning(host, caplog):
     assert "mm_tasks" not in caplog.text
 
 
-def test_without_the_broker_a_full_batch_costs_less_than_a_second(host, stored, fresh):
+def test_a_plain_call_needs_no_broker_even_if_its_batch_is_full(host, stored, fresh):
     fresh(MM_TASKS_BATCH_EVENTS_MAX="1")
     host.conf.broker_url = "redis://127.0.0.1:1/0"
     install(host)
-    track.delay("e")
+    receipt = track.delay("e")
 
-    assert len(stored()) == 1
+    assert [event["event_id"] for event in stored()] == [receipt.id]

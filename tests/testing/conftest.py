@@ -1,4 +1,4 @@
-"""A recorder, and pytest as a user runs it: a process of its own, without any of our settings."""
+"""A recorder, and pytest in a process of its own without our settings, as users run it."""
 
 from __future__ import annotations
 
@@ -13,39 +13,41 @@ import pytest
 from mm_tasks.testing import record
 
 # Without the plugins that take a second to load, or that warn of a setting that they want.
+# Without the plugins that load slowly or warn of a missing setting.
 WITHOUT = ("asyncio", "anyio", "cacheprovider", "hypothesispytest", "valkey", "xdist")
 OPTIONS = (*(f"-pno:{name}" for name in WITHOUT), "-W", "error")
 PREFIXES = ("MM_TASKS_", "MILLIMETRIC_", "PYTEST_")
 
 
-def bare_environment(**more):
-    """The environment without our settings and without those of the pytest that runs this."""
-    kept = {name: text for name, text in os.environ.items() if not name.startswith(PREFIXES)}
-    return {**kept, **more}
-
-
-def python(code, **more):
-    """Run a program; return what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-c", dedent(code)],
-        env=bare_environment(**more),
+def run(*command, cwd=None, **more):
+    """Run Python without our settings and those of the surrounding pytest."""
+    env = {name: text for name, text in os.environ.items() if not name.startswith(PREFIXES)} | more
+    return subprocess.run(
+        [sys.executable, *command],
+        env=env,
+        cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+
+
+def python(code):
+    """Run a program; return its output."""
+    process = run("-c", dedent(code))
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 class Outcomes(dict):
-    """What became of each test, by its name; of one with parameters, the worst."""
+    """The outcome of each test by its name: the worst one of a parametrized test."""
 
     def __init__(self, output):
-        line = r"^(PASSED|FAILED|ERROR|SKIPPED) [^\s\[]*::(\w+)"
-        found = re.findall(line, output, re.MULTILINE)
-        found.sort(key=lambda one: one[0] != "PASSED")
-        super().__init__((name, word.lower()) for word, name in found)
+        line = r"^(PASSED|FAILED|ERROR|SKIPPED) [^\s\[]*::test_(\w+)"
+        outcomes = re.findall(line, output, re.MULTILINE)
+        outcomes.sort(key=lambda outcome: outcome[0] != "PASSED")
+        super().__init__((name, word.lower()) for word, name in outcomes)
         self.output = output
 
 
@@ -53,22 +55,14 @@ class Outcomes(dict):
 def run_pytest(tmp_path):
     """Run pytest on files given by name; return the outcomes."""
 
-    def run(ini="", **files):
+    def run_files(ini="", **files):
         (tmp_path / "pytest.ini").write_text(f"[pytest]\naddopts = --strict-markers -rA\n{ini}\n")
         for name, code in files.items():
             (tmp_path / f"{name}.py").write_text(dedent(code))
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "pytest", *OPTIONS, "."],
-            env=bare_environment(),
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=100,
-            check=False,
-        )
-        return Outcomes(done.stdout + done.stderr)
+        process = run("-P", "-m", "pytest", *OPTIONS, ".", cwd=tmp_path)
+        return Outcomes(process.stdout + process.stderr)
 
-    return run
+    return run_files
 
 
 @pytest.fixture

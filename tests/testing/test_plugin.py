@@ -56,17 +56,13 @@ def test_the_fixtures_record_and_serve(run_pytest):
         """
     )
 
-    assert outcomes == {
-        "test_recorded": "passed",
-        "test_served": "passed",
-        "test_traceback": "failed",
-    }
+    assert outcomes == {"recorded": "passed", "served": "passed", "traceback": "failed"}
     assert "the line shown" in outcomes.output
     assert "AssertionError: track('a') was not recorded." in outcomes.output
     assert "_missing" not in outcomes.output
 
 
-def test_a_project_s_own_sandbox_wins_and_what_is_not_used_costs_nothing(run_pytest):
+def test_a_project_s_own_sandbox_wins_and_unused_fixtures_import_nothing(run_pytest):
     outcomes = run_pytest(
         conftest="""
         import pytest
@@ -86,57 +82,36 @@ def test_a_project_s_own_sandbox_wins_and_what_is_not_used_costs_nothing(run_pyt
         """,
     )
 
-    assert outcomes == {"test_own": "passed", "test_cost": "passed"}
+    assert outcomes == {"own": "passed", "cost": "passed"}
 
 
-def test_the_sandbox_says_what_it_needs(run_pytest):
+def test_the_sandbox_names_the_missing_extra(run_pytest):
     outcomes = run_pytest(
-        conftest="""
-        import sys
-        sys.modules["aiohttp"] = None
-        """,
-        test_missing="""
-        def test_missing(sandbox):
-            pass
-        """,
+        conftest="import sys; sys.modules['aiohttp'] = None",
+        test_missing="def test_missing(sandbox): pass",
     )
 
-    assert outcomes == {"test_missing": "error"}
+    assert outcomes == {"missing": "error"}
     assert "another exception" not in outcomes.output
     assert "pip install 'mm-tasks[sandbox]'" in outcomes.output
 
 
-def test_a_test_that_would_reach_a_real_host_fails(run_pytest):
-    """Whatever its code does with the exception, in any phase, thread and kind of test."""
-    outcomes = run_pytest(
-        test_guard=REACH
-        + """
+# How a test may end after its code swallowed the exception of the guard.
+ENDS = {
+    "swallows": "pass",
+    "skips": "pytest.skip('no')",
+    "gives_up": "pytest.xfail('some day')",
+    "other_failure": "assert 1 == 2",
+    "own_words": "pytest.fail('for another reason')",
+}
+TESTS = """
 def test_raises():
     reach()
-
-def test_swallows():
-    swallow()
 
 def test_in_a_thread():
     thread = threading.Thread(target=swallow)
     thread.start()
     thread.join()
-
-def test_skips():
-    swallow()
-    pytest.skip("no")
-
-def test_gives_up():
-    swallow()
-    pytest.xfail("some day")
-
-def test_other_failure():
-    swallow()
-    assert 1 == 2
-
-def test_own_words():
-    swallow()
-    pytest.fail("for another reason")
 
 @pytest.fixture
 def at_setup():
@@ -171,26 +146,20 @@ class TestOfUnittest(unittest.TestCase):
     def test_in_unittest(self):
         swallow()
 """
-    )
+
+
+def test_a_test_that_would_reach_a_real_host_fails(run_pytest):
+    """Whatever its code does with the exception, in any phase, thread and kind of test."""
+    ends = [f"\ndef test_{name}():\n    swallow()\n    {end}\n" for name, end in ENDS.items()]
+    outcomes = run_pytest(test_guard="".join([REACH, *ends, TESTS]))
 
     assert outcomes == {
-        "test_raises": "failed",
-        "test_swallows": "failed",
-        "test_in_a_thread": "failed",
-        "test_skips": "failed",
-        "test_gives_up": "failed",
-        "test_other_failure": "failed",
-        "test_own_words": "failed",
-        "test_setup": "error",
-        "test_teardown": "error",
-        "test_unaffected": "passed",
-        "test_loopback": "passed",
-        "test_allowed": "passed",
-        "test_last": "passed",
-        "test_in_unittest": "failed",
+        **dict.fromkeys([*ENDS, "raises", "in_a_thread", "in_unittest"], "failed"),
+        **dict.fromkeys(["setup", "teardown"], "error"),
+        **dict.fromkeys(["unaffected", "loopback", "allowed", "last"], "passed"),
     }
-    said = "about to send to the real host https://real.invalid; nothing was sent"
-    assert outcomes.output.count(said) >= 10
+    message = "about to send to the real host https://real.invalid; nothing was sent"
+    assert outcomes.output.count(message) >= 10
     assert "assert 1 == 2" in outcomes.output
     assert "Failed: for another reason" in outcomes.output
 
@@ -198,11 +167,7 @@ class TestOfUnittest(unittest.TestCase):
 def test_the_guard_can_be_switched_off(run_pytest):
     outcomes = run_pytest(
         "mm_tasks_guard = false",
-        test_off=REACH
-        + """
-def test_off():
-    assert reach().kind == "dns"
-""",
+        test_off=REACH + "def test_off(): assert reach().kind == 'dns'",
     )
 
-    assert outcomes == {"test_off": "passed"}
+    assert outcomes == {"off": "passed"}

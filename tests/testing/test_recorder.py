@@ -1,4 +1,4 @@
-"""What a recorder sees, and that everything else is as in real life."""
+"""The records of a recorder; receipts, errors and limits are those of real calls."""
 
 from __future__ import annotations
 
@@ -28,25 +28,31 @@ from mm_tasks.testing import runtime as recording
 AT = datetime(2026, 1, 14, 9, tzinfo=UTC)
 
 
+AWAY = "redis://127.0.0.1:1/0"
+
+
 def names(recorder):
-    return [one.event for one in recorder.events]
+    return [record.event for record in recorder.events]
+
+
+def forget_user(user_id="u1", **fields):
+    return forget.delay(user_id=user_id, requested_by="dpo", **fields)
 
 
 def test_an_event_is_recorded_as_it_would_be_sent(events):
-    """The fields are read back from the bytes, so a datetime is the text the vendor gets."""
+    """The fields are read back from the bytes, so a datetime is the text that the vendor gets."""
     receipt = track.delay("signup", user_id="u1", timestamp=AT, properties={"at": AT})
+    (event,) = events.events
 
-    (one,) = events.events
-
-    assert (one.lane, one.event, one.id) == ("track", "signup", receipt.id)
-    assert one.fields == {
+    assert (event.lane, event.event, event.id) == ("track", "signup", receipt.id)
+    assert event.fields == {
         "event": "signup",
         "event_id": receipt.id,
         "timestamp": "2026-01-14T09:00:00.000Z",
         "user_id": "u1",
         "properties": {"at": "2026-01-14T09:00:00.000Z"},
     }
-    assert not one.through_broker
+    assert not event.through_broker
 
 
 def test_many_are_recorded_in_order_and_bad_ones_skipped(events):
@@ -59,33 +65,35 @@ def test_many_are_recorded_in_order_and_bad_ones_skipped(events):
     assert [n for n, receipt in enumerate(receipts) if not receipt.accepted] == [1]
 
 
-def test_of_many_with_one_invalid_nothing_is_recorded(events):
-    with pytest.raises(InvalidEvent, match=r"\[1\] event"):
-        track.delay_many([{"event": "a"}, {"event": ""}])
+def test_calls_on_a_loop_are_recorded_and_their_clients_can_be_closed(events):
+    """A program closes its clients at its end, whether its calls are recorded or not."""
 
-    events.assert_nothing()
-
-
-def test_what_asyncio_tracks_is_recorded(events):
     async def report():
         await track.adelay("one")
         await track.adelay_many([{"event": "two"}, {"event": "three"}])
-        return await identify.adelay("a1", "u1")
+        receipt = await identify.adelay("a1", "u1")
+        await aclose()
+        await runtime.current().async_clients.close()
+        return receipt
 
     assert asyncio.run(report()).accepted
     assert names(events) == ["one", "two", "three", None]
 
 
 def test_identify_and_forget_are_recorded(events):
+    """So is the way of a forget: in a message it is weaker, which a team may want to rule out."""
     identify.delay("a1", "u1", traits={"plan": "pro"})
-    receipt = forget.delay(user_id="u9", requested_by="dpo", anonymous_ids=["a9"])
+    receipt = forget_user("u9", anonymous_ids=["a9"])
+    forget.apply_async((), {"user_id": "u1", "requested_by": "dpo"}, countdown=5)
 
     events.assert_identified(anonymous_id="a1", user_id="u1", traits={"plan": "pro"})
-    asked = events.assert_forgotten(user_id="u9", requested_by="dpo", anonymous_ids=["a9"])
-    assert asked.id == receipt.id
+    recorded = events.assert_forgotten(user_id="u9", requested_by="dpo", anonymous_ids=["a9"])
+    assert recorded.id == receipt.id
+    events.assert_forgotten(user_id="u9", via="call")
+    events.assert_forgotten(user_id="u1", via="message")
 
 
-def test_what_events_have_in_common_is_recorded(events):
+def test_the_fields_of_a_context_are_recorded(events):
     with context(user_id="u1", url="https://example.com/a"):
         track.delay("seen")
         track.apply_async(("later",), countdown=5)
@@ -97,15 +105,16 @@ def test_what_events_have_in_common_is_recorded(events):
     "call",
     [
         lambda: track.delay("signup", user_id=42),
+        lambda: track.delay_many([{"event": "a"}, {"event": ""}]),
         lambda: track.apply_async((), {"event": ""}, countdown=5),
         lambda: identify.delay(user_id="u1"),
         lambda: forget.delay(user_id="u1"),
-        lambda: forget.delay(user_id="u1", requested_by="dpo", ticket="a@b"),
-        lambda: forget.delay(user_id="u1", requested_by="dpo", reason="no such reason"),
+        lambda: forget_user(ticket="a@b"),
+        lambda: forget_user(reason="no such reason"),
     ],
-    ids=["track", "later", "identify", "a field is missing", "a ticket", "a reason"],
+    ids=["track", "one of many", "later", "identify", "a field is missing", "a ticket", "a reason"],
 )
-def test_what_is_refused_in_real_life_is_refused_here(events, call):
+def test_an_invalid_call_is_refused_and_nothing_of_it_recorded(events, call):
     with pytest.raises(InvalidEvent):
         call()
 
@@ -113,7 +122,7 @@ def test_what_is_refused_in_real_life_is_refused_here(events, call):
 
 
 def test_the_limits_are_those_of_the_settings(events, monkeypatch):
-    """A test of a program with smaller batches must find the event that is too large for them."""
+    """A test of a program with smaller batches must find the event that is too large."""
     monkeypatch.setenv("MM_TASKS_BATCH_BYTES_MAX", "1000")
 
     with pytest.raises(EventTooLarge):
@@ -124,26 +133,20 @@ def test_the_limits_are_those_of_the_settings(events, monkeypatch):
 def test_a_suppressed_person_is_not_accepted(events):
     events.suppress(user_id="u1")
     events.suppress(anonymous_id="a1")
-
-    receipts = track.delay_many(
-        [
-            {"event": "a", "user_id": "u1"},
-            {"event": "b", "anonymous_id": "a1"},
-            {"event": "c", "user_id": "a1"},
-        ]
-    )
+    items = [("a", "user_id", "u1"), ("b", "anonymous_id", "a1"), ("c", "user_id", "a1")]
+    receipts = track.delay_many({"event": event, field: value} for event, field, value in items)
 
     assert [receipt.accepted for receipt in receipts] == [False, False, True]
     assert names(events) == ["c"]
-    assert [one.event for one in events.suppressed] == ["a", "b"]
+    assert [record.event for record in events.suppressed] == ["a", "b"]
 
 
-def test_a_forgotten_person_is_suppressed_and_asked_for_again_the_same_erasure(events):
-    first = forget.delay(user_id="u1", requested_by="dpo", anonymous_ids=["a1"])
-    again = forget.delay(user_id="u1", requested_by="dpo")
+def test_a_forgotten_person_is_suppressed_and_a_second_forget_returns_the_same_erasure(events):
+    first = forget_user(anonymous_ids=["a1"])
+    second = forget_user()
 
     assert first.fenced
-    assert again.id == first.id
+    assert second.id == first.id
     assert not track.delay("seen", user_id="u1").accepted
     assert not track.delay("seen", anonymous_id="a1").accepted
     assert len(events.forgotten(user_id="u1")) == 2
@@ -155,12 +158,12 @@ def test_a_forgotten_person_is_suppressed_and_asked_for_again_the_same_erasure(e
         (BufferFull("full"), lambda: track.delay("a")),
         (BufferUnavailable("away", maybe_stored=1), lambda: identify.delay("a1", "u1")),
         (BufferFull("full"), lambda: track.delay_many([{"event": "a"}])),
-        (AuditUnavailable("away"), lambda: forget.delay(user_id="u1", requested_by="dpo")),
+        (AuditUnavailable("away"), forget_user),
         (ConfigurationError("no"), lambda: track.delay("a")),
     ],
     ids=["track", "identify", "many", "forget", "settings"],
 )
-def test_failures_can_be_asked_for(events, error, call):
+def test_failures_can_be_planned(events, error, call):
     """The error raised is a copy: the caller's would collect tracebacks and counts."""
     events.fail_with(error, times=2)
 
@@ -174,65 +177,37 @@ def test_failures_can_be_asked_for(events, error, call):
     assert len(events.events) == 1
 
 
-def test_failures_last_until_they_are_ended(events):
+def test_failures_last_until_they_are_ended_and_affect_only_calls_that_need_the_buffer(events):
+    """A worker would meet the failure of a message, and retry; its caller sees nothing."""
     events.fail_with(BufferFull("full"))
     for _ in range(3):
         with pytest.raises(BufferFull):
             track.delay("a")
-    forget.delay(user_id="u1", requested_by="dpo")  # needs no buffer
+    forget_user()
+    track.apply_async(("later",), countdown=5)
+    assert names(events) == [None, "later"]
     events.fail_with(None)
 
     assert track.delay("a").accepted
 
 
-def test_only_what_a_call_may_raise_can_be_asked_for(events):
+def test_only_an_error_that_a_call_may_raise_can_be_planned(events):
     """A test of a caller that handles `RuntimeError` would prove nothing."""
     with pytest.raises(TypeError, match="BufferFull"):
         events.fail_with(RuntimeError("no"))
 
 
-def test_a_failure_does_not_meet_what_goes_through_the_broker(events):
-    """A worker would meet it, and try again; the caller sees nothing."""
-    events.fail_with(BufferFull("full"))
-
-    track.apply_async(("later",), countdown=5)
-
-    assert names(events) == ["later"]
-
-
-def test_what_goes_through_the_broker_says_so(events):
+def test_a_call_through_the_broker_is_marked(events):
     result = track.apply_async(("later",), {"user_id": "u1"}, countdown=30, queue=None)
     forget.apply_async((), {"user_id": "u9", "requested_by": "dpo"}, countdown=5)
     track.apply_async(("now",), {"user_id": "u1"})
 
-    later, asked, now = events.events
+    later, forgotten, now = events.events
     assert isinstance(result.id, str)
     assert later.through_broker
     assert later.options == {"countdown": 30}
-    assert (asked.lane, asked.options) == ("forget", {"countdown": 5})
+    assert (forgotten.lane, forgotten.options) == ("forget", {"countdown": 5})
     assert not now.through_broker
-
-
-def test_how_a_forget_came_is_recorded_as_the_log_has_it(events):
-    """In a message it is the weaker way, which a team may want to rule out."""
-    by_message = {"user_id": "u1", "requested_by": "dpo"}
-    forget.apply_async((), by_message, countdown=5)
-    forget.delay(user_id="u2", requested_by="dpo")
-
-    events.assert_forgotten(user_id="u1", via="message")
-    events.assert_forgotten(user_id="u2", via="call")
-
-
-def test_what_asyncio_opened_can_be_closed(events):
-    """A program closes it at its end, whether it is recorded or not."""
-
-    async def report():
-        await track.adelay("one")
-        await aclose()
-        await runtime.current().async_clients.close()
-
-    asyncio.run(report())
-    assert names(events) == ["one"]
 
 
 def test_the_stand_ins_offer_what_they_stand_for():
@@ -254,28 +229,37 @@ def test_the_stand_ins_offer_what_they_stand_for():
 
 
 def test_signatures_and_chains_are_recorded(events):
-    """The first task of a chain is; the others would follow in a worker."""
+    """The first task of a chain is recorded; a worker would publish the others."""
     track.s("signed", user_id="u1").apply_async(countdown=1)
     chain(track.si("first"), track.si("second")).apply_async()
 
     assert names(events) == ["signed", "first"]
 
 
-def test_what_a_message_makes_of_the_arguments_is_recorded(events):
+def test_the_arguments_are_recorded_as_a_message_carries_them(events):
     """JSON has no tuples and no dates; Celery turns some of them back."""
     track.apply_async(("later",), {"timestamp": AT, "properties": {"at": AT}}, countdown=5)
 
     events.assert_tracked("later", timestamp=AT, properties={"at": AT})
 
 
-def test_all_threads_are_recorded(events):
+def test_threads_are_recorded_and_each_has_a_way_of_its_own(events):
+    """A thread that publishes must not mark the event that another stores meanwhile."""
+
+    def call(n):
+        if n % 2:
+            return track.delay("now", user_id=f"u{n}")
+        return track.apply_async(("later",), {"user_id": f"u{n}"}, countdown=1)
+
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda n: track.delay("seen", user_id=f"u{n}"), range(400)))
+        list(pool.map(call, range(400)))
 
-    assert {one.fields["user_id"] for one in events.events} == {f"u{n}" for n in range(400)}
+    assert {record.fields["user_id"] for record in events.events} == {f"u{n}" for n in range(400)}
+    ways = {(record.event, record.through_broker) for record in events.events}
+    assert ways == {("now", False), ("later", True)}
 
 
-def test_the_newest_recorder_takes_all_and_then_the_one_before():
+def test_the_newest_recorder_takes_every_call_and_then_the_one_before():
     with record() as outer:
         track.delay("one")
         with record() as inner:
@@ -288,7 +272,7 @@ def test_the_newest_recorder_takes_all_and_then_the_one_before():
 
 def test_recorders_may_end_in_any_order(fresh):
     """Two threads that record at once must not leave a recorder behind."""
-    fresh(MM_TASKS_REDIS_URL="redis://127.0.0.1:1/0")
+    fresh(MM_TASKS_REDIS_URL=AWAY)
     first, second = record(), record()
     with first as kept:
         newest = second.__enter__()
@@ -301,32 +285,28 @@ def test_recorders_may_end_in_any_order(fresh):
         track.delay("two")
 
 
-def test_after_a_failure_inside_nothing_is_recorded_any_more(fresh):
-    fresh(MM_TASKS_REDIS_URL="redis://127.0.0.1:1/0")
+def test_after_the_block_the_earlier_runtime_is_back_even_if_it_failed(fresh):
+    """Its connections are open; another runtime would open them again."""
+    fresh(MM_TASKS_REDIS_URL=AWAY)
+    before = runtime.current()
+    with record():
+        assert runtime.current() is not before
+    assert runtime.current() is before
     with pytest.raises(KeyError), record() as events:
         raise KeyError
 
+    assert runtime.current() is before
     with pytest.raises(BufferUnavailable):
         track.delay("one")
     assert not events.events
 
 
-def test_the_runtime_of_before_comes_back(fresh):
-    """Its connections are open; another one would open them again."""
-    fresh(MM_TASKS_REDIS_URL="redis://127.0.0.1:1/0")
-    before = runtime.current()
-    with record():
-        assert runtime.current() is not before
-
-    assert runtime.current() is before
-
-
-def test_what_would_need_redis_says_why_there_is_none(events):  # noqa: ARG001 - records
+def test_an_attribute_that_needs_redis_names_the_reason_of_its_absence(events):  # noqa: ARG001 - records
     with pytest.raises(AttributeError, match="recorded here and not stored"):
         runtime.current().deliveries  # noqa: B018
 
 
-def test_clear_forgets_the_records_and_not_who_is_suppressed(events):
+def test_clear_removes_the_records_and_keeps_the_suppressed_persons(events):
     events.suppress(user_id="u1")
     track.delay("one")
     track.delay("one", user_id="u1")
@@ -335,20 +315,3 @@ def test_clear_forgets_the_records_and_not_who_is_suppressed(events):
     assert not events.events
     assert not events.suppressed
     assert not track.delay("one", user_id="u1").accepted
-
-
-def test_each_thread_has_a_way_of_its_own(events):
-    """One that publishes must not mark what another stores meanwhile."""
-
-    def call(n):
-        if n % 2:
-            return track.delay("now")
-        return track.apply_async(("later",), countdown=1)
-
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(call, range(200)))
-
-    assert {(one.event, one.through_broker) for one in events.events} == {
-        ("now", False),
-        ("later", True),
-    }

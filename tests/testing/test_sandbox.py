@@ -1,4 +1,4 @@
-"""The stand-in served for tests: our own client sends, and the test sees what arrived."""
+"""The sandbox served for tests: our own client sends, and the test reads the arrived rows."""
 
 from __future__ import annotations
 
@@ -37,46 +37,40 @@ def client(sandbox):
     client.close()
 
 
-def test_what_arrived_is_seen(sandbox, client):
+def test_arrived_events_and_identifies_are_returned(sandbox, client):
     client.send("track", [b'{"event":"a","user_id":"u1","properties":{"n":1}}', b'{"event":"b"}'])
     client.send_track(b'{"event":"c"}')
     client.send("identify", [b'{"anonymous_id":"a1","user_id":"u1"}'])
 
-    assert sandbox.events() == [
-        {"event": "a", "user_id": "u1", "properties": {"n": 1}},
-        {"event": "b"},
-        {"event": "c"},
-    ]
+    first = {"event": "a", "user_id": "u1", "properties": {"n": 1}}
+    assert sandbox.events() == [first, {"event": "b"}, {"event": "c"}]
     assert sandbox.identifies() == [{"anonymous_id": "a1", "user_id": "u1"}]
     assert len(sandbox.rows()) == 4
 
 
-def test_a_forget_has_run_when_it_is_answered(sandbox, client):
+def test_a_forget_has_run_when_its_response_arrives(sandbox, client):
     """Otherwise every test would have to wait for it."""
     client.send_track(b'{"event":"a","user_id":"u1"}')
     client.send_track(b'{"event":"b","user_id":"u2"}')
     client.forget("u1")
 
-    assert [one["user_id"] for one in sandbox.forgets()] == ["u1"]
+    assert [call["user_id"] for call in sandbox.forgets()] == ["u1"]
     assert [row["event"] for row in sandbox.rows()] == ["b"]
 
 
-def test_faults_apply_until_they_are_ended(sandbox, client):
+def test_faults_apply_until_they_are_ended_and_unknown_ones_are_refused(sandbox, client):
+    """A test whose fault never applies must not pass."""
     sandbox.fault("status", route="/v1/track", status=503, times=2)
     first = client.send_track(b'{"event":"a"}')
     sandbox.faults()
 
     assert isinstance(first, Ambiguous)
     assert isinstance(client.send_track(b'{"event":"a"}'), Delivered)
-
-
-def test_an_unknown_fault_is_refused(sandbox):
-    """A test whose fault never applies must not pass."""
     with pytest.raises(ValueError, match="the sandbox refused"):
         sandbox.fault("no such fault")
 
 
-def test_reset_forgets_everything(sandbox, client):
+def test_reset_removes_rows_calls_and_faults(sandbox, client):
     client.send_track(b'{"event":"a"}')
     sandbox.fault("hang", route="/v1/track", for_s=60)
     sandbox.reset()
@@ -93,14 +87,14 @@ def test_its_process_ends_with_the_block():
         sandbox.reset()
 
 
-def test_a_stand_in_that_does_not_start_says_why(monkeypatch):
+def test_a_sandbox_that_does_not_start_reports_the_reason(monkeypatch):
     monkeypatch.setattr(served_by, "_COMMAND", ("-c", "raise SystemExit('no room')"))
 
     with pytest.raises(served_by.SandboxUnavailable, match="no room"), serve_sandbox():
         pass
 
 
-def test_a_module_of_the_working_directory_does_not_get_in_its_way(tmp_path):
+def test_a_module_of_the_working_directory_is_not_imported(tmp_path):
     """Projects have files of any name."""
     (tmp_path / "asyncio.py").write_text("raise SystemExit('the wrong one')")
     code = "from mm_tasks.testing import serve_sandbox\nwith serve_sandbox() as s: s.reset()"

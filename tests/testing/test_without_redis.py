@@ -6,6 +6,8 @@ from .conftest import python
 
 NO_SOCKET = """
 import os, sys
+from mm_tasks import forget, identify, track
+from mm_tasks.testing import record
 
 def no_socket(event, args):
     if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto"):
@@ -23,9 +25,6 @@ def test_recording_opens_no_socket():
         NO_SOCKET
         + """
 import asyncio
-from mm_tasks import forget, identify, track
-from mm_tasks.testing import record
-
 with record() as events:
     track.delay("a", user_id="u1")
     track.delay_many([{"event": "b"}] * 2500)
@@ -46,9 +45,6 @@ def test_a_forked_child_records_too():
     printed = python(
         NO_SOCKET
         + """
-from mm_tasks import track
-from mm_tasks.testing import record
-
 with record() as events:
     track.delay("a")
     child = os.fork()

@@ -58,10 +58,7 @@ assert_type(forget.delay(user_id="u", requested_by="dpo"), ErasureReceipt)
 forget.delay("u", "dpo", ticket="GDPR-1093")
 forget.delay("u", requested_by="dpo", reason="ccpa", mode="once")
 forget.delay(
-    user_id="u",
-    requested_by="dpo",
-    received_at=datetime.now(UTC),
-    anonymous_ids={"u_abc"},
+    user_id="u", requested_by="dpo", received_at=datetime.now(UTC), anonymous_ids={"u_abc"}
 )
 forget.s(user_id="u", requested_by="dpo")
 
