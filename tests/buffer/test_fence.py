@@ -30,7 +30,6 @@ import pytest
 
 from mm_tasks.buffer.attempt import Admitted, Rejection
 from mm_tasks.buffer.batches import BatchLimits
-from mm_tasks.buffer.dead_letters import DeadLetters, Revived
 from mm_tasks.buffer.fence import Fence, FenceState
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.producer import Record
@@ -104,25 +103,19 @@ def about(redis):
 # Raised.
 
 
-def test_a_fence_is_up_once_raise_returns(redis, fence):
-    fence.add(tags(1, 2), STORE)
-
-    assert fenced(redis) == tags(1, 2)
-    assert fence.state() == FenceState(2, STORE)
-
-
-def test_to_raise_twice_changes_nothing(redis, fence):
-    fence.add(tags(1, 2), STORE)
+@pytest.mark.parametrize("number", [2, 1000, 1001, 5000])
+def test_all_tags_are_fenced_once_add_returns_and_a_repeated_add_changes_nothing(
+    redis, fence, number
+):
+    """Also more tags than one script takes. An added fence says nothing about the others."""
+    everybody = tags(*range(number))
+    fence.add(everybody, STORE)
     before = about(redis)
-    fence.add(tags(2, 1), STORE)
+    fence.add(sorted(everybody), STORE)
 
-    assert (fenced(redis), about(redis)) == (tags(1, 2), before)
-
-
-def test_a_raised_fence_is_no_loaded_one(redis, fence):
-    """Who raises the first fence after a restart knows nothing of the others."""
-    fence.add(tags(1), STORE)
-
+    assert fenced(redis) == everybody
+    assert fence.state() == FenceState(number, STORE)
+    assert about(redis) == before
     assert not is_loaded(redis)
 
 
@@ -135,13 +128,6 @@ def test_a_raise_between_loads_leaves_the_server_loaded(redis, fence):
     assert fenced(redis) == tags(1, 2)
 
 
-@pytest.mark.parametrize("number", [1000, 1001, 5000])
-def test_more_tags_than_one_script_takes_are_all_raised(redis, fence, number):
-    fence.add(tags(*range(number)), STORE)
-
-    assert fenced(redis) == tags(*range(number))
-
-
 def test_without_a_fence_there_is_no_store_either(fence):
     assert fence.state() == FenceState(0, None)
     fence.check_store(STORE)
@@ -150,23 +136,17 @@ def test_without_a_fence_there_is_no_store_either(fence):
 # Loaded.
 
 
-@pytest.mark.parametrize("number", [0, 1, 1000, 1001, 5000])
-def test_a_load_makes_the_fence_what_sql_says(redis, fence, number):
+@pytest.mark.parametrize("before", [0, 4])
+@pytest.mark.parametrize("number", [0, 1, 3, 1000, 1001, 5000])
+def test_a_load_makes_the_fence_equal_to_sql(redis, fence, number, before):
+    """The fence of a lifted erasure falls, even if it was the last one."""
+    fence.add(tags(*range(before)), STORE)
     fence.load(STORE, Sql(*range(number)).read)
 
     assert fenced(redis) == tags(*range(number))
     assert fence.state() == FenceState(number, STORE)
     assert is_loaded(redis)
     assert redis.exists(KEYS.fence_draft) == 0
-
-
-@pytest.mark.parametrize("left", [0, 1, 3])
-def test_a_load_lowers_what_sql_says_no_more(redis, fence, left):
-    """A lifted erasure: its fence must fall, also where it was the last."""
-    fence.add(tags(*range(4)), STORE)
-    fence.load(STORE, lambda: tags(*range(left)))
-
-    assert fenced(redis) == tags(*range(left))
 
 
 def test_a_load_that_died_midway_leaves_nothing_to_the_next(redis, fence):
@@ -193,107 +173,87 @@ def interrupted():
     raise KeyboardInterrupt
 
 
-# While a load goes on. Its first page is sent when 1 000 tags were read, so `moment` is
-# before any tag was sent, between two pages, or after the last one.
+# While a load goes on. Its first page is sent when 1 000 tags were read. A moment is the number
+# of tags in SQL, and of those that are read before something happens.
 
-MOMENTS = {"before the first page": 10, "between two pages": 1500, "before its end": 1000}
+MOMENTS = {
+    "before the first page": (10, 0),
+    "between two pages": (1500, 1001),
+    "before its end": (1000, 1000),
+}
 
 
-@pytest.fixture(params=MOMENTS)
+def read_with_interruption(sql, number, happens):
+    """Return a `read` whose first result calls `happens` after that many tags."""
+
+    def read():
+        some = sorted(sql.read())
+        return Midway(some[:number], happens, some[number:]) if sql.reads == 1 else some
+
+    return read
+
+
+@pytest.fixture(params=MOMENTS.values(), ids=MOMENTS)
 def load_while(request, fence):
-    """Load what `sql` says; at one of the moments of the first attempt something happens."""
+    """Load the tags of `load.sql`; at one of the moments of the first attempt something happens."""
+    size, moment = request.param
 
-    def load(sql, happens):
-        some = sorted(sql.tags)
-        if request.param == "before the first page":
-            parts = [], some
-        elif request.param == "between two pages":
-            parts = some[:1001], some[1001:]
-        else:
-            parts = some, []
+    sql = Sql(*range(size))
 
-        def read():
-            sql.read()
-            if sql.reads > 1:
-                return set(sql.tags)
-            return Midway(parts[0], happens, parts[1])
+    def load(happens):
+        fence.load(STORE, read_with_interruption(sql, moment, happens))
 
-        fence.load(STORE, read)
-
-    load.number = MOMENTS[request.param]
+    load.sql = sql
     return load
 
 
-def test_a_fence_raised_during_a_load_is_up_after_it(redis, fence, load_while):
-    """SQL was read before it was committed: the load must not take it away again.
+def test_a_fence_added_during_a_load_holds_from_then_on(redis, fence, load_while):
+    """P6: the load read SQL before the erasure was committed, and must not drop its fence.
 
-    Nor does it start over: while erasures come all the time it would not end.
+    Nor does the load start over: it would never end while erasures come all the time.
     """
-    sql = Sql(*range(load_while.number))
+    sql, seen = load_while.sql, []
+
+    def suppressed():
+        with opened(redis) as buffer:
+            return buffer.append([event("u9999")]).suppressed
 
     def forget():
         sql.tags |= tags(9999)
         fence.add(tags(9999), STORE)
+        seen.append(suppressed())
 
-    load_while(sql, forget)
+    load_while(forget)
 
     assert sql.reads == 1
     assert fenced(redis) == sql.tags
     assert tags(9999) <= fenced(redis)
     assert is_loaded(redis)
+    assert [*seen, suppressed()] == [{0}, {0}]
 
 
-def test_a_fence_raised_during_a_load_is_never_down_in_between(redis, fence, load_while):
-    """P6 holds from the instant it was raised, not from the end of the next load."""
-    sql = Sql(*range(load_while.number))
-    seen = []
+def test_another_load_meanwhile_wins_and_is_not_ended_by_the_first(redis, load_while):
+    """It read later, so it knows more: here of a fence that was lowered.
 
-    def forget():
-        fence.add(tags(9999), STORE)
-        with opened(redis) as buffer:
-            seen.append(buffer.append([event("u9999")]).suppressed)
-        sql.tags |= tags(9999)
+    The first would commit its own tags, or the unfinished draft of the other.
+    """
+    sql, seen = load_while.sql, []
 
-    load_while(sql, forget)
-
-    assert seen == [{0}]
-    with opened(redis) as buffer:
-        assert buffer.append([event("u9999")]).suppressed == {0}
-
-
-def test_another_load_meanwhile_wins_with_what_it_read(redis, load_while):
-    """It read later, so it knows more: here of one that was lowered."""
-    sql = Sql(*range(load_while.number))
+    def read():
+        seen.append(fenced(redis))
+        return set(sql.tags)
 
     def lift_and_load():
         sql.tags -= tags(0)
-        Fence(redis, "p").load(STORE, lambda: set(sql.tags))
+        Fence(redis, "p").load(STORE, read)
+        seen.append(fenced(redis))
 
-    load_while(sql, lift_and_load)
+    load_while(lift_and_load)
 
+    assert seen == [set(), sql.tags]
     assert sql.reads == 2
     assert fenced(redis) == sql.tags
     assert is_loaded(redis)
-
-
-def test_another_load_that_goes_on_is_not_ended_by_the_first(redis, load_while):
-    """The first would put up its own tags, and let the draft of the other count as whole."""
-    sql = Sql(*range(load_while.number))
-    others = []
-
-    def begin_another():
-        def inner():
-            others.append(fenced(redis))
-            return tags(5)
-
-        # It begins while the first goes on, and ends before the first goes on.
-        Fence(redis, "p").load(STORE, inner)
-        others.append(fenced(redis))
-
-    load_while(sql, begin_another)
-
-    assert others == [set(), tags(5)]
-    assert fenced(redis) == sql.tags
 
 
 def test_an_overtaken_load_adds_nothing_to_the_one_that_goes_on(redis):
@@ -312,8 +272,8 @@ def test_an_overtaken_load_adds_nothing_to_the_one_that_goes_on(redis):
 
 def test_all_lost_during_a_load_is_loaded_again(redis, load_while):
     """FLUSHALL takes the draft along: half of it must not become the fence."""
-    sql = Sql(*range(load_while.number))
-    load_while(sql, redis.flushall)
+    sql = load_while.sql
+    load_while(redis.flushall)
 
     assert sql.reads == 2
     assert fenced(redis) == sql.tags
@@ -325,13 +285,13 @@ def test_all_lost_during_a_load_is_loaded_again(redis, load_while):
 def test_the_refusal_of_another_store_does_not_disturb_a_load(redis, fence, load_while, another):
     """A host with a wrong setting must not keep the others from loading."""
     fence.add(tags(1), STORE)
-    sql = Sql(*range(load_while.number))
+    sql = load_while.sql
 
     def intrude():
         with pytest.raises(ConfigurationError):
             with_other_store(fence, another)
 
-    load_while(sql, intrude)
+    load_while(intrude)
 
     assert sql.reads == 1
     assert fenced(redis) == sql.tags
@@ -362,13 +322,12 @@ def never():
 @pytest.mark.parametrize("when", ["unless loading", "unless loaded"])
 def test_who_finds_fences_missing_leaves_it_to_a_load_that_goes_on(redis, load_while, when):
     """Or all workers would overtake each other after a restart, and none would end."""
-    sql = Sql(*range(load_while.number))
-    left = []
+    sql, left = load_while.sql, []
 
     def find_out():
         left.append(Fence(redis, "p").load(STORE, never, when=when))
 
-    load_while(sql, find_out)
+    load_while(find_out)
 
     assert left == [False]
     assert sql.reads == 1
@@ -498,6 +457,7 @@ def test_a_failed_load_says_why_and_since_when_until_one_succeeds(redis, fence):
     first = about(redis)
     redis.hset(KEYS.fences, "since_ms", "1000")
     fence.note_failed("audit_refused")
+    fence.add(tags(1), STORE)
 
     assert first["why"] == "audit_unavailable"
     seconds, _ = redis.time()
@@ -514,13 +474,6 @@ def test_a_failure_is_no_word_where_the_fences_are_loaded(redis, fence):
     fence.note_failed("audit_unavailable")
 
     assert about(redis) == before
-
-
-def test_a_raised_fence_does_not_hide_why_the_others_are_missing(redis, fence):
-    fence.note_failed("audit_unavailable")
-    fence.add(tags(1), STORE)
-
-    assert about(redis)["why"] == "audit_unavailable"
 
 
 # What the fence stops.
@@ -561,21 +514,6 @@ def test_a_fence_raised_after_the_append_stops_the_claim_and_the_attempt(redis, 
 
         assert [buffer.begin(id_).sent for id_ in (first, second)] == [1, 1]
         assert redis.hgetall(KEYS.caught) == {tag("p", "user", "u1"): b"2"}
-
-
-def test_a_letter_of_one_erased_is_not_revived(redis, fence):
-    """Revive is the third door; the person's events must not come in through it."""
-    fence.load(STORE, set)
-    with opened(redis) as buffer:
-        buffer.append([event("u1"), event("u2")])
-        batch_id = buffer.claim()
-        buffer.bury(batch_id, buffer.begin(batch_id).token)
-    fence.add(tags(1), STORE)
-    letters = DeadLetters(redis, "p")
-
-    assert letters.revive([one.id for one in letters.letters()]) == Revived(1, 1, 0)
-    assert redis.hgetall(KEYS.caught) == {tag("p", "user", "u1"): b"1"}
-    assert redis.llen(KEYS.lane("track").waiting) == 1
 
 
 # A server that is not loaded. `run_id` of another is what a failover leaves behind.
@@ -649,20 +587,14 @@ def test_an_attempt_that_outlives_a_restart_is_not_admitted_twice(persistent):
         assert buffer.ack(batch_id, cut) == 2
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_a_restart_during_a_load_lets_it_start_over(persistent, moment):
-    """The AOF brings token and draft back, but a fence raised meanwhile may be forgotten."""
+@pytest.mark.parametrize(("size", "moment"), MOMENTS.values(), ids=MOMENTS)
+def test_a_restart_during_a_load_lets_it_start_over(persistent, size, moment):
+    """The AOF restores token and draft, but a fence added meanwhile may be lost."""
     redis, fence = persistent.client, Fence(persistent.client, "p")
     fence.load(STORE, set)
-    sql = Sql(*range(MOMENTS[moment]))
-    some = sorted(sql.tags)
-    at = {"before the first page": 0, "between two pages": 1001, "before its end": 1000}[moment]
+    sql = Sql(*range(size))
 
-    def read():
-        sql.read()
-        return Midway(some[:at], persistent.restart, some[at:]) if sql.reads == 1 else sql.tags
-
-    fence.load(STORE, read)
+    fence.load(STORE, read_with_interruption(sql, moment, persistent.restart))
 
     assert sql.reads == 2
     assert fenced(redis) == sql.tags
@@ -687,25 +619,18 @@ def full(servers):
     return server.client
 
 
-def test_at_maxmemory_a_fence_can_still_be_raised(full):
-    """A full Redis must not keep anybody from being forgotten."""
-    Fence(full, "p").add(tags(*range(3, 2003)), STORE)
+def test_at_maxmemory_fences_can_be_added_and_loaded(full):
+    """A full Redis must not keep anybody from being forgotten, nor stay full for ever."""
+    fence = Fence(full, "p")
+    fence.note_failed("audit_refused")
+    assert about(full)["why"] == "audit_refused"
 
+    fence.add(tags(*range(3, 2003)), STORE)
     assert fenced(full) == tags(*range(1, 2003))
 
-
-def test_at_maxmemory_the_fences_can_still_be_loaded(full):
-    """Without this nothing would be sent, so a full Redis would stay full for ever."""
-    Fence(full, "p").load(STORE, lambda: tags(*range(3000)))
-
+    fence.load(STORE, lambda: tags(*range(3000)))
     assert fenced(full) == tags(*range(3000))
     assert is_loaded(full)
-
-
-def test_at_maxmemory_it_can_be_said_why_they_are_not_loaded(full):
-    Fence(full, "p").note_failed("audit_unavailable")
-
-    assert about(full)["why"] == "audit_unavailable"
 
 
 def test_at_maxmemory_nobody_fenced_is_stored_or_sent(full):
