@@ -82,10 +82,9 @@ class Purge:
             info = self._redis.info("persistence")
             if not info.get("aof_enabled"):
                 return "off"
-            is_busy = info["aof_rewrite_in_progress"] or info["aof_rewrite_scheduled"]
-            if is_requested and not is_busy:
-                return "rewritten" if info["aof_last_bgrewrite_status"] == "ok" else "failed"
-            if not is_busy:
+            if not (info["aof_rewrite_in_progress"] or info["aof_rewrite_scheduled"]):
+                if is_requested:
+                    return "rewritten" if info["aof_last_bgrewrite_status"] == "ok" else "failed"
                 try:
                     self._redis.bgrewriteaof()
                 except ResponseError:
