@@ -6,18 +6,16 @@ it returns do things while they are read.
 
 Sabotages that turn this file red, each tried on a copy:
 
-- fence_add adds nothing to the draft, so that a load ends with what SQL said before; a raise or a
-  load by another audit store stops the load of the right one; either does not look at the store;
-- fence_load_begin leaves the draft of the load before, or `loading` of another; overtakes where
-  it was told not to, or leaves the server to the dead; fence_load_add gives no sign;
-- fence_load_add or fence_load_commit does not look at the token; fence_load_commit does not look
-  at the run_id, adds to the fence instead of replacing it, leaves `why`, or keeps the old fence
-  where SQL has none;
+- fence_add adds nothing to the draft; it, or a load by another audit store, stops the load of the
+  right store, or does not check the store;
+- fence_load_begin keeps the draft or `loading` of another load, replaces a load that it must leave
+  alone, or leaves the server to a dead one; fence_load_add does not renew the lease;
+- fence_load_add or fence_load_commit ignores the token; fence_load_commit ignores the run_id, adds
+  to the fence instead of replacing it, keeps `why`, or keeps the old fence if SQL has none;
 - fence_load_add, fence_load_begin or fence_add begins with a command that allocates: refused at
   maxmemory;
-- fence_load_failed replaces `since_ms`, or speaks although the fences are loaded;
-- batch_claim, batch_begin or batch_readiness does not look at the run_id, or append or
-  dead_revive at the fence;
+- fence_load_failed replaces `since_ms`, or writes although the fences are loaded;
+- batch_claim, batch_begin or batch_readiness ignores the run_id, or append the fence;
 - `Fence.load` reads once for all of its attempts, or has no end.
 """
 
@@ -61,16 +59,11 @@ class Sql:
         return set(self.tags)
 
 
-class Midway:
-    """Tags of which the first so many are read, then something happens, then the others."""
-
-    def __init__(self, first, happens, rest=()):
-        self.first, self.happens, self.rest = first, happens, rest
-
-    def __iter__(self):
-        yield from self.first
-        self.happens()
-        yield from self.rest
+def midway(first, happens, rest=()):
+    """Yield tags; between two of them something happens."""
+    yield from first
+    happens()
+    yield from rest
 
 
 @pytest.fixture
@@ -128,11 +121,6 @@ def test_a_raise_between_loads_leaves_the_server_loaded(redis, fence):
     assert fenced(redis) == tags(1, 2)
 
 
-def test_without_a_fence_there_is_no_store_either(fence):
-    assert fence.state() == FenceState(0, None)
-    fence.check_store(STORE)
-
-
 # Loaded.
 
 
@@ -152,7 +140,7 @@ def test_a_load_makes_the_fence_equal_to_sql(redis, fence, number, before):
 def test_a_load_that_died_midway_leaves_nothing_to_the_next(redis, fence):
     """Whoever died may have read what was lowered since."""
     with pytest.raises(KeyboardInterrupt):
-        fence.load(STORE, lambda: Midway(tags(*range(1000)), interrupted))
+        fence.load(STORE, lambda: midway(tags(*range(1000)), interrupted))
     assert redis.scard(KEYS.fence_draft) == 1000
     assert not is_loaded(redis)
 
@@ -188,7 +176,7 @@ def read_with_interruption(sql, number, happens):
 
     def read():
         some = sorted(sql.read())
-        return Midway(some[:number], happens, some[number:]) if sql.reads == 1 else some
+        return midway(some[:number], happens, some[number:]) if sql.reads == 1 else some
 
     return read
 
@@ -355,7 +343,7 @@ def test_of_all_who_find_fences_missing_one_reads_sql(redis):
     assert is_loaded(redis)
 
 
-def test_who_comes_after_the_load_has_nothing_to_do(redis, fence):
+def test_a_caller_after_the_load_has_nothing_to_do(redis, fence):
     fence.load(STORE, lambda: tags(1))
 
     assert fence.load(STORE, never, when="unless loaded")
@@ -440,7 +428,10 @@ def test_the_fences_of_another_store_are_refused_and_nothing_changes(owned, fenc
     fence.check_store(STORE)
 
 
-def test_the_stores_of_two_projects_do_not_meet(redis, fence):
+def test_the_stores_of_two_projects_do_not_meet(fence, redis):
+    """Without a fence there is no store either."""
+    assert fence.state() == FenceState(0, None)
+    fence.check_store(STORE)
     fence.add(tags(1), STORE)
     Fence(redis, "q").add(tags(1), OTHER_STORE)
 
@@ -464,16 +455,10 @@ def test_a_failed_load_says_why_and_since_when_until_one_succeeds(redis, fence):
     assert abs(int(first["since_ms"]) / 1000 - seconds) < 60
     assert (about(redis)["why"], about(redis)["since_ms"]) == ("audit_refused", "1000")
     fence.load(STORE, set)
-    assert about(redis).keys() == {"store", "run_id", "log_size"}
-
-
-def test_a_failure_is_no_word_where_the_fences_are_loaded(redis, fence):
-    """A worker that could not load, after another that could."""
-    fence.load(STORE, set)
-    before = about(redis)
-    fence.note_failed("audit_unavailable")
-
-    assert about(redis) == before
+    loaded = about(redis)
+    assert loaded.keys() == {"store", "run_id", "log_size"}
+    fence.note_failed("audit_unavailable")  # by a worker that could not load them itself
+    assert about(redis) == loaded
 
 
 # What the fence stops.
@@ -519,34 +504,38 @@ def test_a_fence_raised_after_the_append_stops_the_claim_and_the_attempt(redis, 
 # A server that is not loaded. `run_id` of another is what a failover leaves behind.
 
 
-@pytest.mark.parametrize("how", ["never", "flushed", "another run_id", "no run_id"])
-def test_nothing_is_claimed_or_sent_until_the_fences_were_loaded(redis, fence, how):
+@pytest.mark.parametrize(
+    "lose",
+    [
+        lambda redis: redis.delete(KEYS.fences),
+        lambda redis: redis.hset(KEYS.fences, "run_id", "0" * 40),
+        lambda redis: redis.hdel(KEYS.fences, "run_id"),
+        lambda redis: redis.flushall(),
+    ],
+    ids=["never", "another run_id", "no run_id", "flushed"],
+)
+def test_nothing_is_claimed_or_sent_until_the_fences_were_loaded(redis, fence, lose):
     """The fence may be anything here, so nobody's events may be sent."""
     fence.load(STORE, set)
     with opened(redis) as buffer:
         buffer.append([event("u1"), event("u2")])
         batch_id = buffer.claim()
         buffer.append([event("u1"), event("u3")])
-        if how == "flushed":
-            redis.flushall()
+        lose(redis)
+        is_flushed = not redis.exists(KEYS.lane("track").batch(batch_id))
+        if is_flushed:
             buffer.append([event("u1")])
-        elif how == "never":
-            redis.delete(KEYS.fences)
-        elif how == "another run_id":
-            redis.hset(KEYS.fences, "run_id", "0" * 40)
-        else:
-            redis.hdel(KEYS.fences, "run_id")
         before = held(redis)
 
         assert buffer.claim() is None
-        assert buffer.begin(batch_id) == Rejection("gone" if how == "flushed" else "unloaded")
+        assert buffer.begin(batch_id) == Rejection("gone" if is_flushed else "unloaded")
         assert buffer.readiness(**EVERYTHING) == "unloaded"
         assert held(redis) == before
 
         fence.load(STORE, lambda: tags(1))
         assert buffer.readiness(**EVERYTHING) == "ready"
-        assert (buffer.claim() is None) == (how == "flushed")
-        if how != "flushed":
+        assert (buffer.claim() is None) == is_flushed
+        if not is_flushed:
             assert buffer.begin(batch_id).sent == 1
 
 
