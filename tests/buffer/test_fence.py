@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from mm_tasks.buffer.attempt import Admitted, Rejection
+from mm_tasks.buffer.attempt import Rejection
 from mm_tasks.buffer.batches import BatchLimits
 from mm_tasks.buffer.fence import Fence, FenceState
 from mm_tasks.buffer.keys import ProjectKeys
@@ -87,6 +87,12 @@ def is_loaded(redis):
 
 def fenced(redis):
     return redis.smembers(KEYS.fence)
+
+
+def assert_loaded(redis, sql, *, reads):
+    assert sql.reads == reads
+    assert fenced(redis) == sql.tags
+    assert is_loaded(redis)
 
 
 def about(redis):
@@ -213,10 +219,8 @@ def test_a_fence_added_during_a_load_holds_from_then_on(redis, fence, load_while
 
     load_while(forget)
 
-    assert sql.reads == 1
-    assert fenced(redis) == sql.tags
+    assert_loaded(redis, sql, reads=1)
     assert tags(9999) <= fenced(redis)
-    assert is_loaded(redis)
     assert [*seen, suppressed()] == [{0}, {0}]
 
 
@@ -239,9 +243,7 @@ def test_another_load_meanwhile_wins_and_is_not_ended_by_the_first(redis, load_w
     load_while(lift_and_load)
 
     assert seen == [set(), sql.tags]
-    assert sql.reads == 2
-    assert fenced(redis) == sql.tags
-    assert is_loaded(redis)
+    assert_loaded(redis, sql, reads=2)
 
 
 def test_an_overtaken_load_adds_nothing_to_the_one_that_goes_on(redis):
@@ -263,9 +265,7 @@ def test_all_lost_during_a_load_is_loaded_again(redis, load_while):
     sql = load_while.sql
     load_while(redis.flushall)
 
-    assert sql.reads == 2
-    assert fenced(redis) == sql.tags
-    assert is_loaded(redis)
+    assert_loaded(redis, sql, reads=2)
     assert about(redis).keys() == {"store", "run_id", "log_size"}
 
 
@@ -281,8 +281,7 @@ def test_the_refusal_of_another_store_does_not_disturb_a_load(redis, fence, load
 
     load_while(intrude)
 
-    assert sql.reads == 1
-    assert fenced(redis) == sql.tags
+    assert_loaded(redis, sql, reads=1)
 
 
 def test_a_load_that_always_loses_all_ends_and_does_no_harm(redis, fence):
@@ -318,8 +317,7 @@ def test_who_finds_fences_missing_leaves_it_to_a_load_that_goes_on(redis, load_w
     load_while(find_out)
 
     assert left == [False]
-    assert sql.reads == 1
-    assert fenced(redis) == sql.tags
+    assert_loaded(redis, sql, reads=1)
 
 
 def test_of_all_who_find_fences_missing_one_reads_sql(redis):
@@ -540,10 +538,16 @@ def test_nothing_is_claimed_or_sent_until_the_fences_were_loaded(redis, fence, l
 
 
 def test_a_restart_forgets_that_the_fences_were_loaded_and_nothing_else(persistent):
-    """The AOF may have lost the last fence: only SQL knows, and nothing is sent before."""
+    """The AOF may have lost the last fence: only SQL knows, and nothing is sent before.
+
+    An attempt that outlives the restart is not admitted twice, and its outcome can be recorded.
+    """
     redis, fence = persistent.client, Fence(persistent.client, "p")
     fence.load(STORE, lambda: tags(1))
     with opened(redis) as buffer:
+        buffer.append([event("u6"), event("u7")])
+        sending = buffer.claim()
+        generation = buffer.begin(sending).generation
         buffer.append([event("u2"), event("u3")])
         batch_id = buffer.claim()
         buffer.append([event("u4")])
@@ -553,27 +557,13 @@ def test_a_restart_forgets_that_the_fences_were_loaded_and_nothing_else(persiste
         assert buffer.readiness(**EVERYTHING) == "unloaded"
         assert buffer.claim() is None
         assert buffer.begin(batch_id) == Rejection("unloaded")
+        assert buffer.begin(sending) == Rejection("held")
+        assert buffer.ack(sending, generation) == 2
         assert buffer.append([event("u1"), event("u5")]).suppressed == {0}
         fence.load(STORE, lambda: tags(1, 2))
         assert buffer.readiness(**EVERYTHING) == "ready"
-        begun = buffer.begin(batch_id)
-        assert isinstance(begun, Admitted)
-        assert begun.sent == 1
+        assert buffer.begin(batch_id).sent == 1
         assert buffer.claim() is not None
-
-
-def test_an_attempt_that_outlives_a_restart_is_not_admitted_twice(persistent):
-    """It is held before it is unloaded: its outcome is still to come, and can be recorded."""
-    redis, fence = persistent.client, Fence(persistent.client, "p")
-    fence.load(STORE, set)
-    with opened(redis) as buffer:
-        buffer.append([event("u2"), event("u3")])
-        batch_id = buffer.claim()
-        cut = buffer.begin(batch_id).generation
-        persistent.restart()
-
-        assert buffer.begin(batch_id) == Rejection("held")
-        assert buffer.ack(batch_id, cut) == 2
 
 
 @pytest.mark.parametrize(("size", "moment"), MOMENTS.values(), ids=MOMENTS)
@@ -585,9 +575,7 @@ def test_a_restart_during_a_load_lets_it_start_over(persistent, size, moment):
 
     fence.load(STORE, read_with_interruption(sql, moment, persistent.restart))
 
-    assert sql.reads == 2
-    assert fenced(redis) == sql.tags
-    assert is_loaded(redis)
+    assert_loaded(redis, sql, reads=2)
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ Time is an argument: every wait is over at once or far off.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -210,8 +210,8 @@ class Lane(RuleBasedStateMachine):
         self.serial = 0
         self.seen = {}
         self.tokens = {}
-        self.cuts = {}
-        self.carried = {}
+        self.cuts = defaultdict(list)
+        self.carried = defaultdict(list)
         self.focus = None
 
     def teardown(self):
@@ -239,8 +239,6 @@ class Lane(RuleBasedStateMachine):
     def made(self, batch_id, batch):
         self.model.batches[batch_id] = batch
         self.tokens[batch_id] = []
-        self.cuts[batch_id] = []
-        self.carried[batch_id] = []
 
     def now_ms(self):
         seconds, micros = self.redis.time()
@@ -248,7 +246,8 @@ class Lane(RuleBasedStateMachine):
 
     def slot_us(self, slot):
         now_us = round(self.now_ms() * 1000)
-        return {"now": now_us, "future": now_us + DAY_US, "past": now_us - DAY_US}[slot]
+        far_us = {"now": 0, "future": DAY_US, "past": -DAY_US}
+        return None if slot is None else now_us + far_us[slot]
 
     def assert_unchanged(self, *but):
         """Nothing but the counts differs from what the last step left."""
@@ -492,7 +491,7 @@ class Lane(RuleBasedStateMachine):
     @rule(slot=st.none() | SLOTS, again_ms=WAITS_MS, linger=st.booleans())
     def claim(self, slot, again_ms, linger):
         model = self.model
-        slot_us = None if slot is None else self.slot_us(slot)
+        slot_us = self.slot_us(slot)
         batch_id = self.buffer.claim(slot_us=slot_us, found_again_ms=again_ms, linger=linger)
         if not model.is_loaded:
             assert batch_id is None
@@ -520,7 +519,7 @@ class Lane(RuleBasedStateMachine):
     @rule(which=WHICH, slot=st.none() | SLOTS, again_ms=WAITS_MS)
     def assign_slot(self, which, slot, again_ms):
         batch_id = self.named(which, "claimed", "released")
-        slot_us = None if slot is None else self.slot_us(slot)
+        slot_us = self.slot_us(slot)
         adopted = self.buffer.assign_slot(batch_id, slot_us=slot_us, found_again_ms=again_ms)
         batch = self.model.batches.get(batch_id)
 
@@ -713,6 +712,12 @@ class Lane(RuleBasedStateMachine):
         batch = self.model.batches.get(batch_id)
         return batch if batch and batch.state == "sending" and batch.token == token else None
 
+    def attempt(self, which, whose):
+        """Return the id of a batch, a token, and the batch if this token holds it now."""
+        batch_id = self.named(which, "sending")
+        token = self.token(batch_id, whose)
+        return batch_id, token, self.holder(batch_id, token)
+
     def note(self, outcome, ambiguous=""):
         if outcome:
             self.model.counts[f"outcome:{outcome}"] += 1
@@ -728,19 +733,19 @@ class Lane(RuleBasedStateMachine):
     )
     def release(self, which, whose, wait_ms, grace_ms, ambiguous):
         """With an empty token: a batch that nobody is sending, or it is refused."""
-        states = ("claimed", "released") if whose == "nobody" else ("sending",)
-        batch_id = self.named(which, *states)
         if whose == "nobody":
-            token, outcome = "", ""
+            batch_id, token, outcome = self.named(which, "claimed", "released"), "", ""
             batch = self.model.batches.get(batch_id)
             batch = batch if batch and batch.state != "sending" else None
         else:
-            token, outcome = self.token(batch_id, whose), "unavailable"
-            batch = self.holder(batch_id, token)
-        waits = {"wait_ms": wait_ms, "grace_ms": grace_ms}
-        doubt = {"outcome": outcome, "ambiguous": ambiguous}
-        exchange = EXCHANGE if outcome else None
-        released = self.buffer.release(batch_id, token, **waits, **doubt, exchange=exchange)
+            batch_id, token, batch = self.attempt(which, whose)
+            outcome = "unavailable"
+        words = {
+            "outcome": outcome,
+            "ambiguous": ambiguous,
+            "exchange": EXCHANGE if outcome else None,
+        }
+        released = self.buffer.release(batch_id, token, wait_ms=wait_ms, grace_ms=grace_ms, **words)
 
         assert released == (batch is not None)
         if batch is None:
@@ -753,9 +758,8 @@ class Lane(RuleBasedStateMachine):
 
     @rule(which=WHICH, whose=WHOSE, isolation_max=st.sampled_from([0, 0, 2]))
     def bisect(self, which, whose, isolation_max):
-        batch_id = self.named(which, "sending")
-        token = self.token(batch_id, whose)
-        batch, model = self.holder(batch_id, token), self.model
+        batch_id, token, batch = self.attempt(which, whose)
+        model = self.model
         said = self.buffer.bisect(batch_id, token, isolation_max=isolation_max, exchange=EXCHANGE)
         if batch is None:
             assert said == "old"
@@ -787,9 +791,8 @@ class Lane(RuleBasedStateMachine):
     @rule(which=WHICH, whose=WHOSE, is_probe=st.booleans())
     def bisect_filtered(self, which, whose, is_probe):
         """Where nothing passed since the first refusal, another event is sent alone."""
-        batch_id = self.named(which, "sending")
-        token = self.token(batch_id, whose)
-        batch, delivered = self.holder(batch_id, token), self.model.counts["delivered"]
+        batch_id, token, batch = self.attempt(which, whose)
+        delivered = self.model.counts["delivered"]
         said = self.buffer.bisect_filtered(
             batch_id, token, why='{"a":1}', is_probe=is_probe, exchange=EXCHANGE
         )
@@ -848,9 +851,7 @@ class Lane(RuleBasedStateMachine):
 
     @rule(which=WHICH, whose=WHOSE, ambiguous=st.sampled_from(["", "lease"]))
     def bury(self, which, whose, ambiguous):
-        batch_id = self.named(which, "sending")
-        token = self.token(batch_id, whose)
-        batch = self.holder(batch_id, token)
+        batch_id, token, batch = self.attempt(which, whose)
         n = self.buffer.bury(batch_id, token, ambiguous=ambiguous, exchange=EXCHANGE)
         if batch is None:
             assert n == 0
@@ -875,9 +876,8 @@ class Lane(RuleBasedStateMachine):
     )
     def pause(self, which, kind, first_ms, failures_max):
         batch_id = self.probe_or(which)
-        waits = {"first_ms": first_ms, "probe_ms": 3 * HOUR_MS}
-        why = {"status": "401", "code": "-", "failures_max": failures_max}
-        paused = self.pauses.pause(batch_id, kind, **why, **waits)
+        waits = {"first_ms": first_ms, "probe_ms": 3 * HOUR_MS, "failures_max": failures_max}
+        paused = self.pauses.pause(batch_id, kind, status="401", code="-", **waits)
         model, is_for_all = self.model, kind == "unauthorized"
         for place in (KEYS.pause, LANE.outage):
             old = model.stops.get(place)

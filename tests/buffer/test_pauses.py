@@ -98,17 +98,14 @@ def test_a_delivered_batch_ends_the_row_of_failures(redis, pauses):
 # Who probes.
 
 
-def test_a_project_that_is_not_paused_wants_no_probe(pauses):
-    assert pauses.probe_due() is None
-    assert not pauses.choose_probe("a", lost_ms=0)
-    assert not pauses.lift("a")
-
-
-def test_no_probe_is_due_before_its_time(pauses):
-    pause(pauses, "a", first_ms=HOUR_MS)
+@pytest.mark.parametrize("is_paused", [False, True], ids=["not paused", "not due yet"])
+def test_no_probe_is_chosen_before_it_is_due(pauses, is_paused):
+    if is_paused:
+        pause(pauses, "a", first_ms=HOUR_MS)
 
     assert pauses.probe_due() is None
     assert not pauses.choose_probe("b", lost_ms=0)
+    assert not pauses.lift("b")
 
 
 def test_a_filter_pause_remembers_every_batch_refused_in_it(pauses):
@@ -284,21 +281,13 @@ def test_the_key_outlives_the_wait_as_the_limiter_needs_and_is_of_its_lane_alone
     assert not redis.exists(KEYS.lane("identify").throttle)
 
 
-def test_the_outage_of_one_lane_is_not_that_of_the_other(redis, pauses):
-    """Identifies that succeed must not send a batch after a batch into an outage."""
+@pytest.mark.parametrize(("kind", "is_shared"), [("unavailable", False), ("unauthorized", True)])
+def test_a_refused_key_stops_both_endpoints_and_an_outage_one(redis, pauses, kind, is_shared):
+    """Either endpoint may probe a key. Identifies that succeed do not end an outage of `track`."""
     identify = Pauses(redis, "p", "identify")
-    pause(pauses, "a", "unavailable", first_ms=0)
+    pause(pauses, "a", kind)
 
-    assert identify.probe_due() is None
-    assert not identify.choose_probe("i", lost_ms=0)
-    assert not identify.lift("i")
-    assert pauses.probe_due() == ["a"]
-
-
-def test_a_refused_key_stops_both_lanes_and_either_may_probe(redis, pauses):
-    identify = Pauses(redis, "p", "identify")
-    pause(pauses, "a", "unauthorized", first_ms=0)
-
-    assert identify.choose_probe("i", lost_ms=HOUR_MS)
-    assert identify.lift("i")
-    assert pauses.probe_due() is None
+    assert identify.probe_due() == (["a"] if is_shared else None)
+    assert identify.choose_probe("i", lost_ms=HOUR_MS) == is_shared
+    assert identify.lift("i") == is_shared
+    assert pauses.probe_due() == (None if is_shared else ["a"])
