@@ -45,7 +45,7 @@ def entries(n, size=10, user_id=None):
     return [Record(b"%0*d" % (size, i), user_id, None) for i in range(n)]
 
 
-def test_what_is_sent_is_what_was_appended(redis, buffer):
+def test_the_sent_bodies_are_the_appended_ones(redis, buffer):
     buffer.append(entries(3))
 
     admitted = buffer.begin(buffer.claim())
@@ -174,7 +174,7 @@ def test_a_refusal_of_the_whole_alone_buries_nothing(redis, buffer):
 
 
 def test_a_batch_refused_event_by_event_is_a_new_rule_of_the_vendors(redis, make):
-    """Else the dead letters fill with what was right when it was accepted."""
+    """Otherwise the dead letters fill with events that were valid when they were accepted."""
     buffer = make(8, 2000, 60_000)
     buffer.append(entries(8))
     batch_id = buffer.claim()
@@ -205,7 +205,7 @@ def test_batches_of_one_that_are_all_refused_are_a_new_rule_too(make, is_accepte
     ]
 
 
-def test_a_success_told_late_takes_what_it_carried_and_no_more(redis, make):
+def test_a_late_success_removes_only_the_records_it_carried(redis, make):
     """The first half was delivered twice; the second must not count as delivered."""
     buffer = make(4, 2000, 60_000)
     buffer.append(entries(4))

@@ -105,7 +105,7 @@ def test_a_letter_has_its_reason_its_times_and_the_event_verbatim(redis, dead):
 
 
 def test_a_record_that_is_no_event_is_still_a_letter(redis, dead):
-    """Whatever is refused must be possible to look at."""
+    """Every refused record must be readable."""
     bury(redis, [Record(b'{"event":7}', None, None), Record(b"[1", None, None)])
 
     assert [letter.event for letter in dead.letters()] == [None, None]
@@ -129,9 +129,7 @@ def test_each_of_5000_letters_is_read_once_by_burial_from_either_end(
 
 
 @pytest.mark.parametrize("newest_first", [False, True])
-def test_what_is_removed_or_buried_between_pages_disturbs_no_other_letter(
-    redis, dead, newest_first
-):
+def test_changes_between_pages_disturb_no_other_letter(redis, dead, newest_first):
     ids = bury(redis, [entry(n) for n in range(900)])
     redis.zadd(KEYS.dead_at, {id_: 1000 + i // 300 for i, id_ in enumerate(ids)})
     reading = dead.letters(newest_first=newest_first)
@@ -163,7 +161,7 @@ FILTERS = {
 
 
 @pytest.mark.parametrize(("chosen", "expected"), FILTERS.values(), ids=FILTERS.keys())
-def test_a_filter_means_what_its_conditions_say(redis, dead, chosen, expected):
+def test_a_filter_selects_the_letters_that_meet_its_conditions(redis, dead, chosen, expected):
     too_large = {**REJECTED, "status": 413, "code": "too_large"}
     named = {
         "rejected": bury(redis, [entry(1)]),
@@ -234,7 +232,7 @@ def test_letters_of_both_lanes_go_back_to_their_own(redis, dead):
     assert_adds_up(redis)
 
 
-def test_what_is_discarded_is_gone_and_counted(redis, dead):
+def test_a_discarded_letter_is_gone_and_counted(redis, dead):
     ids = bury(redis, [entry(n) for n in range(3)])
 
     assert dead.discard([ids[0], ids[0], "nonsense", "track:none:1", ids[2]]) == 2
@@ -418,7 +416,7 @@ class Letters(RuleBasedStateMachine):
 
 
 def test_no_sequence_of_changes_loses_repeats_or_miscounts_a_letter(redis):
-    """P1 for whatever people, bounds and erasures do to dead letters."""
+    """P1 for all changes to dead letters by people, bounds and erasures."""
     examples = settings(max_examples=60, stateful_step_count=20)
     run_state_machine_as_test(lambda: Letters(redis), settings=examples)
 

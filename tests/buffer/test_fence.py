@@ -48,7 +48,7 @@ def tags(*numbers):
 
 
 class Sql:
-    """What the audit store says, and how often it was asked."""
+    """The tags in the audit store, and the number of reads."""
 
     def __init__(self, *numbers):
         self.tags = tags(*numbers)
@@ -80,7 +80,7 @@ def event(user_id=None, anonymous_id=None):
 
 
 def is_loaded(redis):
-    """Ask as a flush does."""
+    """Return whether a flush may claim."""
     with opened(redis) as buffer:
         return buffer.readiness(**EVERYTHING) != "unloaded"
 
@@ -144,7 +144,7 @@ def test_a_load_makes_the_fence_equal_to_sql(redis, fence, number, before):
 
 
 def test_a_load_that_died_midway_leaves_nothing_to_the_next(redis, fence):
-    """Whoever died may have read what was lowered since."""
+    """The dead load may have read a fence that was lowered since."""
     with pytest.raises(KeyboardInterrupt):
         fence.load(STORE, lambda: midway(tags(*range(1000)), interrupted))
     assert redis.scard(KEYS.fence_draft) == 1000
@@ -307,8 +307,8 @@ def never():
 
 
 @pytest.mark.parametrize("when", ["unless loading", "unless loaded"])
-def test_who_finds_fences_missing_leaves_it_to_a_load_that_goes_on(redis, load_while, when):
-    """Or all workers would overtake each other after a restart, and none would end."""
+def test_a_caller_that_misses_fences_leaves_them_to_a_running_load(redis, load_while, when):
+    """Otherwise all workers would replace each other's loads after a restart, without an end."""
     sql, left = load_while.sql, []
 
     def find_out():
@@ -320,7 +320,7 @@ def test_who_finds_fences_missing_leaves_it_to_a_load_that_goes_on(redis, load_w
     assert_loaded(redis, sql, reads=1)
 
 
-def test_of_all_who_find_fences_missing_one_reads_sql(redis):
+def test_of_all_callers_that_miss_fences_one_reads_sql(redis):
     """As after a restart, each with a connection of its own, and a fence that takes its time."""
     reads = []
 
@@ -333,10 +333,10 @@ def test_of_all_who_find_fences_missing_one_reads_sql(redis):
         return Fence(redis, "p").load(STORE, read, when="unless loaded")
 
     with ThreadPoolExecutor(8) as pool:
-        said = list(pool.map(find_out, range(8)))
+        result = list(pool.map(find_out, range(8)))
 
     assert len(reads) == 1
-    assert True in said
+    assert True in result
     assert redis.scard(KEYS.fence) == 5000
     assert is_loaded(redis)
 
@@ -349,7 +349,7 @@ def test_a_caller_after_the_load_has_nothing_to_do(redis, fence):
     assert fenced(redis) == tags(2)
 
 
-def test_a_load_whose_process_died_is_taken_over_when_it_gave_no_sign(redis, fence):
+def test_a_load_whose_process_died_is_taken_over_after_its_lease(redis, fence):
     with pytest.raises(KeyboardInterrupt):
         fence.load(STORE, interrupted)
     assert fence.state().is_loading
@@ -364,20 +364,20 @@ def test_a_load_whose_process_died_is_taken_over_when_it_gave_no_sign(redis, fen
     assert is_loaded(redis)
 
 
-def test_each_page_is_a_sign(redis, fence):
-    """However long it takes, it is not taken over while it goes on."""
+def test_each_page_renews_the_lease_of_a_load(redis, fence):
+    """A running load is not taken over, however long it takes."""
     long_ago, left = redis.time()[0] * 1000 - 60_000, []
 
-    def asked():
+    def read():
         redis.hset(KEYS.fences, "loading_ms", long_ago)
         yield from tags(*range(1001))
         left.append(Fence(redis, "p").load(STORE, never, when="unless loaded"))
 
-    assert fence.load(STORE, asked)
+    assert fence.load(STORE, read)
     assert left == [False]
 
 
-def test_a_load_whose_sql_failed_is_in_nobodys_way(redis, fence):
+def test_a_load_whose_sql_failed_does_not_stop_the_next(redis, fence):
     def away():
         yield from tags(*range(1001))
         raise AuditUnavailable
@@ -475,13 +475,13 @@ def test_a_failed_load_says_why_and_since_when_until_one_succeeds(redis, fence):
     ],
     ids=str,
 )
-def test_append_refuses_whoever_is_fenced_by_either_id(redis, fence, one, is_refused):
+def test_append_refuses_an_event_if_either_id_is_fenced(redis, fence, one, is_refused):
     """The kind is part of the tag: a user called a1 is not the anonymous a1."""
     fence.add([tag("p", "user", "u1"), tag("p", "anonymous", "a1")], STORE)
     with opened(redis) as buffer:
-        said = buffer.append([event("other"), event(*one), event()])
+        result = buffer.append([event("other"), event(*one), event()])
 
-    assert said.suppressed == ({1} if is_refused else frozenset())
+    assert result.suppressed == ({1} if is_refused else frozenset())
     assert redis.llen(KEYS.lane("track").waiting) == (2 if is_refused else 3)
     assert int(redis.hget(KEYS.counts, "track:suppressed") or 0) == is_refused
 

@@ -112,7 +112,7 @@ class StoredRecord(NamedTuple):
 
 @dataclass
 class Batch:
-    """What the model knows of a batch: `slot_us` while it waits for one."""
+    """A batch in the model; `slot_us` is set while it waits for its slot."""
 
     records: list[StoredRecord]
     found_ms: float
@@ -133,7 +133,7 @@ class Batch:
 
 @dataclass
 class Pause:
-    """What the model knows of the pause."""
+    """A pause or an outage in the model."""
 
     kind: str
     refused: str
@@ -561,8 +561,8 @@ class Lane(RuleBasedStateMachine):
             ("idle", True),
         ]
 
-        said = self.buffer.readiness(late_ms=late_ms, claimed_max=claimed_max, linger=linger)
-        assert said == next(word for word, holds in cases if holds)
+        result = self.buffer.readiness(late_ms=late_ms, claimed_max=claimed_max, linger=linger)
+        assert result == next(word for word, holds in cases if holds)
         self.assert_unchanged()
 
     # Senders.
@@ -760,16 +760,16 @@ class Lane(RuleBasedStateMachine):
     def bisect(self, which, whose, isolation_max):
         batch_id, token, batch = self.attempt(which, whose)
         model = self.model
-        said = self.buffer.bisect(batch_id, token, isolation_max=isolation_max, exchange=EXCHANGE)
+        result = self.buffer.bisect(batch_id, token, isolation_max=isolation_max, exchange=EXCHANGE)
         if batch is None:
-            assert said == "old"
+            assert result == "old"
             self.assert_unchanged()
             return
 
         self.note("rejected")
         model.failures = 0
         if batch.sent > 1:
-            assert said == "narrowed"
+            assert result == "narrowed"
             batch.suspect = batch.sent
             self.freed(batch)
             return
@@ -779,11 +779,11 @@ class Lane(RuleBasedStateMachine):
             batch.refused >= isolation_max and not batch.accepted
         )
         if isolation_max and is_new_rule:
-            assert said == "systematic"
+            assert result == "systematic"
             model.refusals, batch.refused, batch.suspect = 0, 0, 1
             self.freed(batch)
             return
-        assert said == "buried"
+        assert result == "buried"
         assert all(len(all_) == 1 for _, by, all_ in self.carried[batch_id] if by == token)
         self.laid_aside(batch_id, batch, 1)
         batch.suspect = 0 if batch.accepted else 1
@@ -793,27 +793,27 @@ class Lane(RuleBasedStateMachine):
         """Where nothing passed since the first refusal, another event is sent alone."""
         batch_id, token, batch = self.attempt(which, whose)
         delivered = self.model.counts["delivered"]
-        said = self.buffer.bisect_filtered(
+        result = self.buffer.bisect_filtered(
             batch_id, token, why='{"a":1}', is_probe=is_probe, exchange=EXCHANGE
         )
         if batch is None:
-            assert said == "old"
+            assert result == "old"
             self.assert_unchanged()
             return
 
         self.note("filtered")
         others_pass = not is_probe and batch.passed is not None and delivered > batch.passed
         if others_pass and batch.sent > 1:
-            assert said == "narrowed"
+            assert result == "narrowed"
             batch.suspect = batch.sent
             self.freed(batch)
         elif others_pass:
-            assert said == "buried"
+            assert result == "buried"
             assert all(len(all_) == 1 for _, by, all_ in self.carried[batch_id] if by == token)
             self.laid_aside(batch_id, batch, 1)
             batch.suspect, batch.passed = 0, delivered
         else:
-            assert said == "refused"
+            assert result == "refused"
             batch.suspect, batch.passed = 1, delivered if batch.passed is None else batch.passed
             if batch.sent == 1 and len(batch.records) > 1:
                 batch.records.append(batch.records.pop(0))

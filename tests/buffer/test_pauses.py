@@ -73,12 +73,12 @@ def test_a_pause_at_once_says_why_and_since_when(redis, pauses):
 @pytest.mark.parametrize("failures_max", [1, 2, 5])
 def test_only_the_nth_failure_in_a_row_pauses(redis, pauses, failures_max):
     """One refused connection is a restart somewhere; several are an outage."""
-    said = [
+    result = [
         pause(pauses, f"b{n}", "unavailable", failures_max=failures_max)
         for n in range(failures_max)
     ]
 
-    assert said == [False] * (failures_max - 1) + [True]
+    assert result == [False] * (failures_max - 1) + [True]
     assert stored(redis)["refused"] == f"b{failures_max - 1}"
 
 

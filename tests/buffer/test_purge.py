@@ -194,16 +194,16 @@ def test_waiting_records_of_the_person_go_and_the_others_keep_their_order(world,
     world.raise_fence()
     rest = before.translate(str.maketrans("", "", PERSON))
 
-    said = world.scan()
+    result = world.scan()
 
     assert world.waiting(lane) == rest
-    assert said.removed[f"{lane}:waiting"] == len(before) - len(rest)
-    assert (said.removed.total(), said.sending_ms) == (len(before) - len(rest) + 1, 0)
+    assert result.removed[f"{lane}:waiting"] == len(before) - len(rest)
+    assert (result.removed.total(), result.sending_ms) == (len(before) - len(rest) + 1, 0)
     assert world.scan() == NONE
 
 
 def test_a_place_where_nothing_was_found_is_counted_as_zero(world):
-    """The audit log shows where one has looked, not only where something was."""
+    """The audit log shows every place that was searched, not only those with records."""
     world.append("b")
 
     assert world.scan().removed == dict.fromkeys(
@@ -322,9 +322,9 @@ def test_a_person_of_two_hundred_ids_is_found_by_each(redis, worlds):
     world.track.append(entries)
     world.fence.add(tags, STORE)
 
-    said = removed(world.purge.scan(tags, world.assert_adds_up))
+    result = removed(world.purge.scan(tags, world.assert_adds_up))
 
-    assert said == {"track:waiting": 200, "track:batches": 200, "track:dead": 200}
+    assert result == {"track:waiting": 200, "track:batches": 200, "track:dead": 200}
     assert (world.waiting(), world.records(batch_id), world.letters()) == ("b", "b", "b")
 
 
@@ -392,7 +392,7 @@ def test_a_person_in_the_part_that_is_not_sent_is_waited_for_too(world):
 def test_a_late_success_counts_for_exactly_the_others_that_were_sent(
     world, records, times, acknowledged, rest
 ):
-    """What was not sent is still to be sent, and what was must not be sent twice."""
+    """A record that was not sent is sent next, and one that was sent is not sent twice."""
     batch_id = world.narrowed(records, times)
     attempt = world.begin(batch_id, lease_ms=0)
 
@@ -434,15 +434,15 @@ def test_a_lapsed_attempt_is_taken_over_after_a_purge_as_before(world):
     assert whose(world.begin(batch_id).bodies) == "bc"
 
 
-def test_a_late_refusal_does_not_bury_who_was_not_refused_alone(world):
+def test_a_late_refusal_buries_no_record_that_was_not_refused_alone(world):
     """Two were refused together, and the one that is left may be the innocent one."""
     batch_id = world.batch("Ab")
     attempt = world.begin(batch_id, lease_ms=0)
     world.erase()
 
-    said = world.track.bisect(batch_id, attempt.token)
+    result = world.track.bisect(batch_id, attempt.token)
 
-    assert said == "old"
+    assert result == "old"
     assert (world.records(batch_id), world.letters()) == ("b", "")
     assert world.track.take_over(batch_id, lease_ms=0) is not None
 
@@ -450,7 +450,7 @@ def test_a_late_refusal_does_not_bury_who_was_not_refused_alone(world):
 @pytest.mark.parametrize(
     ("suspects", "carried", "second"), [("bAcdefgh", "bAcd", "bcde"), ("bAACdefg", "bAAC", "bCd")]
 )
-def test_a_late_success_does_not_count_for_what_only_a_later_attempt_carries(
+def test_a_late_success_does_not_count_for_records_of_a_later_attempt(
     redis, worlds, suspects, carried, second
 ):
     """A purge can make the part that is sent next longer than what is left of the last one."""
@@ -489,7 +489,7 @@ def test_the_search_for_a_refused_event_goes_on_without_the_person(world):
 # What the fence took out on its way.
 
 
-def test_what_claim_begin_and_revive_took_out_is_told_once(world):
+def test_records_removed_by_claim_begin_and_revive_are_reported_once(world):
     """The receipt says how many events of theirs were dropped, however that came about."""
     world.bury("Ab")
     batch_id = world.batch("bxa")
@@ -513,7 +513,7 @@ def test_records_removed_for_others_are_not_reported_nor_forgotten(world):
     assert world.redis.hgetall(KEYS.caught) == {tag("p", "user", "user_b"): b"1"}
 
 
-def test_one_event_of_two_erased_people_is_told_to_one_of_them(world):
+def test_one_event_of_two_erased_people_is_reported_to_one_of_them(world):
     """The sum of what erasures say must not exceed what there was."""
     world.append("a")
     bob = [tag("p", "user", "bob")]
@@ -803,7 +803,7 @@ def delay_rewrite(client, key_us):
     client.mset({f"key-{n}": n for n in range(20)})
 
 
-def test_a_rewrite_that_takes_longer_than_one_can_wait_is_said_to_run(persistent):
+def test_a_rewrite_that_takes_longer_than_the_wait_is_running(persistent):
     delay_rewrite(persistent.client, 200_000)
 
     assert Purge(persistent.client, "p").rewrite_aof(0) == "running"
@@ -823,7 +823,7 @@ def test_a_rewrite_that_began_before_the_purge_does_not_count(persistent):
 
 
 def test_an_attempt_whose_batch_a_late_success_took_away_is_still_waited_for(world):
-    """It was admitted before the fence, and nobody can tell what is on its way with it."""
+    """It was admitted before the fence, and its records are not known any more."""
     batch_id = world.batch("A")
     first = world.begin(batch_id, lease_ms=0)
     lapsed = world.track.take_over(batch_id)
