@@ -22,7 +22,7 @@ from mm_tasks.buffer.scripts import Script, pages
 from mm_tasks.events.lanes import LANES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from redis import Redis
 
@@ -153,24 +153,22 @@ class DeadLetters:
 
         Safe to repeat: an id that was revived is unknown from then on.
         """
-        keys = self._keys
-        revived = erased = unknown = 0
+        keys, ids = self._keys, dict.fromkeys(ids)
+        revived = erased = 0
         for lane, page in _by_lane(ids):
-            waiting = keys.lane(lane).waiting if lane else ""
+            waiting = keys.lane(lane).waiting
             places = (keys.dead, keys.dead_at, waiting, keys.counts, keys.fence, keys.caught)
-            again, gone = _REVIVE(self._redis, places, (lane, *page)) if lane else (0, 0)
+            again, gone = _REVIVE(self._redis, places, (lane, *page))
             revived += again
             erased += gone
-            unknown += len(page) - again - gone
-        return Revived(revived, erased, unknown)
+        return Revived(revived, erased, len(ids) - revived - erased)
 
     def discard(self, ids: Iterable[str]) -> int:
         """Remove letters for good and count them as discarded; return how many."""
         places = (self._keys.dead, self._keys.dead_at, self._keys.counts)
         return sum(
             int(_DISCARD(self._redis, places, (lane, *page)))
-            for lane, page in _by_lane(ids)
-            if lane
+            for lane, page in _by_lane(dict.fromkeys(ids))
         )
 
     def trim(self, events_max: int, age_max_ms: int) -> int:
@@ -230,7 +228,7 @@ def _letter(id_: str, at_ms: int, text: bytes) -> DeadLetter:
     why = json.loads(line)
     return DeadLetter(
         id=id_,
-        lane=_lane(id_),
+        lane=id_.partition(":")[0],
         buried_at_ms=at_ms,
         accepted_at_ms=int(record[1:STAMP_BYTES]),
         reason=why.get("reason", "-"),
@@ -242,17 +240,8 @@ def _letter(id_: str, at_ms: int, text: bytes) -> DeadLetter:
     )
 
 
-def _lane(id_: str) -> str:
-    """Return the lane at the start of an id; '' if no letter can have this id."""
-    lane = id_.partition(":")[0]
-    return lane if lane in LANES else ""
-
-
-def _by_lane(ids: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yield each id once, in pages of one lane; '' is the lane of impossible ids."""
-    lanes: dict[str, list[str]] = {}
-    for id_ in dict.fromkeys(ids):
-        lanes.setdefault(_lane(id_), []).append(id_)
-    for lane, ids_of_lane in lanes.items():
-        for page in pages(ids_of_lane, _PAGE):
+def _by_lane(ids: Collection[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield the ids in pages of one lane, without those that no letter can have."""
+    for lane in LANES:
+        for page in pages((id_ for id_ in ids if id_.startswith(f"{lane}:")), _PAGE):
             yield lane, page

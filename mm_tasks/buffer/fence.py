@@ -78,8 +78,7 @@ class Fence:
 
     def check_store(self, store_id: str) -> None:
         """Raise `ConfigurationError` when the fence belongs to another audit store."""
-        if self.state().store_id not in {None, store_id}:
-            raise _another_store()
+        _require_same_store(self.state().store_id in {None, store_id})
 
     def add(self, tags: Collection[bytes], store_id: str, log_size: int = 0) -> None:
         """Add these tags to the fence; it holds once this returns. Safe to repeat.
@@ -89,8 +88,7 @@ class Fence:
         """
         places = (self._keys.fence, self._keys.fences, self._keys.fence_draft)
         for page in pages(tags, _TAGS_MAX):
-            if not _ADD(self._redis, places, (store_id, log_size, *page)):
-                raise _another_store()
+            _require_same_store(_ADD(self._redis, places, (store_id, log_size, *page)))
 
     def load(
         self,
@@ -116,8 +114,7 @@ class Fence:
         for _ in range(_LOADS_MAX):
             args = (store_id, token, *_CONDITIONS[when])
             begun = _LOAD_BEGIN(self._redis, (keys.fences, keys.fence_draft), args)
-            if not begun:
-                raise _another_store()
+            _require_same_store(begun)
             run_id, known = begun
             if run_id in {b"loaded", b"loading"}:
                 return bool(run_id == b"loaded")
@@ -154,8 +151,10 @@ def _checked(size: int, known: int) -> int:
     return size
 
 
-def _another_store() -> ConfigurationError:
-    return ConfigurationError(
-        "MM_TASKS_AUDIT_URL: this Redis has the fences of another audit store; every process "
-        "of a project needs the same one"
-    )
+def _require_same_store(is_same: object) -> None:
+    if not is_same:
+        msg = (
+            "MM_TASKS_AUDIT_URL: this Redis has the fences of another audit store; every process "
+            "of a project needs the same one"
+        )
+        raise ConfigurationError(msg)

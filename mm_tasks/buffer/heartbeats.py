@@ -7,7 +7,7 @@ removed. `tasks.heartbeat_writer` writes them, and `monitoring.health` judges th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.scripts import Script
@@ -49,9 +49,14 @@ def read(redis: Redis, project: str) -> dict[str, Heartbeat]:
     pipeline.hgetall(ProjectKeys(project).heartbeats)
     (seconds, micros), stored = pipeline.execute()
     now_s = seconds + micros / 1e6
-    return {
-        id_.decode(): _heartbeat(id_.decode(), text.decode(), now_s) for id_, text in stored.items()
-    }
+    heartbeats = {}
+    for id_, text in stored.items():
+        kind, _, name = id_.decode().partition(":")
+        written_ms, _, queues = text.decode().partition(" ")
+        age_s = max(0.0, now_s - int(written_ms) / 1000)
+        queues = tuple(queues.split(",")) if queues else ()
+        heartbeats[id_.decode()] = Heartbeat(kind, name, age_s, queues)
+    return heartbeats
 
 
 def refuse_if_unwritable(redis: Redis, project: str) -> None:
@@ -60,11 +65,3 @@ def refuse_if_unwritable(redis: Redis, project: str) -> None:
     Such a server is a replica, is loading, is full, or could not save to its disk.
     """
     redis.set(ProjectKeys(project).void, "", xx=True)
-
-
-def _heartbeat(id_: str, text: str, now_s: float) -> Heartbeat:
-    kind: Any  # only `leave` writes it
-    kind, _, name = id_.partition(":")
-    written_ms, _, queues = text.partition(" ")
-    age_s = max(0.0, now_s - int(written_ms) / 1000)
-    return Heartbeat(kind, name, age_s, tuple(queues.split(",")) if queues else ())

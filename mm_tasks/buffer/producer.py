@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 APPEND_RECORDS_MAX = 1000
 
 _APPEND = Script("append")
-_NONE_SUPPRESSED: frozenset[int] = frozenset()
 
 
 class Record(NamedTuple):
@@ -176,7 +175,7 @@ class Producer:
     def appended(self, reply: Any) -> Appended:
         """Return the result in a reply of `append.lua`; raises `BufferFull`."""
         if type(reply) is int:
-            return Appended(_NONE_SUPPRESSED, reply == 1)
+            return Appended(frozenset(), reply == 1)
         if reply[0] >= 0:
             return Appended(frozenset(i - 1 for i in reply[1:]), reply[0] == 1)
         msg = (

@@ -18,9 +18,12 @@ from mm_tasks.buffer.scripts import Script
 from mm_tasks.events.lanes import LANES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from redis import Redis
+
+    # Removed records by place, and the time until the lease of an attempt ends (ms).
+    _Step = tuple[Mapping[str, int], int]
 
 # Records read in one step: about 1 ms.
 STEP = 500
@@ -60,13 +63,10 @@ class Purge:
         """
         removed: Counter[str] = Counter()
         sending_ms = 0
-        for lane in LANES:
-            removed[f"{lane}:waiting"] = self._waiting(lane, tags, keep_alive)
-        for lane in LANES:
-            removed[f"{lane}:batches"], left_ms = self._batches(lane, tags, keep_alive)
-            sending_ms = max(sending_ms, left_ms)
-        # Last, because a batch may have been buried meanwhile.
-        removed.update(self._dead(tags, keep_alive))
+        for counts, lease_ms in self._steps(tags):
+            removed.update(counts)
+            sending_ms = max(sending_ms, lease_ms)
+            keep_alive()
         removed["fence"] = int(_FENCED_COUNT(self._redis, (self._keys.caught,), tuple(tags)))
         return Scan(removed, sending_ms)
 
@@ -82,10 +82,9 @@ class Purge:
             info = self._redis.info("persistence")
             if not info.get("aof_enabled"):
                 return "off"
-            is_busy = info["aof_rewrite_in_progress"] or info["aof_rewrite_scheduled"]
-            if is_requested and not is_busy:
-                return "rewritten" if info["aof_last_bgrewrite_status"] == "ok" else "failed"
-            if not is_busy:
+            if not (info["aof_rewrite_in_progress"] or info["aof_rewrite_scheduled"]):
+                if is_requested:
+                    return "rewritten" if info["aof_last_bgrewrite_status"] == "ok" else "failed"
                 try:
                     self._redis.bgrewriteaof()
                 except ResponseError:
@@ -95,35 +94,34 @@ class Purge:
                 return "running"
             time.sleep(0.05)
 
-    def _waiting(self, lane: str, tags: Collection[bytes], keep_alive: Callable[[], object]) -> int:
-        places = (self._keys.lane(lane).waiting, self._keys.counts)
-        total, last = 0, ""
-        while last != "-1":
-            removed, following = _WAITING(self._redis, places, (lane, last, STEP, *tags))
-            total, last = total + removed, str(following)
-            keep_alive()
-        return total
+    def _steps(self, tags: Collection[bytes]) -> Iterator[_Step]:
+        for lane in LANES:
+            yield from self._waiting(lane, tags)
+        for lane in LANES:
+            yield from self._batches(lane, tags)
+        # Last, because a batch may have been buried meanwhile.
+        yield from self._dead(tags)
 
-    def _batches(
-        self, lane: str, tags: Collection[bytes], keep_alive: Callable[[], object]
-    ) -> tuple[int, int]:
+    def _waiting(self, lane: str, tags: Collection[bytes]) -> Iterator[_Step]:
+        places = (self._keys.lane(lane).waiting, self._keys.counts)
+        last: str | int = ""
+        while last != -1:
+            removed, last = _WAITING(self._redis, places, (lane, last, STEP, *tags))
+            yield {f"{lane}:waiting": removed}, 0
+
+    def _batches(self, lane: str, tags: Collection[bytes]) -> Iterator[_Step]:
         keys = self._keys.lane(lane)
-        total, sending_ms = 0, max(0, self._redis.pttl(keys.orphaned_request))
         for batch_id in map(bytes.decode, self._redis.zrange(keys.leases, 0, -1)):
             places = (keys.records(batch_id), keys.batch(batch_id), keys.claimed, keys.leases)
             args = (lane, batch_id, *tags)
-            removed, left_ms = _BATCH(self._redis, (*places, self._keys.counts), args)
-            total, sending_ms = total + removed, max(sending_ms, left_ms)
-            keep_alive()
-        return total, sending_ms
+            removed, lease_ms = _BATCH(self._redis, (*places, self._keys.counts), args)
+            yield {f"{lane}:batches": removed}, lease_ms
+        # Last, because a late success may have removed a batch of the list.
+        yield {f"{lane}:batches": 0}, self._redis.pttl(keys.orphaned_request)
 
-    def _dead(self, tags: Collection[bytes], keep_alive: Callable[[], object]) -> Counter[str]:
+    def _dead(self, tags: Collection[bytes]) -> Iterator[_Step]:
         places = (self._keys.dead, self._keys.dead_at, self._keys.counts)
-        counts, last = Counter({f"{lane}:dead": 0 for lane in LANES}), ""
-        while last != "-1":
-            following, *removed = _DEAD(self._redis, places, (last, STEP, *tags))
-            for lane, number in zip(LANES, removed, strict=True):
-                counts[f"{lane}:dead"] += number
-            last = str(following)
-            keep_alive()
-        return counts
+        last: str | int = ""
+        while last != -1:
+            last, *removed = _DEAD(self._redis, places, (last, STEP, *tags))
+            yield {f"{lane}:dead": n for lane, n in zip(LANES, removed, strict=True)}, 0

@@ -36,13 +36,12 @@ class Script:
 
     def __call__(self, redis: Redis, keys: Sequence[str], args: Sequence[Any]) -> Any:
         """Run it atomically and return its reply; raises redis-py's errors."""
-        call: Any = redis.execute_command
         failpoints.reach(self.name, "before")
         try:
-            reply = call("EVALSHA", self.sha, len(keys), *keys, *args)
+            reply = redis.evalsha(self.sha, len(keys), *keys, *args)
         except NoScriptError:
             redis.script_load(self.text)
-            reply = call("EVALSHA", self.sha, len(keys), *keys, *args)
+            reply = redis.evalsha(self.sha, len(keys), *keys, *args)
         except ReadOnlyError:
             # A primary that became a replica keeps its connections: find the new primary.
             redis.connection_pool.disconnect(inuse_connections=False)

@@ -87,24 +87,57 @@ def records_of(letters):
     return [text.partition(b"\n")[2] for text in letters]
 
 
+def pairs(flat):
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+# All of the database in one reply: key, type and content.
+_SNAPSHOT = """
+local read = {string = {'GET'}, list = {'LRANGE', 0, -1}, hash = {'HGETALL'},
+  set = {'SMEMBERS'}, zset = {'ZRANGE', 0, -1, 'WITHSCORES'}}
+local all = {}
+for _, key in ipairs(redis.call('KEYS', '*')) do
+  local kind = redis.call('TYPE', key).ok
+  local how = read[kind]
+  all[#all + 1] = {key, kind, redis.call(how[1], key, unpack(how, 2))}
+end
+return all
+"""
+_PARSE = {
+    b"string": bytes,
+    b"list": list,
+    b"hash": pairs,
+    b"set": set,
+    b"zset": lambda flat: {member.decode(): float(at) for member, at in pairs(flat).items()},
+}
+
+
+def snapshot(redis):
+    """Return everything in the database by key."""
+    return {key.decode(): _PARSE[kind](value) for key, kind, value in redis.eval(_SNAPSHOT, 0)}
+
+
 def assert_adds_up(redis):
+    assert_snapshot_adds_up(snapshot(redis))
+
+
+def assert_snapshot_adds_up(seen):
     """Every record is in one place, nothing is left of a batch that is gone, and counts agree."""
-    keys, total, held = ProjectKeys("p"), counts(redis), 0
-    letters = redis.hgetall(keys.dead)
-    assert set(letters) == set(redis.zrange(keys.dead_at, 0, -1))
+    keys, held = ProjectKeys("p"), 0
+    total = Counter({name.decode(): int(n) for name, n in seen.get(keys.counts, {}).items()})
+    letters = seen.get(keys.dead, {})
+    assert {id_.decode() for id_ in letters} == seen.get(keys.dead_at, {}).keys()
     for lane in LANES:
         of_lane = keys.lane(lane)
-        waiting = redis.lrange(of_lane.waiting, 0, -1)
-        batches = [id_.decode() for id_ in redis.zrange(of_lane.leases, 0, -1)]
+        waiting, batches = seen.get(of_lane.waiting, []), seen.get(of_lane.leases, {})
         leased = []
         for id_ in batches:
-            records = redis.lrange(of_lane.records(id_), 0, -1)
-            assert records
-            assert int(redis.hget(of_lane.batch(id_), "held")) == sum(map(len, records))
+            records = seen[of_lane.records(id_)]
+            assert int(seen[of_lane.batch(id_)][b"held"]) == sum(map(len, records))
             leased += records
         for key in (of_lane.batch, of_lane.records):
-            assert {found.decode() for found in redis.keys(key("*"))} == set(map(key, batches))
-        assert {id_.decode() for id_ in redis.zrange(of_lane.claimed, 0, -1)} <= set(batches)
+            assert {name for name in seen if name.startswith(key(""))} == set(map(key, batches))
+        assert seen.get(of_lane.claimed, {}).keys() <= batches.keys()
         dead = records_of(t for id_, t in letters.items() if id_.startswith(lane.encode()))
         places = sum(total[f"{lane}:{place}"] for place in PLACES)
         assert total[f"{lane}:accepted"] == len(waiting) + places

@@ -6,18 +6,16 @@ it returns do things while they are read.
 
 Sabotages that turn this file red, each tried on a copy:
 
-- fence_add adds nothing to the draft, so that a load ends with what SQL said before; a raise or a
-  load by another audit store stops the load of the right one; either does not look at the store;
-- fence_load_begin leaves the draft of the load before, or `loading` of another; overtakes where
-  it was told not to, or leaves the server to the dead; fence_load_add gives no sign;
-- fence_load_add or fence_load_commit does not look at the token; fence_load_commit does not look
-  at the run_id, adds to the fence instead of replacing it, leaves `why`, or keeps the old fence
-  where SQL has none;
+- fence_add adds nothing to the draft; it, or a load by another audit store, stops the load of the
+  right store, or does not check the store;
+- fence_load_begin keeps the draft or `loading` of another load, replaces a load that it must leave
+  alone, or leaves the server to a dead one; fence_load_add does not renew the lease;
+- fence_load_add or fence_load_commit ignores the token; fence_load_commit ignores the run_id, adds
+  to the fence instead of replacing it, keeps `why`, or keeps the old fence if SQL has none;
 - fence_load_add, fence_load_begin or fence_add begins with a command that allocates: refused at
   maxmemory;
-- fence_load_failed replaces `since_ms`, or speaks although the fences are loaded;
-- batch_claim, batch_begin or batch_readiness does not look at the run_id, or append or
-  dead_revive at the fence;
+- fence_load_failed replaces `since_ms`, or writes although the fences are loaded;
+- batch_claim, batch_begin or batch_readiness ignores the run_id, or append the fence;
 - `Fence.load` reads once for all of its attempts, or has no end.
 """
 
@@ -28,9 +26,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from mm_tasks.buffer.attempt import Admitted, Rejection
+from mm_tasks.buffer.attempt import Rejection
 from mm_tasks.buffer.batches import BatchLimits
-from mm_tasks.buffer.dead_letters import DeadLetters, Revived
 from mm_tasks.buffer.fence import Fence, FenceState
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.producer import Record
@@ -51,7 +48,7 @@ def tags(*numbers):
 
 
 class Sql:
-    """What the audit store says, and how often it was asked."""
+    """The tags in the audit store, and the number of reads."""
 
     def __init__(self, *numbers):
         self.tags = tags(*numbers)
@@ -62,16 +59,11 @@ class Sql:
         return set(self.tags)
 
 
-class Midway:
-    """Tags of which the first so many are read, then something happens, then the others."""
-
-    def __init__(self, first, happens, rest=()):
-        self.first, self.happens, self.rest = first, happens, rest
-
-    def __iter__(self):
-        yield from self.first
-        self.happens()
-        yield from self.rest
+def midway(first, happens, rest=()):
+    """Yield tags; between two of them something happens."""
+    yield from first
+    happens()
+    yield from rest
 
 
 @pytest.fixture
@@ -88,13 +80,19 @@ def event(user_id=None, anonymous_id=None):
 
 
 def is_loaded(redis):
-    """Ask as a flush does."""
+    """Return whether a flush may claim."""
     with opened(redis) as buffer:
         return buffer.readiness(**EVERYTHING) != "unloaded"
 
 
 def fenced(redis):
     return redis.smembers(KEYS.fence)
+
+
+def assert_loaded(redis, sql, *, reads):
+    assert sql.reads == reads
+    assert fenced(redis) == sql.tags
+    assert is_loaded(redis)
 
 
 def about(redis):
@@ -104,25 +102,19 @@ def about(redis):
 # Raised.
 
 
-def test_a_fence_is_up_once_raise_returns(redis, fence):
-    fence.add(tags(1, 2), STORE)
-
-    assert fenced(redis) == tags(1, 2)
-    assert fence.state() == FenceState(2, STORE)
-
-
-def test_to_raise_twice_changes_nothing(redis, fence):
-    fence.add(tags(1, 2), STORE)
+@pytest.mark.parametrize("number", [2, 1000, 1001, 5000])
+def test_all_tags_are_fenced_once_add_returns_and_a_repeated_add_changes_nothing(
+    redis, fence, number
+):
+    """Also more tags than one script takes. An added fence says nothing about the others."""
+    everybody = tags(*range(number))
+    fence.add(everybody, STORE)
     before = about(redis)
-    fence.add(tags(2, 1), STORE)
+    fence.add(sorted(everybody), STORE)
 
-    assert (fenced(redis), about(redis)) == (tags(1, 2), before)
-
-
-def test_a_raised_fence_is_no_loaded_one(redis, fence):
-    """Who raises the first fence after a restart knows nothing of the others."""
-    fence.add(tags(1), STORE)
-
+    assert fenced(redis) == everybody
+    assert fence.state() == FenceState(number, STORE)
+    assert about(redis) == before
     assert not is_loaded(redis)
 
 
@@ -135,23 +127,14 @@ def test_a_raise_between_loads_leaves_the_server_loaded(redis, fence):
     assert fenced(redis) == tags(1, 2)
 
 
-@pytest.mark.parametrize("number", [1000, 1001, 5000])
-def test_more_tags_than_one_script_takes_are_all_raised(redis, fence, number):
-    fence.add(tags(*range(number)), STORE)
-
-    assert fenced(redis) == tags(*range(number))
-
-
-def test_without_a_fence_there_is_no_store_either(fence):
-    assert fence.state() == FenceState(0, None)
-    fence.check_store(STORE)
-
-
 # Loaded.
 
 
-@pytest.mark.parametrize("number", [0, 1, 1000, 1001, 5000])
-def test_a_load_makes_the_fence_what_sql_says(redis, fence, number):
+@pytest.mark.parametrize("before", [0, 4])
+@pytest.mark.parametrize("number", [0, 1, 3, 1000, 1001, 5000])
+def test_a_load_makes_the_fence_equal_to_sql(redis, fence, number, before):
+    """The fence of a lifted erasure falls, even if it was the last one."""
+    fence.add(tags(*range(before)), STORE)
     fence.load(STORE, Sql(*range(number)).read)
 
     assert fenced(redis) == tags(*range(number))
@@ -160,19 +143,10 @@ def test_a_load_makes_the_fence_what_sql_says(redis, fence, number):
     assert redis.exists(KEYS.fence_draft) == 0
 
 
-@pytest.mark.parametrize("left", [0, 1, 3])
-def test_a_load_lowers_what_sql_says_no_more(redis, fence, left):
-    """A lifted erasure: its fence must fall, also where it was the last."""
-    fence.add(tags(*range(4)), STORE)
-    fence.load(STORE, lambda: tags(*range(left)))
-
-    assert fenced(redis) == tags(*range(left))
-
-
 def test_a_load_that_died_midway_leaves_nothing_to_the_next(redis, fence):
-    """Whoever died may have read what was lowered since."""
+    """The dead load may have read a fence that was lowered since."""
     with pytest.raises(KeyboardInterrupt):
-        fence.load(STORE, lambda: Midway(tags(*range(1000)), interrupted))
+        fence.load(STORE, lambda: midway(tags(*range(1000)), interrupted))
     assert redis.scard(KEYS.fence_draft) == 1000
     assert not is_loaded(redis)
 
@@ -193,107 +167,83 @@ def interrupted():
     raise KeyboardInterrupt
 
 
-# While a load goes on. Its first page is sent when 1 000 tags were read, so `moment` is
-# before any tag was sent, between two pages, or after the last one.
+# While a load goes on. Its first page is sent when 1 000 tags were read. A moment is the number
+# of tags in SQL, and of those that are read before something happens.
 
-MOMENTS = {"before the first page": 10, "between two pages": 1500, "before its end": 1000}
+MOMENTS = {
+    "before the first page": (10, 0),
+    "between two pages": (1500, 1001),
+    "before its end": (1000, 1000),
+}
 
 
-@pytest.fixture(params=MOMENTS)
+def read_with_interruption(sql, number, happens):
+    """Return a `read` whose first result calls `happens` after that many tags."""
+
+    def read():
+        some = sorted(sql.read())
+        return midway(some[:number], happens, some[number:]) if sql.reads == 1 else some
+
+    return read
+
+
+@pytest.fixture(params=MOMENTS.values(), ids=MOMENTS)
 def load_while(request, fence):
-    """Load what `sql` says; at one of the moments of the first attempt something happens."""
+    """Load the tags of `load.sql`; at one of the moments of the first attempt something happens."""
+    size, moment = request.param
 
-    def load(sql, happens):
-        some = sorted(sql.tags)
-        if request.param == "before the first page":
-            parts = [], some
-        elif request.param == "between two pages":
-            parts = some[:1001], some[1001:]
-        else:
-            parts = some, []
+    sql = Sql(*range(size))
 
-        def read():
-            sql.read()
-            if sql.reads > 1:
-                return set(sql.tags)
-            return Midway(parts[0], happens, parts[1])
+    def load(happens):
+        fence.load(STORE, read_with_interruption(sql, moment, happens))
 
-        fence.load(STORE, read)
-
-    load.number = MOMENTS[request.param]
+    load.sql = sql
     return load
 
 
-def test_a_fence_raised_during_a_load_is_up_after_it(redis, fence, load_while):
-    """SQL was read before it was committed: the load must not take it away again.
+def test_a_fence_added_during_a_load_holds_from_then_on(redis, fence, load_while):
+    """P6: the load read SQL before the erasure was committed, and must not drop its fence.
 
-    Nor does it start over: while erasures come all the time it would not end.
+    Nor does the load start over: it would never end while erasures come all the time.
     """
-    sql = Sql(*range(load_while.number))
+    sql, seen = load_while.sql, []
 
-    def forget():
-        sql.tags |= tags(9999)
-        fence.add(tags(9999), STORE)
-
-    load_while(sql, forget)
-
-    assert sql.reads == 1
-    assert fenced(redis) == sql.tags
-    assert tags(9999) <= fenced(redis)
-    assert is_loaded(redis)
-
-
-def test_a_fence_raised_during_a_load_is_never_down_in_between(redis, fence, load_while):
-    """P6 holds from the instant it was raised, not from the end of the next load."""
-    sql = Sql(*range(load_while.number))
-    seen = []
-
-    def forget():
-        fence.add(tags(9999), STORE)
+    def suppressed():
         with opened(redis) as buffer:
-            seen.append(buffer.append([event("u9999")]).suppressed)
+            return buffer.append([event("u9999")]).suppressed
+
+    def forget():
         sql.tags |= tags(9999)
+        fence.add(tags(9999), STORE)
+        seen.append(suppressed())
 
-    load_while(sql, forget)
+    load_while(forget)
 
-    assert seen == [{0}]
-    with opened(redis) as buffer:
-        assert buffer.append([event("u9999")]).suppressed == {0}
+    assert_loaded(redis, sql, reads=1)
+    assert tags(9999) <= fenced(redis)
+    assert [*seen, suppressed()] == [{0}, {0}]
 
 
-def test_another_load_meanwhile_wins_with_what_it_read(redis, load_while):
-    """It read later, so it knows more: here of one that was lowered."""
-    sql = Sql(*range(load_while.number))
+def test_another_load_meanwhile_wins_and_is_not_ended_by_the_first(redis, load_while):
+    """It read later, so it knows more: here of a fence that was lowered.
+
+    The first would commit its own tags, or the unfinished draft of the other.
+    """
+    sql, seen = load_while.sql, []
+
+    def read():
+        seen.append(fenced(redis))
+        return set(sql.tags)
 
     def lift_and_load():
         sql.tags -= tags(0)
-        Fence(redis, "p").load(STORE, lambda: set(sql.tags))
+        Fence(redis, "p").load(STORE, read)
+        seen.append(fenced(redis))
 
-    load_while(sql, lift_and_load)
+    load_while(lift_and_load)
 
-    assert sql.reads == 2
-    assert fenced(redis) == sql.tags
-    assert is_loaded(redis)
-
-
-def test_another_load_that_goes_on_is_not_ended_by_the_first(redis, load_while):
-    """The first would put up its own tags, and let the draft of the other count as whole."""
-    sql = Sql(*range(load_while.number))
-    others = []
-
-    def begin_another():
-        def inner():
-            others.append(fenced(redis))
-            return tags(5)
-
-        # It begins while the first goes on, and ends before the first goes on.
-        Fence(redis, "p").load(STORE, inner)
-        others.append(fenced(redis))
-
-    load_while(sql, begin_another)
-
-    assert others == [set(), tags(5)]
-    assert fenced(redis) == sql.tags
+    assert seen == [set(), sql.tags]
+    assert_loaded(redis, sql, reads=2)
 
 
 def test_an_overtaken_load_adds_nothing_to_the_one_that_goes_on(redis):
@@ -312,12 +262,10 @@ def test_an_overtaken_load_adds_nothing_to_the_one_that_goes_on(redis):
 
 def test_all_lost_during_a_load_is_loaded_again(redis, load_while):
     """FLUSHALL takes the draft along: half of it must not become the fence."""
-    sql = Sql(*range(load_while.number))
-    load_while(sql, redis.flushall)
+    sql = load_while.sql
+    load_while(redis.flushall)
 
-    assert sql.reads == 2
-    assert fenced(redis) == sql.tags
-    assert is_loaded(redis)
+    assert_loaded(redis, sql, reads=2)
     assert about(redis).keys() == {"store", "run_id", "log_size"}
 
 
@@ -325,16 +273,15 @@ def test_all_lost_during_a_load_is_loaded_again(redis, load_while):
 def test_the_refusal_of_another_store_does_not_disturb_a_load(redis, fence, load_while, another):
     """A host with a wrong setting must not keep the others from loading."""
     fence.add(tags(1), STORE)
-    sql = Sql(*range(load_while.number))
+    sql = load_while.sql
 
     def intrude():
         with pytest.raises(ConfigurationError):
             with_other_store(fence, another)
 
-    load_while(sql, intrude)
+    load_while(intrude)
 
-    assert sql.reads == 1
-    assert fenced(redis) == sql.tags
+    assert_loaded(redis, sql, reads=1)
 
 
 def test_a_load_that_always_loses_all_ends_and_does_no_harm(redis, fence):
@@ -360,22 +307,20 @@ def never():
 
 
 @pytest.mark.parametrize("when", ["unless loading", "unless loaded"])
-def test_who_finds_fences_missing_leaves_it_to_a_load_that_goes_on(redis, load_while, when):
-    """Or all workers would overtake each other after a restart, and none would end."""
-    sql = Sql(*range(load_while.number))
-    left = []
+def test_a_caller_that_misses_fences_leaves_them_to_a_running_load(redis, load_while, when):
+    """Otherwise all workers would replace each other's loads after a restart, without an end."""
+    sql, left = load_while.sql, []
 
     def find_out():
         left.append(Fence(redis, "p").load(STORE, never, when=when))
 
-    load_while(sql, find_out)
+    load_while(find_out)
 
     assert left == [False]
-    assert sql.reads == 1
-    assert fenced(redis) == sql.tags
+    assert_loaded(redis, sql, reads=1)
 
 
-def test_of_all_who_find_fences_missing_one_reads_sql(redis):
+def test_of_all_callers_that_miss_fences_one_reads_sql(redis):
     """As after a restart, each with a connection of its own, and a fence that takes its time."""
     reads = []
 
@@ -388,15 +333,15 @@ def test_of_all_who_find_fences_missing_one_reads_sql(redis):
         return Fence(redis, "p").load(STORE, read, when="unless loaded")
 
     with ThreadPoolExecutor(8) as pool:
-        said = list(pool.map(find_out, range(8)))
+        result = list(pool.map(find_out, range(8)))
 
     assert len(reads) == 1
-    assert True in said
+    assert True in result
     assert redis.scard(KEYS.fence) == 5000
     assert is_loaded(redis)
 
 
-def test_who_comes_after_the_load_has_nothing_to_do(redis, fence):
+def test_a_caller_after_the_load_has_nothing_to_do(redis, fence):
     fence.load(STORE, lambda: tags(1))
 
     assert fence.load(STORE, never, when="unless loaded")
@@ -404,7 +349,7 @@ def test_who_comes_after_the_load_has_nothing_to_do(redis, fence):
     assert fenced(redis) == tags(2)
 
 
-def test_a_load_whose_process_died_is_taken_over_when_it_gave_no_sign(redis, fence):
+def test_a_load_whose_process_died_is_taken_over_after_its_lease(redis, fence):
     with pytest.raises(KeyboardInterrupt):
         fence.load(STORE, interrupted)
     assert fence.state().is_loading
@@ -419,20 +364,20 @@ def test_a_load_whose_process_died_is_taken_over_when_it_gave_no_sign(redis, fen
     assert is_loaded(redis)
 
 
-def test_each_page_is_a_sign(redis, fence):
-    """However long it takes, it is not taken over while it goes on."""
+def test_each_page_renews_the_lease_of_a_load(redis, fence):
+    """A running load is not taken over, however long it takes."""
     long_ago, left = redis.time()[0] * 1000 - 60_000, []
 
-    def asked():
+    def read():
         redis.hset(KEYS.fences, "loading_ms", long_ago)
         yield from tags(*range(1001))
         left.append(Fence(redis, "p").load(STORE, never, when="unless loaded"))
 
-    assert fence.load(STORE, asked)
+    assert fence.load(STORE, read)
     assert left == [False]
 
 
-def test_a_load_whose_sql_failed_is_in_nobodys_way(redis, fence):
+def test_a_load_whose_sql_failed_does_not_stop_the_next(redis, fence):
     def away():
         yield from tags(*range(1001))
         raise AuditUnavailable
@@ -481,7 +426,10 @@ def test_the_fences_of_another_store_are_refused_and_nothing_changes(owned, fenc
     fence.check_store(STORE)
 
 
-def test_the_stores_of_two_projects_do_not_meet(redis, fence):
+def test_the_stores_of_two_projects_do_not_meet(fence, redis):
+    """Without a fence there is no store either."""
+    assert fence.state() == FenceState(0, None)
+    fence.check_store(STORE)
     fence.add(tags(1), STORE)
     Fence(redis, "q").add(tags(1), OTHER_STORE)
 
@@ -498,29 +446,17 @@ def test_a_failed_load_says_why_and_since_when_until_one_succeeds(redis, fence):
     first = about(redis)
     redis.hset(KEYS.fences, "since_ms", "1000")
     fence.note_failed("audit_refused")
+    fence.add(tags(1), STORE)
 
     assert first["why"] == "audit_unavailable"
     seconds, _ = redis.time()
     assert abs(int(first["since_ms"]) / 1000 - seconds) < 60
     assert (about(redis)["why"], about(redis)["since_ms"]) == ("audit_refused", "1000")
     fence.load(STORE, set)
-    assert about(redis).keys() == {"store", "run_id", "log_size"}
-
-
-def test_a_failure_is_no_word_where_the_fences_are_loaded(redis, fence):
-    """A worker that could not load, after another that could."""
-    fence.load(STORE, set)
-    before = about(redis)
-    fence.note_failed("audit_unavailable")
-
-    assert about(redis) == before
-
-
-def test_a_raised_fence_does_not_hide_why_the_others_are_missing(redis, fence):
-    fence.note_failed("audit_unavailable")
-    fence.add(tags(1), STORE)
-
-    assert about(redis)["why"] == "audit_unavailable"
+    loaded = about(redis)
+    assert loaded.keys() == {"store", "run_id", "log_size"}
+    fence.note_failed("audit_unavailable")  # by a worker that could not load them itself
+    assert about(redis) == loaded
 
 
 # What the fence stops.
@@ -539,13 +475,13 @@ def test_a_raised_fence_does_not_hide_why_the_others_are_missing(redis, fence):
     ],
     ids=str,
 )
-def test_append_refuses_whoever_is_fenced_by_either_id(redis, fence, one, is_refused):
+def test_append_refuses_an_event_if_either_id_is_fenced(redis, fence, one, is_refused):
     """The kind is part of the tag: a user called a1 is not the anonymous a1."""
     fence.add([tag("p", "user", "u1"), tag("p", "anonymous", "a1")], STORE)
     with opened(redis) as buffer:
-        said = buffer.append([event("other"), event(*one), event()])
+        result = buffer.append([event("other"), event(*one), event()])
 
-    assert said.suppressed == ({1} if is_refused else frozenset())
+    assert result.suppressed == ({1} if is_refused else frozenset())
     assert redis.llen(KEYS.lane("track").waiting) == (2 if is_refused else 3)
     assert int(redis.hget(KEYS.counts, "track:suppressed") or 0) == is_refused
 
@@ -563,60 +499,55 @@ def test_a_fence_raised_after_the_append_stops_the_claim_and_the_attempt(redis, 
         assert redis.hgetall(KEYS.caught) == {tag("p", "user", "u1"): b"2"}
 
 
-def test_a_letter_of_one_erased_is_not_revived(redis, fence):
-    """Revive is the third door; the person's events must not come in through it."""
-    fence.load(STORE, set)
-    with opened(redis) as buffer:
-        buffer.append([event("u1"), event("u2")])
-        batch_id = buffer.claim()
-        buffer.bury(batch_id, buffer.begin(batch_id).token)
-    fence.add(tags(1), STORE)
-    letters = DeadLetters(redis, "p")
-
-    assert letters.revive([one.id for one in letters.letters()]) == Revived(1, 1, 0)
-    assert redis.hgetall(KEYS.caught) == {tag("p", "user", "u1"): b"1"}
-    assert redis.llen(KEYS.lane("track").waiting) == 1
-
-
 # A server that is not loaded. `run_id` of another is what a failover leaves behind.
 
 
-@pytest.mark.parametrize("how", ["never", "flushed", "another run_id", "no run_id"])
-def test_nothing_is_claimed_or_sent_until_the_fences_were_loaded(redis, fence, how):
+@pytest.mark.parametrize(
+    "lose",
+    [
+        lambda redis: redis.delete(KEYS.fences),
+        lambda redis: redis.hset(KEYS.fences, "run_id", "0" * 40),
+        lambda redis: redis.hdel(KEYS.fences, "run_id"),
+        lambda redis: redis.flushall(),
+    ],
+    ids=["never", "another run_id", "no run_id", "flushed"],
+)
+def test_nothing_is_claimed_or_sent_until_the_fences_were_loaded(redis, fence, lose):
     """The fence may be anything here, so nobody's events may be sent."""
     fence.load(STORE, set)
     with opened(redis) as buffer:
         buffer.append([event("u1"), event("u2")])
         batch_id = buffer.claim()
         buffer.append([event("u1"), event("u3")])
-        if how == "flushed":
-            redis.flushall()
+        lose(redis)
+        is_flushed = not redis.exists(KEYS.lane("track").batch(batch_id))
+        if is_flushed:
             buffer.append([event("u1")])
-        elif how == "never":
-            redis.delete(KEYS.fences)
-        elif how == "another run_id":
-            redis.hset(KEYS.fences, "run_id", "0" * 40)
-        else:
-            redis.hdel(KEYS.fences, "run_id")
         before = held(redis)
 
         assert buffer.claim() is None
-        assert buffer.begin(batch_id) == Rejection("gone" if how == "flushed" else "unloaded")
+        assert buffer.begin(batch_id) == Rejection("gone" if is_flushed else "unloaded")
         assert buffer.readiness(**EVERYTHING) == "unloaded"
         assert held(redis) == before
 
         fence.load(STORE, lambda: tags(1))
         assert buffer.readiness(**EVERYTHING) == "ready"
-        assert (buffer.claim() is None) == (how == "flushed")
-        if how != "flushed":
+        assert (buffer.claim() is None) == is_flushed
+        if not is_flushed:
             assert buffer.begin(batch_id).sent == 1
 
 
 def test_a_restart_forgets_that_the_fences_were_loaded_and_nothing_else(persistent):
-    """The AOF may have lost the last fence: only SQL knows, and nothing is sent before."""
+    """The AOF may have lost the last fence: only SQL knows, and nothing is sent before.
+
+    An attempt that outlives the restart is not admitted twice, and its outcome can be recorded.
+    """
     redis, fence = persistent.client, Fence(persistent.client, "p")
     fence.load(STORE, lambda: tags(1))
     with opened(redis) as buffer:
+        buffer.append([event("u6"), event("u7")])
+        sending = buffer.claim()
+        generation = buffer.begin(sending).generation
         buffer.append([event("u2"), event("u3")])
         batch_id = buffer.claim()
         buffer.append([event("u4")])
@@ -626,47 +557,25 @@ def test_a_restart_forgets_that_the_fences_were_loaded_and_nothing_else(persiste
         assert buffer.readiness(**EVERYTHING) == "unloaded"
         assert buffer.claim() is None
         assert buffer.begin(batch_id) == Rejection("unloaded")
+        assert buffer.begin(sending) == Rejection("held")
+        assert buffer.ack(sending, generation) == 2
         assert buffer.append([event("u1"), event("u5")]).suppressed == {0}
         fence.load(STORE, lambda: tags(1, 2))
         assert buffer.readiness(**EVERYTHING) == "ready"
-        begun = buffer.begin(batch_id)
-        assert isinstance(begun, Admitted)
-        assert begun.sent == 1
+        assert buffer.begin(batch_id).sent == 1
         assert buffer.claim() is not None
 
 
-def test_an_attempt_that_outlives_a_restart_is_not_admitted_twice(persistent):
-    """It is held before it is unloaded: its outcome is still to come, and can be recorded."""
+@pytest.mark.parametrize(("size", "moment"), MOMENTS.values(), ids=MOMENTS)
+def test_a_restart_during_a_load_lets_it_start_over(persistent, size, moment):
+    """The AOF restores token and draft, but a fence added meanwhile may be lost."""
     redis, fence = persistent.client, Fence(persistent.client, "p")
     fence.load(STORE, set)
-    with opened(redis) as buffer:
-        buffer.append([event("u2"), event("u3")])
-        batch_id = buffer.claim()
-        cut = buffer.begin(batch_id).generation
-        persistent.restart()
+    sql = Sql(*range(size))
 
-        assert buffer.begin(batch_id) == Rejection("held")
-        assert buffer.ack(batch_id, cut) == 2
+    fence.load(STORE, read_with_interruption(sql, moment, persistent.restart))
 
-
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_a_restart_during_a_load_lets_it_start_over(persistent, moment):
-    """The AOF brings token and draft back, but a fence raised meanwhile may be forgotten."""
-    redis, fence = persistent.client, Fence(persistent.client, "p")
-    fence.load(STORE, set)
-    sql = Sql(*range(MOMENTS[moment]))
-    some = sorted(sql.tags)
-    at = {"before the first page": 0, "between two pages": 1001, "before its end": 1000}[moment]
-
-    def read():
-        sql.read()
-        return Midway(some[:at], persistent.restart, some[at:]) if sql.reads == 1 else sql.tags
-
-    fence.load(STORE, read)
-
-    assert sql.reads == 2
-    assert fenced(redis) == sql.tags
-    assert is_loaded(redis)
+    assert_loaded(redis, sql, reads=2)
 
 
 @pytest.fixture
@@ -687,25 +596,18 @@ def full(servers):
     return server.client
 
 
-def test_at_maxmemory_a_fence_can_still_be_raised(full):
-    """A full Redis must not keep anybody from being forgotten."""
-    Fence(full, "p").add(tags(*range(3, 2003)), STORE)
+def test_at_maxmemory_fences_can_be_added_and_loaded(full):
+    """A full Redis must not keep anybody from being forgotten, nor stay full for ever."""
+    fence = Fence(full, "p")
+    fence.note_failed("audit_refused")
+    assert about(full)["why"] == "audit_refused"
 
+    fence.add(tags(*range(3, 2003)), STORE)
     assert fenced(full) == tags(*range(1, 2003))
 
-
-def test_at_maxmemory_the_fences_can_still_be_loaded(full):
-    """Without this nothing would be sent, so a full Redis would stay full for ever."""
-    Fence(full, "p").load(STORE, lambda: tags(*range(3000)))
-
+    fence.load(STORE, lambda: tags(*range(3000)))
     assert fenced(full) == tags(*range(3000))
     assert is_loaded(full)
-
-
-def test_at_maxmemory_it_can_be_said_why_they_are_not_loaded(full):
-    Fence(full, "p").note_failed("audit_unavailable")
-
-    assert about(full)["why"] == "audit_unavailable"
 
 
 def test_at_maxmemory_nobody_fenced_is_stored_or_sent(full):

@@ -8,47 +8,34 @@ of Redis is read and compared.
 
 Sabotages of the scripts that turn this machine red, each tried on a copy:
 
-- append, claim or begin does not look at the fence, or only at one of the two tags;
-- claim looks at the size after it took the record, or does not count brackets or
-  commas; takes one event too many; does not linger; puts lingering records back in reverse;
-- claim or begin forgets the bytes of erased records; begin leaves them in the list or,
-  when nobody is left, the lease;
-- begin admits while another holds the batch, in a pause, in a 429's wait, before the
-  retry is due, or with a slot that is over or not yet there;
-- ack leaves the lease, the slot, the records or their bytes, or minds who holds the batch;
-- release, bisect or bury ignores the token; release forgets its wait or makes a gone batch;
-- bisect buries an event that was not refused alone, forgets what it knows of the others, or
-  never finds that the vendor refuses everything; ack takes another part than was sent;
+- append, claim or begin ignores the fence or one of the two tags; append stores above the cap,
+  does not count headers, or counts refused records as accepted;
+- claim checks the size after it took the record, ignores brackets or commas, takes one event too
+  many, does not linger, or returns lingering records in reverse order;
+- claim or begin keeps the bytes of erased records, does not count the records that the fence
+  removed, or counts them for the wrong id; begin keeps their list or lease;
+- claim, begin or readiness ignores is_loaded; begin admits while another holds the batch, during
+  a pause or a 429's wait, before the retry is due, or with a slot that is over or still ahead;
+- begin does not raise the generation after a purge made the next part longer (in most runs);
+- ack keeps the lease, the slot, the records or their bytes, ignores a batch that another holds,
+  takes another part than was sent, or forgets the ages or puts one into the wrong bucket;
+- release, bisect or bury ignores the token; release forgets its wait or creates a batch that is
+  gone; a script that ends a request forgets its time, or counts it for an old token;
+- bisect buries an event that was not refused alone, forgets the others, or never finds that the
+  vendor refuses everything; bisect_filtered buries an event although nothing passed, or none
+  although another batch did, repeats the same event, or counts an earlier success for the next;
 - take_over ignores the time of the lease, keeps the old token, or does not renew the lease;
-- assign_slot takes a batch that is being sent, or keeps its old wait;
-- a script that ends a request forgets its time, or tells it where the token was old; ack forgets
-  the ages, or puts one into the wrong bucket;
-- append stores above the cap, does not count headers, or counts refused records as accepted;
-- claim, begin or readiness does not check is_loaded; claim or begin does not note whom the fence
-  caught, or for the user or the anonymous id whichever of them is fenced;
-- purge_waiting walks from head to tail, begins before the tail, leaves '' behind, or forgets
-  `waiting_bytes`, its commas or `held_bytes`;
-- purge_batch touches what is being sent, waits for a lease that ran out, or reports a lease
-  though nobody's record is there; does not adjust `sent`, `suspect` or `held`, or counts as sent
-  what was not; leaves the token, or the lease, slot or hash of an emptied batch; does not cut or
-  free a batch of whose sent part nothing is left; forgets a count;
-- begin does not cut where a purge made the part longer that is sent next: a late success
-  would count for what it did not carry (this one, and the walk from head to tail, in most runs
-  here and in each of test_purge);
-- purge_dead forgets a count or the time of burial, counts the line before the record, or counts
-  for the other lane; a purge looks at one tag alone, leaves what it told of those caught, or
-  finds only batches that are due;
-- bisect_filtered buries an event although nothing passed, or none although another batch did;
-  sends the same event alone again; counts a success of before for the event sent next;
-- a pause is overwritten by a batch that is not its probe, or lifted by it; two probes at
-  a time; the wait does not double, or has no end; a shorter throttle shortens a longer one.
+  assign_slot takes a batch that is being sent, or keeps its old wait;
+- a purge script has a fault that `test_purge` lists, or checks one tag alone;
+- a pause is overwritten or lifted by a batch that is not its probe; two probes run at a time; the
+  wait does not double or has no limit; a shorter throttle shortens a longer one.
 
 Time is an argument: every wait is over at once or far off.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -73,7 +60,7 @@ from mm_tasks.buffer.producer import Record
 from mm_tasks.buffer.purge import Purge
 from mm_tasks.buffer.records import HEADER_BYTES, STAMP_BYTES, tag
 from mm_tasks.errors import BufferFull
-from tests.buffer.lane_buffer import LaneBuffer
+from tests.buffer.lane_buffer import LaneBuffer, assert_snapshot_adds_up, records_of, snapshot
 
 EVENTS_MAX = 4
 BYTES_MAX = 300
@@ -106,32 +93,6 @@ SLOTS = st.sampled_from(["now", "future", "past"])
 # middling length find more than a few long ones.
 EXAMPLES = settings(max_examples=110, stateful_step_count=50)
 
-# All of the database in one reply: key, type, and what is in it.
-SNAPSHOT = """
-local read = {string = {'GET'}, list = {'LRANGE', 0, -1}, hash = {'HGETALL'},
-  set = {'SMEMBERS'}, zset = {'ZRANGE', 0, -1, 'WITHSCORES'}}
-local all = {}
-for _, key in ipairs(redis.call('KEYS', '*')) do
-  local kind = redis.call('TYPE', key).ok
-  local how = read[kind]
-  all[#all + 1] = {key, kind, redis.call(how[1], key, unpack(how, 2))}
-end
-return all
-"""
-
-
-def pairs(flat):
-    return dict(zip(flat[::2], flat[1::2], strict=True))
-
-
-PARSE = {
-    b"string": bytes,
-    b"list": list,
-    b"hash": pairs,
-    b"set": set,
-    b"zset": lambda flat: {member.decode(): float(at) for member, at in pairs(flat).items()},
-}
-
 
 class StoredRecord(NamedTuple):
     """A stored record, byte for byte, and whom it is about."""
@@ -151,7 +112,7 @@ class StoredRecord(NamedTuple):
 
 @dataclass
 class Batch:
-    """What the model knows of a batch: `slot_us` while it waits for one."""
+    """A batch in the model; `slot_us` is set while it waits for its slot."""
 
     records: list[StoredRecord]
     found_ms: float
@@ -172,7 +133,7 @@ class Batch:
 
 @dataclass
 class Pause:
-    """What the model knows of the pause."""
+    """A pause or an outage in the model."""
 
     kind: str
     refused: str
@@ -192,16 +153,16 @@ class Model:
     is_loaded: bool = True
     caught: Counter[tuple[str, str]] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
-    pause: Pause | None = None
-    outage: Pause | None = None
+    # By key: the pause of the project, the outage of the endpoint.
+    stops: dict[str, Pause] = field(default_factory=dict)
     failures: int = 0
     refusals: int = 0
     throttled_until_ms: float = 0
 
     @property
     def stop(self):
-        """What keeps this lane from sending."""
-        return self.pause or self.outage
+        """The pause or outage that keeps this lane from sending."""
+        return self.stops.get(KEYS.pause) or self.stops.get(LANE.outage)
 
     def unfenced(self, records):
         return [record for record in records if not self.fence.intersection(record.subjects)]
@@ -212,10 +173,6 @@ class Model:
         self.counts["erased"] += len(gone)
         for record in gone:
             self.caught[next(one for one in record.people if one in self.fence)] += 1
-
-
-def bytes_of(records):
-    return sum(len(record) for record in records)
 
 
 def body_bytes(bodies):
@@ -253,8 +210,8 @@ class Lane(RuleBasedStateMachine):
         self.serial = 0
         self.seen = {}
         self.tokens = {}
-        self.cuts = {}
-        self.carried = {}
+        self.cuts = defaultdict(list)
+        self.carried = defaultdict(list)
         self.focus = None
 
     def teardown(self):
@@ -282,8 +239,6 @@ class Lane(RuleBasedStateMachine):
     def made(self, batch_id, batch):
         self.model.batches[batch_id] = batch
         self.tokens[batch_id] = []
-        self.cuts[batch_id] = []
-        self.carried[batch_id] = []
 
     def now_ms(self):
         seconds, micros = self.redis.time()
@@ -291,20 +246,22 @@ class Lane(RuleBasedStateMachine):
 
     def slot_us(self, slot):
         now_us = round(self.now_ms() * 1000)
-        return {"now": now_us, "future": now_us + DAY_US, "past": now_us - DAY_US}[slot]
-
-    def snapshot(self):
-        found = self.redis.eval(SNAPSHOT, 0)
-        return {key.decode(): PARSE[kind](value) for key, kind, value in found}
+        far_us = {"now": 0, "future": DAY_US, "past": -DAY_US}
+        return None if slot is None else now_us + far_us[slot]
 
     def assert_unchanged(self, *but):
         """Nothing but the counts differs from what the last step left."""
-        now = self.snapshot()
+        now = snapshot(self.redis)
         left_out = {KEYS.counts, *but}
 
         assert {key: value for key, value in now.items() if key not in left_out} == {
             key: value for key, value in self.seen.items() if key not in left_out
         }
+
+    def then(self, step, *args, **named):
+        """Do a step inside of a rule and compare."""
+        step(*args, **named)
+        self.agrees()
 
     def entry(self, size, subjects):
         self.serial += 1
@@ -318,11 +275,9 @@ class Lane(RuleBasedStateMachine):
     @initialize()
     def some_batches(self):
         """Most rules want batches that are there: two being sent and one that is not."""
-        self.append([(20, ()), (20, PEOPLE[:1]), (20, ()), (20, PEOPLE[1:3])])
-        self.agrees()
+        self.then(self.append, [(20, ()), (20, PEOPLE[:1]), (20, ()), (20, PEOPLE[1:3])])
         self.fence(PEOPLE[0], is_fenced=True)
-        self.claim("now", HOUR_MS, linger=True)
-        self.agrees()
+        self.then(self.claim, "now", HOUR_MS, linger=True)
         self.fence(PEOPLE[0], is_fenced=False)
         self.append([(71, ()), (71, PEOPLE[:1]), (71, ()), (71, PEOPLE[1:3]), (8, ())])
         for lease_ms in (0, HOUR_MS):
@@ -357,7 +312,7 @@ class Lane(RuleBasedStateMachine):
         model = self.model
         records = [*model.waiting, *model.dead.values()]
         records += [record for batch in model.batches.values() for record in batch.records]
-        return bytes_of(record.stored for record in records)
+        return sum(len(record.stored) for record in records)
 
     def is_full_waiting(self):
         return len(self.model.waiting) >= EVENTS_MAX or not fits(self.model.waiting)
@@ -385,8 +340,7 @@ class Lane(RuleBasedStateMachine):
         self.agrees()
         self.claim(None, 0, linger=False)
         self.readiness(HOUR_MS, 9, linger=False)
-        self.begin(which, "none", HOUR_MS)
-        self.agrees()
+        self.then(self.begin, which, "none", HOUR_MS)
         if is_loaded_again:
             self.load()
 
@@ -406,8 +360,7 @@ class Lane(RuleBasedStateMachine):
             if claims and not early:
                 early.append(self.purged_already(people))
                 self.agrees()
-                self.claim(None, HOUR_MS, linger=False)
-                self.agrees()
+                self.then(self.claim, None, HOUR_MS, linger=False)
 
         scan = self.purges.scan([tag("p", *person) for person in people], went_on)
         expected = Counter({"track:waiting": self.purged(model.waiting, people) + sum(early)})
@@ -430,20 +383,21 @@ class Lane(RuleBasedStateMachine):
             self.load()
 
     def purged_already(self, people):
-        """Take out what one step did, which must all be theirs; return how many."""
+        """Take out the records that one step removed, all of these people; return how many."""
         left = set(self.redis.lrange(LANE.waiting, 0, -1))
         gone = [record for record in self.model.waiting if record.stored not in left]
-        assert all(set(people) & set(record.subjects) for record in gone)
         self.model.waiting = [record for record in self.model.waiting if record not in gone]
-        self.model.counts["erased"] += len(gone)
-        return len(gone)
+        n = self.purged(gone, people)
+        assert not gone
+        return n
 
     def purged(self, records, people):
         """Take the records of these people out; return how many."""
-        gone = [record for record in records if set(people) & set(record.subjects)]
-        records[:] = [record for record in records if record not in gone]
-        self.model.counts["erased"] += len(gone)
-        return len(gone)
+        kept = [record for record in records if not set(people) & set(record.subjects)]
+        n = len(records) - len(kept)
+        records[:] = kept
+        self.model.counts["erased"] += n
+        return n
 
     def purged_batch(self, batch_id, people, now_ms):
         """Return how many of its records went, or for how long it is being sent."""
@@ -473,7 +427,7 @@ class Lane(RuleBasedStateMachine):
         model.fence.clear()
         self.load()
         self.redis.delete(KEYS.pause, LANE.outage, LANE.throttle)
-        model.pause = model.outage = None
+        model.stops.clear()
         model.throttled_until_ms = 0
         self.agrees()
 
@@ -486,11 +440,9 @@ class Lane(RuleBasedStateMachine):
     def purge_of_most(self, person, theirs, batches):
         """Of batches that are theirs alone, and of a long stretch of those that wait."""
         self.clear_the_way()
-        self.append([(8, (person,) if is_theirs else ()) for is_theirs in theirs])
-        self.agrees()
+        self.then(self.append, [(8, (person,) if is_theirs else ()) for is_theirs in theirs])
         for _ in range(batches):
-            self.claim(None, HOUR_MS, linger=False)
-            self.agrees()
+            self.then(self.claim, None, HOUR_MS, linger=False)
         self.purge([person], is_once=True, claims=True)
 
     @rule(
@@ -509,22 +461,16 @@ class Lane(RuleBasedStateMachine):
         self.focus = self.named(which, "claimed", "released")
         batch = self.model.batches.get(self.focus)
         people = crowd or (batch and batch.records[0].subjects) or PEOPLE
-        self.assign_slot(which, None, 0)
-        self.agrees()
+        self.then(self.assign_slot, which, None, 0)
         for turn in range(times + 1):
-            self.begin(which, "none", 0)
-            self.agrees()
+            self.then(self.begin, which, "none", 0)
             if turn < times:
-                self.bisect(which, "last", 0)
-                self.agrees()
+                self.then(self.bisect, which, "last", 0)
         if then == "begin":
-            self.release(which, "last", 0, 0, "cut")
-            self.agrees()
-        self.purge(people, is_once=False, claims=False)
-        self.agrees()
+            self.then(self.release, which, "last", 0, 0, "cut")
+        self.then(self.purge, people, is_once=False, claims=False)
         if then == "begin":
-            self.begin(which, "none", HOUR_MS)
-            self.agrees()
+            self.then(self.begin, which, "none", HOUR_MS)
         if then == "take_over":
             self.take_over(which, HOUR_MS)
         elif then == "bisect":
@@ -539,14 +485,13 @@ class Lane(RuleBasedStateMachine):
     def flush(self, fenced, again_ms, linger):
         """Somebody may have been fenced a moment ago."""
         if fenced is not None:
-            self.fence(fenced, is_fenced=True)
-            self.agrees()
+            self.then(self.fence, fenced, is_fenced=True)
         self.claim(None, again_ms, linger)
 
     @rule(slot=st.none() | SLOTS, again_ms=WAITS_MS, linger=st.booleans())
     def claim(self, slot, again_ms, linger):
         model = self.model
-        slot_us = None if slot is None else self.slot_us(slot)
+        slot_us = self.slot_us(slot)
         batch_id = self.buffer.claim(slot_us=slot_us, found_again_ms=again_ms, linger=linger)
         if not model.is_loaded:
             assert batch_id is None
@@ -574,7 +519,7 @@ class Lane(RuleBasedStateMachine):
     @rule(which=WHICH, slot=st.none() | SLOTS, again_ms=WAITS_MS)
     def assign_slot(self, which, slot, again_ms):
         batch_id = self.named(which, "claimed", "released")
-        slot_us = None if slot is None else self.slot_us(slot)
+        slot_us = self.slot_us(slot)
         adopted = self.buffer.assign_slot(batch_id, slot_us=slot_us, found_again_ms=again_ms)
         batch = self.model.batches.get(batch_id)
 
@@ -616,8 +561,8 @@ class Lane(RuleBasedStateMachine):
             ("idle", True),
         ]
 
-        said = self.buffer.readiness(late_ms=late_ms, claimed_max=claimed_max, linger=linger)
-        assert said == next(word for word, holds in cases if holds)
+        result = self.buffer.readiness(late_ms=late_ms, claimed_max=claimed_max, linger=linger)
+        assert result == next(word for word, holds in cases if holds)
         self.assert_unchanged()
 
     # Senders.
@@ -743,8 +688,7 @@ class Lane(RuleBasedStateMachine):
     @rule(which=WHICH, fenced=st.sampled_from([[], *CROWDS]), lease_ms=WAITS_MS)
     def find_again(self, which, fenced, lease_ms):
         """A flush finds a free batch and a worker begins it; somebody may be fenced between."""
-        self.assign_slot(which, None, 0)
-        self.agrees()
+        self.then(self.assign_slot, which, None, 0)
         for person in fenced:
             self.fence(person, is_fenced=True)
         self.agrees()
@@ -753,15 +697,13 @@ class Lane(RuleBasedStateMachine):
     @rule(which=WHICH, wait_ms=WAITS_MS, lease_ms=WAITS_MS)
     def give_back(self, which, wait_ms, lease_ms):
         """A worker that may not begin yet gives the batch back; its message comes too early."""
-        self.release(which, "nobody", wait_ms, 0, "")
-        self.agrees()
+        self.then(self.release, which, "nobody", wait_ms, 0, "")
         self.begin(which, "none", lease_ms)
 
     @rule(which=WHICH, slot=SLOTS, lease_ms=WAITS_MS)
     def slot_comes(self, which, slot, lease_ms):
         """A worker begins a batch at the slot it was given, too early, or too late."""
-        self.assign_slot(which, slot, HOUR_MS)
-        self.agrees()
+        self.then(self.assign_slot, which, slot, HOUR_MS)
         self.readiness(HOUR_MS, 9, linger=False)
         self.begin(which, "", lease_ms)
 
@@ -769,6 +711,12 @@ class Lane(RuleBasedStateMachine):
         """Return the batch if this token holds it now."""
         batch = self.model.batches.get(batch_id)
         return batch if batch and batch.state == "sending" and batch.token == token else None
+
+    def attempt(self, which, whose):
+        """Return the id of a batch, a token, and the batch if this token holds it now."""
+        batch_id = self.named(which, "sending")
+        token = self.token(batch_id, whose)
+        return batch_id, token, self.holder(batch_id, token)
 
     def note(self, outcome, ambiguous=""):
         if outcome:
@@ -785,19 +733,19 @@ class Lane(RuleBasedStateMachine):
     )
     def release(self, which, whose, wait_ms, grace_ms, ambiguous):
         """With an empty token: a batch that nobody is sending, or it is refused."""
-        states = ("claimed", "released") if whose == "nobody" else ("sending",)
-        batch_id = self.named(which, *states)
         if whose == "nobody":
-            token, outcome = "", ""
+            batch_id, token, outcome = self.named(which, "claimed", "released"), "", ""
             batch = self.model.batches.get(batch_id)
             batch = batch if batch and batch.state != "sending" else None
         else:
-            token, outcome = self.token(batch_id, whose), "unavailable"
-            batch = self.holder(batch_id, token)
-        waits = {"wait_ms": wait_ms, "grace_ms": grace_ms}
-        doubt = {"outcome": outcome, "ambiguous": ambiguous}
-        exchange = EXCHANGE if outcome else None
-        released = self.buffer.release(batch_id, token, **waits, **doubt, exchange=exchange)
+            batch_id, token, batch = self.attempt(which, whose)
+            outcome = "unavailable"
+        words = {
+            "outcome": outcome,
+            "ambiguous": ambiguous,
+            "exchange": EXCHANGE if outcome else None,
+        }
+        released = self.buffer.release(batch_id, token, wait_ms=wait_ms, grace_ms=grace_ms, **words)
 
         assert released == (batch is not None)
         if batch is None:
@@ -810,20 +758,18 @@ class Lane(RuleBasedStateMachine):
 
     @rule(which=WHICH, whose=WHOSE, isolation_max=st.sampled_from([0, 0, 2]))
     def bisect(self, which, whose, isolation_max):
-        batch_id = self.named(which, "sending")
-        token = self.token(batch_id, whose)
-        batch, model = self.holder(batch_id, token), self.model
-        limit = {"isolation_max": isolation_max}
-        said = self.buffer.bisect(batch_id, token, **limit, exchange=EXCHANGE)
+        batch_id, token, batch = self.attempt(which, whose)
+        model = self.model
+        result = self.buffer.bisect(batch_id, token, isolation_max=isolation_max, exchange=EXCHANGE)
         if batch is None:
-            assert said == "old"
+            assert result == "old"
             self.assert_unchanged()
             return
 
         self.note("rejected")
         model.failures = 0
         if batch.sent > 1:
-            assert said == "narrowed"
+            assert result == "narrowed"
             batch.suspect = batch.sent
             self.freed(batch)
             return
@@ -833,11 +779,11 @@ class Lane(RuleBasedStateMachine):
             batch.refused >= isolation_max and not batch.accepted
         )
         if isolation_max and is_new_rule:
-            assert said == "systematic"
+            assert result == "systematic"
             model.refusals, batch.refused, batch.suspect = 0, 0, 1
             self.freed(batch)
             return
-        assert said == "buried"
+        assert result == "buried"
         assert all(len(all_) == 1 for _, by, all_ in self.carried[batch_id] if by == token)
         self.laid_aside(batch_id, batch, 1)
         batch.suspect = 0 if batch.accepted else 1
@@ -845,30 +791,29 @@ class Lane(RuleBasedStateMachine):
     @rule(which=WHICH, whose=WHOSE, is_probe=st.booleans())
     def bisect_filtered(self, which, whose, is_probe):
         """Where nothing passed since the first refusal, another event is sent alone."""
-        batch_id = self.named(which, "sending")
-        token = self.token(batch_id, whose)
-        batch, delivered = self.holder(batch_id, token), self.model.counts["delivered"]
-        said = self.buffer.bisect_filtered(
+        batch_id, token, batch = self.attempt(which, whose)
+        delivered = self.model.counts["delivered"]
+        result = self.buffer.bisect_filtered(
             batch_id, token, why='{"a":1}', is_probe=is_probe, exchange=EXCHANGE
         )
         if batch is None:
-            assert said == "old"
+            assert result == "old"
             self.assert_unchanged()
             return
 
         self.note("filtered")
         others_pass = not is_probe and batch.passed is not None and delivered > batch.passed
         if others_pass and batch.sent > 1:
-            assert said == "narrowed"
+            assert result == "narrowed"
             batch.suspect = batch.sent
             self.freed(batch)
         elif others_pass:
-            assert said == "buried"
+            assert result == "buried"
             assert all(len(all_) == 1 for _, by, all_ in self.carried[batch_id] if by == token)
             self.laid_aside(batch_id, batch, 1)
             batch.suspect, batch.passed = 0, delivered
         else:
-            assert said == "refused"
+            assert result == "refused"
             batch.suspect, batch.passed = 1, delivered if batch.passed is None else batch.passed
             if batch.sent == 1 and len(batch.records) > 1:
                 batch.records.append(batch.records.pop(0))
@@ -881,22 +826,17 @@ class Lane(RuleBasedStateMachine):
         """The honest way: a filter refuses one part after another, and another batch passes."""
         self.clear_the_way()
         for turn in range(times):
-            self.begin(which, "none", HOUR_MS)
-            self.agrees()
-            self.bisect_filtered(which, "last", is_probe=False)
-            self.agrees()
+            self.then(self.begin, which, "none", HOUR_MS)
+            self.then(self.bisect_filtered, which, "last", is_probe=False)
             if turn == 0:
-                self.begin(other, "none", HOUR_MS)
-                self.agrees()
-                self.ack(other, is_first=False, differs=False)
-                self.agrees()
+                self.then(self.begin, other, "none", HOUR_MS)
+                self.then(self.ack, other, is_first=False, differs=False)
 
     @rule(times=st.integers(1, 4), which=WHICH)
     def narrow_down(self, times, which):
         """The honest way: the part that is sent is refused, or accepted, again and again."""
         for turn in range(times):
-            self.begin(which, "none", HOUR_MS)
-            self.agrees()
+            self.then(self.begin, which, "none", HOUR_MS)
             if turn == times - 1:
                 self.ack(which, is_first=False, differs=False)
             else:
@@ -911,9 +851,7 @@ class Lane(RuleBasedStateMachine):
 
     @rule(which=WHICH, whose=WHOSE, ambiguous=st.sampled_from(["", "lease"]))
     def bury(self, which, whose, ambiguous):
-        batch_id = self.named(which, "sending")
-        token = self.token(batch_id, whose)
-        batch = self.holder(batch_id, token)
+        batch_id, token, batch = self.attempt(which, whose)
         n = self.buffer.bury(batch_id, token, ambiguous=ambiguous, exchange=EXCHANGE)
         if batch is None:
             assert n == 0
@@ -938,19 +876,20 @@ class Lane(RuleBasedStateMachine):
     )
     def pause(self, which, kind, first_ms, failures_max):
         batch_id = self.probe_or(which)
-        waits = {"first_ms": first_ms, "probe_ms": 3 * HOUR_MS}
-        why = {"status": "401", "code": "-", "failures_max": failures_max}
-        paused = self.pauses.pause(batch_id, kind, **why, **waits)
+        waits = {"first_ms": first_ms, "probe_ms": 3 * HOUR_MS, "failures_max": failures_max}
+        paused = self.pauses.pause(batch_id, kind, status="401", code="-", **waits)
         model, is_for_all = self.model, kind == "unauthorized"
-        for place in ("pause", "outage"):
-            old = getattr(model, place)
+        for place in (KEYS.pause, LANE.outage):
+            old = model.stops.get(place)
             if old is None or old.probe != batch_id:
                 continue
-            if place == "outage" and is_for_all:
-                model.outage = None
+            if place == LANE.outage and is_for_all:
+                del model.stops[place]
                 continue
             assert paused
-            is_other = kind not in {old.kind, "unavailable"} and (is_for_all or place == "outage")
+            is_other = kind not in {old.kind, "unavailable"} and (
+                is_for_all or place == LANE.outage
+            )
             wait_ms = first_ms if is_other else max(first_ms, 2 * old.wait_ms)
             kind, refused = kind if is_other else old.kind, batch_id
             if kind == "filtered":
@@ -958,26 +897,25 @@ class Lane(RuleBasedStateMachine):
                 refused = old.refused if is_known else f"{old.refused} {batch_id}"[-50 * 37 + 1 :]
             self.stopped(place, kind, refused, wait_ms)
             return
-        place = "pause" if is_for_all else "outage"
-        if getattr(model, place) is not None or model.pause is not None:
+        place = KEYS.pause if is_for_all else LANE.outage
+        if place in model.stops or KEYS.pause in model.stops:
             assert paused
             return
         model.failures += 1 if failures_max else 0
-        if model.failures < failures_max:
-            assert not paused
-            return
-        assert paused
-        model.failures = 0
-        self.stopped(place, kind, batch_id, first_ms)
+        assert paused == (model.failures >= failures_max)
+        if paused:
+            model.failures = 0
+            self.stopped(place, kind, batch_id, first_ms)
 
     def stopped(self, place, kind, refused, wait_ms):
         wait_ms = min(wait_ms, 3 * HOUR_MS)
-        setattr(self.model, place, Pause(kind, refused, wait_ms, self.now_ms() + wait_ms))
+        self.model.stops[place] = Pause(kind, refused, wait_ms, self.now_ms() + wait_ms)
 
     @rule(which=WHICH, lost_ms=WAITS_MS, is_time=st.booleans())
     def choose_probe(self, which, lost_ms, is_time):
         if is_time and self.model.stop is not None:
-            self.redis.hset(KEYS.pause if self.model.pause else LANE.outage, "probe_at_ms", 0)
+            place = KEYS.pause if KEYS.pause in self.model.stops else LANE.outage
+            self.redis.hset(place, "probe_at_ms", 0)
             self.model.stop.probe_at_ms = 0
             self.agrees()
         batch_id = self.named(which, "claimed", "released")
@@ -993,16 +931,13 @@ class Lane(RuleBasedStateMachine):
 
     @rule(which=WHICH | PROBE)
     def lift(self, which):
-        batch_id, model = self.probe_or(which), self.model
-        lifted = [
-            place
-            for place in ("pause", "outage")
-            if getattr(model, place) is not None and getattr(model, place).probe == batch_id
-        ][:1]
+        batch_id, stops = self.probe_or(which), self.model.stops
+        probed = [key for key in (KEYS.pause, LANE.outage) if key in stops]
+        probed = [key for key in probed if stops[key].probe == batch_id]
 
-        assert self.pauses.lift(batch_id) == bool(lifted)
-        if lifted:
-            setattr(model, lifted[0], None)
+        assert self.pauses.lift(batch_id) == bool(probed)
+        if probed:
+            del stops[probed[0]]
         else:
             self.assert_unchanged()
 
@@ -1011,14 +946,10 @@ class Lane(RuleBasedStateMachine):
         """The honest way out of a pause, after some probes that failed as the first did."""
         kind = self.model.stop.kind if self.model.stop else "unavailable"
         for _ in range(failures):
-            self.choose_probe(which, HOUR_MS, is_time=True)
-            self.agrees()
-            self.pause(None, kind, HOUR_MS, 0)
-            self.agrees()
-        self.choose_probe(which, HOUR_MS, is_time=True)
-        self.agrees()
-        self.begin(which, "none", lease_ms)
-        self.agrees()
+            self.then(self.choose_probe, which, HOUR_MS, is_time=True)
+            self.then(self.pause, None, kind, HOUR_MS, 0)
+        self.then(self.choose_probe, which, HOUR_MS, is_time=True)
+        self.then(self.begin, which, "none", lease_ms)
         self.lift(None)
 
     @rule(wait_ms=st.sampled_from([1, 1, HOUR_MS]), is_over=st.booleans())
@@ -1041,7 +972,8 @@ class Lane(RuleBasedStateMachine):
 
     @invariant()
     def agrees(self):
-        self.seen = seen = self.snapshot()
+        self.seen = seen = snapshot(self.redis)
+        assert_snapshot_adds_up(seen)
         self.assert_every_record_is_in_its_place(seen)
         self.assert_counts_add_up(seen)
         self.assert_histograms_add_up(seen)
@@ -1055,27 +987,17 @@ class Lane(RuleBasedStateMachine):
         assert seen.get(LANE.waiting, []) == [record.stored for record in model.waiting]
         for batch_id, batch in model.batches.items():
             assert seen[LANE.records(batch_id)] == [record.stored for record in batch.records]
-        dead = {f"{id_}".encode(): r.stored for id_, r in model.dead.items()}
+        dead = {id_.encode(): record.stored for id_, record in model.dead.items()}
         letters = seen.get(KEYS.dead, {})
-        assert {id_: text.partition(b"\n")[2] for id_, text in letters.items()} == dead
-        assert {id_.decode() for id_ in letters} == set(seen.get(KEYS.dead_at, {}))
+        assert dict(zip(letters, records_of(letters.values()), strict=True)) == dead
 
     def assert_counts_add_up(self, seen):
         raw = {name.decode(): int(n) for name, n in seen.get(KEYS.counts, {}).items()}
         counts = Counter({name.removeprefix("track:"): n for name, n in raw.items()})
-        waiting = seen.get(LANE.waiting, [])
-        leased = [r for key, value in seen.items() if ":records:" in key for r in value]
-        letters = [text.partition(b"\n")[2] for text in seen.get(KEYS.dead, {}).values()]
-
-        places = ("leased", "delivered", "dead", "erased", "discarded")
-        assert counts["accepted"] == len(waiting) + sum(counts[place] for place in places)
-        assert counts["leased"] == len(leased)
-        assert counts["dead"] == len(letters)
-        assert counts["waiting_bytes"] == sum(len(r) - HEADER_BYTES + 1 for r in waiting)
-        assert counts["held_bytes"] == bytes_of([*waiting, *leased, *letters])
-        kept = {*waiting, *leased, *letters}
-        assert len(kept) == len(waiting) + len(leased) + len(letters)
-        assert all(record[:1] == b"1" and record[1:STAMP_BYTES].isdigit() for record in kept)
+        records = [r for key, value in seen.items() if ":records:" in key for r in value]
+        records += seen.get(LANE.waiting, []) + records_of(seen.get(KEYS.dead, {}).values())
+        assert len(set(records)) == len(records)
+        assert all(r[:1] == b"1" and r[1:STAMP_BYTES].isdigit() for r in records)
         derived = {"leased", "dead", "waiting_bytes", "held_bytes"}
         assert {n: c for n, c in counts.items() if c and n not in derived} == +self.model.counts
 
@@ -1110,7 +1032,6 @@ class Lane(RuleBasedStateMachine):
             token = stored.get(b"token", b"").decode() or None
             due_ms = float(stored.get(b"due_ms", 0))
 
-            assert int(stored[b"held"]) == bytes_of(seen[LANE.records(batch_id)])
             assert stored[b"state"].decode() == batch.state
             assert token == batch.token
             assert int(stored[b"attempt"]) == batch.attempt
@@ -1122,11 +1043,9 @@ class Lane(RuleBasedStateMachine):
             assert (seen[LANE.leases][batch_id] > now_ms) == (batch.found_ms > now_ms)
 
     def assert_pause_is_known(self, seen):
-        for key, pause in ((KEYS.pause, self.model.pause), (LANE.outage, self.model.outage)):
-            stored = seen.get(key)
-            assert (stored is None) == (pause is None)
-            if pause is None:
-                continue
+        assert seen.keys() & {KEYS.pause, LANE.outage} == self.model.stops.keys()
+        for key, pause in self.model.stops.items():
+            stored = seen[key]
             assert stored[b"kind"].decode() == pause.kind
             assert stored[b"refused"].decode() == pause.refused
             assert stored.get(b"probe", b"").decode() == (pause.probe or "")
@@ -1152,14 +1071,11 @@ class Lane(RuleBasedStateMachine):
             KEYS.fence: model.fence,
             KEYS.fences: True,
             KEYS.caught: model.caught,
-            KEYS.pause: model.pause,
-            LANE.outage: model.outage,
             LANE.failures: model.failures,
             LANE.refusals: model.refusals,
         }
-        known = {key for key, is_there in expected.items() if is_there}
-        known |= {LANE.batch(id_) for id_ in model.batches}
-        known |= {LANE.records(id_) for id_ in model.batches}
+        known = {key for key, is_there in expected.items() if is_there} | model.stops.keys()
+        known |= {key(id_) for key in (LANE.batch, LANE.records) for id_ in model.batches}
 
         assert known <= set(seen)
         also = {LANE.nudge, LANE.orphaned_request, LANE.throttle}

@@ -28,9 +28,9 @@ def pause(pauses, batch_id, kind="unauthorized", **changed):
     return pauses.pause(batch_id, kind, **(words | changed))
 
 
-def found(redis):
-    said = redis.hgetall(KEYS.pause) or redis.hgetall(LANE.outage)
-    return {name.decode(): value.decode() for name, value in said.items()}
+def stored(redis):
+    fields = redis.hgetall(KEYS.pause) or redis.hgetall(LANE.outage)
+    return {name.decode(): value.decode() for name, value in fields.items()}
 
 
 def now_ms(redis):
@@ -39,14 +39,14 @@ def now_ms(redis):
 
 
 def assert_next_probe_in(redis, wait_ms):
-    said = found(redis)
-    assert int(said["wait_ms"]) == wait_ms
-    assert abs(int(said["probe_at_ms"]) - now_ms(redis) - wait_ms) < SLACK_MS
+    fields = stored(redis)
+    assert int(fields["wait_ms"]) == wait_ms
+    assert abs(int(fields["probe_at_ms"]) - now_ms(redis) - wait_ms) < SLACK_MS
 
 
-def throttled_ms(redis, lane="track"):
-    """Return how far off the end of the lane's wait is, within a millisecond."""
-    until_us, _ = redis.get(KEYS.lane(lane).throttle).split()
+def throttled_ms(redis):
+    """Return the time until the end of the lane's wait, within a millisecond."""
+    until_us, _ = redis.get(LANE.throttle).split()
     return int(until_us) / 1000 - now_ms(redis)
 
 
@@ -56,10 +56,10 @@ def throttled_ms(redis, lane="track"):
 def test_a_pause_at_once_says_why_and_since_when(redis, pauses):
     """P7: every pause has a reason that `mm-tasks status` shows."""
     assert pause(pauses, "a", first_ms=5000)
-    said = found(redis)
-    since_ms, probe_at_ms = int(said.pop("since_ms")), int(said.pop("probe_at_ms"))
+    fields = stored(redis)
+    since_ms, probe_at_ms = int(fields.pop("since_ms")), int(fields.pop("probe_at_ms"))
 
-    assert said == {
+    assert fields == {
         "kind": "unauthorized",
         "status": "401",
         "code": "invalid_api_key",
@@ -73,13 +73,13 @@ def test_a_pause_at_once_says_why_and_since_when(redis, pauses):
 @pytest.mark.parametrize("failures_max", [1, 2, 5])
 def test_only_the_nth_failure_in_a_row_pauses(redis, pauses, failures_max):
     """One refused connection is a restart somewhere; several are an outage."""
-    said = [
+    result = [
         pause(pauses, f"b{n}", "unavailable", failures_max=failures_max)
         for n in range(failures_max)
     ]
 
-    assert said == [False] * (failures_max - 1) + [True]
-    assert found(redis)["refused"] == f"b{failures_max - 1}"
+    assert result == [False] * (failures_max - 1) + [True]
+    assert stored(redis)["refused"] == f"b{failures_max - 1}"
 
 
 def test_a_delivered_batch_ends_the_row_of_failures(redis, pauses):
@@ -95,35 +95,17 @@ def test_a_delivered_batch_ends_the_row_of_failures(redis, pauses):
     assert pause(pauses, "c", "unavailable", failures_max=2)
 
 
-def test_after_a_pause_failures_are_counted_from_one_again(pauses):
-    pause(pauses, "a", "unavailable", failures_max=1)
-    pauses.choose_probe("a", lost_ms=0)
-    pauses.lift("a")
-
-    assert not pause(pauses, "b", "unavailable", failures_max=2)
-
-
 # Who probes.
 
 
-def test_a_project_that_is_not_paused_wants_no_probe(pauses):
-    assert pauses.probe_due() is None
-    assert not pauses.choose_probe("a", lost_ms=0)
-    assert not pauses.lift("a")
-
-
-def test_no_probe_is_due_before_its_time(pauses):
-    pause(pauses, "a", first_ms=HOUR_MS)
+@pytest.mark.parametrize("is_paused", [False, True], ids=["not paused", "not due yet"])
+def test_no_probe_is_chosen_before_it_is_due(pauses, is_paused):
+    if is_paused:
+        pause(pauses, "a", first_ms=HOUR_MS)
 
     assert pauses.probe_due() is None
     assert not pauses.choose_probe("b", lost_ms=0)
-
-
-def test_a_probe_that_is_due_says_which_batch_was_refused(pauses):
-    """Another batch is tried if there is one."""
-    pause(pauses, "a")
-
-    assert pauses.probe_due() == ["a"]
+    assert not pauses.lift("b")
 
 
 def test_a_filter_pause_remembers_every_batch_refused_in_it(pauses):
@@ -137,9 +119,15 @@ def test_a_filter_pause_remembers_every_batch_refused_in_it(pauses):
     assert pauses.probe_due() == ids[-50:]
 
 
-def test_there_is_one_probe_at_a_time(pauses):
+def test_there_is_one_probe_at_a_time(redis, pauses):
+    """To ask whether a probe is due names the refused batch, which is not tried if there is
+    another, and chooses none.
+    """
     pause(pauses, "a")
+    before = stored(redis)
 
+    assert pauses.probe_due() == ["a"]
+    assert stored(redis) == before
     assert pauses.choose_probe("b", lost_ms=HOUR_MS)
     assert pauses.probe_due() is None
     assert not pauses.choose_probe("c", lost_ms=HOUR_MS)
@@ -154,15 +142,6 @@ def test_a_probe_whose_worker_died_is_given_up_in_time(pauses):
     assert pauses.choose_probe("c", lost_ms=HOUR_MS)
     assert not pauses.lift("b")
     assert pauses.lift("c")
-
-
-def test_asking_whether_a_probe_is_due_chooses_none(redis, pauses):
-    pause(pauses, "a")
-    before = found(redis)
-    pauses.probe_due()
-
-    assert found(redis) == before
-    assert pauses.choose_probe("b", lost_ms=0)
 
 
 # How long, and who ends it.
@@ -188,20 +167,15 @@ def test_the_wait_between_probes(redis, pauses, first_ms, probe_ms, waits):
         assert_next_probe_in(redis, wait_ms)
 
 
-def test_a_failed_probe_counts_no_failures_before_it_waits(redis, pauses):
-    pause(pauses, "a", "unavailable", first_ms=0)
-    pauses.choose_probe("a", lost_ms=0)
-
-    assert pause(pauses, "a", "unavailable", first_ms=1000, failures_max=5)
-    assert_next_probe_in(redis, 1000)
-
-
-def test_a_failed_probe_makes_way_for_the_next(pauses):
-    pause(pauses, "a")
+def test_a_failed_probe_waits_at_once_and_makes_way_for_the_next(redis, pauses):
+    """It counts no failures before."""
+    pause(pauses, "a", "unavailable")
     pauses.choose_probe("b", lost_ms=HOUR_MS)
-    pause(pauses, "b")
 
+    assert pause(pauses, "b", "unavailable", first_ms=1000, failures_max=5)
+    assert_next_probe_in(redis, 1000)
     assert not pauses.lift("b")
+    redis.hset(LANE.outage, "probe_at_ms", 0)  # as when its time has come
     assert pauses.probe_due() == ["b"]
     assert pauses.choose_probe("c", lost_ms=HOUR_MS)
 
@@ -212,11 +186,11 @@ def test_a_probe_that_fails_differently_changes_the_reason_and_not_the_time(redi
     redis.hset(LANE.outage, mapping={"since_ms": 1, "wait_ms": 32_000})
     pauses.choose_probe("b", lost_ms=HOUR_MS)
     pause(pauses, "b", "unauthorized", first_ms=1000)
-    said = found(redis)
+    fields = stored(redis)
 
-    assert (said["kind"], said["status"]) == ("unauthorized", "401")
-    assert said["code"] == "invalid_api_key"
-    assert said["since_ms"] == "1"
+    assert (fields["kind"], fields["status"]) == ("unauthorized", "401")
+    assert fields["code"] == "invalid_api_key"
+    assert fields["since_ms"] == "1"
     assert_next_probe_in(redis, 1000)
 
 
@@ -229,7 +203,7 @@ def test_a_probe_that_does_not_reach_the_vendor_keeps_the_reason_of_a_key_pause(
     pauses.choose_probe("b", lost_ms=HOUR_MS)
     pause(pauses, "b", kind, status="404", code="-", first_ms=1000)
 
-    assert (found(redis)["kind"], found(redis)["status"]) == ("unauthorized", "401")
+    assert (stored(redis)["kind"], stored(redis)["status"]) == ("unauthorized", "401")
     assert_next_probe_in(redis, 2000)
 
 
@@ -237,20 +211,22 @@ def test_a_probe_that_does_not_reach_the_vendor_keeps_the_reason_of_a_key_pause(
 def test_a_pause_is_left_alone_by_all_but_its_probe(redis, pauses, failures_max):
     """Requests under way when the key was revoked come back one after the other."""
     pause(pauses, "a", first_ms=5000)
-    before = found(redis)
+    before = stored(redis)
 
     assert pause(pauses, "b", "unavailable", first_ms=HOUR_MS, failures_max=failures_max)
-    assert found(redis) == before
+    assert stored(redis) == before
     assert not redis.exists(LANE.failures)
 
 
 def test_the_probe_lifts_the_pause_and_nothing_is_left_of_it(redis, pauses):
-    pause(pauses, "a")
+    """Failures are counted from one again."""
+    pause(pauses, "a", "unavailable", failures_max=1)
     pauses.choose_probe("b", lost_ms=HOUR_MS)
 
     assert pauses.lift("b")
     assert redis.keys() == []
     assert not pauses.lift("b")
+    assert not pause(pauses, "b", "unavailable", failures_max=2)
 
 
 # The wait of a 429.
@@ -258,11 +234,11 @@ def test_the_probe_lifts_the_pause_and_nothing_is_left_of_it(redis, pauses):
 
 def test_a_throttle_of_two_seconds_cannot_end_a_pause(redis, pauses):
     pause(pauses, "a", first_ms=HOUR_MS)
-    before = found(redis)
+    before = stored(redis)
     pauses.throttle(2000, keep_ms=0)
-    redis.delete(KEYS.lane("track").throttle)  # as when its time is over
+    redis.delete(LANE.throttle)  # as when its time is over
 
-    assert found(redis) == before
+    assert stored(redis) == before
     assert pauses.probe_due() is None
 
 
@@ -282,52 +258,36 @@ def test_the_wait_in_force(redis, pauses, waits_ms, in_force_ms):
     assert abs(said_s[-1] * 1000 - in_force_ms) < SLACK_MS
 
 
-def test_a_lengthened_wait_has_lasted_since_the_first(redis, pauses):
-    key = KEYS.lane("track").throttle
-    redis.set(key, f"{(now_ms(redis) + 5000) * 1000} 7")
+@pytest.mark.parametrize("is_over", [False, True])
+def test_a_lengthened_wait_began_with_the_first_and_a_wait_after_it_is_a_new_one(
+    redis, pauses, is_over
+):
+    until_ms = 1 if is_over else now_ms(redis) + 5000
+    redis.set(LANE.throttle, f"{until_ms * 1000} 7")
     pauses.throttle(60_000, keep_ms=0)
+    since_ms = int(redis.get(LANE.throttle).split()[1])
 
-    assert redis.get(key).endswith(b" 7")
-
-
-def test_a_wait_that_was_over_is_a_new_one(redis, pauses):
-    key = KEYS.lane("track").throttle
-    redis.set(key, "1000 7")
-    pauses.throttle(60_000, keep_ms=0)
-    since_ms = int(redis.get(key).split()[1])
-
-    assert abs(since_ms - now_ms(redis)) < SLACK_MS
+    assert (abs(since_ms - now_ms(redis)) < SLACK_MS) if is_over else since_ms == 7
 
 
-def test_the_key_outlives_the_wait_by_what_the_limiter_needs(redis, pauses):
-    """After a 429 the vendor's bucket is empty, and `reserve` must know for a while."""
+def test_the_key_outlives_the_wait_as_the_limiter_needs_and_is_of_its_lane_alone(redis, pauses):
+    """After a 429 the vendor's bucket is empty, and `reserve` must know for a while.
+
+    `identify` is not limited and never waits for `track`.
+    """
     pauses.throttle(2000, keep_ms=60_000)
 
-    assert 60_000 < redis.pttl(KEYS.lane("track").throttle) <= 62_000
-
-
-def test_a_throttle_is_for_its_lane_alone(redis, pauses):
-    """`identify` is not limited and never waits for `track`."""
-    pauses.throttle(60_000, keep_ms=0)
-
+    assert 60_000 < redis.pttl(LANE.throttle) <= 62_000
     assert not redis.exists(KEYS.lane("identify").throttle)
 
 
-def test_the_outage_of_one_lane_is_not_that_of_the_other(redis, pauses):
-    """Identifies that succeed must not send a batch after a batch into an outage."""
+@pytest.mark.parametrize(("kind", "is_shared"), [("unavailable", False), ("unauthorized", True)])
+def test_a_refused_key_stops_both_endpoints_and_an_outage_one(redis, pauses, kind, is_shared):
+    """Either endpoint may probe a key. Identifies that succeed do not end an outage of `track`."""
     identify = Pauses(redis, "p", "identify")
-    pause(pauses, "a", "unavailable", first_ms=0)
+    pause(pauses, "a", kind)
 
-    assert identify.probe_due() is None
-    assert not identify.choose_probe("i", lost_ms=0)
-    assert not identify.lift("i")
-    assert pauses.probe_due() == ["a"]
-
-
-def test_a_refused_key_stops_both_lanes_and_either_may_probe(redis, pauses):
-    identify = Pauses(redis, "p", "identify")
-    pause(pauses, "a", "unauthorized", first_ms=0)
-
-    assert identify.choose_probe("i", lost_ms=HOUR_MS)
-    assert identify.lift("i")
-    assert pauses.probe_due() is None
+    assert identify.probe_due() == (["a"] if is_shared else None)
+    assert identify.choose_probe("i", lost_ms=HOUR_MS) == is_shared
+    assert identify.lift("i") == is_shared
+    assert pauses.probe_due() == (None if is_shared else ["a"])

@@ -1,4 +1,4 @@
-"""One look at everything, against what was done to a real buffer."""
+"""The snapshot of a project, compared with the steps done on a real buffer."""
 
 from __future__ import annotations
 
@@ -31,52 +31,51 @@ def append(buffer, n):
 
 
 def bury(buffer, reason, n=2):
-    """Make dead letters, as an attempt that found the reason does."""
+    """Make dead letters, as an attempt that read the reason does."""
     append(buffer, n)
     batch_id = buffer.claim()
-    begun = buffer.begin(batch_id)
-    why = f'{{"reason": "{reason}", "status": 400, "code": "c", "attempts": 1}}'
-    assert buffer.bury(batch_id, begun.token, why=why, outcome=reason) == n
+    token = buffer.begin(batch_id).token
+    assert buffer.bury(batch_id, token, why=f'{{"reason": "{reason}"}}', outcome=reason) == n
 
 
 def test_a_project_that_nobody_used_is_empty_and_not_paused(redis):
-    found = snapshot.read(redis, "p")
+    state = snapshot.read(redis, "p")
 
-    assert found.counts == {}
-    assert (found.waiting, found.oldest_waiting_s, found.paused) == (0, None, None)
-    assert found.slots_ahead_s == 0
-    assert list(found.lanes) == list(LANES)
+    assert state.counts == {}
+    assert (state.waiting, state.oldest_waiting_s, state.paused) == (0, None, None)
+    assert state.slots_ahead_s == 0
+    assert list(state.lanes) == list(LANES)
 
 
-def test_each_lane_shows_what_waits_and_what_is_on_its_way(redis, buffers):
+def test_each_lane_shows_its_waiting_and_leased_events(redis, buffers):
     for n, buffer in enumerate(buffers.values(), start=3):
         append(buffer, n)
         assert buffer.claim()
 
-    found = snapshot.read(redis, "p")
+    state = snapshot.read(redis, "p")
 
-    assert {name: lane.waiting for name, lane in found.lanes.items()} == {
+    assert {name: lane.waiting for name, lane in state.lanes.items()} == {
         "track": 1,
         "identify": 2,
         "backfill": 3,
     }
-    assert all(lane.claimed == lane.batches == 1 for lane in found.lanes.values())
-    assert (found.total("leased"), found.total("accepted"), found.waiting) == (6, 12, 6)
-    assert 0 <= found.oldest_waiting_s < 60
+    assert all(lane.claimed == lane.batches == 1 for lane in state.lanes.values())
+    assert (state.total("leased"), state.total("accepted"), state.waiting) == (6, 12, 6)
+    assert 0 <= state.oldest_waiting_s < 60
 
 
-def test_what_stops_an_endpoint_is_shown_by_both_of_its_lanes(redis):
+def test_the_outage_of_an_endpoint_is_shown_by_both_of_its_lanes(redis):
     pauses = Pauses(redis, "p", "backfill")
     assert pauses.pause("b", "unavailable", status="-", code="refused", first_ms=1, probe_ms=1)
     pauses.throttle(60_000, keep_ms=0)
 
-    found = snapshot.read(redis, "p")
+    state = snapshot.read(redis, "p")
 
-    assert found.lanes["track"].outage == found.lanes["backfill"].outage
-    assert found.lanes["track"].throttle_until_us > found.now_us
-    assert not found.lanes["identify"].outage
-    assert found.paused.reason == "unavailable: - refused"
-    assert found.paused.kind == "unavailable"
+    assert state.lanes["track"].outage == state.lanes["backfill"].outage
+    assert state.lanes["track"].throttle_until_us > state.now_us
+    assert not state.lanes["identify"].outage
+    assert state.paused.reason == "unavailable: - refused"
+    assert state.paused.kind == "unavailable"
 
 
 def test_the_quota_that_was_taken_is_ahead_of_now(redis):
@@ -88,7 +87,7 @@ def test_the_quota_that_was_taken_is_ahead_of_now(redis):
 
 
 def test_fences_that_could_not_be_loaded_are_the_first_reason(redis):
-    """Whatever else stops it: before they are loaded nothing is sent at all."""
+    """Before they are loaded nothing is sent at all."""
     Fence(redis, "p").note_failed("AuditUnavailable")
     Pauses(redis, "p", "track").throttle(60_000, keep_ms=0)
 
@@ -97,7 +96,7 @@ def test_fences_that_could_not_be_loaded_are_the_first_reason(redis):
 
 
 def test_dead_letters_are_counted_by_reason_in_any_number(redis, buffers):
-    """More than one step looks at, and of every lane."""
+    """More than one step reads, and of every lane."""
     for _ in range(2):
         bury(buffers["track"], "rejected")
     bury(buffers["backfill"], "ambiguous")
@@ -106,7 +105,7 @@ def test_dead_letters_are_counted_by_reason_in_any_number(redis, buffers):
     assert snapshot.dead_reasons(redis, "p", step=3) == {"rejected": 6, "ambiguous": 2}
 
 
-def test_looking_changes_nothing(redis, buffers):
+def test_a_snapshot_changes_nothing(redis, buffers):
     """`top` and the metrics look every second: they may write nothing, not even by expiry."""
     for lane in LANES:
         bury(buffers[lane], "rejected")
