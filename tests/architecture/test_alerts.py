@@ -3,8 +3,6 @@
 Series are in promtool's notation: `0x5 1x60` is six times 0 and 61 times 1, a value a minute.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess

@@ -3,8 +3,6 @@
 Docker itself is not asked; what is read is what the file says.
 """
 
-from __future__ import annotations
-
 import re
 import shlex
 import subprocess

@@ -1,7 +1,5 @@
 """The forms of URLs in the docs are those that are read, and the users have what scripts need."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Every setting and command is in the docs, and the docs name no other."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Each metric is in docs/metrics.md, and the alert rules speak of metrics that there are."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess

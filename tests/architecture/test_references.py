@@ -1,7 +1,5 @@
 """A name in a document exists in the code, and the reverse where the document is the list."""
 
-from __future__ import annotations
-
 import ast
 import re
 from importlib import import_module

@@ -1,7 +1,5 @@
 """Folders, files and functions stay small enough to be read, and the whole stays in its budget."""
 
-from __future__ import annotations
-
 import ast
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """The systemd units must match the code and docker-compose.yml."""
 
-from __future__ import annotations
-
 import configparser
 import shlex
 import shutil

@@ -1,7 +1,5 @@
 """The source tree as the tests of this folder read it: files, syntax trees, docstrings."""
 
-from __future__ import annotations
-
 import ast
 import io
 import tokenize

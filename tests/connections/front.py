@@ -4,8 +4,6 @@ A connection that begins in plain text is passed on as it is, so that sentinels 
 replicas use the port that clients use. Run as a program: PORT TARGET CERTIFICATE CA.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import socket

@@ -1,7 +1,5 @@
 """The servers of this folder: one alone, by every way to it, and a primary with its sentinels."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket

@@ -1,7 +1,5 @@
 """Real processes by each way: the demo, a failover by sentinels, and a user with few rights."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 

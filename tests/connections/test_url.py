@@ -1,7 +1,5 @@
 """One URL, parsed: what each form means, and what is refused without showing any of it."""
 
-from __future__ import annotations
-
 from urllib.parse import quote
 
 import pytest

@@ -1,7 +1,5 @@
 """A forwarder of TCP connections whose target can be changed, as in a failover."""
 
-from __future__ import annotations
-
 import contextlib
 import socket
 import threading

@@ -18,8 +18,6 @@ gets the score of a time long past.
 # ruff: noqa: T201 - it is a program as well, and prints its output
 # ruff: noqa: SLF001 - for speed it opens the audit database in another way
 
-from __future__ import annotations
-
 import argparse
 import heapq
 import json

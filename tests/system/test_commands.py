@@ -1,7 +1,5 @@
 """The commands as a person types them: their output, their exit codes, and their traces."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

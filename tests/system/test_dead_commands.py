@@ -1,7 +1,5 @@
 """`mm-tasks dead …` as a person types it: its output, its exit codes, and what is left."""
 
-from __future__ import annotations
-
 import json
 import re
 import stat

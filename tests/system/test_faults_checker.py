@@ -1,7 +1,5 @@
 """Each invariant is broken by hand; each cause of a repeat explains no more than it may."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -4,8 +4,6 @@ No process of ours runs beside them. Broker and results are in another database 
 the buffer.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

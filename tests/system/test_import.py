@@ -1,7 +1,5 @@
 """`mm-tasks import` as a person types it, also killed at any moment: each row arrives once."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import os

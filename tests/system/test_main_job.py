@@ -1,7 +1,5 @@
 """From `track.delay` to the vendor; this process holds only the assertions."""
 
-from __future__ import annotations
-
 import json
 
 from mm_tasks.monitoring import status

@@ -3,8 +3,6 @@
 Redis reports on which connection each process called.
 """
 
-from __future__ import annotations
-
 import pytest
 
 from tests.system.accounting import assert_balanced, waiting_ids

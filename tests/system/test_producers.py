@@ -1,7 +1,5 @@
 """`track.delay` in the processes of a web server, in a first call, and in one that is killed."""
 
-from __future__ import annotations
-
 import re
 from concurrent.futures import ThreadPoolExecutor
 

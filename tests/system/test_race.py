@@ -23,8 +23,6 @@ Each part of the protocol is needed: without one of them the seeds turn red.
     the purge of dead letters           I4 redis
 """
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 

@@ -4,8 +4,6 @@ Nobody is restarted. Each test ends with balanced accounts: every accepted event
 one place, and each call returned to its caller the truth.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import time

@@ -1,7 +1,5 @@
 """Workers and beat are stopped, recycled and killed while batches are in hand."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

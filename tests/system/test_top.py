@@ -1,7 +1,5 @@
 """`mm-tasks top` as a person sees it: the real command, on a terminal and without one."""
 
-from __future__ import annotations
-
 import os
 import pty
 import re

@@ -1,7 +1,5 @@
 """Faults of production: a broker that is emptied, poison events, a revoked key, lost answers."""
 
-from __future__ import annotations
-
 import time
 
 from redis import Redis
