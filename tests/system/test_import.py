@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 
 import pytest
-from typer.main import get_command
 from typer.testing import CliRunner
 
 from mm_tasks.buffer.records import tag
@@ -244,16 +243,3 @@ def test_rows_of_low_priority_wait_in_the_lane_of_backfills(stack, redis, tmp_pa
 
     assert done.returncode == 0
     assert (waiting(redis), len(waiting(redis, "backfill"))) == ([], 2)
-
-
-def test_the_docs_name_every_option():
-    text = DOCS.read_text()
-    options = [
-        name
-        for parameter in get_command(app).commands["import"].params
-        for name in (*parameter.opts, *parameter.secondary_opts)
-        if name.startswith("--")
-    ]
-
-    assert [name for name in options if not re.search(rf"`{name}\b", text)] == []
-    assert len(options) >= 12

@@ -9,8 +9,7 @@ import sys
 
 import pytest
 
-from mm_tasks import cli
-from tests.system.processes import ROOT, read_to_end, run
+from tests.system.processes import read_to_end, run
 
 SECRET = "person-of-the-view"
 EVENTS = f"""
@@ -18,7 +17,6 @@ from mm_tasks import forget, track
 track.delay_many({{"event": "seen", "user_id": f"{SECRET}-{{i}}"}} for i in range(700))
 forget.delay(user_id="{SECRET}-699", requested_by="dpo")
 """
-DOCS = ROOT / "docs" / "top.md"
 
 
 @pytest.fixture
@@ -82,12 +80,3 @@ def test_a_redis_that_is_away_is_named_and_the_rest_is_shown(watched):
     assert done.returncode == 0, done.stderr
     assert "Redis does not answer (ConnectionError)" in done.stdout
     assert "1 open" in done.stdout
-
-
-def test_the_docs_name_every_option():
-    from typer.main import get_command  # noqa: PLC0415 - nothing else here needs it
-
-    parameters = get_command(cli.app).commands["top"].params
-    options = [name for parameter in parameters for name in parameter.opts]
-
-    assert [name for name in options if f"`{name}`" not in DOCS.read_text()] == []
