@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from tests.system.processes import read_to_end, run
+from tests.cli.test_erasure import in_this_process
+from tests.system.processes import read_to_end
 
 SECRET = "person-of-the-view"
 EVENTS = f"""
@@ -29,7 +30,7 @@ def watched(stack):
 
 
 def once(stack):
-    return run(stack.env, "top", "--once", "--interval", "0.2")
+    return in_this_process(stack.env, ("top", "--once", "--interval", "0.2"), None)
 
 
 def test_one_view_names_every_part_and_no_person(watched):
@@ -41,6 +42,16 @@ def test_one_view_names_every_part_and_no_person(watched):
     assert "1 open, 0 overdue" in done.stdout
     assert re.search(r"\d+\.\d days left", done.stdout)
     assert SECRET not in done.stdout + done.stderr
+
+
+def test_a_redis_that_is_away_is_named_and_the_rest_is_shown(watched):
+    watched.env["MM_TASKS_REDIS_URL"] = "redis://127.0.0.1:1/0"
+
+    done = once(watched)
+
+    assert done.returncode == 0, done.stderr
+    assert "Redis does not answer (ConnectionError)" in done.stdout
+    assert "1 open" in done.stdout
 
 
 def test_on_a_terminal_it_goes_on_until_ctrl_c_ends_it(watched):
@@ -70,13 +81,3 @@ def test_on_a_terminal_it_goes_on_until_ctrl_c_ends_it(watched):
     assert b"\x1b[?1049h" in shown
     assert b"\x1b[?1049l" in shown
     assert b"Traceback" not in shown
-
-
-def test_a_redis_that_is_away_is_named_and_the_rest_is_shown(watched):
-    watched.env["MM_TASKS_REDIS_URL"] = "redis://127.0.0.1:1/0"
-
-    done = once(watched)
-
-    assert done.returncode == 0, done.stderr
-    assert "Redis does not answer (ConnectionError)" in done.stdout
-    assert "1 open" in done.stdout
