@@ -56,14 +56,6 @@ def state_volume(name):
     return source
 
 
-@pytest.mark.parametrize("name", OURS)
-def test_each_command_is_a_program_that_the_image_has(name):
-    """What pip installs, and nothing else, is on the image's PATH."""
-    programs = {script.name for script in entry_points(group="console_scripts")}
-
-    assert SERVICES[name]["command"][0] in programs
-
-
 @pytest.mark.parametrize("name", CELERYS)
 def test_each_celery_command_exists_with_its_options(name):
     """Celery finds our app by the package's name, then a command, then its options."""
@@ -74,12 +66,18 @@ def test_each_celery_command_exists_with_its_options(name):
     assert set(named(words)) <= options(celery_command.commands[command])
 
 
-def test_the_sandbox_command_exists_with_its_options():
-    """A renamed option would end the container at its start."""
-    _, command, option, port = SERVICES["sandbox"]["command"]
+@pytest.mark.parametrize("name", OURS)
+def test_each_command_of_ours_exists_with_its_options(name):
+    """What pip installs, and nothing else, is on the image's PATH."""
+    programs = {script.name for script in entry_points(group="console_scripts")}
+    check = SERVICES[name]["healthcheck"]["test"][1:]
 
-    assert option in options(COMMANDS[command])
-    assert f":{port}/" in SERVICES["sandbox"]["healthcheck"]["test"][-1]
+    assert SERVICES[name]["command"][0] in programs
+    for program, command, *words in (SERVICES[name]["command"], check):
+        if program == "mm-tasks":
+            assert set(named(words)) <= options(COMMANDS[command])
+    if name in {*WORKERS, "beat"}:
+        assert check[:2] == ["mm-tasks", "health"]
 
 
 def test_no_port_is_open_to_other_machines():
@@ -100,6 +98,7 @@ def test_the_sandbox_is_loopback_for_its_worker():
     """`http` is refused for any other host, rightly: the key would travel in the clear."""
     environment = SERVICES["sandbox-worker"]["environment"]
     port = SERVICES["sandbox"]["command"][-1]
+    health = SERVICES["sandbox"]["healthcheck"]["test"][-1]
     settings = Settings(
         millimetric_key=environment["MILLIMETRIC_KEY"],
         millimetric_host=environment["MILLIMETRIC_HOST"],
@@ -108,6 +107,7 @@ def test_the_sandbox_is_loopback_for_its_worker():
 
     assert SERVICES["sandbox"]["network_mode"] == "service:sandbox-worker"
     assert access.host == f"http://127.0.0.1:{port}"
+    assert f":{port}/" in health
 
 
 def test_the_real_workers_share_their_state_and_the_sandbox_has_its_own():
@@ -224,14 +224,6 @@ def test_each_container_has_few_rights_and_a_health_check(name):
     assert "privileged" not in service
     assert "/tmp" in service["tmpfs"]
     assert service["healthcheck"]["test"][0] in {"CMD", "CMD-SHELL"}
-
-
-@pytest.mark.parametrize("name", [*WORKERS, "beat"])
-def test_a_health_check_is_a_command_with_its_options(name):
-    program, command, *words = SERVICES[name]["healthcheck"]["test"][1:]
-
-    assert (program, command) == ("mm-tasks", "health")
-    assert set(named(words)) <= options(COMMANDS[command])
 
 
 def test_the_image_has_its_extras_and_runs_as_the_user_that_compose_names():

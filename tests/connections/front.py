@@ -41,8 +41,7 @@ async def pass_on(sock, target, context):
                 ways = (copy(near_reader, writer), copy(reader, near_writer))
                 # Whichever side is closed first, the other is too.
                 await asyncio.wait(
-                    [asyncio.create_task(way) for way in ways],
-                    return_when=asyncio.FIRST_COMPLETED,
+                    [asyncio.create_task(way) for way in ways], return_when=asyncio.FIRST_COMPLETED
                 )
 
 

@@ -161,9 +161,11 @@ class Servers:
         _, port = self.sentinels[sentinel].ask("GET-MASTER-ADDR-BY-NAME", PRIMARY)
         return next(one.redis for one in self.group if one.port == int(port))
 
-    def fail_over(self):
-        """Ask for another primary."""
+    @contextmanager
+    def demoted_primary(self):
+        """Order a failover: the sentinels need not find out."""
         self.sentinels[0].ask("FAILOVER", PRIMARY)
+        yield
 
     @contextmanager
     def killed_primary(self):

@@ -108,36 +108,28 @@ def test_discard_removes_letters_by_id_or_all_and_nothing_without_yes(redis, dea
     assert counts(redis)["held_bytes"] == 0
 
 
-def test_an_export_holds_every_event_verbatim_and_is_readable_by_nobody_else(redis, dead, tmp_path):
+def test_an_export_is_verbatim_private_and_replaces_a_file_only_with_force(redis, dead, tmp_path):
     """Lua and JavaScript would round 12345678901234567; no code reads it as a number."""
     bury(redis, REJECTED, EVENT)
     bury(redis, PARKED, EVENT)
-    file = tmp_path / "letters.jsonl"
-    done = dead("export", str(file))
+    file, old = tmp_path / "letters.jsonl", tmp_path / "old.jsonl"
+    old.write_text("mine")
+    old.chmod(0o644)
+    done, refused = dead("export", str(file)), dead("export", str(old))
     lines = file.read_bytes().splitlines()
 
     assert done.returncode == 0
     assert "personal data" in done.stderr
-    assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert [json.loads(line)["reason"] for line in lines] == ["rejected", "ambiguous"]
     assert all(line.endswith(b'"record": ' + body(EVENT) + b"}") for line in lines)
     assert set(json.loads(lines[0])) >= {"id", "lane", "buried_at", "status", "code", "attempts"}
     assert redis.hlen(KEYS.dead) == 2
-
-
-def test_an_export_replaces_a_file_only_with_force_and_keeps_it_private(redis, dead, tmp_path):
-    bury(redis, REJECTED, EVENT)
-    file = tmp_path / "letters.jsonl"
-    file.write_text("mine")
-    file.chmod(0o644)
-    refused = dead("export", str(file))
-
     assert refused.returncode == 2
     assert "FILE" in refused.stderr
-    assert file.read_text() == "mine"
-    assert dead("export", str(file), "--force").returncode == 0
-    assert len(file.read_text().splitlines()) == 1
-    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert old.read_text() == "mine"
+    assert dead("export", str(old), "--force").returncode == 0
+    assert len(old.read_text().splitlines()) == 2
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (file, old)] == [0o600, 0o600]
 
 
 def test_an_export_to_stdout_is_lines_of_json_for_any_record(redis, dead):
