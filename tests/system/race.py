@@ -22,7 +22,7 @@ import json
 import random
 import shutil
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -31,7 +31,6 @@ from itertools import count
 from sqlalchemy import QueuePool, create_engine
 from sqlalchemy.event import listen
 
-from mm_tasks.buffer import purge
 from mm_tasks.buffer.attempt import Rejection
 from mm_tasks.buffer.batches import BatchLimits
 from mm_tasks.buffer.dead_letters import DeadLetters
@@ -75,8 +74,6 @@ ERASURE_LEASE_S = 30
 # From here on nothing new goes wrong, so that the world comes to rest.
 CALM_S = 90
 STEPS_MAX = 20_000
-# Records that one step of a purge reads: few, so that a purge has many steps.
-PURGE_STEP = 3
 HOUR_MS = 3_600_000
 TRACK_EVENTS_MAX = 4
 LOG = "I4 log"
@@ -143,10 +140,6 @@ class Event:
     doubts: int = 0  # attempts with it that the vendor may have stored
     is_accepted: bool = False
     is_discarded: bool = False
-
-    @property
-    def is_of_p(self):
-        return self.is_of(IDS)
 
     def is_of(self, ids):
         return self.user_id in ids or self.anonymous_id in ids
@@ -253,21 +246,12 @@ def _keep_connections(database):
 
 def run(ground, seed):
     """Run one seed and return its history; raise `Broken` where a promise does not hold."""
-    global_state, step = random.getstate(), purge.STEP
-    # The back-off of an erasure has a jitter.
-    random.seed(seed)
-    purge.STEP = PURGE_STEP
-    try:
-        ground.clear()
-        world = World(ground, seed, PASSES_S)
-        try:
-            world.live()
-        finally:
-            world.close()
-        world.check_end()
-    finally:
-        purge.STEP = step
-        random.setstate(global_state)
+    random.seed(seed)  # the back-off of an erasure has a jitter
+    ground.clear()
+    world = World(ground, seed, PASSES_S)
+    with closing(world):
+        world.live()
+    world.check_end()
     return world.trace
 
 
@@ -394,9 +378,9 @@ class World:
         return not any((*tasks, *self.to_claim.values()))
 
     def close(self):
-        with ExitStack() as closing:
+        with ExitStack() as stack:
             for actor in self.actors.values():
-                closing.callback(actor.close)
+                stack.callback(actor.close)
 
     def note(self, *facts):
         self.trace.append((self.now_ms, *facts))
@@ -452,7 +436,7 @@ class World:
             event.is_accepted = i not in appended.suppressed
             is_refused, is_fenced = not event.is_accepted, event.is_of(self.fenced)
             promise("I3", is_refused or not is_fenced, "an event of P was accepted")
-            promise("I3", event.is_of_p or not is_refused, "an event of another was refused")
+            promise("I3", event.is_of(IDS) or not is_refused, "an event of another was refused")
             self.suppressed += is_refused
         self.to_claim[lane] = True
         self.note("append", lane, *names, *sorted(appended.suppressed))
@@ -532,7 +516,7 @@ class World:
         names = self._records(batch)
         if lane != "identify" and len(names) < TRACK_EVENTS_MAX:
             self.to_claim[lane] = False  # these were the last
-        batch.may_hold_p = any(self.events[name].is_of_p for name in names)
+        batch.may_hold_p = any(self.events[name].is_of(IDS) for name in names)
         self.note("claim", lane, *names)
         promise("I1", not any(map(self._is_p, names)), f"batch {batch.index} holds P")
 
@@ -792,7 +776,7 @@ class World:
         of_p = [name for name in rows if self.events[name].user_id == USER]
         promise("I4 vendor", not of_p, f"the vendor has rows of P: {of_p}")
         for name, event in self.events.items():
-            if event.is_of_p or not event.is_accepted or event.is_discarded:
+            if event.is_of(IDS) or not event.is_accepted or event.is_discarded:
                 continue
             promise("I4 others", rows[name], f"{name} was never stored")
             promise("I4 others", rows[name] <= 1 + event.doubts, f"{name} is stored too often")

@@ -31,7 +31,7 @@ from pathlib import Path
 
 import pytest
 
-from mm_tasks.buffer import batches
+from mm_tasks.buffer import batches, purge
 from mm_tasks.buffer.purge import Purge
 from mm_tasks.buffer.scripts import Script
 from tests.system import race
@@ -47,7 +47,9 @@ SEEDS_SABOTAGED = 100
 
 
 @pytest.fixture
-def ground(redis):
+def ground(redis, monkeypatch):
+    # A step of a purge reads few records, and a purge has many steps.
+    monkeypatch.setattr(purge, "STEP", 3)
     # In memory if possible: no seed tests a loss of power.
     memory = Path("/dev/shm")
     folder = Path(tempfile.mkdtemp(prefix="mm_race_", dir=memory if memory.is_dir() else None))
