@@ -1,7 +1,5 @@
 """One real server for the whole run, emptied before each test that uses it."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket

@@ -7,8 +7,6 @@
 `scripts/test --fast` leaves out the last two; `scripts/compat` leaves out `processes`.
 """
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import settings
 

@@ -3,38 +3,31 @@
 Docker itself is not asked; what is read is what the file says.
 """
 
-from __future__ import annotations
-
 import re
 import shlex
-import subprocess
 import sys
 from importlib.metadata import entry_points
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-import typer
 import yaml
 from celery.bin.celery import celery as celery_command
 
 import mm_tasks
-from mm_tasks import cli
 from mm_tasks.client.access import vendor_access
 from mm_tasks.erasure.audit.database import Database
 from mm_tasks.events.lanes import DELIVER_QUEUE, FORGET_QUEUE, IDENTIFY_QUEUE
 from mm_tasks.settings import SECRETS_DIR, Settings, variable
 from mm_tasks.tasks.celery_app import app
+from tests.architecture.tree import COMMANDS, ROOT, assert_passes, options, text
 
-ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+TEXT = text("docker-compose.yml")
 COMPOSE = yaml.safe_load(TEXT)
-DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+DOCKERFILE = text("Dockerfile")
 SERVICES = COMPOSE["services"]
 OURS = [name for name, service in SERVICES.items() if "build" in service]
 CELERYS = [name for name in OURS if SERVICES[name]["command"][0] == "celery"]
 REDISES = ["redis", "sandbox-redis"]
-STARTED = [name for name in OURS if "profiles" not in SERVICES[name]]
 WORKERS = [name for name in CELERYS if "worker" in SERVICES[name]["command"]]
 REAL = [name for name in WORKERS if "profiles" not in SERVICES[name]]
 
@@ -44,9 +37,8 @@ def queues(name):
     return command[command.index("-Q") + 1].split(",")
 
 
-def names(command):
-    """The names of a command's options, long and short."""
-    return {option for parameter in command.params for option in parameter.opts}
+def named(words):
+    return [word for word in words if word.startswith("-")]
 
 
 def database(name):
@@ -64,32 +56,28 @@ def state_volume(name):
     return source
 
 
-@pytest.mark.parametrize("name", OURS)
-def test_each_command_is_a_program_that_the_image_has(name):
-    """What pip installs, and nothing else, is on the image's PATH."""
-    programs = {script.name for script in entry_points(group="console_scripts")}
-
-    assert SERVICES[name]["command"][0] in programs
-
-
 @pytest.mark.parametrize("name", CELERYS)
 def test_each_celery_command_exists_with_its_options(name):
     """Celery finds our app by the package's name, then a command, then its options."""
-    _, dash_a, package, command, *options = SERVICES[name]["command"]
-    given = {option for option in options if option.startswith("-")}
+    _, dash_a, package, command, *words = SERVICES[name]["command"]
 
     assert (dash_a, package) == ("-A", "mm_tasks")
     assert mm_tasks.app is app
-    assert given <= names(celery_command.commands[command])
+    assert set(named(words)) <= options(celery_command.commands[command])
 
 
-def test_the_sandbox_command_exists_with_its_options():
-    """A renamed option would end the container at its start."""
-    _, command, option, port = SERVICES["sandbox"]["command"]
-    known = typer.main.get_command(cli.app).commands
+@pytest.mark.parametrize("name", OURS)
+def test_each_command_of_ours_exists_with_its_options(name):
+    """What pip installs, and nothing else, is on the image's PATH."""
+    programs = {script.name for script in entry_points(group="console_scripts")}
+    check = SERVICES[name]["healthcheck"]["test"][1:]
 
-    assert option in names(known[command])
-    assert f":{port}/" in SERVICES["sandbox"]["healthcheck"]["test"][-1]
+    assert SERVICES[name]["command"][0] in programs
+    for program, command, *words in (SERVICES[name]["command"], check):
+        if program == "mm-tasks":
+            assert set(named(words)) <= options(COMMANDS[command])
+    if name in {*WORKERS, "beat"}:
+        assert check[:2] == ["mm-tasks", "health"]
 
 
 def test_no_port_is_open_to_other_machines():
@@ -102,21 +90,15 @@ def test_no_port_is_open_to_other_machines():
 
 def test_every_queue_has_a_worker_and_forget_has_its_own():
     """An erasure never waits behind a delivery."""
-    assert sorted(map(queues, REAL)) == [
-        [DELIVER_QUEUE, IDENTIFY_QUEUE],
-        [FORGET_QUEUE],
-    ]
-    assert queues("sandbox-worker") == [
-        FORGET_QUEUE,
-        DELIVER_QUEUE,
-        IDENTIFY_QUEUE,
-    ]
+    assert sorted(map(queues, REAL)) == [[DELIVER_QUEUE, IDENTIFY_QUEUE], [FORGET_QUEUE]]
+    assert queues("sandbox-worker") == [FORGET_QUEUE, DELIVER_QUEUE, IDENTIFY_QUEUE]
 
 
 def test_the_sandbox_is_loopback_for_its_worker():
     """`http` is refused for any other host, rightly: the key would travel in the clear."""
     environment = SERVICES["sandbox-worker"]["environment"]
     port = SERVICES["sandbox"]["command"][-1]
+    health = SERVICES["sandbox"]["healthcheck"]["test"][-1]
     settings = Settings(
         millimetric_key=environment["MILLIMETRIC_KEY"],
         millimetric_host=environment["MILLIMETRIC_HOST"],
@@ -125,20 +107,19 @@ def test_the_sandbox_is_loopback_for_its_worker():
 
     assert SERVICES["sandbox"]["network_mode"] == "service:sandbox-worker"
     assert access.host == f"http://127.0.0.1:{port}"
+    assert f":{port}/" in health
 
 
 def test_the_real_workers_share_their_state_and_the_sandbox_has_its_own():
-    """One pseudonym key for all; but two logs' checkpoints in one file contradict each other."""
+    """One pseudonym key for all; but two logs' checkpoints in one file contradict each other.
+
+    Redis remembers whose fences it has: a new file with an old Redis would be refused.
+    """
     (shared,) = set(map(state_volume, REAL))
-
-    assert state_volume("sandbox-worker") != shared
-
-
-def test_the_audit_log_of_the_sandbox_is_a_file_that_is_kept():
-    """Redis remembers whose fences it has: a new file with an old Redis would be refused."""
     (volume,) = SERVICES["sandbox-worker"]["volumes"]
     url = SERVICES["sandbox-worker"]["environment"]["MM_TASKS_AUDIT_URL"]
 
+    assert state_volume("sandbox-worker") != shared
     assert database("sandbox-worker").is_sqlite
     assert url.startswith(f"sqlite:///{volume.partition(':')[2]}/")
 
@@ -165,11 +146,14 @@ def test_redis_keeps_what_it_accepted(name):
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_each_variable_is_a_setting(name):
-    """A misspelled variable would be ignored without a word."""
-    known = {*map(variable, Settings.model_fields), SECRETS_DIR}
+def test_each_variable_and_each_secret_is_a_setting(name):
+    """A misspelled variable would be ignored; a secret is mounted by its own name."""
+    service = SERVICES[name]
+    variables, settings = service.get("environment", {}), set(map(variable, Settings.model_fields))
 
-    assert set(SERVICES[name].get("environment", {})) <= known
+    assert set(variables) <= {*settings, SECRETS_DIR}
+    assert set(service.get("secrets", ())) <= settings
+    assert "profiles" in service or variables[SECRETS_DIR] == "/run/secrets"
 
 
 def test_the_sandbox_and_the_real_events_never_meet():
@@ -201,16 +185,7 @@ def test_secrets_are_files_and_each_service_has_those_alone_that_it_needs():
     }
     for name, secret in COMPOSE["secrets"].items():
         assert secret == {"file": f"./secrets/{name}"}
-    assert "/secrets/" in (ROOT / ".gitignore").read_text().splitlines()
-
-
-@pytest.mark.parametrize("name", STARTED)
-def test_a_secret_is_named_as_the_setting_that_it_is(name):
-    """They are mounted by their own names, which is how settings find them."""
-    service = SERVICES[name]
-
-    assert service["environment"][SECRETS_DIR] == "/run/secrets"
-    assert set(service["secrets"]) <= set(map(variable, Settings.model_fields))
+    assert "/secrets/" in text(".gitignore").splitlines()
 
 
 def test_no_secret_is_in_a_variable_or_on_a_command_line():
@@ -230,17 +205,15 @@ def test_no_secret_is_in_a_variable_or_on_a_command_line():
 @pytest.mark.parametrize("name", OURS)
 def test_everything_waits_for_a_redis_that_answers(name):
     """While Redis loads its AOF it refuses; a worker would exit and start again."""
-    url = SERVICES["sandbox-worker" if name == "sandbox" else name]["environment"][
-        "MM_TASKS_REDIS_URL"
-    ]
-    redis = urlsplit(url).hostname
+    service = SERVICES["sandbox-worker" if name == "sandbox" else name]
+    redis = urlsplit(service["environment"]["MM_TASKS_REDIS_URL"]).hostname
 
     assert SERVICES[name]["depends_on"][redis]["condition"] == "service_healthy"
     assert "healthcheck" in SERVICES[redis]
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_no_container_has_more_rights_than_it_needs(name):
+def test_each_container_has_few_rights_and_a_health_check(name):
     """No root, no capability, nothing to write to but volumes and memory."""
     service = SERVICES[name]
 
@@ -250,32 +223,16 @@ def test_no_container_has_more_rights_than_it_needs(name):
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert "privileged" not in service
     assert "/tmp" in service["tmpfs"]
+    assert service["healthcheck"]["test"][0] in {"CMD", "CMD-SHELL"}
 
 
-@pytest.mark.parametrize("name", SERVICES)
-def test_each_container_says_whether_it_is_well(name):
-    assert SERVICES[name]["healthcheck"]["test"][0] in {"CMD", "CMD-SHELL"}
-
-
-@pytest.mark.parametrize("name", [*WORKERS, "beat"])
-def test_a_health_check_is_a_command_with_its_options(name):
-    program, command, *options = SERVICES[name]["healthcheck"]["test"][1:]
-    known = typer.main.get_command(cli.app).commands
-
-    assert (program, command) == ("mm-tasks", "health")
-    assert {one for one in options if one.startswith("-")} <= names(known[command])
-
-
-def test_the_image_runs_as_the_user_that_compose_names():
+def test_the_image_has_its_extras_and_runs_as_the_user_that_compose_names():
+    """A driver for PostgreSQL, the exporter and the sandbox are extras."""
     lines = DOCKERFILE.splitlines()
     users = [line.split()[1] for line in lines if line.startswith("USER")]
 
     assert users == [SERVICES["worker"]["user"]]
     assert f"--uid {users[0]} " in DOCKERFILE
-
-
-def test_the_image_has_what_the_commands_need():
-    """A driver for PostgreSQL, the exporter and the sandbox are extras."""
     assert "'.[metrics,postgres,sandbox]'" in DOCKERFILE
 
 
@@ -317,7 +274,4 @@ def test_the_sandbox_needs_nothing():
 def test_the_file_is_one_of_the_compose_specification():
     """By its published schema, where Docker itself is not at hand."""
     schema = ("--builtin-schema", "vendor.compose-spec")
-    command = [sys.executable, "-m", "check_jsonschema", *schema, ROOT / "docker-compose.yml"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert_passes(sys.executable, "-m", "check_jsonschema", *schema, ROOT / "docker-compose.yml")

@@ -3,8 +3,6 @@
 An import is planted in the graph of imports, and no file is written.
 """
 
-from __future__ import annotations
-
 import tomllib
 from copy import deepcopy
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """A name means one thing: modules, classes, Lua scripts and folders of tests."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 import pytest

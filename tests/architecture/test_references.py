@@ -1,10 +1,9 @@
 """A name in a document exists in the code, and the reverse where the document is the list."""
 
-from __future__ import annotations
-
 import ast
 import re
 from importlib import import_module
+from pathlib import Path
 from typing import get_args
 
 from mm_tasks.client import outcome
@@ -27,40 +26,31 @@ CODE = {source.name: source.text for source in SOURCES} | {
 
 _FOLDERS = "|".join((*NINE, *EDGES, "docs", "tests", "scripts", "deploy", "examples", "mm_tasks"))
 _FILE = re.compile(rf"(?<![\w./:@-])(?:{_FOLDERS})/[\w./-]*\w")
-# Files that a user has, a path of a URL, and the name of a Python distribution.
-NOT_OURS = {"mm_tasks/environment", "mm_tasks/secrets", "mm_tasks/bin"}
 
 
-def files_of(text):
-    """Yield each path that a text names, of the repository or below `mm_tasks`."""
-    yield from (match[0] for match in _FILE.finditer(text))
-
-
-def exists(name):
-    places = (ROOT / name, PACKAGE / name)
-    return any(
-        (place.parent / f"{place.name}{ending}").exists()
-        for place in places
-        for ending in ("", ".py", ".lua", ".md")
-    )
+def missing(text):
+    """Return the paths in a text, of the repository or below `mm_tasks`, that do not exist."""
+    return [
+        name
+        for name in _FILE.findall(text)
+        if not any(
+            Path(f"{folder / name}{ending}").exists()
+            for folder in (ROOT, PACKAGE)
+            for ending in ("", ".py", ".lua", ".md")
+        )
+    ]
 
 
 def test_each_file_that_a_page_names_exists():
     """Drawings included: these are the map by which a newcomer finds the code."""
-    missing = {(page, name) for page in PAGES for name in files_of(PAGES[page]) if not exists(name)}
-
-    assert missing == set()
+    assert {page: missing(PAGES[page]) for page in PAGES} == {page: [] for page in PAGES}
 
 
 def test_each_file_that_the_code_names_exists():
     """In docstrings and comments, between backticks."""
-    quoted = {
-        (file, text) for file in CODE for text in re.findall(r"`([\w/.-]+/[\w.-]+)`", CODE[file])
-    }
+    quoted = {file: re.findall(r"`[\w/.-]+/[\w.-]+`", CODE[file]) for file in CODE}
 
-    assert {
-        (file, name) for file, text in quoted for name in files_of(text) if not exists(name)
-    } == set()
+    assert {file: missing(" ".join(quoted[file])) for file in CODE} == {file: [] for file in CODE}
 
 
 def test_the_tree_has_every_entry_of_the_package():

@@ -1,21 +1,12 @@
 """Folders, files and functions stay small enough to be read, and the whole stays in its budget."""
 
-from __future__ import annotations
-
 import ast
 import re
 from collections import Counter
 
 import pytest
 
-from tests.architecture.tree import (
-    CORE,
-    PACKAGE,
-    PRODUCT,
-    SOURCES,
-    TESTS,
-    docstring_lines,
-)
+from tests.architecture.tree import CORE, PACKAGE, PRODUCT, SOURCES, TESTS, docstring_lines
 
 ENTRIES_MAX = 20
 MODULES_MAX = 20
@@ -48,40 +39,34 @@ def test_the_package_is_seen_at_a_glance():
     assert len(entries) <= ENTRIES_MAX
 
 
-def test_no_folder_holds_more_modules_than_a_reader_remembers():
-    modules = Counter(source.path.parent.relative_to(PACKAGE).as_posix() for source in SOURCES)
-
-    assert {folder: n for folder, n in modules.items() if n > MODULES_MAX} == {}
-
-
-def test_no_file_is_longer_than_a_reader_follows():
-    """A file that grows past this holds two nouns; split it."""
-    lengths = {source.name: len(source.lines) for source in SOURCES}
-
-    assert {name: n for name, n in lengths.items() if n > FILE_LINES_MAX} == {}
-
-
-def test_no_function_is_longer_than_a_page():
-    """The docstring is not counted: a contract may be as long as it needs to be."""
-    lengths = {
-        f"{source.name}:{node.name}": node.end_lineno - node.lineno + 1 - len(docstring_lines(node))
-        for source in SOURCES
-        for node in source.functions
-    }
-
-    assert {name: n for name, n in lengths.items() if n > FUNCTION_LINES_MAX} == {}
-
-
-def test_no_module_exports_more_than_can_be_remembered():
-    """Each name in `__all__` is a promise."""
-    exported = {
-        source.name: ast.literal_eval(node.value)
-        for source in SOURCES
+def exported(source):
+    """Return the number of names in `__all__`, each of which is a promise."""
+    return sum(
+        len(ast.literal_eval(node.value))
         for node in source.tree.body
         if isinstance(node, ast.Assign) and "__all__" in map(ast.unparse, node.targets)
-    }
+    )
 
-    assert {name: names for name, names in exported.items() if len(names) > NAMES_MAX} == {}
+
+def length(function):
+    """Return the number of lines; a docstring may be as long as the contract needs."""
+    return function.end_lineno - function.lineno + 1 - len(docstring_lines(function))
+
+
+FOLDERS = Counter(source.path.parent.relative_to(PACKAGE).as_posix() for source in SOURCES)
+FUNCTIONS = {f"{s.name}:{node.name}": length(node) for s in SOURCES for node in s.functions}
+# A file that grows past its limit holds two nouns; split it.
+LIMITS = {
+    "modules of a folder": (MODULES_MAX, FOLDERS),
+    "lines of a file": (FILE_LINES_MAX, {s.name: len(s.lines) for s in SOURCES}),
+    "lines of a function": (FUNCTION_LINES_MAX, FUNCTIONS),
+    "names that a module exports": (NAMES_MAX, {s.name: exported(s) for s in SOURCES}),
+}
+
+
+@pytest.mark.parametrize(("most", "sizes"), LIMITS.values(), ids=LIMITS)
+def test_nothing_is_larger_than_a_reader_follows(most, sizes):
+    assert {name: n for name, n in sizes.items() if n > most} == {}
 
 
 def test_the_core_stays_in_its_budget():

@@ -1,13 +1,16 @@
 """The source tree as the tests of this folder read it: files, syntax trees, docstrings."""
 
-from __future__ import annotations
-
 import ast
 import io
+import subprocess
 import tokenize
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+
+from typer.main import get_command
+
+from mm_tasks import cli
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "mm_tasks"
@@ -97,6 +100,25 @@ def docstring_lines(node):
     return range(node.body[0].lineno, node.body[0].end_lineno + 1)
 
 
+def text(name):
+    """Return the text of a file of the repository."""
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def options(command):
+    """Return the options of a command, long and short."""
+    return {name for one in command.params for name in (*one.opts, *one.secondary_opts)}
+
+
+def assert_passes(*command):
+    """Run a checker, which must find nothing; return what it printed."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    printed = done.stdout + done.stderr
+    assert done.returncode == 0, printed
+    return printed
+
+
+COMMANDS = get_command(cli.app).commands
 SOURCES = [Source(path) for path in sorted(PACKAGE.rglob("*.py"))]
 # The sandbox is a program of its own that imports nothing of ours.
 PRODUCT = [source for source in SOURCES if source.folder != "sandbox"]

@@ -4,8 +4,6 @@ A connection that begins in plain text is passed on as it is, so that sentinels 
 replicas use the port that clients use. Run as a program: PORT TARGET CERTIFICATE CA.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import socket
@@ -43,8 +41,7 @@ async def pass_on(sock, target, context):
                 ways = (copy(near_reader, writer), copy(reader, near_writer))
                 # Whichever side is closed first, the other is too.
                 await asyncio.wait(
-                    [asyncio.create_task(way) for way in ways],
-                    return_when=asyncio.FIRST_COMPLETED,
+                    [asyncio.create_task(way) for way in ways], return_when=asyncio.FIRST_COMPLETED
                 )
 
 

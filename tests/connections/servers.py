@@ -1,7 +1,5 @@
 """The servers of this folder: one alone, by every way to it, and a primary with its sentinels."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket
@@ -163,9 +161,11 @@ class Servers:
         _, port = self.sentinels[sentinel].ask("GET-MASTER-ADDR-BY-NAME", PRIMARY)
         return next(one.redis for one in self.group if one.port == int(port))
 
-    def fail_over(self):
-        """Ask for another primary."""
+    @contextmanager
+    def demoted_primary(self):
+        """Order a failover: the sentinels need not find out."""
         self.sentinels[0].ask("FAILOVER", PRIMARY)
+        yield
 
     @contextmanager
     def killed_primary(self):

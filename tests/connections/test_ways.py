@@ -1,7 +1,5 @@
 """Each form of URL on a real server: producers, event loops, the broker."""
 
-from __future__ import annotations
-
 import asyncio
 import gc
 import socket

@@ -1,7 +1,5 @@
 """Where every accepted event is, as Redis counts and stores it."""
 
-from __future__ import annotations
-
 import json
 
 from mm_tasks.buffer.keys import ProjectKeys

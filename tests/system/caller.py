@@ -1,7 +1,5 @@
 """A producer that goes on calling `track.delay` and writes down how each call ended."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 
 from tests.system.accounting import wait_until_all_is_sent

@@ -1,7 +1,5 @@
 """A stack of real processes, and the Redis servers that a test stops, fills or kills."""
 
-from __future__ import annotations
-
 import pytest
 from redis import Redis
 

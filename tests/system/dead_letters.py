@@ -1,7 +1,5 @@
 """Dead letters made without a vendor, and the events in them."""
 
-from __future__ import annotations
-
 import json
 
 from mm_tasks.buffer.producer import Record

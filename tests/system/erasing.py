@@ -1,7 +1,5 @@
 """Erasures by real processes, and the person's traces in Redis and on disk."""
 
-from __future__ import annotations
-
 import base64
 import json
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """The commands that Redis receives on each connection, as Redis itself sees them."""
 
-from __future__ import annotations
-
 import re
 import socket
 import threading

@@ -1,7 +1,5 @@
 """Real processes: sandbox, worker, beat and commands, each ended by its own pid."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -4,8 +4,6 @@ Each runs under a watchdog, so that a call that hangs fails its test with a trac
 are named after the process that stored them.
 """
 
-from __future__ import annotations
-
 from tests.system.accounting import assert_balanced, waiting_ids
 from tests.system.processes import run_python
 

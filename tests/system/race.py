@@ -12,36 +12,25 @@ The clock of Redis is real and decides nothing here: leases are an hour, each 10
 the one before, so that their order does not depend on it. A lease that expires in virtual time
 gets the score of a time long past.
 
-    python -m tests.system.race [SEEDS [FIRST]]       scripts/race
+`scripts/race` tries many seeds; `test_race` a few hundred.
 """
 
-# ruff: noqa: T201 - it is a program as well, and prints its output
 # ruff: noqa: SLF001 - for speed it opens the audit database in another way
 
-from __future__ import annotations
-
-import argparse
 import heapq
 import json
-import logging
 import random
 import shutil
-import sys
-import tempfile
-import time
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
-from typing import NamedTuple
+from itertools import count
 
-from redis import Redis
 from sqlalchemy import QueuePool, create_engine
 from sqlalchemy.event import listen
 
-from mm_tasks.buffer import purge
 from mm_tasks.buffer.attempt import Rejection
 from mm_tasks.buffer.batches import BatchLimits
 from mm_tasks.buffer.dead_letters import DeadLetters
@@ -61,7 +50,7 @@ from mm_tasks.errors import AuditChainBroken
 from mm_tasks.events.lanes import LANES
 from mm_tasks.monitoring import status
 from tests.buffer.lane_buffer import LaneBuffer
-from tests.conftest import embedded, held
+from tests.conftest import held
 from tests.erasure.stores import NOW, Store
 from tests.system.strands import Killed, Paused, Strand, pause
 
@@ -85,8 +74,6 @@ ERASURE_LEASE_S = 30
 # From here on nothing new goes wrong, so that the world comes to rest.
 CALM_S = 90
 STEPS_MAX = 20_000
-# Records that one step of a purge reads: few, so that a purge has many steps.
-PURGE_STEP = 3
 HOUR_MS = 3_600_000
 TRACK_EVENTS_MAX = 4
 LOG = "I4 log"
@@ -117,16 +104,8 @@ class SteppingPurge(Purge):
             keep_alive()
             pause()
 
-        world = self._world
-        world.purging += 1
-        try:
-            scan = super().scan(tags, step)
-        finally:
-            world.purging -= 1
-        world.in_order()
-        world.hit("quiesce: an attempt is waited for", scan.sending_ms)
-        for place in ("dead", "waiting", "batches"):
-            world.hit(f"purge: {place}", sum(scan.removed[f"{lane}:{place}"] for lane in LANES))
+        scan = super().scan(tags, step)
+        self._world.in_order()
         return scan
 
 
@@ -162,10 +141,6 @@ class Event:
     is_accepted: bool = False
     is_discarded: bool = False
 
-    @property
-    def is_of_p(self):
-        return self.is_of(IDS)
-
     def is_of(self, ids):
         return self.user_id in ids or self.anonymous_id in ids
 
@@ -190,7 +165,6 @@ class Vendor:
     def __init__(self, world):
         self._world = world
         self.rows = []
-        self.passes = 0
 
     def arrive(self, names):
         """Store all or nothing; return whether it is stored."""
@@ -199,9 +173,6 @@ class Vendor:
         if not world.is_calm and any(event.is_poison for event in events):
             return False
         self.rows += names
-        if any(event.user_id == USER for event in events):
-            world.hit("row of P arrives after the fence", USER in world.fenced)
-            world.hit("row of P arrives after the first pass", self.passes)
         return True
 
     def forget(self, user_id):
@@ -210,7 +181,6 @@ class Vendor:
         fates = ("ok", "lost", "cut", "key")
         fate = "ok" if world.is_calm else rng.choices(fates, (15, 1, 1, 1))[0]
         if fate in {"ok", "cut"}:
-            self.passes += 1
             upto = len(self.rows)
             world.later(rng.uniform(0, LAG_S), lambda: self._delete(user_id, upto))
         pause()
@@ -223,7 +193,6 @@ class Vendor:
         for i, name in enumerate(self.rows[:upto]):
             if self._world.events[name or "-"].user_id == user_id:
                 self.rows[i] = None
-                self._world.hit("rows of P deleted")
 
 
 class Ground:
@@ -275,32 +244,15 @@ def _keep_connections(database):
     return engine
 
 
-class History(NamedTuple):
-    """What happened in one world."""
-
-    steps: int
-    hits: Counter
-    trace: list
-
-
 def run(ground, seed):
-    """Run one seed; raise `Broken` where a promise does not hold."""
-    global_state, step = random.getstate(), purge.STEP
-    # The back-off of an erasure has a jitter.
-    random.seed(seed)
-    purge.STEP = PURGE_STEP
-    try:
-        ground.clear()
-        world = World(ground, seed, PASSES_S)
-        try:
-            world.live()
-        finally:
-            world.close()
-        world.check_end()
-    finally:
-        purge.STEP = step
-        random.setstate(global_state)
-    return History(world.steps, world.hits, world.trace)
+    """Run one seed and return its history; raise `Broken` where a promise does not hold."""
+    random.seed(seed)  # the back-off of an erasure has a jitter
+    ground.clear()
+    world = World(ground, seed, PASSES_S)
+    with closing(world):
+        world.live()
+    world.check_end()
+    return world.trace
 
 
 class World:
@@ -310,8 +262,8 @@ class World:
         self.ground, self.redis, self.store = ground, ground.redis, ground.store
         self.rng = random.Random(seed)
         self.passes_s = passes_s
-        self.now_ms = self.steps = self.purging = self.loads = self.loading = 0
-        self.hits, self.trace = Counter(), []
+        self.now_ms = self.loads = self.loading = 0
+        self.trace = []
         self._scores = self._later_count = 0
         self._later = []
         self._make_parts()
@@ -321,7 +273,7 @@ class World:
         self.fenced, self.open, self.ended, self.due_at = set(), [], [], {}
         self.to_claim, self.has_letters = dict.fromkeys(LANES, False), False
         self.suppressed = self.busy = 0
-        self.is_purged, self.left_over = False, None
+        self.left_over = None
         # In some worlds a purge is quick and requests are slow, in others the reverse.
         self.pace = self.rng.choice((0.05, 0.3, 1))
         self.does_park = self.rng.random() < 0.4
@@ -335,7 +287,6 @@ class World:
             store.steps,
             claim=self._on_claimed,
             mark_fenced=self._on_fenced,
-            mark_purged=self._on_purged,
             complete=self._on_complete,
             release=lambda _, claim, next_at=None: self._on_due(claim.id, next_at),
             result=lambda erasure, *_: self._on_due(erasure.id, erasure.next_at),
@@ -392,9 +343,10 @@ class World:
         heapq.heappush(self._later, (at_ms, self._later_count, do))
 
     def live(self):
-        while not self._is_at_rest():
-            self.steps += 1
-            promise("at rest", self.steps < STEPS_MAX, "the world never comes to rest")
+        for step in count(1):
+            if self._is_at_rest():
+                return
+            promise("at rest", step < STEPS_MAX, "the world never comes to rest")
             able = [name for name, wake_ms in self.wakes.items() if wake_ms <= self.now_ms]
             if not able:
                 self._pass(min([*self.wakes.values(), *(at_ms for at_ms, *_ in self._later[:1])]))
@@ -426,14 +378,9 @@ class World:
         return not any((*tasks, *self.to_claim.values()))
 
     def close(self):
-        with ExitStack() as closing:
+        with ExitStack() as stack:
             for actor in self.actors.values():
-                closing.callback(actor.close)
-
-    def hit(self, name, holds=1):
-        """Count an interleaving, so that a run shows which of them it met."""
-        if holds:
-            self.hits[name] += 1
+                stack.callback(actor.close)
 
     def note(self, *facts):
         self.trace.append((self.now_ms, *facts))
@@ -489,9 +436,8 @@ class World:
             event.is_accepted = i not in appended.suppressed
             is_refused, is_fenced = not event.is_accepted, event.is_of(self.fenced)
             promise("I3", is_refused or not is_fenced, "an event of P was accepted")
-            promise("I3", event.is_of_p or not is_refused, "an event of another was refused")
+            promise("I3", event.is_of(IDS) or not is_refused, "an event of another was refused")
             self.suppressed += is_refused
-            self.hit("append: refused", is_refused)
         self.to_claim[lane] = True
         self.note("append", lane, *names, *sorted(appended.suppressed))
 
@@ -503,25 +449,19 @@ class World:
         accepted = None
         while accepted is None:
             accepted = yield from self._strand(partial(self.erasure_service.request, request), 0.04)
-            self.hit("forget: the caller died", accepted is None)
         if accepted.is_fenced:
-            self._fenced((USER, *visitors))
+            self.fenced |= {USER, *visitors}
         self.note("forget", accepted.is_fenced)
 
     def _on_opened(self, opened, *_):
         # The caller holds the claim for so long.
         self.due_at[opened.id] = self.clock() + timedelta(seconds=10)
-        is_new = opened.id not in self.open
-        if is_new:
+        if opened.id not in self.open:
             self.open.append(opened.id)
-        self.hit("forget: new ids, so from the start", not is_new and opened.claim)
 
     def _on_claimed(self, claim, id_, *_):
         if claim is not None:
             self.due_at[id_] = self.clock() + timedelta(seconds=ERASURE_LEASE_S)
-
-    def _on_purged(self, claim, *_):
-        self.is_purged |= claim is not None
 
     def _on_due(self, id_, at):
         self.due_at[id_] = at or self.clock()
@@ -533,15 +473,7 @@ class World:
     def _on_fenced(self, claim, *_):
         if claim is not None:
             ids = claim.erasure.ids
-            self._fenced((ids.user, *ids.anonymous))
-
-    def _fenced(self, ids):
-        new = set(ids) - self.fenced
-        self.fenced |= new
-        for batch in self.batches.values() if new else ():
-            if batch.is_sending and batch.may_hold_p:
-                holds = any(map(self._is_p, self._records(batch)))
-                self.hit("an attempt holds P at the fence", holds)
+            self.fenced |= {ids.user, *ids.anonymous}
 
     def _on_complete(self, erasure, claim, *_):
         if erasure is None:
@@ -571,9 +503,7 @@ class World:
 
     def _claim(self, lane):
         buffer = self.buffers[lane]
-        erased = self._erased(lane)
         id_ = buffer.claim(slot_us=None, found_again_ms=self._score_ms(), linger=False)
-        self.hit("claim: the fence took records out", self._erased(lane) > erased)
         if id_ is None:
             readiness = buffer.readiness(late_ms=HOUR_MS, claimed_max=1000, linger=False)
             self.to_claim[lane] = readiness != "idle"
@@ -586,27 +516,18 @@ class World:
         names = self._records(batch)
         if lane != "identify" and len(names) < TRACK_EVENTS_MAX:
             self.to_claim[lane] = False  # these were the last
-        batch.may_hold_p = any(self.events[name].is_of_p for name in names)
+        batch.may_hold_p = any(self.events[name].is_of(IDS) for name in names)
         self.note("claim", lane, *names)
-        self.hit("claim: between two steps of a purge", self.purging)
         promise("I1", not any(map(self._is_p, names)), f"batch {batch.index} holds P")
-
-    def _erased(self, lane):
-        """Return how many events were erased; 0 but between the fence and the first purge."""
-        if not self.fenced or self.is_purged:
-            return 0
-        return int(self.redis.hget(KEYS.counts, f"{lane}:erased") or 0)
 
     def _records(self, batch):
         records = self.redis.lrange(KEYS.lane(batch.lane).records(batch.id), 0, -1)
         return [_name(record[HEADER_BYTES:]) for record in records]
 
     def _load(self):
-        self.hit("fences: loaded, P among them", self.open)
         before, is_alone = self.loads, not self.loading
         is_loaded = yield from self._strand(self.fence_sync.try_load, 0.05)
         is_alone = is_alone and self.loads == before + 1
-        self.hit("fences: the load was left to another", is_loaded is False)
         is_well = is_loaded is not False or not is_alone
         promise("I4 fences", is_well, "they are not loaded, though SQL is there")
 
@@ -617,7 +538,6 @@ class World:
         if attempt is None:
             self._free(batch)
             return
-        self.hit("attempt: lapsed")
         self._hold(batch)
         names = self._records(batch)[: attempt.sent]
         yield self._moment_s()
@@ -640,13 +560,11 @@ class World:
         return self.rng.choice(able) if able else None
 
     def _begin(self, batch):
-        had = len(self._records(batch)) if self.open and self.fenced and batch.may_hold_p else 0
         begun = self.buffers[batch.lane].begin(
             batch.id, slot="none", slot_valid_ms=HOUR_MS, lease_ms=self._score_ms()
         )
         if isinstance(begun, Rejection):
             self.note("begin", batch.index, begun.reason)
-            self.hit("begin: the fence left nothing", begun.reason == "empty")
             if begun.reason in {"gone", "empty"}:
                 self.batches.pop(batch.id, None)
             elif begun.reason == "unloaded":
@@ -654,7 +572,6 @@ class World:
             return
         names = [_name(body) for body in begun.bodies]
         self.note("begin", batch.index, *names)
-        self.hit("begin: the fence took records out", had > begun.sent + begun.left)
         promise("I2", not any(map(self._is_p, names)), f"batch {batch.index} is sent with P")
         self._hold(batch)
         yield from self._attempt(batch, begun, names)
@@ -690,16 +607,12 @@ class World:
         buffer = self.buffers[batch.lane]
         self._nudge_eraser(batch)
         if is_stored:
-            is_late = not batch.is_sending or batch.is_lapsed
             orphaned_request = KEYS.lane(batch.lane).orphaned_request
             before_ms = self.redis.pttl(orphaned_request)
             n = buffer.ack(batch.id, attempt.generation, token=attempt.token)
             if self.redis.pttl(orphaned_request) > before_ms + 5_000:  # leases grow by 10 s
                 self.orphans.add((batch.lane, batch.id, batch.holds))
-                self.hit("ack: another attempt of it is on its way")
             self.note("ack", batch.index, n)
-            self.hit("ack: after the lease, counted", is_late and n)
-            self.hit("ack: nothing left of it", not n)
             if n and attempt.left:
                 self._free(batch)
             elif n:
@@ -708,7 +621,6 @@ class World:
         why = '{"reason":"rejected","status":400}'
         narrowed = buffer.bisect(batch.id, attempt.token, why=why, isolation_max=0)
         self.note(narrowed, batch.index)
-        self.hit(f"narrow: {narrowed}")
         if narrowed == "buried":
             self._in_order_letters()
         if narrowed != "old":
@@ -726,7 +638,6 @@ class World:
                 batch.id, attempt.token, wait_ms=0, grace_ms=self._score_ms(), **doubt
             )
         self.note(kind, batch.index, is_applied)
-        self.hit(f"{kind}: the token was old", not is_applied)
         self._nudge_eraser(batch)
         if is_applied:
             for name in names:
@@ -797,7 +708,6 @@ class World:
             self.note("revive", *revived)
             for letter in letters if revived.revived else ():
                 self.to_claim[letter.lane] = True
-            self.hit("revive: the fence took records out", revived.erased)
 
     def _discard(self, letters):
         for letter in letters:
@@ -836,8 +746,7 @@ class World:
             is_sweep = self.rng.random() < 0.1
             id_ = self.rng.choice(due or self.open)
             run = self.workflow.sweep if is_sweep else partial(self.workflow.run, id_)
-            ended = yield from self._strand(lambda run=run: (run(),), 0.01)
-            self.hit("eraser: died", ended is None)
+            yield from self._strand(run, 0.01)
 
     # What must be true.
 
@@ -867,11 +776,10 @@ class World:
         of_p = [name for name in rows if self.events[name].user_id == USER]
         promise("I4 vendor", not of_p, f"the vendor has rows of P: {of_p}")
         for name, event in self.events.items():
-            if event.is_of_p or not event.is_accepted or event.is_discarded:
+            if event.is_of(IDS) or not event.is_accepted or event.is_discarded:
                 continue
             promise("I4 others", rows[name], f"{name} was never stored")
             promise("I4 others", rows[name] <= 1 + event.doubts, f"{name} is stored too often")
-            self.hit("others: stored twice, in doubt", rows[name] > 1)
 
     def _key_with_p(self):
         """Return a key that shows P by id or by tag; the fence itself may."""
@@ -920,54 +828,3 @@ def _texts(value):
         yield member if isinstance(member, bytes) else member[0]
     if isinstance(value, dict):
         yield from value.values()
-
-
-def folder():
-    """Return a new folder, in memory if possible: no seed tests a loss of power."""
-    memory = Path("/dev/shm")
-    return Path(tempfile.mkdtemp(prefix="mm_race_", dir=memory if memory.is_dir() else None))
-
-
-def main(seeds=10_000, first=0):
-    """Run many seeds; print the broken promises, and return the exit code."""
-    logging.getLogger("mm_tasks").setLevel(logging.CRITICAL)
-    server, place = embedded(), folder()
-    server.start()
-    try:
-        with Redis(port=server.port) as redis:
-            return _run_all(Ground(redis, place), range(first, first + seeds))
-    finally:
-        server.stop()
-        shutil.rmtree(place)
-
-
-def _run_all(ground, seeds):
-    failed, hits, worlds, steps, began_s = [], Counter(), Counter(), 0, time.monotonic()
-    for n, seed in enumerate(seeds, 1):
-        try:
-            history = run(ground, seed)
-        except Exception as error:  # noqa: BLE001 - printed with its seed
-            failed.append(seed)
-            print(f"seed {seed}: {type(error).__name__} {error}", flush=True)
-            continue
-        steps += history.steps
-        hits += history.hits
-        worlds.update(history.hits.keys())
-        if n % 500 == 0:
-            passed_s = time.monotonic() - began_s
-            print(f"{n} of {len(seeds)} seeds, {len(failed)} failed, {passed_s:.0f} s", flush=True)
-    passed_s = time.monotonic() - began_s
-    print(f"\n{len(seeds)} seeds from {seeds.start}, {steps} steps, {passed_s:.0f} s")
-    print("interleavings: times, and in how many seeds")
-    for name in sorted(hits):
-        print(f"{hits[name]:9} {worlds[name]:7}  {name}")
-    if failed:
-        print(f"{len(failed)} FAILED: {' '.join(map(str, failed))}")
-    return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="scripts/race", description=main.__doc__)
-    parser.add_argument("seeds", nargs="?", type=int, default=10_000, help="how many")
-    parser.add_argument("first", nargs="?", type=int, default=0, help="the first of them")
-    sys.exit(main(**vars(parser.parse_args())))

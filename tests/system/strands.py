@@ -1,7 +1,5 @@
 """Calls that are overtaken: one runs until it pauses, then others take steps."""
 
-from __future__ import annotations
-
 import threading
 from concurrent.futures import ThreadPoolExecutor
 

@@ -1,17 +1,20 @@
 """The commands as a person types them: their output, their exit codes, and their traces."""
 
-from __future__ import annotations
-
 import json
 import os
+import pty
+import re
 import signal
+import subprocess
+import sys
 
 import pytest
 from redis import Redis
 
+from tests.cli.test_erasure import in_this_process
 from tests.conftest import free_port
 from tests.system.accounting import waiting
-from tests.system.processes import run
+from tests.system.processes import read_to_end, run
 
 SECRET = "not-a-real-secret"
 TRACK = "from mm_tasks import track; track.delay('signed_up', user_id='u')"
@@ -49,43 +52,38 @@ PROBLEMS = {
 }
 
 
-def checked_and_started(stack):
-    """Return exit code and output of `check`, and of a worker that must not start."""
+def assert_refused(stack, named):
+    """`check` and a worker, which must not start, name this and show no secret."""
     checked = run(stack.env, "check")
     worker = stack.worker()
     stack.wait_until_ended(worker)
-    return [
-        (checked.returncode, checked.stdout + checked.stderr),
-        (worker.returncode, stack.read(worker)),
-    ]
 
-
-@pytest.mark.parametrize(("env", "named"), PROBLEMS.values(), ids=PROBLEMS.keys())
-def test_check_and_a_worker_refuse_a_setting_by_name(stack, env, named):
-    """Both print the same sentence, and never the value."""
-    stack.env.update(env)
-
-    for code, text in checked_and_started(stack):
-        assert code == 1
+    assert (checked.returncode, worker.returncode) == (1, 1)
+    for text in (checked.stdout + checked.stderr, stack.read(worker)):
         assert named in text
         assert SECRET not in text
 
 
-@pytest.mark.parametrize(
-    ("config", "named"),
-    [
-        ({"maxmemory": "100mb"}, "MM_TASKS_BUFFER_BYTES_MAX"),
-        ({"maxmemory": "4gb", "maxmemory_policy": "allkeys-lru"}, "noeviction"),
-    ],
-    ids=["a buffer larger than Redis", "a Redis that evicts"],
-)
+@pytest.mark.parametrize(("env", "named"), PROBLEMS.values(), ids=PROBLEMS)
+def test_check_and_a_worker_refuse_a_setting_by_name(stack, env, named):
+    """Both print the same sentence, and never the value."""
+    stack.env.update(env)
+
+    assert_refused(stack, named)
+
+
+LOSSY = {
+    "a buffer larger than Redis": ({"maxmemory": "100mb"}, "MM_TASKS_BUFFER_BYTES_MAX"),
+    "a Redis that evicts": ({"maxmemory": "4gb", "maxmemory_policy": "allkeys-lru"}, "noeviction"),
+}
+
+
+@pytest.mark.parametrize(("config", "named"), LOSSY.values(), ids=LOSSY)
 def test_a_redis_that_would_lose_events_is_refused(stack, servers, config, named):
     servers(**config)
     stack.env["MILLIMETRIC_HOST"] = "http://127.0.0.1:1"
 
-    for code, text in checked_and_started(stack):
-        assert code == 1
-        assert named in text
+    assert_refused(stack, named)
 
 
 @pytest.mark.timeout(300)
@@ -138,3 +136,76 @@ def test_without_redis_a_command_says_so_in_one_sentence(stack):
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr.strip() == "mm-tasks: Redis does not answer (ConnectionError)"
+
+
+# The live view.
+
+NAME = "person-of-the-view"
+EVENTS = f"""
+from mm_tasks import forget, track
+track.delay_many({{"event": "seen", "user_id": f"{NAME}-{{i}}"}} for i in range(700))
+forget.delay(user_id="{NAME}-699", requested_by="dpo")
+"""
+
+
+@pytest.fixture
+def watched(stack):
+    """Events that wait, one erasure, and no worker."""
+    stack.produce(EVENTS)
+    # `top` needs no key.
+    stack.env.pop("MILLIMETRIC_KEY")
+    return stack
+
+
+def once(stack):
+    return in_this_process(stack.env, ("top", "--once", "--interval", "0.2"), None)
+
+
+def test_one_view_names_every_part_and_no_person(watched):
+    done = once(watched)
+
+    assert done.returncode == 0, done.stderr
+    for word in ("track", "identify", "backfill", "700", "rate", "fill", "dead letters"):
+        assert word in done.stdout
+    assert "1 open, 0 overdue" in done.stdout
+    assert re.search(r"\d+\.\d days left", done.stdout)
+    assert NAME not in done.stdout + done.stderr
+
+
+def test_a_redis_that_is_away_is_named_and_the_rest_is_shown(watched):
+    watched.env["MM_TASKS_REDIS_URL"] = "redis://127.0.0.1:1/0"
+
+    done = once(watched)
+
+    assert done.returncode == 0, done.stderr
+    assert "Redis does not answer (ConnectionError)" in done.stdout
+    assert "1 open" in done.stdout
+
+
+def test_on_a_terminal_it_goes_on_until_ctrl_c_ends_it(watched):
+    """On a real terminal of 80 by 24, which it restores."""
+    primary, terminal = pty.openpty()
+    env = {**watched.env, "COLUMNS": "80", "LINES": "24", "TERM": "xterm"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mm_tasks.cli", "top", "--interval", "0.2"],
+        env=env,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+    )
+    os.close(terminal)
+    shown = b""
+    try:
+        while shown.count(b"project default") < 4:
+            shown += os.read(primary, 65536)
+        process.send_signal(signal.SIGINT)
+        shown += read_to_end(primary)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(primary)
+
+    assert b"\x1b[?1049h" in shown
+    assert b"\x1b[?1049l" in shown
+    assert b"Traceback" not in shown

@@ -1,7 +1,5 @@
 """`mm-tasks dead …` as a person types it: its output, its exit codes, and what is left."""
 
-from __future__ import annotations
-
 import json
 import re
 import stat
@@ -10,6 +8,7 @@ import time
 import pytest
 
 from mm_tasks.buffer.records import HEADER_BYTES, tag
+from tests.cli.test_erasure import in_this_process
 from tests.system.accounting import KEYS, counts, waiting
 from tests.system.dead_letters import EVENT, PARKED, REJECTED, body, bury
 from tests.system.processes import run
@@ -19,14 +18,16 @@ PERSONAL = ("anna", "plan")
 
 @pytest.fixture
 def dead(stack):
-    """Run one of the `dead` commands."""
-    return lambda *command: run(stack.env, "dead", *command)
+    """Run one of the `dead` commands in this process."""
+    return lambda *command: in_this_process(stack.env, ("dead", *command), None)
 
 
 def test_list_shows_each_letter_and_counts_by_reason_but_no_person(redis, dead):
     (rejected,) = bury(redis, REJECTED, EVENT)
     parked = bury(redis, PARKED, {**EVENT, "event": "bought"}, {**EVENT, "event": "[red]\x1b[2J"})
     done = dead("list")
+    as_json = dead("list", "--json", "--reason", "ambiguous", "--since", "1h", "--limit", "1")
+    listed = json.loads(as_json.stdout)
 
     assert done.returncode == 0
     assert all(id_ in done.stdout for id_ in (rejected, *parked))
@@ -34,27 +35,19 @@ def test_list_shows_each_letter_and_counts_by_reason_but_no_person(redis, dead):
     assert "3 shown of 3 that match" in done.stdout
     assert "[red]" in done.stdout
     assert "\x1b" not in done.stdout
-    assert not any(word in done.stdout + done.stderr for word in PERSONAL)
-
-
-def test_list_for_programs_prints_json_alone(redis, dead):
-    bury(redis, REJECTED, EVENT)
-    parked = bury(redis, PARKED, {**EVENT, "event": "bought"}, EVENT)
-    done = dead("list", "--json", "--reason", "ambiguous", "--since", "1h", "--limit", "1")
-    listed = json.loads(done.stdout)
-
     assert [letter["id"] for letter in listed["letters"]] == [parked[1]]
     assert listed["letters"][0]["code"] == "-"
     assert listed["matching"] == 2
     assert listed["counts"] == [
         {"lane": "track", "reason": "ambiguous", "status": 0, "code": "-", "events": 2}
     ]
-    assert not any(word in done.stdout for word in PERSONAL)
+    assert not any(word in done.stdout + done.stderr + as_json.stdout for word in PERSONAL)
 
 
 def test_show_hides_fields_that_may_be_personal_unless_an_option_shows_them(redis, dead):
     (id_,) = bury(redis, REJECTED, EVENT)
     shown, whole = dead("show", id_), dead("show", id_, "--properties")
+    letter = json.loads(dead("show", id_, "--json").stdout)
 
     assert "invalid_payload" in shown.stdout
     assert "e-1" in shown.stdout
@@ -62,12 +55,6 @@ def test_show_hides_fields_that_may_be_personal_unless_an_option_shows_them(redi
     assert not any(word in shown.stdout + shown.stderr for word in PERSONAL)
     assert "anna@example.com" in whole.stdout
     assert "12345678901234567" in whole.stdout
-
-
-def test_show_for_programs_names_the_fields_it_hides(redis, dead):
-    (id_,) = bury(redis, REJECTED, EVENT)
-    letter = json.loads(dead("show", id_, "--json").stdout)
-
     assert letter["id"] == id_
     assert set(letter["fields"]) == {"event", "event_id", "timestamp"}
     assert set(letter["hidden"]) == {"user_id", "url", "properties"}
@@ -103,59 +90,46 @@ def test_revive_by_a_filter_leaves_the_others(redis, dead):
     assert redis.hkeys(KEYS.dead) == [kept.encode()]
 
 
-def test_discard_removes_nothing_without_yes(redis, dead):
-    bury(redis, REJECTED, EVENT, EVENT)
+def test_discard_removes_letters_by_id_or_all_and_nothing_without_yes(redis, dead):
+    first, second = bury(redis, REJECTED, EVENT, EVENT)
     refused = dead("discard", "--all")
 
     assert refused.returncode == 1
     assert refused.stdout == ""
     assert "2 would be removed for good; nothing was" in refused.stderr
     assert redis.hlen(KEYS.dead) == 2
+    assert dead("discard", first, "track:none:1", "--yes").stdout == "1 discarded, 1 unknown\n"
+    assert redis.hkeys(KEYS.dead) == [second.encode()]
+    bury(redis, REJECTED, EVENT)
     done = dead("discard", "--all", "--yes")
     assert (done.returncode, done.stdout) == (0, "2 discarded, 0 unknown\n")
     assert redis.hlen(KEYS.dead) == 0
-    assert counts(redis)["track:discarded"] == 2
+    assert counts(redis)["track:discarded"] == 3
     assert counts(redis)["held_bytes"] == 0
 
 
-def test_discard_of_ids_leaves_the_others(redis, dead):
-    first, second = bury(redis, REJECTED, EVENT, EVENT)
-    done = dead("discard", first, "track:none:1", "--yes")
-
-    assert done.stdout == "1 discarded, 1 unknown\n"
-    assert redis.hkeys(KEYS.dead) == [second.encode()]
-
-
-def test_an_export_holds_every_event_verbatim_and_is_readable_by_nobody_else(redis, dead, tmp_path):
+def test_an_export_is_verbatim_private_and_replaces_a_file_only_with_force(redis, dead, tmp_path):
     """Lua and JavaScript would round 12345678901234567; no code reads it as a number."""
     bury(redis, REJECTED, EVENT)
     bury(redis, PARKED, EVENT)
-    file = tmp_path / "letters.jsonl"
-    done = dead("export", str(file))
+    file, old = tmp_path / "letters.jsonl", tmp_path / "old.jsonl"
+    old.write_text("mine")
+    old.chmod(0o644)
+    done, refused = dead("export", str(file)), dead("export", str(old))
     lines = file.read_bytes().splitlines()
 
     assert done.returncode == 0
     assert "personal data" in done.stderr
-    assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert [json.loads(line)["reason"] for line in lines] == ["rejected", "ambiguous"]
     assert all(line.endswith(b'"record": ' + body(EVENT) + b"}") for line in lines)
     assert set(json.loads(lines[0])) >= {"id", "lane", "buried_at", "status", "code", "attempts"}
     assert redis.hlen(KEYS.dead) == 2
-
-
-def test_an_export_replaces_a_file_only_with_force_and_keeps_it_private(redis, dead, tmp_path):
-    bury(redis, REJECTED, EVENT)
-    file = tmp_path / "letters.jsonl"
-    file.write_text("mine")
-    file.chmod(0o644)
-    refused = dead("export", str(file))
-
     assert refused.returncode == 2
     assert "FILE" in refused.stderr
-    assert file.read_text() == "mine"
-    assert dead("export", str(file), "--force").returncode == 0
-    assert len(file.read_text().splitlines()) == 1
-    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert old.read_text() == "mine"
+    assert dead("export", str(old), "--force").returncode == 0
+    assert len(old.read_text().splitlines()) == 2
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (file, old)] == [0o600, 0o600]
 
 
 def test_an_export_to_stdout_is_lines_of_json_for_any_record(redis, dead):

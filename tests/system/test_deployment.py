@@ -5,8 +5,6 @@ parts that Docker brings: host names, `/run/secrets`, `/data`, and the folders o
 All assertions share one stack, since starting it takes most of the time.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

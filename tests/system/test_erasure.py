@@ -1,7 +1,5 @@
 """A person is erased while producers, workers and the vendor go on: real processes throughout."""
 
-from __future__ import annotations
-
 import time
 from datetime import datetime
 from itertools import pairwise

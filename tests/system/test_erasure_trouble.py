@@ -1,7 +1,5 @@
 """Erasures while workers die, messages are lost, and Redis or the audit database is away."""
 
-from __future__ import annotations
-
 import json
 import os
 import random

@@ -1,7 +1,5 @@
 """Each invariant is broken by hand; each cause of a repeat explains no more than it may."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
@@ -46,30 +44,22 @@ def with_counts(run, **counts):
     return replace(run, counts={**run.counts, **counts})
 
 
-@pytest.mark.parametrize(
-    ("broken", "text"),
-    [
-        pytest.param(run([row("a")]), "lost: 1", id="acknowledged but not there"),
-        pytest.param(run([row("abz")]), "unexpected: 1", id="stored but never reported"),
-        pytest.param(run([row("a"), row("b")] * 2), "sent again", id="twice without a cause"),
-        pytest.param(
-            run([row(["a"]), row(["b"]), *(row([], at=n / 100) for n in range(25))]),
-            "over the rate: ",
-            id="faster than the quota",
-        ),
-        pytest.param(run([row("a")], dead=["b"]), "vendor would take", id="good, but dead"),
-        pytest.param(
-            run([row("ab")], dead=["b"], poison=frozenset("b")), "stored too", id="dead and stored"
-        ),
-        pytest.param(
-            run([row("a")], dead=["b", "b"], poison=frozenset("b")), "twice", id="dead twice"
-        ),
-        pytest.param(run([row("ab")], poison=frozenset("b")), "poison", id="poison got through"),
-        pytest.param(
-            run([row("ab")], broken=["outage: 99 requests"]), "99", id="a bound of the scenario"
-        ),
-    ],
-)
+POISON = {"poison": frozenset("b")}
+FAST = [row(["a"]), row(["b"]), *(row([], at=n / 100) for n in range(25))]
+BROKEN = {
+    "acknowledged but not there": (run([row("a")]), "lost: 1"),
+    "stored but never reported": (run([row("abz")]), "unexpected: 1"),
+    "twice without a cause": (run([row("a"), row("b")] * 2), "sent again"),
+    "faster than the quota": (run(FAST), "over the rate: "),
+    "good, but dead": (run([row("a")], dead=["b"]), "vendor would take"),
+    "dead and stored": (run([row("ab")], dead=["b"], **POISON), "stored too"),
+    "dead twice": (run([row("a")], dead=["b", "b"], **POISON), "twice"),
+    "poison got through": (run([row("ab")], **POISON), "poison"),
+    "a bound of the scenario": (run([row("ab")], broken=["outage: 99 requests"]), "99"),
+}
+
+
+@pytest.mark.parametrize(("broken", "text"), BROKEN.values(), ids=BROKEN)
 def test_a_broken_promise_is_found(broken, text):
     verdict = check(broken)
 
@@ -77,16 +67,16 @@ def test_a_broken_promise_is_found(broken, text):
     assert any(text in line for line in verdict.broken)
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [
-        pytest.param({"accepted": 3}, id="more accepted than reported"),
-        pytest.param({"accepted": 1, "delivered": 1}, id="fewer accepted than acknowledged"),
-        pytest.param({"delivered": 1}, id="delivered and not counted"),
-        pytest.param({"dead": 1, "accepted": 3}, id="a dead letter that is not there"),
-        pytest.param({"erased": 1}, id="places that do not add up"),
-    ],
-)
+MISCOUNTED = {
+    "more accepted than reported": {"accepted": 3},
+    "fewer accepted than acknowledged": {"accepted": 1, "delivered": 1},
+    "delivered and not counted": {"delivered": 1},
+    "a dead letter that is not there": {"dead": 1, "accepted": 3},
+    "places that do not add up": {"erased": 1},
+}
+
+
+@pytest.mark.parametrize("changed", MISCOUNTED.values(), ids=MISCOUNTED)
 def test_counts_that_do_not_add_up_are_found(changed):
     verdict = check(with_counts(run([row("ab")]), **changed))
 

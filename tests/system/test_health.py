@@ -3,8 +3,6 @@
 One system for the module, and each test leaves it as it was. The last test reads the logs.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

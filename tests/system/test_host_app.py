@@ -4,8 +4,6 @@ No process of ours runs beside them. Broker and results are in another database 
 the buffer.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter
@@ -154,10 +152,7 @@ def forgotten(stack):
 
 @pytest.mark.parametrize(
     ("env", "queues"),
-    [
-        ("TASK_QUEUES", ()),
-        ("INSTALL_LATE", ("-Q", "shop,heavy,mm.forget,mm.deliver,mm.identify")),
-    ],
+    [("TASK_QUEUES", ()), ("INSTALL_LATE", ("-Q", "shop,heavy,mm.forget,mm.deliver,mm.identify"))],
     ids=["queues of its own, all served", "installed late, queues named"],
 )
 def test_a_host_delivers_everything_with_its_own_worker_and_beat(host, redis, env, queues):
@@ -187,50 +182,6 @@ def test_a_host_delivers_everything_with_its_own_worker_and_beat(host, redis, en
     assert sorted(json.loads(raw)["result"] for raw in results) == [2] * 5 + [4, 4, 7, 42, 42]
 
 
-SAME = """
-import copy
-import inspect
-
-from celery import Celery
-
-import mm_tasks
-
-
-def settings(app):
-    # The module that they are read from holds other names too.
-    values = copy.deepcopy({
-        name: value
-        for name, value in dict(app.conf).items()
-        if not name.startswith("_") and not inspect.ismodule(value)
-    })
-    schedule = values["beat_schedule"]
-    for name in [name for name in schedule if name.startswith("mm_tasks-")]:
-        del schedule[name]
-    if isinstance(values["task_routes"], tuple):
-        _, values["task_routes"] = values["task_routes"]  # ours precede them
-    return values
-
-
-def host():
-    app = Celery("hostapp", set_as_current=False)
-    app.config_from_object("hostconfig")
-    return app
-
-
-before = settings(host())
-app = host()
-mm_tasks.install(app)
-assert settings(app) == before
-assert len(app.conf.beat_schedule) == 4
-app.finalize()
-assert settings(app) == before
-"""
-
-
-def test_the_hosts_settings_are_the_same_with_and_without_us(host):
-    host.produce(SAME)
-
-
 def test_every_example_of_the_docs_runs(host, redis_url):
     page = (ROOT / "docs" / "celery.md").read_text(encoding="utf-8")
     examples = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
@@ -249,26 +200,18 @@ from kombu import Queue
 
 import mm_tasks
 from hostconfig import broker_url
-from mm_tasks.tasks.install import setting_warnings
 
 OURS = {"mm.forget", "mm.identify", "mm.deliver"}
 app = Celery("shop", broker=broker_url)
 app.conf.task_default_queue = "shop"
 mm_tasks.install(app)
 """
-QUEUES_AND_ROUTES = """
+QUEUES = """
 assert set(app.Worker(queues=["shop"]).app.amqp.queues.consume_from) == {"shop"}
 assert set(app.amqp.queues) == OURS | {"shop"}
-
-app.conf.task_routes = {"*": {"queue": "shop"}}
-assert setting_warnings(app)[-1].startswith("task_routes")
-mm_tasks.install(app)
-route = app.amqp.Router().route
-assert route({}, "mm_tasks.forget")["queue"].name == "mm.forget"
-assert route({}, "shop.work")["queue"].name == "shop"
 """
 TEST_WORKER = """
-app.conf.task_queues = [Queue("shop"), *map(Queue, ("mm.forget", "mm.identify", "mm.deliver"))]
+app.conf.task_queues = [Queue("shop"), *map(Queue, OURS)]
 with start_worker(app, pool="solo", perform_ping_check=False):
     assert set(app.amqp.queues.consume_from) == OURS | {"shop"}
     app.send_task("mm_tasks.track", ("by_name",), {"user_id": "u1"})
@@ -280,6 +223,6 @@ with start_worker(app, pool="solo", perform_ping_check=False):
 """
 
 
-@pytest.mark.parametrize("program", [QUEUES_AND_ROUTES, TEST_WORKER], ids=["settings", "testing"])
+@pytest.mark.parametrize("program", [QUEUES, TEST_WORKER], ids=["queues", "testing"])
 def test_the_lines_that_the_docs_give_for_special_cases_work(host, program):
     host.produce(SHOP + program)

@@ -3,8 +3,6 @@
 Without the bugs nobody knows whether the checker checks the promises that it claims to check.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor

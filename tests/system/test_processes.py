@@ -3,11 +3,12 @@
 Redis reports on which connection each process called.
 """
 
-from __future__ import annotations
+import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import requests
 
-from tests.system.accounting import assert_balanced, waiting_ids
 from tests.system.monitor import Monitor
 from tests.system.programs import assert_each_is_there_once, run_program
 
@@ -138,44 +139,7 @@ tell(many(2_500))
 thread.join()
 join(pid)
 """
-METHODS = ("fork", "spawn", "forkserver")
-# The program, how many events it stores, and in how many processes where that is certain.
-PROGRAMS = {
-    "parent and children at once after a fork": (FORK, 600 + 5 * 300 + 10, 5),
-    "a fork after the first call of a loop": (AFTER_A_LOOP, 100 + 4 * 150, 4),
-    "a fork inside a running loop": (INSIDE_A_LOOP, 10 * 20 + 50 + 100, 2),
-    "a fork within delay_many": (WITHIN_DELAY_MANY, 10_000, 2),
-    "the first call in the threads of a child that forked": (IN_A_CHILD, 200, 3),
-    "loops and threads side by side": (LOOPS_AND_THREADS, 6 * 150 + 5 * 10, 1),
-    **{f"a pool by {way}": (POOL.format(method=way), 2_210, None) for way in METHODS},
-    **{
-        f"a pool started by a loop, by {way}": (FROM_A_LOOP.format(method=way), 460, None)
-        for way in METHODS
-    },
-    **{
-        f"futures in threads and in processes by {way}": (FUTURES.format(method=way), 1_201, None)
-        for way in ("fork", "spawn")
-    },
-    # Nothing is flushed at exit: an event is in Redis once its call has returned.
-    "a process that ends by itself": ("tell(call(700))", 700, 1),
-    "a process that ends by os._exit": ("tell(call(700))\nos._exit(0)", 700, 1),
-    "a process that ends by sys.exit in a thread's sight": (IN_A_THREADS_SIGHT, 700, 1),
-    "a process that ends in a forked child": (IN_A_FORKED_CHILD, 1_400, 2),
-}
-
-
-@pytest.mark.parametrize(("program", "events", "processes"), PROGRAMS.values(), ids=PROGRAMS)
-def test_every_event_is_stored_once_and_no_connection_is_shared(
-    stack, redis, program, events, processes
-):
-    with Monitor(redis) as monitor:
-        ids = run_program(stack, program)
-
-    assert_each_is_there_once(redis, ids, events)
-    pids = monitor.unshared()
-    assert len(pids) == (processes or len(pids))
-
-
+# A lock that one of the threads holds stays locked in the child, which has no threads.
 FORK_AMONG_THREADS = """
 tell(call(1))
 stop = threading.Event()
@@ -190,24 +154,11 @@ threads = [threading.Thread(target=go_on) for _ in range(8)]
 for thread in threads:
     thread.start()
 for _ in range(20):
-    join(fork(lambda: call(2)))
+    join(fork(lambda: tell(call(2))))
 stop.set()
 for thread in threads:
     thread.join()
 """
-
-
-def test_a_fork_while_threads_are_within_a_call_leaves_the_child_able_to_call(stack, redis):
-    """A lock that one of those threads holds stays locked in the child, which has no threads."""
-    with Monitor(redis) as monitor:
-        ids = run_program(stack, FORK_AMONG_THREADS)
-
-    assert_each_is_there_once(redis, waiting_ids(redis), assert_balanced(redis)["accepted"])
-    assert set(ids) <= set(waiting_ids(redis))
-    assert len(waiting_ids(redis)) == len(ids) + 20 * 2
-    assert len(monitor.unshared()) == 21
-
-
 FORKS_AMONG_LOOPS_AND_THREADS = """
 stop = threading.Event()
 
@@ -238,14 +189,97 @@ for thread in threads:
     thread.join()
 join(*children)
 """
+# The locks under which a process makes its clients are held, or about to be.
+FORK_AT_THE_FIRST_CALL = """
+import random
+import time
+
+for _ in range(60):
+    # As a process that never called: the first call makes its clients again.
+    runtime._process.runtime = None
+    threads = [threading.Thread(target=lambda: tell(call(1))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(random.uniform(0, 0.004))
+    child = fork(lambda: tell(call(1)))
+    for thread in threads:
+        thread.join()
+    join(child)
+"""
+# Objects that libraries make at their first use are half made, and stay so in a child.
+FORK_AT_THE_VERY_FIRST_CALL = """
+def is_within_pydantic(thread):
+    frame = sys._current_frames().get(thread.ident)
+    return frame is not None and frame.f_code.co_filename.endswith("pydantic/main.py")
 
 
-def test_forks_while_threads_and_loops_are_within_calls_lose_nothing(stack, redis):
+def first_call():
+    thread = threading.Thread(target=lambda: tell(call(1)))
+    thread.start()
+    while thread.is_alive() and not is_within_pydantic(thread):
+        pass
+    child = os.fork()
+    watch()
+    tell(call(1))
+    if child:
+        thread.join()
+        join(child)
+
+
+sys.setswitchinterval(1e-6)
+for _ in range(60):
+    # Each child makes the first call that its process ever made.
+    join(fork(first_call))
+"""
+KILLED = """
+pid = fork(lambda: (tell(call(700)), os.kill(os.getpid(), signal.SIGKILL)))
+assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+"""
+METHODS = ("fork", "spawn", "forkserver")
+# The program, how many events it stores and in how many processes, where that is certain.
+PROGRAMS = {
+    "parent and children at once after a fork": (FORK, 600 + 5 * 300 + 10, 5),
+    "a fork after the first call of a loop": (AFTER_A_LOOP, 100 + 4 * 150, 4),
+    "a fork inside a running loop": (INSIDE_A_LOOP, 10 * 20 + 50 + 100, 2),
+    "a fork within delay_many": (WITHIN_DELAY_MANY, 10_000, 2),
+    "the first call in the threads of a child that forked": (IN_A_CHILD, 200, 3),
+    "loops and threads side by side": (LOOPS_AND_THREADS, 6 * 150 + 5 * 10, 1),
+    **{f"a pool by {way}": (POOL.format(method=way), 2_210, None) for way in METHODS},
+    **{
+        f"a pool started by a loop, by {way}": (FROM_A_LOOP.format(method=way), 460, None)
+        for way in METHODS
+    },
+    **{
+        f"futures in threads and in processes by {way}": (FUTURES.format(method=way), 1_201, None)
+        for way in ("fork", "spawn")
+    },
+    "forks while threads are within calls": (FORK_AMONG_THREADS, None, 21),
+    "forks while threads and loops are within calls": (FORKS_AMONG_LOOPS_AND_THREADS, None, 13),
+    "a fork within the first call since the clients were forgotten": (
+        FORK_AT_THE_FIRST_CALL,
+        60 * 5,
+        None,
+    ),
+    "a fork within the first call in any library": (FORK_AT_THE_VERY_FIRST_CALL, 60 * 3, None),
+    # Nothing is flushed at exit: an event is in Redis once its call has returned.
+    "a process that ends by itself": ("tell(call(700))", 700, 1),
+    "a process that ends by os._exit": ("tell(call(700))\nos._exit(0)", 700, 1),
+    "a process that ends by sys.exit in a thread's sight": (IN_A_THREADS_SIGHT, 700, 1),
+    "a process that is killed": (KILLED, 700, 1),
+    "a process that ends in a forked child": (IN_A_FORKED_CHILD, 1_400, 2),
+}
+
+
+@pytest.mark.parametrize(("program", "events", "processes"), PROGRAMS.values(), ids=PROGRAMS)
+def test_every_event_is_stored_once_and_no_connection_is_shared(
+    stack, redis, program, events, processes
+):
     with Monitor(redis) as monitor:
-        ids = run_program(stack, FORKS_AMONG_LOOPS_AND_THREADS)
+        ids = run_program(stack, program)
 
-    assert_each_is_there_once(redis, ids, len(waiting_ids(redis)))
-    assert len(monitor.unshared()) == 13
+    assert_each_is_there_once(redis, ids, events or len(ids))
+    pids = monitor.unshared()
+    assert len(pids) == (processes or len(pids))
 
 
 HOST = """
@@ -271,3 +305,71 @@ def test_a_forked_host_publishes_on_connections_of_each_process(stack, redis):
     assert len(monitor.unshared()) == 2
     assert redis.llen("shop:mm.deliver") >= 1
     assert redis.llen("mm.deliver") == 0
+
+
+WSGI = """
+import os
+import sys
+
+from mm_tasks import track
+
+print("stored", track.delay(f"pid_{os.getpid()}", user_id="u").id, flush=True)
+
+
+def app(environ, start_response):
+    receipt = track.delay(f"pid_{os.getpid()}", user_id="u")
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [f"{os.getpid()} {receipt.id}".encode()]
+"""
+
+
+@pytest.mark.parametrize("kind", [("sync",), ("gthread", "--threads", "4")], ids=lambda k: k[0])
+def test_gunicorn_that_preloads_shares_nothing_with_its_workers(stack, redis, kind):
+    """The app stored an event at import, before the workers were forked."""
+    (stack.log_dir / "wsgi.py").write_text(WSGI)
+    with Monitor(redis) as monitor:
+        server = stack.start(
+            "gunicorn",
+            *("gunicorn", "--preload", "-w", "2", "-b", "127.0.0.1:0", "--no-control-socket"),
+            *("-k", *kind, "wsgi:app"),
+        )
+        listening = stack.wait(
+            lambda: re.search(r"Listening at: (http://\S+)", stack.read(server)), 30
+        )
+        at_import = re.search(r"stored (\S+)", stack.read(server))[1]
+        with ThreadPoolExecutor(8) as callers:
+            answers = [
+                answer.text.split()
+                for answer in callers.map(
+                    lambda _: requests.get(listening[1], timeout=30), range(700)
+                )
+            ]
+
+    workers = {int(pid) for pid, _ in answers}
+    assert len(workers) == 2
+    assert_each_is_there_once(redis, [at_import, *(event_id for _, event_id in answers)], 701)
+    assert len(monitor.unshared()) == 3
+
+
+THREADS = """
+barrier = threading.Barrier(16)
+
+
+def of(_):
+    barrier.wait()
+    return call(200)
+
+
+with ThreadPoolExecutor(16) as threads:
+    for ids in threads.map(of, range(16)):
+        tell(ids)
+"""
+
+
+def test_16_threads_from_the_very_first_call_share_no_reply(stack, redis):
+    """They use at most one connection each for storing and one each for publishing a flush."""
+    with Monitor(redis) as monitor:
+        ids = run_program(stack, THREADS)
+
+    assert_each_is_there_once(redis, ids, 16 * 200)
+    assert len(monitor.processes()) <= 2 * 16

@@ -4,8 +4,6 @@ Nobody is restarted. Each test ends with balanced accounts: every accepted event
 one place, and each call returned to its caller the truth.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import time
@@ -15,7 +13,6 @@ from redis.exceptions import OutOfMemoryError
 
 from tests.system.accounting import counts, wait_until_all_is_sent, wait_until_delivered
 from tests.system.caller import Caller, assert_all_go_on
-from tests.system.forwarder import Forwarder
 from tests.system.processes import BATCH, assert_alive
 
 # About 1 kB each: enough that their delivery makes room for anything else.
@@ -157,17 +154,18 @@ def test_after_flushall_new_events_flow_and_nothing_hangs(lively, servers):
 
 
 @pytest.fixture
-def replicated(lively, servers):
-    """A primary and its replica behind an address that names the primary."""
+def replicated(lively, servers, tmp_path):
+    """A primary and its replica, and a socket whose name leads to the primary."""
     # By default a primary waits 5 s for more replicas.
-    primary, replica = servers(repl_diskless_sync_delay="0"), servers()
+    primary, replica = (
+        servers(unixsocket=str(tmp_path / name), repl_diskless_sync_delay="0") for name in "ab"
+    )
     replica.redis.replicaof("127.0.0.1", primary.port)
     lively.wait(lambda: replica.redis.info("replication").get("master_link_status") == "up")
-    forwarder = Forwarder(primary.port)
-    lively.env["MM_TASKS_REDIS_URL"] = f"redis://127.0.0.1:{forwarder.port}/0"
-    yield primary, replica, forwarder
-    lively.end()
-    forwarder.end()
+    address = tmp_path / "redis"
+    address.symlink_to("a")
+    lively.env["MM_TASKS_REDIS_URL"] = f"unix://{address}"
+    return primary, replica, address
 
 
 def the_primary_dies(primary, replica, caller):
@@ -190,7 +188,7 @@ def the_primary_becomes_a_replica(primary, replica, caller):
 def test_a_failover_to_a_replica_loses_nothing_that_was_replicated(
     lively, replicated, redis_url, fail_over, broker
 ):
-    primary, replica, forwarder = replicated
+    primary, replica, address = replicated
     if broker == "another":
         lively.env["MM_TASKS_BROKER_URL"] = redis_url
     processes, caller = lively.worker_and_beat(), Caller(lively)
@@ -199,6 +197,8 @@ def test_a_failover_to_a_replica_loses_nothing_that_was_replicated(
     offset = primary.redis.info("replication")["master_repl_offset"]
     lively.wait(lambda: replica.redis.info("replication")["slave_repl_offset"] >= offset)
     fail_over(primary, replica, caller)
-    forwarder.target = replica.port
+    # Connections that are open stay where they are.
+    address.unlink()
+    address.symlink_to("b")
 
     assert_all_go_on(lively, caller, processes, replica.redis, safe)

@@ -1,7 +1,5 @@
 """The recoveries of docs/erasure.md, done step by step as they stand there."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Workers and beat are stopped, recycled and killed while batches are in hand."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess
@@ -18,10 +16,14 @@ END_S = 20
 each_pool = pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
 
 
+EVENTS = 20 * BATCH
+
+
 @pytest.fixture
 def busy(stack):
-    """A vendor so slow that some batches are always in hand."""
+    """A vendor so slow that some batches are always in hand, and events that wait."""
     stack.sandbox_of_small_batches(700)
+    stack.produce_events(EVENTS)
     return stack
 
 
@@ -59,50 +61,60 @@ def test_a_worker_told_to_stop_finishes_the_batches_in_hand(busy, redis, pool, n
 
     But in the pool `solo` Celery waits inside the task that it interrupted.
     """
-    busy.produce_events(20 * BATCH)
     first = worker_in_mid_request(busy, redis, pool, after_batches=2)
     first.send_signal(number)
     second = busy.worker("-P", "threads")
     wait_until_ended(first, pool, number)
-    account = wait_until_delivered(busy, redis, 20 * BATCH)
+    account = wait_until_delivered(busy, redis, EVENTS)
 
     assert_alive(second)
     assert account["ambiguous"] <= (pool == "solo" and number == signal.SIGQUIT)
 
 
-@each_pool
-def test_a_worker_told_twice_stops_at_once_and_repeats_only_counted_batches(busy, redis, pool):
-    """The second signal is a cold shutdown: nobody receives the answer to a request in flight."""
-    busy.produce_events(12 * BATCH)
-    first = worker_in_mid_request(busy, redis, pool)
-    first.send_signal(signal.SIGQUIT)
-    busy.wait(lambda: "shutdown" in busy.read(first).lower(), 10)
-    first.send_signal(signal.SIGQUIT)
-    wait_until_ended(first, pool, signal.SIGQUIT)
-    busy.worker("-P", "threads")
-
-    wait_until_delivered(busy, redis, 12 * BATCH)
+def stop_twice(busy, worker):
+    """A cold shutdown: nobody receives the answer to a request in flight."""
+    worker.send_signal(signal.SIGQUIT)
+    busy.wait(lambda: "shutdown" in busy.read(worker).lower(), 10)
+    worker.send_signal(signal.SIGQUIT)
+    return signal.SIGQUIT
 
 
-def test_a_signal_to_the_whole_group_loses_nothing_and_repeats_only_counted_batches(busy, redis):
+def stop_group(_, worker):
     """As systemd stops a service: processes of the pool get the signal too, in mid-request."""
-    busy.produce_events(12 * BATCH)
-    first = worker_in_mid_request(busy, redis, "prefork")
-    for pid in [*children(first), first.pid]:
+    for pid in [*children(worker), worker.pid]:
         os.kill(pid, signal.SIGTERM)
-    wait_until_ended(first, "prefork", signal.SIGTERM)
+    return signal.SIGTERM
+
+
+def kill(_, worker):
+    worker.kill()
+    return signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("stop", "pool"),
+    [
+        *((stop_twice, pool) for pool in ("prefork", "threads", "solo")),
+        (stop_group, "prefork"),
+        (kill, "prefork"),
+    ],
+)
+def test_a_worker_stopped_at_once_loses_nothing_and_repeats_only_counted_batches(
+    busy, redis, stop, pool
+):
+    worker = worker_in_mid_request(busy, redis, pool)
+    wait_until_ended(worker, pool, stop(busy, worker))
     busy.worker("-P", "threads")
 
-    wait_until_delivered(busy, redis, 12 * BATCH)
+    wait_until_delivered(busy, redis, EVENTS)
 
 
 def test_a_pool_process_killed_in_mid_request_costs_one_counted_repeat(busy, redis):
     """As the OOM killer does it: the worker goes on, and the lease of the batch expires."""
-    busy.produce_events(12 * BATCH)
     worker = worker_in_mid_request(busy, redis, "prefork", "-c", "1")
     (child,) = children(worker)
     os.kill(child, signal.SIGKILL)
-    account = wait_until_delivered(busy, redis, 12 * BATCH)
+    account = wait_until_delivered(busy, redis, EVENTS)
 
     assert_alive(worker)
     assert account["ambiguous"] <= 1
@@ -110,11 +122,10 @@ def test_a_pool_process_killed_in_mid_request_costs_one_counted_repeat(busy, red
 
 def test_pool_processes_that_are_recycled_lose_and_repeat_nothing(busy, redis):
     """Each process ends after three tasks, and with it its connections and sessions."""
-    busy.produce_events(20 * BATCH)
     worker, _ = busy.worker_and_beat("-P", "prefork", "--max-tasks-per-child", "3")
     busy.wait_for_batches(1)
     at_first = set(children(worker))
-    account = wait_until_delivered(busy, redis, 20 * BATCH)
+    account = wait_until_delivered(busy, redis, EVENTS)
 
     assert not at_first <= set(children(worker))
     assert account["ambiguous"] == 0
@@ -122,9 +133,8 @@ def test_pool_processes_that_are_recycled_lose_and_repeat_nothing(busy, redis):
 
 @each_pool
 def test_every_pool_delivers_everything_once(busy, redis, pool):
-    busy.produce_events(10 * BATCH)
     busy.worker_and_beat("-P", pool)
-    account = wait_until_delivered(busy, redis, 10 * BATCH)
+    account = wait_until_delivered(busy, redis, EVENTS)
 
     assert account["ambiguous"] == 0
     assert set(busy.get("summary")["requests"]) == {"/v1/batch 202"}
@@ -132,14 +142,13 @@ def test_every_pool_delivers_everything_once(busy, redis, pool):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
 def test_a_second_beat_goes_on_where_the_first_ended(busy, redis, number):
-    busy.produce_events(10 * BATCH)
     _, first = busy.worker_and_beat("-P", "threads")
     busy.wait_for_batches(1)
     first.send_signal(number)
     first.wait(10)
     busy.beat()
     busy.produce_events(5 * BATCH)
-    account = wait_until_delivered(busy, redis, 15 * BATCH)
+    account = wait_until_delivered(busy, redis, EVENTS + 5 * BATCH)
 
     assert account["ambiguous"] == 0
 
@@ -159,9 +168,8 @@ def test_a_beat_told_to_end_while_it_publishes_ends(stack, redis, number):
 
 def test_two_beats_at_once_do_no_harm(busy, redis):
     """No leader is elected: whichever beat asks for a flush, a record is claimed once."""
-    busy.produce_events(12 * BATCH)
     _, *beats = *busy.worker_and_beat("-P", "threads"), busy.beat()
-    wait_until_delivered(busy, redis, 12 * BATCH)
+    wait_until_delivered(busy, redis, EVENTS)
     summary = busy.get("summary")
 
     assert_alive(*beats)

@@ -153,6 +153,7 @@ def test_install_works_before_and_after_the_settings_are_read_and_does_not_read_
 def test_install_changes_no_setting_but_beat_schedule_and_task_routes(host):
     settings = copy.deepcopy(dict(host.conf))
     install(host)
+    host.finalize()
     after = copy.deepcopy(dict(host.conf))
     for entry in ENTRIES:
         del after["beat_schedule"][entry]
