@@ -517,7 +517,7 @@ def test_an_export_that_was_cut_or_changed_is_refused(command, tmp_path, file):
     whole = file.read_text()
     *entries, end = whole.splitlines(keepends=True)
     last = json.loads(entries[-1])
-    forged = {"at": last["at"], "head": last["prev"], "size": len(entries) - 1}
+    forged = {"at": json.loads(end)["at"], "head": last["prev"], "size": len(entries) - 1}
     for text, rule in (
         (whole[:-5], ""),
         ("".join(entries), ""),
