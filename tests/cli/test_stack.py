@@ -1,4 +1,4 @@
-"""`mm-tasks demo` and `mm-tasks up` end all that they started, whatever ends them."""
+"""`mm-tasks demo` and `mm-tasks up` end each process they started, on every signal."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def assert_all_end(process, mark, folder, *signals):
         process.send_signal(number)
         time.sleep(0.05)
     try:
-        said, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=60)
     finally:
         process.kill()
 
-    assert len(before) > 1, said
-    assert not started(mark, folder), said
+    assert len(before) > 1, output
+    assert not started(mark, folder), output
 
 
 @pytest.mark.parametrize(
@@ -109,8 +109,8 @@ def test_the_demo_ends_at_once_when_a_process_failed(redis_url, tmp_path):
     env = {"MM_TASKS_REDIS_URL": redis_url, "MM_TASKS_BUFFER_BYTES_MAX": "1000"}
     began_s = time.monotonic()
     process = start("failed", tmp_path, "demo", "--on-settings", "--bulk", "300", **env)
-    said, _ = process.communicate(timeout=100)
+    output, _ = process.communicate(timeout=100)
 
     assert process.returncode == 1
-    assert "mm-tasks: a process of the demo failed; see its output above" in said
+    assert "mm-tasks: a process of the demo failed; see its output above" in output
     assert time.monotonic() - began_s < 60

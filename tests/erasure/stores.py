@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -66,6 +69,14 @@ class Store:
             query = text("SELECT line FROM mm_erasure_audit ORDER BY seq")
             return list(connection.execute(query).scalars())
 
+    def parsed(self, kind=None):
+        """Return the entries of the log, or those of one kind."""
+        entries = map(json.loads, self.entries())
+        return [entry for entry in entries if kind in {None, entry["entry"]}]
+
+    def kinds(self):
+        return [entry["entry"] for entry in self.parsed()]
+
     @contextmanager
     def tampering(self):
         """A connection of the database's owner, who dropped the guards."""
@@ -79,6 +90,18 @@ class Store:
 
 def after(**duration):
     return NOW + timedelta(**duration)
+
+
+def at_once(call, count=8):
+    """Call a function in this many threads that start together; return the results."""
+    start = threading.Barrier(count)
+
+    def run(_):
+        start.wait()
+        return call()
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(run, range(count)))
 
 
 def raw_engine(url, **options):

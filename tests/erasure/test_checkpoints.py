@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 
-import pytest
-
 from mm_tasks.erasure.audit.checkpoints import Checkpoint, CheckpointSinks
 from tests.erasure.stores import USER, Store
 
@@ -13,32 +11,18 @@ ONE = Checkpoint(1, "a" * 64, "2026-01-31T12:00:00.000Z")
 TWO = Checkpoint(2, "b" * 64, "2026-01-31T12:00:00.000Z")
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "state" / "checkpoints"
-
-
-def test_published_checkpoints_are_read_again(path):
-    outside = CheckpointSinks(path)
-    assert outside.read() == []
-
-    outside.publish(ONE)
-    outside.publish(TWO)
-
-    assert CheckpointSinks(path).read() == [ONE, TWO]
-    assert path.stat().st_mode & 0o777 == 0o600
-
-
-def test_a_line_that_was_cut_costs_only_itself(path, caplog):
-    """The machine went down while it was written."""
+def test_published_checkpoints_are_read_again_and_a_cut_line_is_skipped(tmp_path, caplog):
+    """The machine went down while the line was written."""
+    path = tmp_path / "state" / "checkpoints"
+    assert CheckpointSinks(path).read() == []
     CheckpointSinks(path).publish(ONE)
     with path.open("a") as file:
         file.write("2 bbbb")
-
     CheckpointSinks(path).publish(TWO)
 
     assert CheckpointSinks(path).read() == [ONE, TWO]
     assert "checkpoints_unreadable" in caplog.text
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_checkpoint_that_cannot_be_written_does_not_undo_the_commit(tmp_path, caplog):

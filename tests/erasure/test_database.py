@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import threading
 import timeit
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
 
 import pytest
 from sqlalchemy import event, text
-from sqlalchemy.exc import SQLAlchemyError
 
 from mm_tasks.erasure.audit.database import Database
 from mm_tasks.erasure.audit.log import StoredEntry, append
 from mm_tasks.erasure.audit.verification import verify
 from mm_tasks.errors import AuditUnavailable, ConfigurationError
-from tests.erasure.stores import NOW, USER, Store, after, raw_engine
+from tests.erasure.stores import NOW, USER, Store, after, at_once, raw_engine
 
 FORK = multiprocessing.get_context("fork")
 
@@ -64,14 +63,12 @@ def test_the_files_are_for_their_owner_alone(tmp_path):
     assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
 
 
-def test_sqlite_is_as_durable_and_as_forgetful_as_it_can_be(sqlite_url, tmp_path):
-    store = Store(sqlite_url, tmp_path)
+def test_sqlite_is_as_durable_and_as_forgetful_as_it_can_be(sqlite_store):
     wanted = {"journal_mode": "wal", "synchronous": 2, "secure_delete": 1, "foreign_keys": 1}
+    with sqlite_store.database.read() as connection:
+        values = {name: connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in wanted}
 
-    with store.database.read() as connection:
-        found = {name: connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in wanted}
-
-    assert found == wanted
+    assert values == wanted
 
 
 BROKEN = {
@@ -136,24 +133,18 @@ def test_an_append_waits_for_another_in_a_transaction_of_any_kind(postgresql_url
     """Otherwise both would follow the same line, and one would fail."""
     Store(postgresql_url, tmp_path).ask()
     engine, entry = raw_engine(postgresql_url), StoredEntry("id", "f" * 64, 1, "fenced", {}, "t")
-    failed = []
 
     def second():
-        try:
-            with engine.begin() as connection:
-                append(connection, entry)
-        except SQLAlchemyError as error:
-            failed.append(error)
+        with engine.begin() as connection:
+            append(connection, entry)
 
-    with engine.begin() as connection:
-        append(connection, entry)
-        thread = threading.Thread(target=second)
-        thread.start()
-        thread.join(0.3)
-        assert thread.is_alive()
-    thread.join()
-
-    assert failed == []
+    with ThreadPoolExecutor(1) as pool:
+        with engine.begin() as connection:
+            append(connection, entry)
+            waiting = pool.submit(second)
+            with pytest.raises(TimeoutError):
+                waiting.result(0.3)
+        waiting.result()
 
 
 def test_a_store_of_a_later_release_is_refused(store):
@@ -182,7 +173,7 @@ def test_a_writer_that_waits_too_long_for_another_fails(kind, request, tmp_path,
 
 
 def insist(step, *args):
-    """Ask again, as whoever waited too long for the others is told to do."""
+    """Retry, as the error of a writer that waited too long advises."""
     while True:
         with suppress(AuditUnavailable):
             return step(*args)
@@ -200,9 +191,7 @@ def append_some(url, folder, worker, start):
 def test_of_eight_processes_that_append_there_is_one_chain_without_a_gap(url, tmp_path):
     """None waits for another to have made the tables, either."""
     start = FORK.Barrier(8)
-    workers = [
-        FORK.Process(target=append_some, args=(url, tmp_path, worker, start)) for worker in range(8)
-    ]
+    workers = [FORK.Process(target=append_some, args=(url, tmp_path, n, start)) for n in range(8)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -219,19 +208,9 @@ def test_of_eight_processes_that_append_there_is_one_chain_without_a_gap(url, tm
 def test_of_many_threads_only_one_has_an_erasure(store):
     opened = store.ask()
     store.steps.release(opened.claim)
-    start, claims = threading.Barrier(8), []
+    claims = at_once(lambda: store.steps.claim(opened.id, NOW, 60))
 
-    def claim():
-        start.wait()
-        claims.append(store.steps.claim(opened.id, NOW, 60))
-
-    threads = [threading.Thread(target=claim) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-    assert sum(one is not None for one in claims) == 1
+    assert sum(claim is not None for claim in claims) == 1
 
 
 def test_a_fork_goes_on_with_connections_of_its_own(store):

@@ -44,8 +44,7 @@ class Erasures(RuleBasedStateMachine):
         opened = self.store.ask(user, self.now, anonymous_ids=visitors)
         ids = {("user", user), *(("anonymous", one) for one in visitors)}
         self.asked.setdefault(opened.id, set()).update(ids)
-        if opened.claim is not None:
-            self.claims.append(opened.claim)
+        self.keep(self.claims, opened.claim)
 
     @rule(seconds=st.sampled_from([1, 30, 120, 90_000]))
     def wait(self, seconds):
@@ -65,25 +64,24 @@ class Erasures(RuleBasedStateMachine):
             return
         claim, steps = self.claims[choice % len(self.claims)], self.store.steps
         shown = self.store.queries.show(claim.id)
-        match shown["state"], claim.erasure.step:
-            case "received", _:
-                after = steps.mark_fenced(claim, self.now)
-            case "fenced", _:
-                after = steps.mark_purged(claim, {"dead": 1}, self.now)
-            case "purged", _:
-                after = steps.mark_quiesced(claim, (0, 60), self.now)
-            case "submitted", _ if shown["acknowledged"] == 2:
+        match shown["state"]:
+            case "received":
+                self.keep(self.claims, steps.mark_fenced(claim, self.now))
+            case "fenced":
+                self.keep(self.claims, steps.mark_purged(claim, {"dead": 1}, self.now))
+            case "purged":
+                self.keep(self.claims, steps.mark_quiesced(claim, (0, 60), self.now))
+            case "submitted" if shown["acknowledged"] == 2:
                 steps.complete(claim, self.now)
-                after = None
-            case state, _ if state in OPEN:
-                attempt = steps.intent(claim, self.now)
-                self.attempts += [] if attempt is None else [attempt]
-                after = None
+            case state if state in OPEN:
+                self.keep(self.attempts, steps.intent(claim, self.now))
             case _:
                 assert steps.intent(claim, self.now) is None
-                after = None
-        if after is not None:
-            self.claims.append(after)
+
+    @staticmethod
+    def keep(results, result):
+        if result is not None:
+            results.append(result)
 
     @rule(choice=st.integers(0, 99))
     def release(self, choice):

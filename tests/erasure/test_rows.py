@@ -24,18 +24,16 @@ def holding(folder, needle):
     return [Path(name).name for name in found.stdout.splitlines()]
 
 
-def test_ids_are_there_until_the_end_and_nowhere_after_it(sqlite_url, tmp_path):
-    store = Store(sqlite_url, tmp_path)
-    claim = store.quiesced(anonymous_ids=(VISITOR,))
-    assert holding(tmp_path, USER)
-
-    assert store.complete(claim).ids is None
-    assert holding(tmp_path, USER) == holding(tmp_path, VISITOR) == []
+def end(store, claim, how):
+    if how == "cancel":
+        store.commands.cancel(claim.id, "dpo", NOW)
+    else:
+        assert store.complete(claim).ids is None
 
 
-@pytest.mark.parametrize("end", ["cancel", "complete"])
-def test_ids_leave_the_write_ahead_log_while_others_are_connected(sqlite_url, tmp_path, end):
-    """The last connection's end would empty it; workers are always connected."""
+@pytest.mark.parametrize("how", ["cancel", "complete"])
+def test_ids_leave_all_files_while_other_processes_are_connected(sqlite_url, tmp_path, how):
+    """The end of the last connection would empty the log; workers are always connected."""
     other = Database(sqlite_url)
     with other.read() as connection:
         pass
@@ -43,23 +41,20 @@ def test_ids_leave_the_write_ahead_log_while_others_are_connected(sqlite_url, tm
         connection.execute(text("SELECT 1"))
         connection.rollback()
         store = Store(sqlite_url, tmp_path)
-        claim = store.quiesced()
+        claim = store.quiesced(anonymous_ids=(VISITOR,))
         assert "audit.sqlite-wal" in holding(tmp_path, USER)
-        if end == "cancel":
-            store.commands.cancel(claim.id, "dpo", NOW)
-        else:
-            store.complete(claim)
+        end(store, claim, how)
 
-        assert holding(tmp_path, USER) == []
+        assert holding(tmp_path, USER) == holding(tmp_path, VISITOR) == []
         assert (tmp_path / "audit.sqlite-wal").stat().st_size == 0
 
 
 def test_a_reader_that_blocks_the_truncation_of_the_wal_is_logged(
-    sqlite_url, tmp_path, caplog, monkeypatch
+    sqlite_store, tmp_path, caplog, monkeypatch
 ):
     impatient = ("busy_timeout=50", *_SQLITE_PRAGMAS[1:])
     monkeypatch.setattr("mm_tasks.erasure.audit.database._SQLITE_PRAGMAS", impatient)
-    store = Store(sqlite_url, tmp_path)
+    store = sqlite_store
     claim = store.ask().claim
     with store.database.read() as connection:
         connection.execute(text("SELECT count(*) FROM mm_erasures")).scalar()
@@ -96,28 +91,24 @@ def test_no_remains_are_left_in_pages_that_were_split_or_merged(tmp_path_factory
     assert holding(folder, "-wiped-") == []
 
 
-def test_no_column_but_one_ever_holds_an_id(store):
-    """Looked for in every column of every table, before the end."""
-    store.quiesced(anonymous_ids=(VISITOR,), ticket="T-1")
-    found = set()
-    with store.database.read() as connection:
-        for table in tables.log.metadata.tables:
-            for row in connection.execute(text(f"SELECT * FROM {table}")).mappings():
-                found |= {
-                    (table, name)
-                    for name, value in row.items()
-                    if USER in str(value) or VISITOR in str(value)
-                }
+@pytest.mark.parametrize("how", ["cancel", "complete"])
+def test_only_one_column_ever_holds_an_id_and_none_does_after_the_end(store, how):
+    """All columns of all tables are searched."""
 
-    assert found == {("mm_erasures", "ids")}
+    def columns_with_ids():
+        with store.database.read() as connection:
+            return {
+                (table, name)
+                for table in tables.log.metadata.tables
+                for row in connection.execute(text(f"SELECT * FROM {table}")).mappings()
+                for name, value in row.items()
+                if USER in str(value) or VISITOR in str(value)
+            }
 
+    claim = store.quiesced(anonymous_ids=(VISITOR,), ticket="T-1")
+    assert columns_with_ids() == {("mm_erasures", "ids")}
+    end(store, claim, how)
 
-@pytest.mark.parametrize("end", ["cancel", "complete"])
-def test_after_the_end_no_column_holds_an_id(store, end):
-    if end == "cancel":
-        store.commands.cancel(store.ask(anonymous_ids=(VISITOR,)).id, "dpo", NOW)
-    else:
-        store.completed(anonymous_ids=(VISITOR,))
-
+    assert columns_with_ids() == set()
     with store.database.read() as connection:
         assert connection.execute(text("SELECT ids FROM mm_erasures")).scalars().all() == [None]

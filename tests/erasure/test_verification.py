@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from sqlalchemy import text
 
@@ -17,24 +15,34 @@ from tests.erasure.test_audit_log import rewritten
 from tests.erasure.test_protocol import DETAILS
 
 
-def edit(connection, seq, old, new):
-    query = text("UPDATE mm_erasure_audit SET line = replace(line, :old, :new) WHERE seq = :seq")
-    connection.execute(query, {"old": old, "new": new, "seq": seq})
+def change(connection, *changes):
+    """Make each change: SQL, or an edit of an entry as its number, old and new text."""
+    query = "UPDATE mm_erasure_audit SET line = replace(line, :old, :new) WHERE seq = :seq"
+    for step in changes:
+        if isinstance(step, str):
+            connection.execute(text(step))
+        else:
+            connection.execute(text(query), dict(zip(("seq", "old", "new"), step, strict=True)))
 
 
-def run(connection, sql):
-    connection.execute(text(sql))
+def tampered(store, *changes):
+    """Complete an erasure, then change its log as the owner of the database can."""
+    store.completed()
+    assert verify(store.log).size == 14
+    with store.tampering() as connection:
+        change(connection, *changes)
 
 
-def replace_all(connection, rewrite):
-    """Write the log anew from a changed list of entries, chained as it should be."""
-    query = text("SELECT line FROM mm_erasure_audit ORDER BY seq")
-    entries = [json.loads(line) for line in connection.execute(query).scalars()]
+def tampered_by(store, rewrite):
+    """Complete an erasure, then write its log anew from a changed list, correctly chained."""
+    store.completed()
+    entries = store.parsed()
     rewrite(entries)
-    change(connection, LOG, CHECKPOINTS)
-    for seq, line in enumerate(rewritten(entries)[:-1], 1):
-        query = text("INSERT INTO mm_erasure_audit VALUES (:seq, :line)")
-        connection.execute(query, {"seq": seq, "line": line.rstrip("\n")})
+    query = text("INSERT INTO mm_erasure_audit VALUES (:seq, :line)")
+    with store.tampering() as connection:
+        change(connection, LOG, CHECKPOINTS)
+        for seq, line in enumerate(rewritten(entries)[:-1], 1):
+            connection.execute(query, {"seq": seq, "line": line.rstrip("\n")})
 
 
 def without(entry, nth=0):
@@ -43,12 +51,6 @@ def without(entry, nth=0):
         del entries[places[nth]]
 
     return rewrite
-
-
-def change(connection, *changes):
-    """Make each change: SQL, or an edit of an entry as its number, old and new text."""
-    for one in changes:
-        run(connection, one) if isinstance(one, str) else edit(connection, *one)
 
 
 LOG, CHECKPOINTS = "DELETE FROM mm_erasure_audit", "DELETE FROM mm_checkpoints"
@@ -116,7 +118,7 @@ TAMPERED = {
 }
 
 
-# Those that the other database could answer differently.
+# Changes that PostgreSQL could answer differently.
 ON_BOTH = ["an edit", "a deletion in the middle", "a cut tail", "all gone", "a work row gone"]
 
 
@@ -125,13 +127,10 @@ ON_BOTH = ["an edit", "a deletion in the middle", "a cut tail", "all gone", "a w
     [*(("sqlite", name) for name in TAMPERED), *(("postgresql", name) for name in ON_BOTH)],
 )
 def test_tampering_is_detected_and_its_entry_named(request, tmp_path, kind, name):
-    """Must hold 5: with the guards dropped, the chain and the checkpoints still tell."""
+    """Must hold 5: without the guards, the chain and the checkpoints still disagree."""
     store = Store(request.getfixturevalue(f"{kind}_url"), tmp_path)
     changes, rule = TAMPERED[name]
-    store.completed()
-    assert verify(store.log).size == 14
-    with store.tampering() as connection:
-        change(connection, *changes)
+    tampered(store, *changes)
 
     with pytest.raises(AuditChainBroken, match=rule) as broken:
         verify(store.log)
@@ -159,13 +158,10 @@ ILLEGAL = {
 }
 
 
-@pytest.mark.parametrize("name", ILLEGAL)
-def test_a_log_with_correct_hashes_must_also_follow_the_protocol(sqlite_store, name):
-    """Whoever wrote it anew and has every checkpoint in hand must not get away with gaps."""
-    rewrite, rule = ILLEGAL[name]
-    sqlite_store.completed()
-    with sqlite_store.tampering() as connection:
-        replace_all(connection, rewrite)
+@pytest.mark.parametrize(("rewrite", "rule"), ILLEGAL.values(), ids=ILLEGAL)
+def test_a_log_with_correct_hashes_must_also_follow_the_protocol(sqlite_store, rewrite, rule):
+    """A forger who controls every checkpoint must not get away with gaps."""
+    tampered_by(sqlite_store, rewrite)
     (sqlite_store.folder / "checkpoints").unlink()
 
     with pytest.raises(AuditChainBroken, match=rule):
@@ -173,9 +169,7 @@ def test_a_log_with_correct_hashes_must_also_follow_the_protocol(sqlite_store, n
 
 
 def test_a_log_written_anew_disagrees_with_the_checkpoints_outside(store):
-    store.completed()
-    with store.tampering() as connection:
-        replace_all(connection, lambda entries: entries[0]["details"].update(ticket="other"))
+    tampered_by(store, lambda entries: entries[0]["details"].update(ticket="other"))
 
     with pytest.raises(AuditChainBroken, match=r"entry 1: .*checkpoint"):
         verify(store.log)
@@ -183,47 +177,43 @@ def test_a_log_written_anew_disagrees_with_the_checkpoints_outside(store):
 
 def test_an_edit_is_found_by_the_next_link_alone(store):
     """Also where every checkpoint was lost."""
-    store.completed()
-    with store.tampering() as connection:
-        change(connection, EDIT, CHECKPOINTS)
+    tampered(store, EDIT, CHECKPOINTS)
     (store.folder / "checkpoints").unlink()
 
     with pytest.raises(AuditChainBroken, match="entry 4: it does not follow entry 3"):
         verify(store.log)
 
 
-def test_guards_that_are_gone_are_reported_and_do_not_break_a_whole_log(store, caplog):
+def test_missing_guards_are_reported_and_do_not_break_a_whole_log(store, caplog):
     store.completed()
     assert verify(store.log).guards_missing == ()
     with store.tampering():
         pass
-
     missing = verify(store.log).guards_missing
 
     assert {name.rsplit("_", 1)[0] for name in missing} >= {"mm_erasure_audit_no"}
     assert "audit_guards_missing" in caplog.text
 
 
-def test_a_guard_that_is_switched_off_is_reported(postgresql_url, tmp_path):
-    store = Store(postgresql_url, tmp_path)
+def test_a_disabled_guard_is_reported(postgresql_url, tmp_path):
+    store, guard = Store(postgresql_url, tmp_path), "mm_erasure_audit_no_update"
     store.ask()
     with store.database.write() as connection:
-        run(connection, "ALTER TABLE mm_erasure_audit DISABLE TRIGGER mm_erasure_audit_no_update")
+        change(connection, f"ALTER TABLE mm_erasure_audit DISABLE TRIGGER {guard}")
 
-    assert verify(store.log).guards_missing == ("mm_erasure_audit_no_update",)
+    assert verify(store.log).guards_missing == (guard,)
 
 
-def test_a_checkpoint_kept_by_someone_else_is_enough(sqlite_url, tmp_path):
+def test_a_checkpoint_kept_by_another_person_is_enough(sqlite_store):
     """The log output, or the officer's mailbox."""
-    store = Store(sqlite_url, tmp_path)
-    store.completed()
-    lines = list(store.log.export(NOW))
+    sqlite_store.completed()
+    lines, kept = list(sqlite_store.log.export(NOW)), sqlite_store.log.checkpoint(NOW)
     short = [*lines[:5], canonical({"at": "t", "head": hash_of(lines[4]), "size": 5})]
 
-    assert verify_lines(lines, [store.log.checkpoint(NOW)]).size == 14
+    assert verify_lines(lines, [kept]).size == 14
     assert verify_lines(short).size == 5
     with pytest.raises(AuditChainBroken, match="entry 6 is missing"):
-        verify_lines(short, [store.log.checkpoint(NOW)])
+        verify_lines(short, [kept])
     with pytest.raises(AuditChainBroken, match="checkpoint at the end"):
         verify_lines(lines[:5])
     with pytest.raises(AuditChainBroken):
@@ -249,11 +239,10 @@ def test_a_verification_during_appends_sees_one_moment(store):
     assert verify(log).size == 2
 
 
-def test_a_log_of_thousands_is_verified_in_pages(sqlite_url, tmp_path):
-    store = Store(sqlite_url, tmp_path)
-    claim = store.ask().claim
-    with transaction(store.session) as rows:
+def test_a_log_of_thousands_is_verified_in_pages(sqlite_store):
+    claim = sqlite_store.ask().claim
+    with transaction(sqlite_store.session) as rows:
         row = rows.get(claim.id)
         rows.advance(row, [Transition("ticket_added", DETAILS["ticket_added"])] * 2000, NOW)
 
-    assert verify(store.log).size == 2001
+    assert verify(sqlite_store.log).size == 2001

@@ -1,4 +1,4 @@
-"""Signs of life on a real Redis, and what `mm-tasks health` says of them."""
+"""Heartbeats on a real Redis, and the output of `mm-tasks health` about them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -29,29 +30,27 @@ from tests.conftest import embedded, held
 
 KEYS = ProjectKeys("p")
 QUEUES = list(QUEUE_NAMES)
+AWAY = "redis://127.0.0.1:1/0"
 NAMES = (f"celery@{socket.gethostname()}", "other@host")
 
 
 def age(redis, who, by_s):
-    """Let a sign be older, as if its owner had gone silent then."""
-    left_ms, _, queues = redis.hget(KEYS.heartbeats, who).decode().partition(" ")
-    redis.hset(KEYS.heartbeats, who, f"{int(left_ms) - round(by_s * 1000)} {queues}")
+    """Make a heartbeat older, as if its process had stopped writing then."""
+    written_ms, _, queues = redis.hget(KEYS.heartbeats, who).decode().partition(" ")
+    redis.hset(KEYS.heartbeats, who, f"{int(written_ms) - round(by_s * 1000)} {queues}")
+
+
+def health_command(*options):
+    done = CliRunner().invoke(app, ["health", *options])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done.exit_code, done.stdout
 
 
 @pytest.fixture
 def ask(redis, redis_url, fresh, tmp_path):  # noqa: ARG001 - `redis` empties the server
-    fresh(
-        MM_TASKS_REDIS_URL=redis_url,
-        MM_TASKS_PROJECT="p",
-        MM_TASKS_STATE_DIR=str(tmp_path / "state"),
-    )
-
-    def ask(*options):
-        done = CliRunner().invoke(app, ["health", *options])
-        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-        return done.exit_code, done.stdout
-
-    return ask
+    state_dir = str(tmp_path / "state")
+    fresh(MM_TASKS_REDIS_URL=redis_url, MM_TASKS_PROJECT="p", MM_TASKS_STATE_DIR=state_dir)
+    return health_command
 
 
 @pytest.fixture
@@ -62,18 +61,21 @@ def alive(redis):
     return redis
 
 
-def test_a_sign_says_who_served_what_and_how_long_ago(alive):
+def test_a_heartbeat_has_a_process_its_queues_and_its_age(alive):
     age(alive, "worker:other@host", 12)
-
     found = heartbeats.read(alive, "p")
+    other = found["worker:other@host"]
+
     assert set(found) == {f"worker:{NAMES[0]}", "worker:other@host", "beat:host"}
-    assert found["worker:other@host"][:2] == ("worker", "other@host")
-    assert found["worker:other@host"].queues == ("mm.forget",)
-    assert found["worker:other@host"].age_s >= 12
+    assert other[:2] == ("worker", "other@host")
+    assert other.queues == ("mm.forget",)
+    assert other.age_s >= 12
     assert found["beat:host"].queues == ()
+    heartbeats.withdraw(alive, "p", "beat", "host")
+    assert "beat:host" not in heartbeats.read(alive, "p")
 
 
-def test_a_sign_of_more_than_a_day_ago_is_forgotten_by_the_next_one(alive):
+def test_a_heartbeat_of_more_than_a_day_ago_is_deleted_by_the_next_one(alive):
     """Each container has another name: the hash would grow with every deployment."""
     age(alive, "worker:other@host", 86_401)
     age(alive, "beat:host", 86_000)
@@ -82,13 +84,7 @@ def test_a_sign_of_more_than_a_day_ago_is_forgotten_by_the_next_one(alive):
     assert set(heartbeats.read(alive, "p")) == {f"worker:{NAMES[0]}", "beat:host"}
 
 
-def test_a_sign_that_is_withdrawn_is_gone(alive):
-    heartbeats.withdraw(alive, "p", "beat", "host")
-
-    assert "beat:host" not in heartbeats.read(alive, "p")
-
-
-def test_a_server_that_is_full_still_takes_signs(alive):
+def test_a_full_server_still_takes_heartbeats(alive):
     """Otherwise all workers would look dead at the moment when they have to drain it."""
     age(alive, "beat:host", 50)
     alive.config_set("maxmemory", 1)
@@ -102,7 +98,7 @@ def test_a_server_that_is_full_still_takes_signs(alive):
     assert heartbeats.read(alive, "p")["beat:host"].age_s < 50
 
 
-def test_looking_leaves_redis_and_the_state_directory_as_they_were(alive, ask, tmp_path):
+def test_a_probe_leaves_redis_and_the_state_directory_as_they_were(alive, ask, tmp_path):
     before = held(alive)
 
     ask()
@@ -131,27 +127,31 @@ def test_all_is_well_where_each_queue_is_served_and_beat_ticks(ask):
         ("beat:host", "problem  beat: is silent: last heartbeat"),
     ],
 )
-def test_whoever_is_silent_for_too_long_is_named(alive, ask, who, line):
+def test_a_process_that_is_silent_for_too_long_is_named(alive, ask, who, line):
     age(alive, who, 31)
+    code, output = ask()
 
-    code, said = ask()
     assert code == 1
-    assert line in said
-    assert said.count("problem") == 1
+    assert line in output
+    assert output.count("problem") == 1
     assert ask("--max-age", "60")[0] == 0
 
 
-def test_a_queue_that_nobody_serves_is_named(alive, ask):
+def test_a_queue_without_a_worker_is_named(alive, ask):
     """A worker that was started with `-Q mm.deliver` alone leaves erasures undone."""
     heartbeats.withdraw(alive, "p", "worker", "other@host")
+    code, output = ask()
 
-    code, said = ask()
     assert code == 1
-    assert "problem  mm.forget: no worker serves it\n" in said
+    assert "problem  mm.forget: no worker serves it\n" in output
+    alive.delete(KEYS.heartbeats)
+    code, output = ask()
+    assert code == 1
+    assert "problem  beat: has no heartbeat" in output
 
 
-def test_a_queue_with_one_live_worker_is_served_whoever_else_is_silent(alive, ask):
-    """An old sign is of a container that was killed; another one does its work."""
+def test_a_queue_with_one_live_worker_is_served_although_another_is_silent(alive, ask):
+    """An old heartbeat is of a container that was killed; another one does its work."""
     heartbeats.leave(alive, "p", "worker", "dead@host", QUEUES)
     age(alive, "worker:dead@host", 600)
 
@@ -179,41 +179,26 @@ def test_a_probe_of_one_part_fails_for_that_part_alone(alive, ask, options, sile
     assert ask(*options)[0] == code
 
 
-def test_nothing_left_a_sign_yet(ask):
-    code, said = ask()
-
-    assert code == 1
-    assert "problem  beat: has no heartbeat" in said
-
-
-def test_a_replica_is_no_redis_to_write_to(alive, ask):
+def test_a_replica_is_a_problem_because_it_takes_no_writes(alive, ask):
     """After a failover an old primary still answers, and refuses every event."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        alive.replicaof("127.0.0.1", sock.getsockname()[1])
+    alive.replicaof("127.0.0.1", 1)
     try:
         with pytest.raises(ReadOnlyError):
             heartbeats.refuse_if_unwritable(alive, "p")
-        code, said = ask()
+        code, output = ask()
     finally:
         alive.replicaof("NO", "ONE")
 
     assert code == 1
-    assert "problem  Redis: does not answer, or takes no writes (ReadOnlyError)" in said
+    assert "problem  Redis: does not answer, or takes no writes (ReadOnlyError)" in output
 
 
-def test_a_redis_that_is_away_is_named_and_the_database_still_looked_at(fresh, tmp_path):
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    fresh(
-        MM_TASKS_REDIS_URL=f"redis://127.0.0.1:{port}/0",
-        MM_TASKS_AUDIT_URL=f"sqlite:///{tmp_path}/none/audit.sqlite",
-    )
+def test_an_unreachable_redis_is_named_and_the_database_is_still_checked(fresh, tmp_path):
+    fresh(MM_TASKS_REDIS_URL=AWAY, MM_TASKS_AUDIT_URL=f"sqlite:///{tmp_path}/none/audit.sqlite")
+    code, output = health_command()
 
-    done = CliRunner().invoke(app, ["health"])
-    assert done.exit_code == 1
-    assert done.stdout.splitlines() == [
+    assert code == 1
+    assert output.splitlines() == [
         "problem  Redis: does not answer, or takes no writes (ConnectionError)",
         "ok       audit database: does not exist yet",
     ]
@@ -221,38 +206,34 @@ def test_a_redis_that_is_away_is_named_and_the_database_still_looked_at(fresh, t
 
 def test_a_server_that_loads_is_not_healthy(tmp_path, fresh):
     """It answers at once, and takes no event until it is done, which may be minutes."""
-    server = embedded(
-        data_dir=tmp_path,
-        persist=True,
-        config={
-            "appendonly": "yes",
-            "enable-debug-command": "yes",
-            # Otherwise it answers nobody before it has loaded all that there is.
-            "loading-process-events-interval-bytes": "1024",
-        },
-    )
+    config = {
+        "appendonly": "yes",
+        "enable-debug-command": "yes",
+        # Otherwise it answers no client before all keys are loaded.
+        "loading-process-events-interval-bytes": "1024",
+    }
+    server = embedded(data_dir=tmp_path, persist=True, config=config)
     server.start()
     try:
         fresh(MM_TASKS_REDIS_URL=f"redis://127.0.0.1:{server.port}/0")
-        done = _while_loading(server)
+        code, output = _while_loading(server)
     finally:
         server.stop()
 
-    assert done.exit_code == 1
-    assert "(BusyLoadingError)" in done.stdout
+    assert code == 1
+    assert "(BusyLoadingError)" in output
 
 
 def _while_loading(server):
-    with Redis(port=server.port) as redis:
+    with Redis(port=server.port) as redis, Redis(port=server.port) as other:
         redis.execute_command("DEBUG", "POPULATE", "2000", "key", "100")
         redis.config_set("key-load-delay", "2000")
-        with Redis(port=server.port) as other:
-            other.connection_pool.get_connection().send_command("DEBUG", "RELOAD")
-            ends_at = time.monotonic() + 20
-            while not redis.info("persistence")["loading"]:
-                assert time.monotonic() < ends_at
-            done = CliRunner().invoke(app, ["health"])
-            redis.config_set("key-load-delay", "0")
+        other.connection_pool.get_connection().send_command("DEBUG", "RELOAD")
+        ends_at = time.monotonic() + 20
+        while not redis.info("persistence")["loading"]:
+            assert time.monotonic() < ends_at
+        done = health_command()
+        redis.config_set("key-load-delay", "0")
     return done
 
 
@@ -276,19 +257,15 @@ def test_the_audit_database_is_reached_or_named_without_its_url(ask, fresh, tmp_
 
 
 @pytest.mark.usefixtures("alive")
-def test_a_database_that_answers_is_well_without_any_table(ask, fresh, tmp_path):
-    """A probe makes none: whose they are is decided where a worker starts."""
+def test_a_database_that_answers_is_healthy_without_any_table(ask, fresh, tmp_path):
+    """A probe makes none: their owner is decided where a worker starts."""
     file = tmp_path / "audit.sqlite"
-    with sqlite3.connect(file) as made:
+    with closing(sqlite3.connect(file)) as made:
         made.execute("CREATE TABLE other (n)")
-    made.close()
-    fresh(MM_TASKS_AUDIT_URL=f"sqlite:///{file}")
+        fresh(MM_TASKS_AUDIT_URL=f"sqlite:///{file}")
 
-    assert "ok       audit database: answers" in ask()[1]
-    with sqlite3.connect(file) as made:
-        tables = made.execute("SELECT name FROM sqlite_master").fetchall()
-    made.close()
-    assert tables == [("other",)]
+        assert "ok       audit database: answers" in ask()[1]
+        assert made.execute("SELECT name FROM sqlite_master").fetchall() == [("other",)]
 
 
 def test_a_probe_needs_no_celery():
@@ -301,12 +278,9 @@ def test_a_probe_needs_no_celery():
 
 def test_the_newest_of_several_beats_counts():
     """Two are harmless, and one is enough."""
-    found = {
-        "beat:a": Heartbeat("beat", "a", 500.0, ()),
-        "beat:b": Heartbeat("beat", "b", 1.0, ()),
-    }
+    beats = {f"beat:{age_s}": Heartbeat("beat", "", age_s, ()) for age_s in (500.0, 1.0)}
 
-    assert health.beat(found, 30).is_ok
+    assert health.beat(beats, 30).is_ok
 
 
 def test_a_sign_that_cannot_be_left_is_said_once_and_ends_nothing(fresh, caplog):

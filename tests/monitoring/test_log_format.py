@@ -1,4 +1,4 @@
-"""What a line of a log holds, and what never gets into one."""
+"""The fields of a log line, and the values that no line contains."""
 
 from __future__ import annotations
 
@@ -58,25 +58,23 @@ def test_the_text_is_the_event_followed_by_its_fields():
     assert said == r'project_paused reason="a \"b\"\nc" wait_s=1.5'
 
 
-def test_a_field_that_the_message_tells_is_not_told_twice():
-    """Some do, for hosts whose formatter shows no `extra`."""
-    told = ("erasure_failed erasure=%s error=%s", "e1", "KeyError")
+def test_a_field_that_the_message_contains_is_not_repeated():
+    """Some messages contain their fields, for hosts whose formatter shows no `extra`."""
+    message = ("erasure_failed erasure=%s error=%s", "e1", "KeyError")
 
-    assert text(*told, erasure="e1", error="KeyError") == told[0] % told[1:]
-    assert "message" not in line(*told, erasure="e1", error="KeyError")
+    assert text(*message, erasure="e1", error="KeyError") == message[0] % message[1:]
+    assert "message" not in line(*message, erasure="e1", error="KeyError")
 
 
 def test_a_sentence_is_kept_beside_its_event():
-    found = line("host_configuration_problem: %s", "use 2")
+    fields = line("host_configuration_problem: %s", "use 2")
 
-    assert (found["event"], found["message"]) == (
-        "host_configuration_problem",
-        "host_configuration_problem: use 2",
-    )
+    assert fields["event"] == "host_configuration_problem"
+    assert fields["message"] == "host_configuration_problem: use 2"
 
 
 @given(st.dictionaries(st.from_regex(r"[a-z_]{1,12}", fullmatch=True), st.text()), st.booleans())
-def test_no_field_is_written_that_is_not_named(extra, is_json):
+def test_only_named_fields_are_written(extra, is_json):
     """A colleague who logs a property by mistake leaks none."""
     hidden = {f"x_{name}": f"hidden{value}" for name, value in extra.items()}
     made = record("event", **hidden)
@@ -84,12 +82,12 @@ def test_no_field_is_written_that_is_not_named(extra, is_json):
     assert "hidden" not in log_format.formatter("json" if is_json else "text").format(made)
 
 
-def test_of_a_value_that_is_no_text_and_no_number_its_type_is_written():
+def test_a_value_of_another_type_than_text_and_number_is_written_as_its_type():
     assert line("event", why={"user_id": "u"}, kind=ValueError("u"))["why"] == "dict"
 
 
 @given(st.text())
-def test_a_record_is_one_line_whatever_it_holds(value):
+def test_any_record_is_one_line(value):
     made = record("event", why=value)
 
     for form in ("json", "text"):
@@ -107,7 +105,7 @@ def failing(error):
 
 
 @pytest.mark.parametrize("form", ["json", "text"])
-def test_of_an_exception_the_type_and_the_places_are_written_and_no_text(form):
+def test_an_exception_is_written_as_its_type_and_places_without_its_text(form):
     """Redis quotes the arguments of a script that fails: these are records."""
     said = log_format.formatter(form).format(
         record("backend_unavailable", exc_info=failing(ResponseError))
@@ -119,7 +117,7 @@ def test_of_an_exception_the_type_and_the_places_are_written_and_no_text(form):
     assert SECRET not in said
 
 
-def test_of_an_error_of_ours_the_text_is_written_too():
+def test_the_text_of_our_own_errors_is_written():
     """It names the setting and the rule, and never a value."""
     assert (
         "ConfigurationError: hunter2"
@@ -127,7 +125,7 @@ def test_of_an_error_of_ours_the_text_is_written_too():
     )
 
 
-def test_a_text_that_another_formatter_made_of_an_exception_is_not_used():
+def test_the_exception_text_of_another_formatter_is_not_used():
     """`logging` keeps the first one's for all."""
     made = record("backend_unavailable", exc_info=failing(ResponseError))
     logging.Formatter().format(made)
@@ -144,50 +142,46 @@ def test_the_exception_of_a_pool_process_has_its_places_too():
     assert "in inner" in line("x", exc_info=info, name="celery.app.trace")["traceback"]
 
 
-@pytest.mark.parametrize(
-    ("message", "args", "level", "said"),
-    [
-        (
-            "Task %(name)s[%(id)s] %(description)s: %(exc)s",
-            {"name": "t", "id": "1", "description": "raised unexpected", "exc": "E('hunter2')"},
-            logging.ERROR,
-            "Task t[1] raised unexpected: E",
-        ),
-        (
-            "Task %(name)s[%(id)s] retry: %(exc)s",
-            {"name": "t", "id": "1", "exc": "Retry in 2s: KeyError('hunter2')"},
-            logging.INFO,
-            "Task t[1] retry: Retry in 2s",
-        ),
-        (
-            "Task %(name)s[%(id)s] succeeded in %(runtime)ss: %(return_value)s",
-            {"name": "t", "id": "1", "runtime": 0.5, "return_value": "'hunter2'"},
-            logging.INFO,
-            "Task t[1] succeeded in 0.5s: ",
-        ),
-        (
-            "Received unregistered task of type %s.\n\nThe full contents of the body was:\n%s",
-            (KeyError("hunter2"), "hunter2"),
-            logging.ERROR,
-            "Received unregistered task of type KeyError.",
-        ),
-        (
-            "TaskPool: Apply %s (args:%r kwargs:%r)",
-            ("f", "hunter2", {}),
-            logging.DEBUG,
-            "TaskPool: Apply %s (args:%r kwargs:%r)",
-        ),
-        ("Connected to %s", ("redis://h:1//",), logging.INFO, "Connected to redis://h:1//"),
-        ("broken %d", ("hunter2",), logging.INFO, "broken %d"),
-    ],
-    ids=["failed", "retried", "succeeded", "unregistered", "debug", "harmless", "broken"],
-)
-def test_what_celery_logs_names_no_argument(message, args, level, said):
-    rest = (args,) if isinstance(args, dict) else args
+TASK = {"name": "t", "id": "1"}
+UNREGISTERED = "Received unregistered task of type %s.\n\nThe full contents of the body was:\n%s"
+APPLY = "TaskPool: Apply %s (args:%r kwargs:%r)"
+OF_CELERY = {
+    "failed": (
+        "Task %(name)s[%(id)s] %(description)s: %(exc)s",
+        {**TASK, "description": "raised unexpected", "exc": "E('hunter2')"},
+        "Task t[1] raised unexpected: E",
+    ),
+    "retried": (
+        "Task %(name)s[%(id)s] retry: %(exc)s",
+        {**TASK, "exc": "Retry in 2s: KeyError('hunter2')"},
+        "Task t[1] retry: Retry in 2s",
+    ),
+    "succeeded": (
+        "Task %(name)s[%(id)s] succeeded in %(runtime)ss: %(return_value)s",
+        {**TASK, "runtime": 0.5, "return_value": "'hunter2'"},
+        "Task t[1] succeeded in 0.5s:",
+    ),
+    "unregistered": (
+        UNREGISTERED,
+        (KeyError("hunter2"), "hunter2"),
+        "Received unregistered task of type KeyError.",
+    ),
+    "debug": (APPLY, ("f", "hunter2", {}), APPLY),
+    "harmless": ("Connected to %s", ("redis://h:1//",), "Connected to redis://h:1//"),
+    "broken": ("broken %d", ("hunter2",), "broken %d"),
+}
+LEVELS = {"failed": logging.ERROR, "unregistered": logging.ERROR, "debug": logging.DEBUG}
 
-    found = line(message, *rest, name="celery.app.trace", level=level, why="hunter2")
-    assert found["message"] == said.strip()
-    assert "hunter2" not in str(found)
+
+@pytest.mark.parametrize("name", OF_CELERY)
+def test_a_message_of_celery_has_no_argument_of_a_task(name):
+    message, args, logged = OF_CELERY[name]
+    args = (args,) if isinstance(args, dict) else args
+    level = LEVELS.get(name, logging.INFO)
+
+    fields = line(message, *args, name="celery.app.trace", level=level, why="hunter2")
+    assert fields["message"] == logged
+    assert "hunter2" not in str(fields)
 
 
 def extras():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -29,6 +30,11 @@ class Scrape:
         return self.registry.get_sample_value(f"mm_tasks_{name}", labels)
 
 
+def send_all(delivery):
+    for batch_id in flush(delivery):
+        send(delivery, batch_id)
+
+
 @pytest.fixture
 def current(redis_url, tmp_path):
     return Runtime(Settings(redis_url=redis_url, state_dir=tmp_path, project="p"))
@@ -43,8 +49,7 @@ def test_events_requests_and_histograms_add_up(flow, sandbox, scrape):
     """Ten events in batches of four: three deliveries and what each of them was."""
     delivery = flow.delivery()
     flow.append(10)
-    for batch_id in flush(delivery):
-        send(delivery, batch_id)
+    send_all(delivery)
 
     assert scrape("events_accepted_total", lane="track") == 10
     assert scrape("events_delivered_total", lane="track") == 10
@@ -77,8 +82,7 @@ def test_a_request_is_timed_whatever_came_of_it(flow, sandbox, scrape):
     flow.append(1)
     for status in (429, 400, 500):
         sandbox.fault("status", status=status)
-        for batch_id in flush(delivery):
-            send(delivery, batch_id)
+        send_all(delivery)
         flow.time_passes()
 
     assert scrape("request_seconds_count", lane="track") >= 2
@@ -90,8 +94,7 @@ def test_a_pause_and_its_kind_are_shown(flow, sandbox, scrape):
     delivery = flow.delivery()
     sandbox.fault("status", status=401)
     flow.append(4)
-    for batch_id in flush(delivery):
-        send(delivery, batch_id)
+    send_all(delivery)
 
     assert scrape("paused", kind="unauthorized") == 1
     assert scrape("paused", kind="throttled") == 0
@@ -101,7 +104,7 @@ def test_a_pause_and_its_kind_are_shown(flow, sandbox, scrape):
 
 def test_erasures_are_shown_by_state_without_a_name(current, scrape):
     assert scrape("erasures_open", state="received") == 0
-    current.audit_store.commands.open_request(ErasureRequest(PERSON, "dpo"), _now())
+    current.audit_store.commands.open_request(ErasureRequest(PERSON, "dpo"), datetime.now(UTC))
 
     assert scrape("audit_up") == 1
     assert scrape("erasures_open", state="received") == 1
@@ -114,9 +117,9 @@ def test_scrapes_at_once_count_each_step_once(current, scrape):
     """Two Prometheus servers are usual; what one of them has read, the other has too."""
     for n in range(40):
         claim = current.audit_store.commands.open_request(
-            ErasureRequest(f"{PERSON}-{n}", "dpo"), _now()
+            ErasureRequest(f"{PERSON}-{n}", "dpo"), datetime.now(UTC)
         ).claim
-        current.audit_store.steps.mark_fenced(claim, _now())  # as a worker does
+        current.audit_store.steps.mark_fenced(claim, datetime.now(UTC))  # as a worker does
     every_s = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)  # threads take turns in the middle of a read
     try:
@@ -128,29 +131,15 @@ def test_scrapes_at_once_count_each_step_once(current, scrape):
     assert scrape("erasure_step_seconds_count", step="fenced") == 40
 
 
-def test_an_audit_database_that_is_away_shows_nothing_of_erasures(redis_url, tmp_path):
-    """A stale figure would say that all is well."""
-    away = "postgresql://nobody@127.0.0.1:1/nothing"
-    settings = Settings(
-        redis_url=redis_url, audit_url=away, pseudonym_key="k" * 40, state_dir=tmp_path
+def test_an_unreachable_audit_database_hides_erasures_and_a_redis_events(redis_url, tmp_path):
+    """A stale figure would show a healthy system."""
+    away = {"audit_url": "postgresql://nobody@127.0.0.1:1/nothing", "pseudonym_key": "k" * 40}
+    no_audit, no_redis = (
+        Scrape(Runtime(Settings(**settings, state_dir=tmp_path)))
+        for settings in ({"redis_url": redis_url, **away}, {"redis_url": "redis://127.0.0.1:1/0"})
     )
-    scrape = Scrape(Runtime(settings))
 
-    assert scrape("audit_up") == 0
-    assert scrape("erasures_overdue") is None
-    assert scrape("redis_up") == 1
-
-
-def test_a_redis_that_is_away_shows_nothing_of_events(tmp_path):
-    settings = Settings(redis_url="redis://127.0.0.1:1/0", state_dir=tmp_path)
-    scrape = Scrape(Runtime(settings))
-
-    assert scrape("redis_up") == 0
-    assert scrape("events_waiting", lane="track") is None
-    assert scrape("audit_up") == 1
-
-
-def _now():
-    from datetime import UTC, datetime  # noqa: PLC0415 - one test asks for it
-
-    return datetime.now(UTC)
+    assert (no_audit("audit_up"), no_audit("redis_up")) == (0, 1)
+    assert no_audit("erasures_overdue") is None
+    assert (no_redis("audit_up"), no_redis("redis_up")) == (1, 0)
+    assert no_redis("events_waiting", lane="track") is None

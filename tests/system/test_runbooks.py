@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 import pytest
 
 from mm_tasks.cli.stack import END_S
-from tests.cli.test_erasure import in_this_process
+from tests.cli.in_process import in_this_process
 from tests.system.accounting import KEYS
 from tests.system.dead_letters import EVENT, REJECTED, bury
 from tests.system.erasing import Erasing
