@@ -1,7 +1,5 @@
 """Secrets from files, and passwords apart from their URLs."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,7 +1,5 @@
 """Servers of a test's own, for maxmemory, restarts and the AOF."""
 
-from __future__ import annotations
-
 import pytest
 from redis import Redis
 

@@ -1,7 +1,5 @@
 """Helpers of the tests of the buffer: both sides of a lane, and the check that counts add up."""
 
-from __future__ import annotations
-
 from collections import Counter
 from contextlib import contextmanager
 

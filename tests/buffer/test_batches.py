@@ -1,7 +1,5 @@
 """The buffer on a real server: every event is in exactly one place."""
 
-from __future__ import annotations
-
 import pytest
 from redis import Redis
 from redis.backoff import NoBackoff

@@ -11,8 +11,6 @@ Sabotages that turn this file red, each tried on a copy:
 - a page begins after the last time of the one before: letters of the same ms are left out.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from contextlib import contextmanager

@@ -19,8 +19,6 @@ Sabotages that turn this file red, each tried on a copy:
 - `Fence.load` reads once for all of its attempts, or has no end.
 """
 
-from __future__ import annotations
-
 import time
 from concurrent.futures import ThreadPoolExecutor
 

@@ -1,7 +1,5 @@
 """The histograms as they are kept, and as Prometheus reads them."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 import pytest

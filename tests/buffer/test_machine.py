@@ -33,8 +33,6 @@ Sabotages of the scripts that turn this machine red, each tried on a copy:
 Time is an argument: every wait is over at once or far off.
 """
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import NamedTuple

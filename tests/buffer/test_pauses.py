@@ -1,7 +1,5 @@
 """Pauses and throttles on a real server: who may stop a project, and who may end it."""
 
-from __future__ import annotations
-
 import pytest
 
 from mm_tasks.buffer.batches import BatchLimits

@@ -20,8 +20,6 @@ Sabotages that turn this file red, each tried on a copy:
 - `rewrite_aof` does not wait, takes an earlier rewrite for its own, or raises for a refusal.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from itertools import islice
 from pathlib import Path

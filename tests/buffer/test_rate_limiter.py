@@ -1,7 +1,5 @@
 """The limiter against what it promises, in time that the test chooses."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

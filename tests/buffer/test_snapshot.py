@@ -1,7 +1,5 @@
 """The snapshot of a project, compared with the steps done on a real buffer."""
 
-from __future__ import annotations
-
 import pytest
 
 from mm_tasks.buffer import snapshot

@@ -1,7 +1,5 @@
 """Commands in the process of the test: a hundred processes would take minutes."""
 
-from __future__ import annotations
-
 import io
 import os
 import sys

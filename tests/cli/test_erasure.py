@@ -1,7 +1,5 @@
 """`mm-tasks erasure …` and `audit …` as typed at a prompt, and the output of status and check."""
 
-from __future__ import annotations
-
 import json
 import os
 import pty

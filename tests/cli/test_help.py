@@ -1,7 +1,5 @@
 """The help texts of all commands."""
 
-from __future__ import annotations
-
 import pytest
 from typer.main import get_command
 

@@ -1,7 +1,5 @@
 """`mm-tasks demo` and `mm-tasks up` end each process they started, on every signal."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

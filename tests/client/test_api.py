@@ -1,7 +1,5 @@
 """The client against sockets that misbehave: doubt must never look like an answer."""
 
-from __future__ import annotations
-
 import contextlib
 import socket
 import threading

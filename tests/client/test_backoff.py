@@ -1,7 +1,5 @@
 """Results that must not be lost while a store is away for a moment."""
 
-from __future__ import annotations
-
 import pytest
 
 from mm_tasks.client.backoff import record_with_retry

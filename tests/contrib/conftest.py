@@ -1,7 +1,5 @@
 """The examples on real servers, and the events that middlewares store in a real Redis."""
 
-from __future__ import annotations
-
 import http.client
 import re
 import shutil

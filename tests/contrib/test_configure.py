@@ -1,7 +1,5 @@
 """Settings of `configure`, before the first use, win over the environment."""
 
-from __future__ import annotations
-
 import pytest
 
 from mm_tasks import runtime

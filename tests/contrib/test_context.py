@@ -1,7 +1,5 @@
 """`mm_tasks.context`: fields that jobs and scripts add to all events tracked inside."""
 
-from __future__ import annotations
-
 import pytest
 
 from mm_tasks import context, identify, track

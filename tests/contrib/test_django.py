@@ -1,7 +1,5 @@
 """Events and Django's transactions, its middleware and its system checks, in this process."""
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import contextlib

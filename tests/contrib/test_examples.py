@@ -1,7 +1,5 @@
 """Each example on its real server: what requests say of themselves is in their events."""
 
-from __future__ import annotations
-
 import contextlib
 import http.client
 import json

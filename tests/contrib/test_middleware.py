@@ -1,7 +1,5 @@
 """A visit lasts through streams and background work, and ends before the next request."""
 
-from __future__ import annotations
-
 import asyncio
 import io
 from concurrent.futures import ThreadPoolExecutor

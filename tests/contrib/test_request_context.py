@@ -1,7 +1,5 @@
 """The fields of a request: only valid ones, whatever the client sent."""
 
-from __future__ import annotations
-
 from http.cookies import SimpleCookie
 from urllib.parse import urlsplit
 

@@ -3,8 +3,6 @@
 Nothing here sleeps: `Flow.time_passes` moves what Redis holds to the past.
 """
 
-from __future__ import annotations
-
 import json
 import signal
 import subprocess

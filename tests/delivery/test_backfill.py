@@ -3,8 +3,6 @@
 Every test ends with the counts of both adding up; the fixture sees to it.
 """
 
-from __future__ import annotations
-
 import pytest
 
 from mm_tasks.buffer.records import tag

@@ -3,8 +3,6 @@
 Every test ends with the counts adding up; the fixture sees to it.
 """
 
-from __future__ import annotations
-
 import json
 import socket
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """The task `flush` by hand: which lanes it serves, and in what order workers get the messages."""
 
-from __future__ import annotations
-
 import ast
 import json
 

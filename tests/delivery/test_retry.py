@@ -1,7 +1,5 @@
 """The table *Outcomes*, row by row."""
 
-from __future__ import annotations
-
 import json
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Both databases: a file for each test, and one PostgreSQL for the run, emptied each time."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 import warnings

@@ -1,7 +1,5 @@
 """An audit store in one line, and an erasure taken as far as a test needs it."""
 
-from __future__ import annotations
-
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor

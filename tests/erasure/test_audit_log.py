@@ -9,8 +9,6 @@ Sabotages that turn this folder red, each tried on a copy:
 - the sealed checkpoint is published before the commit.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """Checkpoints outside: after each commit, and not undone by a disk that fails."""
 
-from __future__ import annotations
-
 import logging
 
 from mm_tasks.erasure.audit.checkpoints import Checkpoint, CheckpointSinks

@@ -1,7 +1,5 @@
 """Commands and queries: requests, their repetition, their end, and their reads."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """The database: alone while it writes, never a value in an error, safe after a fork."""
 
-from __future__ import annotations
-
 import logging
 import multiprocessing
 import timeit

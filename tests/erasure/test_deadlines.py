@@ -1,7 +1,5 @@
 """Stamps and the calendar month."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest

@@ -5,8 +5,6 @@ that were taken over, new ids at any moment. What the rows say is compared with 
 the log after each step, by `verify` itself and by a model of what people asked.
 """
 
-from __future__ import annotations
-
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory

@@ -1,7 +1,5 @@
 """The protocol as a table: what may follow what, and what an entry may say."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

@@ -1,7 +1,5 @@
 """Pseudonyms: one key for all hosts, made up once, never shown."""
 
-from __future__ import annotations
-
 import subprocess
 
 import pytest

@@ -1,7 +1,5 @@
 """The arguments of `forget`: what becomes a request, and which rule each other one breaks."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest

@@ -1,7 +1,5 @@
 """After the end no id of a subject is in any file of the audit store."""
 
-from __future__ import annotations
-
 import random
 import subprocess
 from pathlib import Path

@@ -7,8 +7,6 @@ Sabotages that turn this file red, each tried on a copy:
 - pass 2 is due counted from the answer and not from quiesce.
 """
 
-from __future__ import annotations
-
 from datetime import timedelta
 
 import pytest

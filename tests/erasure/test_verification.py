@@ -1,7 +1,5 @@
 """Verification, against an owner of the database who dropped the guards first."""
 
-from __future__ import annotations
-
 import pytest
 from sqlalchemy import text
 

@@ -3,8 +3,6 @@
 After every test the fixtures verify the log and add up the counts.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import threading

@@ -1,7 +1,5 @@
 """Events that a call refuses, and legal ones that it sends unchanged."""
 
-from __future__ import annotations
-
 import enum
 import json
 import math

@@ -1,7 +1,5 @@
 """The JSON Schema says no more than the models, and as much as it can."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re

@@ -1,7 +1,5 @@
 """Properties: conversions, positions of problems, and the size in JavaScript."""
 
-from __future__ import annotations
-
 import enum
 import json
 import math

@@ -8,8 +8,6 @@ Sabotages that turn this file red, each tried on a copy:
 - epoch seconds before 1970 round the other way, or fractions are floats.
 """
 
-from __future__ import annotations
-
 import json
 from datetime import UTC, datetime
 

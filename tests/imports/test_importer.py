@@ -9,8 +9,6 @@ Sabotages that turn this file red, each tried on a copy:
 - a step that is stored already is taken for a refusal: a lost reply ends the import.
 """
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import gzip

@@ -10,8 +10,6 @@ Sabotages that turn this file red, each tried on a copy:
 - what was read counts as done before it is kept.
 """
 
-from __future__ import annotations
-
 import csv
 import gzip
 import hashlib

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from tests.delivery.conftest import flow, make_flow, sandbox, sandbox_url
 from tests.erasure.conftest import postgresql, postgresql_url, sqlite_store, sqlite_url, store, url
 

@@ -1,7 +1,5 @@
 """Step times of erasures, from logs of real erasures in both databases."""
 
-from __future__ import annotations
-
 from datetime import timedelta
 
 from mm_tasks.buffer import histograms

@@ -1,7 +1,5 @@
 """Heartbeats on a real Redis, and the output of `mm-tasks health` about them."""
 
-from __future__ import annotations
-
 import json
 import socket
 import sqlite3

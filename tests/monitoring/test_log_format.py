@@ -1,7 +1,5 @@
 """The fields of a log line, and the values that no line contains."""
 
-from __future__ import annotations
-
 import ast
 import json
 import logging

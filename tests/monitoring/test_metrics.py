@@ -1,7 +1,5 @@
 """What an exporter shows, against what was done: real Redis, real requests to the sandbox."""
 
-from __future__ import annotations
-
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime

@@ -1,7 +1,5 @@
 """The window of the live view: rates from snapshots of counters."""
 
-from __future__ import annotations
-
 from hypothesis import given
 from hypothesis import strategies as st
 

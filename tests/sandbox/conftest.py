@@ -1,7 +1,5 @@
 """The sandbox on a free loopback port, in a thread of its own: all requests use a socket."""
 
-from __future__ import annotations
-
 import asyncio
 import http.client
 import json

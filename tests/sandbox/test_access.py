@@ -1,7 +1,5 @@
 """Who may call what: the errors of keys, routes and methods."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.sandbox.conftest import PUBLIC, READ, SECRET

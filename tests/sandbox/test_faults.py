@@ -1,7 +1,5 @@
 """Each fault as it is seen on the wire, what it leaves stored, and when it applies."""
 
-from __future__ import annotations
-
 import socket
 import time
 

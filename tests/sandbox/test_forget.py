@@ -1,7 +1,5 @@
 """Forget: queued, late, by user and project, and no tombstone."""
 
-from __future__ import annotations
-
 import time
 
 import pytest

@@ -1,7 +1,5 @@
 """The journal, the page, and the process they live in."""
 
-from __future__ import annotations
-
 import signal
 import socket
 import subprocess

@@ -1,7 +1,5 @@
 """The vendor's rates: a bucket for each project and route."""
 
-from __future__ import annotations
-
 import time
 
 import pytest

@@ -1,7 +1,5 @@
 """`/v1/query` and `/v1/stats`: which checks of arrival are possible."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

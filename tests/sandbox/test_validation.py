@@ -1,7 +1,5 @@
 """Refused bodies, each beside an accepted one; a batch is all or nothing."""
 
-from __future__ import annotations
-
 import gzip
 import json
 

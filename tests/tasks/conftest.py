@@ -1,7 +1,5 @@
 """The events that the tasks of this process store in a real Redis."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import pytest

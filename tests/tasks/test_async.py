@@ -3,8 +3,6 @@
 Warnings are errors here, so an unclosed connection fails its test.
 """
 
-from __future__ import annotations
-
 import asyncio
 import gc
 import random

@@ -1,7 +1,5 @@
 """Our tasks in a host's Celery app, on a real Redis; the tests do the work of a worker."""
 
-from __future__ import annotations
-
 import base64
 import copy
 import json

@@ -1,7 +1,5 @@
 """A Redis that is away never blocks a web request: refused, silent, frozen or dropped."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket

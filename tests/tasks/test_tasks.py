@@ -1,7 +1,5 @@
 """The public calls, on a real Redis, without a worker."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os

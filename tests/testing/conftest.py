@@ -1,7 +1,5 @@
 """A recorder, and pytest in a process of its own without our settings, as users run it."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

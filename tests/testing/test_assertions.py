@@ -1,7 +1,5 @@
 """The assertions: what they accept, and what they say."""
 
-from __future__ import annotations
-
 import enum
 import uuid
 from datetime import UTC, date, datetime

@@ -1,7 +1,5 @@
 """Every Python example of docs/testing.md runs as it is printed there, and passes."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

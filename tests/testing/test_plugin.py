@@ -1,7 +1,5 @@
 """The plugin as pytest loads it: by its entry point, in a process of its own."""
 
-from __future__ import annotations
-
 REACH = """
 import threading
 import unittest

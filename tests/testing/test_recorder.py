@@ -1,7 +1,5 @@
 """The records of a recorder; receipts, errors and limits are those of real calls."""
 
-from __future__ import annotations
-
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime

@@ -1,7 +1,5 @@
 """The sandbox served for tests: our own client sends, and the test reads the arrived rows."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from urllib.error import URLError

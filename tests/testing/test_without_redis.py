@@ -1,7 +1,5 @@
 """The kit needs nothing: no variable, no server, no socket."""
 
-from __future__ import annotations
-
 from .conftest import python
 
 NO_SOCKET = """

@@ -1,7 +1,5 @@
 """Calls that a type checker must accept. Checked by `test_types`, never run."""
 
-from __future__ import annotations
-
 import asyncio
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, assert_type

@@ -1,7 +1,5 @@
 """Calls that a type checker must refuse, one in each marked line. Checked, never run."""
 
-from __future__ import annotations
-
 from mm_tasks import context, forget, identify, track
 from mm_tasks.testing import record
 

@@ -1,7 +1,5 @@
 """mypy and pyright accept the right calls and refuse the wrong ones; the types match the tables."""
 
-from __future__ import annotations
-
 import ast
 import json
 import os
