@@ -58,7 +58,7 @@ class Problem:
         return f"{place}{self.field}: {self.rule}"
 
 
-class InvalidEvent(MMTasksError, ValueError):  # noqa: N818 - the public name
+class InvalidEvent(MMTasksError, ValueError):
     """The vendor would refuse this event. Nothing was stored."""
 
     def __init__(self, problems: list[Problem]) -> None:
@@ -77,7 +77,7 @@ class EventTooLarge(InvalidEvent):
     """A part of the event, or all of it, is above a limit in bytes."""
 
 
-class _PartlyStored(MMTasksError):  # noqa: N818 - base of two public names
+class _PartlyStored(MMTasksError):
     """An append that did not finish. Counts the events that are, and may be, in Redis."""
 
     def __init__(self, message: str, stored: int = 0, maybe_stored: int = 0) -> None:
@@ -99,13 +99,13 @@ class BufferUnavailable(_PartlyStored):
     """Redis did not answer in time. `maybe_stored` events may be stored all the same."""
 
 
-class ImportRefused(MMTasksError):  # noqa: N818 - the public name
+class ImportRefused(MMTasksError):
     """A file, its position or the options stop the import. Rows stored before stay stored."""
 
 
-class AuditUnavailable(MMTasksError):  # noqa: N818 - the public name
+class AuditUnavailable(MMTasksError):
     """The audit database did not take the request; the erasure was not accepted."""
 
 
-class AuditChainBroken(MMTasksError):  # noqa: N818 - the public name
+class AuditChainBroken(MMTasksError):
     """The audit log does not verify: an entry was changed, removed or cut off."""

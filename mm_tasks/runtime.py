@@ -130,7 +130,7 @@ class Runtime:
     @cached_property
     def audit_store(self) -> AuditStore:
         """Return the audit store; raises `ConfigurationError` where a setting is of no use."""
-        from mm_tasks.erasure.store import AuditStore  # noqa: PLC0415 - slow; most processes only track
+        from mm_tasks.erasure.store import AuditStore
 
         settings = self.settings
         return AuditStore(

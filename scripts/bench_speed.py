@@ -43,7 +43,7 @@ def main() -> int:
     server.start()
     url = f"redis://127.0.0.1:{server.port}"
     os.environ["MM_TASKS_REDIS_URL"] = f"{url}/0"
-    from mm_tasks import track  # noqa: PLC0415 - reads the variable above
+    from mm_tasks import track
 
     redis = Redis(port=server.port)
     plain = Celery(broker=f"{url}/1").task(nothing, name="plain", ignore_result=True)

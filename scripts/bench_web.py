@@ -99,7 +99,7 @@ def django_calls() -> tuple[object, object]:
     """Return a view by itself, and behind the middleware."""
     settings.configure(ALLOWED_HOSTS=["shop.example"], INSTALLED_APPS=["mm_tasks.contrib.django"])
     django.setup()
-    from mm_tasks.contrib.django.middleware import VisitMiddleware  # noqa: PLC0415
+    from mm_tasks.contrib.django.middleware import VisitMiddleware
 
     request = RequestFactory().get("/pricing?utm_source=x", headers=HEADERS)
     response = HttpResponse(b"x")

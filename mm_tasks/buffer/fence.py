@@ -72,8 +72,10 @@ class Fence:
         """Return the state of the fence."""
         pipeline = self._redis.pipeline(transaction=False)
         pipeline.scard(self._keys.fence)
-        pipeline.hmget(self._keys.fences, "store", "loading")
-        tags, (store_id, loading) = pipeline.execute()
+        # Not HMGET: the user of producers in users.acl may not run it.
+        pipeline.hget(self._keys.fences, "store")
+        pipeline.hget(self._keys.fences, "loading")
+        tags, store_id, loading = pipeline.execute()
         return FenceState(tags, store_id and store_id.decode(), loading is not None)
 
     def check_store(self, store_id: str) -> None:

@@ -32,12 +32,12 @@ class Heartbeat(NamedTuple):
     queues: tuple[str, ...]
 
 
-def leave(redis: Redis, project: str, kind: Kind, name: str, queues: Iterable[str] = ()) -> None:
+def write(redis: Redis, project: str, kind: Kind, name: str, queues: Iterable[str] = ()) -> None:
     """Write the heartbeat of a process; remove heartbeats older than a day."""
     _WRITE(redis, [ProjectKeys(project).heartbeats], [f"{kind}:{name}", ",".join(queues), KEPT_MS])
 
 
-def withdraw(redis: Redis, project: str, kind: Kind, name: str) -> None:
+def delete(redis: Redis, project: str, kind: Kind, name: str) -> None:
     """Delete the heartbeat of a process that shuts down."""
     redis.hdel(ProjectKeys(project).heartbeats, f"{kind}:{name}")
 

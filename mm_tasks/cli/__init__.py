@@ -95,8 +95,8 @@ def sandbox(  # noqa: PLR0913 - its options
     Example: mm-tasks sandbox --port 8787
     """
     # Both need the extra `sandbox`.
-    from mm_tasks.sandbox.config import Config  # noqa: PLC0415
-    from mm_tasks.sandbox.server import serve  # noqa: PLC0415
+    from mm_tasks.sandbox.config import Config
+    from mm_tasks.sandbox.server import serve
 
     serve(
         Config(
@@ -208,9 +208,9 @@ def flush() -> None:
 
     Example: mm-tasks flush
     """
-    from mm_tasks.events.lanes import QUEUES  # noqa: PLC0415 - slow to import
-    from mm_tasks.tasks.publisher import publish_options  # noqa: PLC0415 - slow to import
-    from mm_tasks.tasks.worker import flush as task  # noqa: PLC0415 - slow to import
+    from mm_tasks.events.lanes import QUEUES
+    from mm_tasks.tasks.publisher import publish_options
+    from mm_tasks.tasks.worker import flush as task
 
     for lane, *_ in ENDPOINTS:
         options = {"queue": QUEUES[lane], **publish_options()}

@@ -37,7 +37,7 @@ def filtered(command: Callable[..., None]) -> Callable[..., None]:
         command(chosen=chosen, **values)
 
     merged = signature.replace(parameters=[*own, *options.values()])
-    with_filter.__signature__ = merged  # type: ignore[attr-defined]
+    with_filter.__signature__ = merged  # type: ignore[attr-defined] # Typer reads it
     return with_filter
 
 

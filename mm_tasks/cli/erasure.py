@@ -70,7 +70,7 @@ def request(  # noqa: PLR0913 - one for each field of a request
         rule = "is not an argument: the user id is read from a prompt or from stdin"
         raise typer.BadParameter(rule, param_hint="ID")
     user_id, others = _ids(anonymous=anonymous_ids)
-    from mm_tasks.tasks.registry import forget  # noqa: PLC0415 - slow to import
+    from mm_tasks.tasks.registry import forget
 
     fields: Any = {
         "user_id": user_id,

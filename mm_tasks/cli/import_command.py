@@ -100,9 +100,9 @@ def _import(
 
 
 def _nudge(lane: str) -> None:
-    from mm_tasks.events.lanes import QUEUES  # noqa: PLC0415 - slow to import
-    from mm_tasks.tasks.celery_app import FLUSH  # noqa: PLC0415 - slow to import
-    from mm_tasks.tasks.publisher import nudge  # noqa: PLC0415 - slow to import
+    from mm_tasks.events.lanes import QUEUES
+    from mm_tasks.tasks.celery_app import FLUSH
+    from mm_tasks.tasks.publisher import nudge
 
     nudge(FLUSH, (lane,), QUEUES[lane])
 
@@ -124,7 +124,7 @@ def _rows(
 def _stream(file: InputFile) -> Iterator[tuple[io.BufferedReader, Shown]]:
     """Open a file, or stdin; size and position are known of a regular file only."""
     if str(file.path) == options.STDIN:
-        yield sys.stdin.buffer, Shown(file.name)  # type: ignore[misc]
+        yield sys.stdin.buffer, Shown(file.name)  # type: ignore[misc] # stdin's type
         return
     try:
         opened_file = file.path.open("rb")

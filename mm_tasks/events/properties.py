@@ -49,7 +49,7 @@ _NAIVE = "must have an offset from UTC; a naive time could mean any zone"
 _OUT_OF_YEARS = "must be between the years 1 and 9999 in UTC"
 
 
-class InvalidValue(Exception):  # noqa: N818 - never leaves `events`
+class InvalidValue(Exception):
     """The broken rules; `is_size` if a limit in bytes is the only one."""
 
     def __init__(self, *rules: str, is_size: bool = False) -> None:

@@ -36,7 +36,7 @@ class Answer:
         return web.Response(status=self.status, body=self.text(), headers={**kind, **self.headers})
 
 
-class Refused(Exception):  # noqa: N818 - an answer, no failure of ours
+class Refused(Exception):
     """The call has no effect; `answer` has the reason."""
 
     def __init__(

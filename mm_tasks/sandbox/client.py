@@ -25,7 +25,7 @@ _COMMAND = ("-P", "-m", "mm_tasks.sandbox", "--port", "0", "--forget-lag-s", "0"
 _opener = build_opener(ProxyHandler({}))
 
 
-class SandboxUnavailable(Exception):  # noqa: N818 - public name
+class SandboxUnavailable(Exception):
     """The stand-in did not start; the message has the reason."""
 
 

@@ -14,7 +14,7 @@ _Task: Any = Task
 _by_name: Any = firstmethod("annotate")  # type: ignore[arg-type] # it takes the name
 
 
-class BaseTask(_Task):  # type: ignore[misc]
+class BaseTask(_Task):  # type: ignore[misc] # its base is untyped
     """Options of our tasks that do not depend on the settings of their app.
 
     JSON, no result, no rate limit (`buffer/rate_limiter` keeps the vendor's, over all workers),

@@ -153,7 +153,7 @@ def problems_at_start() -> list[str]:
         current = runtime.current()
     except (ConfigurationError, ImproperlyConfigured) as error:
         return [str(error)]
-    from mm_tasks.monitoring import checks  # noqa: PLC0415 - slow; only a worker needs it
+    from mm_tasks.monitoring import checks
 
     return [check.sentence for check in checks.start(current) if check.state == "problem"]
 

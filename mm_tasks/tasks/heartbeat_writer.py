@@ -41,11 +41,11 @@ class HeartbeatWriter:
 
     def write(self, served: list[str]) -> None:
         """Write a heartbeat with the queues that are served."""
-        self._try(heartbeats.leave, served)
+        self._try(heartbeats.write, served)
 
     def delete(self) -> None:
         """Delete the heartbeat: the process was told to stop."""
-        self._try(heartbeats.withdraw)
+        self._try(heartbeats.delete)
 
     def _try(self, call: Callable[..., None], *args: Any) -> None:
         was_failing, self._is_failing = self._is_failing, False

@@ -65,6 +65,6 @@ def apply_async_on_commit(
 
 def _on_commit(call: Callable[[], None], using: str | None, *, robust: bool) -> None:
     """Register a callback. Django logs its `__qualname__`, so a `partial` will not do."""
-    from django.db import transaction  # noqa: PLC0415 - imported without Django too
+    from django.db import transaction
 
     transaction.on_commit(call, using=using, robust=robust)

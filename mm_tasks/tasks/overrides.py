@@ -62,7 +62,7 @@ class Scheduler(beat.Scheduler):
 _Logging: Any = CeleryLogging  # celery-types knows no argument `formatter`
 
 
-class Logging(_Logging):  # type: ignore[misc]
+class Logging(_Logging):  # type: ignore[misc] # its base is untyped
     """Celery's logging in the format of `MM_TASKS_LOG_FORMAT`."""
 
     def setup_handlers(self, *args: Any, **options: Any) -> Any:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from mm_tasks.connections.url import is_loopback
 
 
-class RealHostReached(AssertionError):  # noqa: N818 - public name
+class RealHostReached(AssertionError):
     """A test tried to send to a real host. Nothing was sent."""
 
 

@@ -79,7 +79,7 @@ class _GuardHooks:
 @pytest.fixture
 def mm_tasks_events() -> Iterator[Recorder]:
     """Record the calls of `track`, `identify` and `forget` instead of storing them."""
-    from mm_tasks.testing.recorder import record  # noqa: PLC0415 - see the module's docstring
+    from mm_tasks.testing.recorder import record
 
     with record() as recorder:
         yield recorder
@@ -87,7 +87,7 @@ def mm_tasks_events() -> Iterator[Recorder]:
 
 @pytest.fixture(scope="session")
 def _mm_tasks_sandbox_served() -> Iterator[Sandbox]:
-    from mm_tasks.sandbox.client import SandboxUnavailable, serve_sandbox  # noqa: PLC0415
+    from mm_tasks.sandbox.client import SandboxUnavailable, serve_sandbox
 
     with ExitStack() as until_the_end:
         try:

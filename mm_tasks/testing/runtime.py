@@ -116,16 +116,16 @@ class RecordingErasureService:
         """Take the records to add to."""
         self._records = records
 
-    def request(self, asked: ErasureRequest, *, via: str = "call") -> Opened:
+    def request(self, request: ErasureRequest, *, via: str = "call") -> Opened:
         """Record a request, and suppress its person as the fence would.
 
         A request through the broker has `via="message"`, although it ran at once.
         """
-        asked.check(datetime.now(UTC))
+        request.check(datetime.now(UTC))
         self._records.fail("forget")
-        erasure = self._records.erasures.setdefault(asked.user_id, new_id())
-        self._records.suppress([asked.user_id], asked.anonymous_ids)
-        values = {name: plain(getattr(asked, name)) for name in asked.__dataclass_fields__}
+        erasure = self._records.erasures.setdefault(request.user_id, new_id())
+        self._records.suppress([request.user_id], request.anonymous_ids)
+        values = {name: plain(getattr(request, name)) for name in request.__dataclass_fields__}
         fields = {name: value for name, value in values.items() if value not in (None, [])}
         fields["via"] = "message" if self._records.is_through_broker() else via
         self._records.add("forget", fields, erasure)

@@ -197,7 +197,7 @@ def test_no_option_of_on_commit_is_a_field_of_events():
 
 
 def middleware(view):
-    from mm_tasks.contrib.django.middleware import VisitMiddleware  # noqa: PLC0415 - reads settings
+    from mm_tasks.contrib.django.middleware import VisitMiddleware
 
     return VisitMiddleware(view)
 

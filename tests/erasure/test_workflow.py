@@ -565,7 +565,7 @@ def test_two_requests_while_open_are_one_erasure_with_both_tickets(erasures, san
     first, second = erasures.request(ticket="T-1"), erasures.request(ticket="T-2")
     erasures.complete(first.id)
 
-    assert second == (first.id, True)
+    assert second[:2] == (first.id, True)
     assert erasures.shown(first.id)["tickets"] == ["T-1", "T-2"]
     assert erasures.forget(ticket="T-3") != first.id
     assert len(calls(sandbox)) == 3
@@ -577,7 +577,7 @@ def test_new_anonymous_ids_are_fenced_purged_and_followed_by_all_passes_again(er
     assert erasures.state(erasure) == "settling"
     flow = erasures.flow
     flow.buffer.append([Record(flow.body(n), None, VISITOR) for n in range(3)])
-    assert erasures.request(anonymous_ids=(VISITOR,)) == (erasure, True)
+    assert erasures.request(anonymous_ids=(VISITOR,))[:2] == (erasure, True)
     assert flow.redis.smembers(KEYS.fence) == {USER_TAG, VISITOR_TAG}
     erasures.complete(erasure)
     passes = erasures.shown(erasure)["passes"]

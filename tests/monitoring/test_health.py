@@ -8,14 +8,18 @@ import sys
 import threading
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
+from celery.beat import Service
+from celery.signals import after_task_publish, beat_init
 from redis import Redis
 from redis.exceptions import OutOfMemoryError, ReadOnlyError
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from mm_tasks import track
 from mm_tasks.buffer import heartbeats
 from mm_tasks.buffer.heartbeats import Heartbeat
 from mm_tasks.buffer.keys import ProjectKeys
@@ -23,7 +27,7 @@ from mm_tasks.cli import app
 from mm_tasks.events.lanes import QUEUE_NAMES
 from mm_tasks.monitoring import health
 from mm_tasks.tasks import heartbeat_writer
-from mm_tasks.tasks.celery_app import queues
+from mm_tasks.tasks.celery_app import FLUSH, queues
 from tests.conftest import embedded, held
 
 KEYS = ProjectKeys("p")
@@ -53,9 +57,9 @@ def ask(redis, redis_url, fresh, tmp_path):  # noqa: ARG001 - `redis` empties th
 
 @pytest.fixture
 def alive(redis):
-    heartbeats.leave(redis, "p", "worker", NAMES[0], QUEUES[1:])
-    heartbeats.leave(redis, "p", "worker", NAMES[1], QUEUES[:1])
-    heartbeats.leave(redis, "p", "beat", "host")
+    heartbeats.write(redis, "p", "worker", NAMES[0], QUEUES[1:])
+    heartbeats.write(redis, "p", "worker", NAMES[1], QUEUES[:1])
+    heartbeats.write(redis, "p", "beat", "host")
     return redis
 
 
@@ -69,7 +73,7 @@ def test_a_heartbeat_has_a_process_its_queues_and_its_age(alive):
     assert other.queues == ("mm.forget",)
     assert other.age_s >= 12
     assert found["beat:host"].queues == ()
-    heartbeats.withdraw(alive, "p", "beat", "host")
+    heartbeats.delete(alive, "p", "beat", "host")
     assert "beat:host" not in heartbeats.read(alive, "p")
 
 
@@ -78,7 +82,7 @@ def test_a_heartbeat_of_more_than_a_day_ago_is_deleted_by_the_next_one(alive):
     age(alive, "worker:other@host", 86_401)
     age(alive, "beat:host", 86_000)
 
-    heartbeats.leave(alive, "p", "worker", NAMES[0], QUEUES)
+    heartbeats.write(alive, "p", "worker", NAMES[0], QUEUES)
     assert set(heartbeats.read(alive, "p")) == {f"worker:{NAMES[0]}", "beat:host"}
 
 
@@ -87,7 +91,7 @@ def test_a_full_server_still_takes_heartbeats(alive):
     age(alive, "beat:host", 50)
     alive.config_set("maxmemory", 1)
     try:
-        heartbeats.leave(alive, "p", "beat", "host")
+        heartbeats.write(alive, "p", "beat", "host")
         with pytest.raises(OutOfMemoryError):
             heartbeats.refuse_if_unwritable(alive, "p")
     finally:
@@ -137,7 +141,7 @@ def test_a_process_that_is_silent_for_too_long_is_named(alive, ask, who, line):
 
 def test_a_queue_without_a_worker_is_named(alive, ask):
     """A worker that was started with `-Q mm.deliver` alone leaves erasures undone."""
-    heartbeats.withdraw(alive, "p", "worker", "other@host")
+    heartbeats.delete(alive, "p", "worker", "other@host")
     code, output = ask()
 
     assert code == 1
@@ -150,7 +154,7 @@ def test_a_queue_without_a_worker_is_named(alive, ask):
 
 def test_a_queue_with_one_live_worker_is_served_although_another_is_silent(alive, ask):
     """An old heartbeat is of a container that was killed; another one does its work."""
-    heartbeats.leave(alive, "p", "worker", "dead@host", QUEUES)
+    heartbeats.write(alive, "p", "worker", "dead@host", QUEUES)
     age(alive, "worker:dead@host", 600)
 
     assert ask()[0] == 0
@@ -240,7 +244,7 @@ def _while_loading(server):
     ("url", "line"),
     [
         ("sqlite:///{}/none/audit.sqlite", "ok       audit database: does not exist yet"),
-        ("postgresql://u:hunter2@127.0.0.1:1/d", "problem  audit database: the audit database"),
+        ("postgresql://u:hunter2@127.0.0.1:1/d", "problem  audit database: audit database error"),
         ("mysql://u:hunter2@h/d", "problem  audit database: MM_TASKS_AUDIT_URL: must begin"),
     ],
 )
@@ -281,14 +285,14 @@ def test_the_newest_of_several_beats_counts():
     assert health.beat(beats, 30).is_ok
 
 
-def test_a_sign_that_cannot_be_left_is_said_once_and_ends_nothing(fresh, caplog):
+def test_a_heartbeat_that_fails_is_logged_once_and_ends_nothing(fresh, caplog):
     """It is tried every few seconds, for as long as the outage is."""
     server = embedded()
     server.start()
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         away = f"redis://127.0.0.1:{sock.getsockname()[1]}/0"
-    one = heartbeat_writer.HeartbeatWriter("worker", "w@h")
+    writer = heartbeat_writer.HeartbeatWriter("worker", "w@h")
     try:
         for url, said in (
             (away, 1),
@@ -297,7 +301,7 @@ def test_a_sign_that_cannot_be_left_is_said_once_and_ends_nothing(fresh, caplog)
             (away, 2),
         ):
             fresh(MM_TASKS_REDIS_URL=url)
-            one.leave(["mm.forget"])
+            writer.write(["mm.forget"])
             assert caplog.text.count("heartbeat_failed") == said
         with Redis(port=server.port) as redis:
             assert "worker:w@h" in heartbeats.read(redis, "default")
@@ -305,16 +309,17 @@ def test_a_sign_that_cannot_be_left_is_said_once_and_ends_nothing(fresh, caplog)
         server.stop()
 
 
-def test_a_beat_that_is_a_thread_leaves_signs_of_its_own_flushes_alone(redis, redis_url, fresh):
+def test_a_beat_in_a_worker_writes_heartbeats_for_its_own_flushes_only(redis, redis_url, fresh):
     """With `worker -B` the worker's own nudges are published from the same process."""
     fresh(MM_TASKS_REDIS_URL=redis_url, MM_TASKS_PROJECT="p")
-    beat = heartbeat_writer._BeatHeartbeat()  # noqa: SLF001
-    thread = threading.Thread(target=beat.published)
+    beat_init.send(sender=Service(track.app))
+    publish = partial(after_task_publish.send, sender=FLUSH)
+    thread = threading.Thread(target=publish)
     thread.start()
     thread.join()
     assert heartbeats.read(redis, "p") == {}
 
-    beat.published()
+    publish()
     assert [sign.kind for sign in heartbeats.read(redis, "p").values()] == ["beat"]
 
 

@@ -79,7 +79,7 @@ TRACK_EVENTS_MAX = 4
 LOG = "I4 log"
 
 
-class Broken(Exception):  # noqa: N818 - a promise is
+class Broken(Exception):
     """A promise was broken: which one (`I1` … `I4`, see `test_race`), and how."""
 
     def __init__(self, promise, how):

@@ -22,7 +22,7 @@ def test_the_examples_pass(run_pytest):
 
 def test_the_failure_in_the_docs_is_the_one_raised(events):
     """A change of the message must change the docs too."""
-    from mm_tasks import track  # noqa: PLC0415 - beside what it shows
+    from mm_tasks import track
 
     track.delay("signup", user_id="u1", properties={"plan": "free", "seats": 3})
     try:

@@ -2,16 +2,14 @@
 
 import asyncio
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, assert_type
+from typing import Any, assert_type
 
 from celery import Celery, chain
 
 import mm_tasks
 from mm_tasks import ErasureReceipt, Receipt, forget, identify, track
+from mm_tasks.events.fields import TrackItem
 from mm_tasks.testing import Recorded, Recorder, Sandbox, record, serve_sandbox
-
-if TYPE_CHECKING:
-    from mm_tasks.events.fields import TrackItem
 
 assert_type(track.delay("signup"), Receipt)
 assert_type(track.delay(event="signup", user_id="user_42"), Receipt)

@@ -43,7 +43,8 @@ class CheckpointSinks:
 
     def publish(self, checkpoint: Checkpoint) -> None:
         """Write to all three. Never raises, because the entries are committed."""
-        _log.info("audit_checkpoint size=%d head=%s at=%s", *checkpoint, extra=checkpoint._asdict())
+        fields = {"size": checkpoint.size, "head": checkpoint.head, "at": checkpoint.at}
+        _log.info("audit_checkpoint size=%d head=%s at=%s", *checkpoint, extra=fields)
         try:
             self._append("{} {} {}\n".format(*checkpoint).encode())
         except OSError as error:

@@ -44,7 +44,7 @@ _WORD = re.compile(r"[a-z0-9][a-z0-9_.:-]{0,63}", re.ASCII)
 VIA = frozenset({"call", "message"})
 
 
-class IllegalTransition(MMTasksError):  # noqa: N818 - names the transition, as InvalidEvent
+class IllegalTransition(MMTasksError):
     """Illegal transition. The message states the rule and never contains user data."""
 
 
