@@ -1,4 +1,4 @@
-"""`track`: events of the product, one by one or many at once."""
+"""`track`: events of the product, one by one or many at once. Their fields: `events/models`."""
 
 from __future__ import annotations
 
