@@ -45,7 +45,6 @@ def entries(n, size=10, user_id=None):
 
 def test_the_sent_bodies_are_the_appended_ones(redis, buffer):
     buffer.append(entries(3))
-
     admitted = buffer.begin(buffer.claim())
 
     assert admitted.bodies == [entry.body for entry in entries(3)]
@@ -88,7 +87,6 @@ def test_a_full_batch_asks_for_one_nudge_and_not_for_two(buffer):
 def test_above_the_cap_nothing_is_stored_and_nothing_dropped(redis, make):
     buffer = make(*LIMITS, held_bytes_max=3 * 56)
     buffer.append(entries(2))
-
     with pytest.raises(BufferFull):
         buffer.append(entries(2))
 

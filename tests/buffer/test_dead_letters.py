@@ -192,7 +192,6 @@ def test_counts_are_of_all_that_died_alike(redis, dead):
 
 def test_a_revived_record_waits_again_byte_for_byte_and_only_once(redis, dead):
     """The same header, the same event_id, and behind the records that wait already.
-
     A reply may be lost; then the same command is given again.
     """
     ids = bury(redis, [entry(1, "u1"), entry(2)])

@@ -522,7 +522,6 @@ def test_nothing_is_claimed_or_sent_until_the_fences_were_loaded(redis, fence, l
         if is_flushed:
             buffer.append([event("u1")])
         before = held(redis)
-
         assert buffer.claim() is None
         assert buffer.begin(batch_id) == Rejection("gone" if is_flushed else "unloaded")
         assert buffer.readiness(**EVERYTHING) == "unloaded"
@@ -537,7 +536,6 @@ def test_nothing_is_claimed_or_sent_until_the_fences_were_loaded(redis, fence, l
 
 def test_a_restart_forgets_that_the_fences_were_loaded_and_nothing_else(persistent):
     """The AOF may have lost the last fence: only SQL knows, and nothing is sent before.
-
     An attempt that outlives the restart is not admitted twice, and its outcome can be recorded.
     """
     redis, fence = persistent.client, Fence(persistent.client, "p")
@@ -570,7 +568,6 @@ def test_a_restart_during_a_load_lets_it_start_over(persistent, size, moment):
     redis, fence = persistent.client, Fence(persistent.client, "p")
     fence.load(STORE, set)
     sql = Sql(*range(size))
-
     fence.load(STORE, read_with_interruption(sql, moment, persistent.restart))
 
     assert_loaded(redis, sql, reads=2)
@@ -599,7 +596,6 @@ def test_at_maxmemory_fences_can_be_added_and_loaded(full):
     fence = Fence(full, "p")
     fence.note_failed("audit_refused")
     assert about(full)["why"] == "audit_refused"
-
     fence.add(tags(*range(3, 2003)), STORE)
     assert fenced(full) == tags(*range(1, 2003))
 
@@ -624,7 +620,6 @@ def test_a_log_that_became_shorter_lowers_nothing(redis, fence):
     fence.load(STORE, lambda: tags(1, 2), lambda: 40)
     fence.add(tags(3), STORE, 50)
     fence.add(tags(4), STORE, 45)
-
     with pytest.raises(AuditChainBroken):
         fence.load(STORE, lambda: tags(1), lambda: 49)
     assert fenced(redis) == tags(1, 2, 3, 4)

@@ -31,7 +31,6 @@ def test_each_value_is_counted_below_each_bound_that_it_does_not_exceed(name, va
     histogram_counters = Counter()
     for value in values:
         histogram_counters[f"track:{name}:{histograms.bucket(name, value)}"] += 1
-
     buckets, _ = histograms.read(histogram_counters, "track", name)
 
     assert buckets == [

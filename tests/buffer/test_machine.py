@@ -294,7 +294,6 @@ class Lane(RuleBasedStateMachine):
                 self.buffer.append(entries)
             self.assert_unchanged()
             return
-
         appended = self.buffer.append(entries)
 
         assert appended.suppressed == refused

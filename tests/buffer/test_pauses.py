@@ -86,7 +86,6 @@ def test_a_delivered_batch_ends_the_row_of_failures(redis, pauses):
     buffer = LaneBuffer(redis, "p", "track", limits)
     buffer.append([Record(b"{}", None, None)])
     pause(pauses, "a", "unavailable", failures_max=2)
-
     buffer.ack(buffer.claim(found_again_ms=0), 0)
 
     assert not pause(pauses, "b", "unavailable", failures_max=2)
@@ -270,7 +269,6 @@ def test_a_lengthened_wait_began_with_the_first_and_a_wait_after_it_is_a_new_one
 
 def test_the_key_outlives_the_wait_as_the_limiter_needs_and_is_of_its_lane_alone(redis, pauses):
     """After a 429 the vendor's bucket is empty, and `reserve` must know for a while.
-
     `identify` is not limited and never waits for `track`.
     """
     pauses.throttle(2000, keep_ms=60_000)

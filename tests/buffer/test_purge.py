@@ -191,7 +191,6 @@ def test_waiting_records_of_the_person_go_and_the_others_keep_their_order(world,
     world.append("bAc", "identify" if lane == "track" else "track")
     world.raise_fence()
     rest = before.translate(str.maketrans("", "", PERSON))
-
     result = world.scan()
 
     assert world.waiting(lane) == rest
@@ -319,7 +318,6 @@ def test_a_person_of_two_hundred_ids_is_found_by_each(redis, worlds):
     batch_id = world.claim()
     world.track.append(entries)
     world.fence.add(tags, STORE)
-
     result = removed(world.purge.scan(tags, world.assert_adds_up))
 
     assert result == {"track:waiting": 200, "track:batches": 200, "track:dead": 200}
@@ -393,7 +391,6 @@ def test_a_late_success_counts_for_exactly_the_others_that_were_sent(
     """A record that was not sent is sent next, and one that was sent is not sent twice."""
     batch_id = world.narrowed(records, times)
     attempt = world.begin(batch_id, lease_ms=0)
-
     assert world.erase() == {"track:batches": records.count("A")}
 
     assert world.track.ack(batch_id, attempt.generation, token=attempt.token) == len(acknowledged)
@@ -409,7 +406,6 @@ def test_a_late_success_of_the_persons_records_counts_for_nobody_elses(world, st
     attempt = world.begin(batch_id, lease_ms=0)
     if state == "released":
         world.track.release(batch_id, attempt.token)
-
     assert world.erase() == {"track:batches": 2}
 
     assert world.track.ack(batch_id, attempt.generation, token=attempt.token) == 0
@@ -437,7 +433,6 @@ def test_a_late_refusal_buries_no_record_that_was_not_refused_alone(world):
     batch_id = world.batch("Ab")
     attempt = world.begin(batch_id, lease_ms=0)
     world.erase()
-
     result = world.track.bisect(batch_id, attempt.token)
 
     assert result == "old"
@@ -663,7 +658,6 @@ def test_nothing_of_the_person_stays_and_nothing_of_others_goes_whatever_happens
         before = everybody(world)
         erased = sum(counts(world.redis)[f"{lane}:erased"] for lane in LANES)
         world.raise_fence()
-
         told = 0
         while True:
             scan = world.purge.scan(ANNA, meanwhile.act)

@@ -67,7 +67,6 @@ def test_a_slot_too_far_off_changes_nothing(redis, limiter):
 def test_a_clock_that_steps_back_an_hour_stops_nothing(limiter):
     limiter.reserve(MAX_WAIT_S, now_us=NOW)
     earlier = NOW - 3_600_000_000
-
     slot = limiter.reserve(MAX_WAIT_S, now_us=earlier)
 
     assert slot.start_us == earlier + 200_000
@@ -77,7 +76,6 @@ def test_after_a_throttle_the_burst_is_used_up(redis, limiter):
     limiter.reserve(MAX_WAIT_S, now_us=NOW - 60_000_000)
     until = NOW + 500_000
     redis.set(ProjectKeys("p").lane("track").throttle, f"{until} 1")
-
     starts = [limiter.reserve(MAX_WAIT_S, now_us=NOW).start_us for _ in range(3)]
 
     assert starts == [until, until + 200_000, until + 400_000]

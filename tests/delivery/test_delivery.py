@@ -15,14 +15,7 @@ from mm_tasks.buffer.records import tag
 from mm_tasks.delivery.flush import flush as dispatches
 from mm_tasks.delivery.retry import FAILURES_MAX, FILTERED_MAX, ISOLATION_MAX
 from mm_tasks.delivery.send import send
-from tests.delivery.conftest import (
-    BAD,
-    KEYS,
-    flush,
-    flush_and_send,
-    letter_of,
-    requests_seen,
-)
+from tests.delivery.conftest import BAD, KEYS, flush, flush_and_send, letter_of, requests_seen
 
 
 @pytest.fixture
