@@ -215,6 +215,13 @@ class Lane(RuleBasedStateMachine):
     def teardown(self):
         self.buffer.close()
 
+    def is_refused(self, holds, result, expected):
+        """Return whether a step must be refused; then it returns this and changes nothing."""
+        if holds:
+            assert result == expected
+            self.assert_unchanged()
+        return holds
+
     # What every step may ask.
 
     def named(self, which, *states):
@@ -450,10 +457,7 @@ class Lane(RuleBasedStateMachine):
         is_first=st.booleans(),
     )
     def answer_comes_after_a_purge(self, which, crowd, times, then, is_first):
-        """A batch that may be narrowed down is purged when its lease ran out.
-
-        Of somebody, or of whoever its first record is about.
-        """
+        """A batch, narrowed or not, is purged of its first subject or others after its lease."""
         self.clear_the_way()
         self.focus = self.named(which, "claimed", "released")
         batch = self.model.batches.get(self.focus)
@@ -490,9 +494,7 @@ class Lane(RuleBasedStateMachine):
         model = self.model
         slot_us = self.slot_us(slot)
         batch_id = self.buffer.claim(slot_us=slot_us, found_again_ms=again_ms, linger=linger)
-        if not model.is_loaded:
-            assert batch_id is None
-            self.assert_unchanged()
+        if self.is_refused(not model.is_loaded, batch_id, None):
             return
         unfenced = model.unfenced(model.waiting)
         kept = fullest(unfenced)
@@ -629,11 +631,9 @@ class Lane(RuleBasedStateMachine):
         batch_id = self.named(which, "sending")
         lapsed = self.buffer.take_over(batch_id, lease_ms=lease_ms)
         batch, now_ms = self.model.batches.get(batch_id), self.now_ms()
-        if batch is None or batch.state != "sending" or batch.found_ms > now_ms:
-            assert lapsed is None
-            self.assert_unchanged()
+        is_held = batch is None or batch.state != "sending" or batch.found_ms > now_ms
+        if self.is_refused(is_held, lapsed, None):
             return
-
         assert lapsed is not None
         for name in ("attempt", "generation", "sent"):
             assert getattr(lapsed, name) == getattr(batch, name), name
@@ -737,11 +737,8 @@ class Lane(RuleBasedStateMachine):
         else:
             batch_id, token, batch = self.attempt(which, whose)
             outcome = "unavailable"
-        words = {
-            "outcome": outcome,
-            "ambiguous": ambiguous,
-            "exchange": EXCHANGE if outcome else None,
-        }
+        exchange = EXCHANGE if outcome else None
+        words = {"outcome": outcome, "ambiguous": ambiguous, "exchange": exchange}
         released = self.buffer.release(batch_id, token, wait_ms=wait_ms, grace_ms=grace_ms, **words)
 
         assert released == (batch is not None)
@@ -758,11 +755,8 @@ class Lane(RuleBasedStateMachine):
         batch_id, token, batch = self.attempt(which, whose)
         model = self.model
         result = self.buffer.bisect(batch_id, token, isolation_max=isolation_max, exchange=EXCHANGE)
-        if batch is None:
-            assert result == "old"
-            self.assert_unchanged()
+        if self.is_refused(batch is None, result, "old"):
             return
-
         self.note("rejected")
         model.failures = 0
         if batch.sent > 1:
@@ -793,11 +787,8 @@ class Lane(RuleBasedStateMachine):
         result = self.buffer.bisect_filtered(
             batch_id, token, why='{"a":1}', is_probe=is_probe, exchange=EXCHANGE
         )
-        if batch is None:
-            assert result == "old"
-            self.assert_unchanged()
+        if self.is_refused(batch is None, result, "old"):
             return
-
         self.note("filtered")
         others_pass = not is_probe and batch.passed is not None and delivered > batch.passed
         if others_pass and batch.sent > 1:
@@ -850,11 +841,8 @@ class Lane(RuleBasedStateMachine):
     def bury(self, which, whose, ambiguous):
         batch_id, token, batch = self.attempt(which, whose)
         n = self.buffer.bury(batch_id, token, ambiguous=ambiguous, exchange=EXCHANGE)
-        if batch is None:
-            assert n == 0
-            self.assert_unchanged()
+        if self.is_refused(batch is None, n, 0):
             return
-
         self.note("rejected", ambiguous)
         assert n == batch.sent
         self.laid_aside(batch_id, batch, n)
