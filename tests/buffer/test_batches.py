@@ -178,15 +178,13 @@ def test_a_batch_refused_event_by_event_is_a_new_rule_of_the_vendors(redis, make
     assert buffer.begin(batch_id).sent == 1
 
 
-@pytest.mark.parametrize(
-    ("is_accepted_between", "third"), [(False, "systematic"), (True, "buried")]
-)
-def test_batches_of_one_that_are_all_refused_are_a_new_rule_too(make, is_accepted_between, third):
+@pytest.mark.parametrize(("is_accepted", "third"), [(False, "systematic"), (True, "buried")])
+def test_batches_of_one_that_are_all_refused_are_a_new_rule_too(make, is_accepted, third):
     """Low traffic, and the lane of identifies, never has a batch of twenty."""
     buffer = make(1, 2000, 0)
     buffer.append(entries(4))
     refusals = [refuse(buffer, buffer.claim(), isolation_max=3) for _ in range(2)]
-    if is_accepted_between:
+    if is_accepted:
         batch_id = buffer.claim()
         buffer.ack(batch_id, buffer.begin(batch_id).generation)
 

@@ -113,9 +113,7 @@ def test_a_record_that_is_no_event_is_still_a_letter(redis, dead):
 
 @pytest.mark.parametrize("newest_first", [False, True])
 @pytest.mark.parametrize("per_ms", [1, 7, 5000])
-def test_each_of_5000_letters_is_read_once_by_burial_from_either_end(
-    redis, dead, per_ms, newest_first
-):
+def test_each_of_5000_letters_is_read_once_from_either_end(redis, dead, per_ms, newest_first):
     """Also when more were buried in one millisecond than a page holds."""
     ids = [id_ for _ in range(5) for id_ in bury(redis, [entry(n) for n in range(1000)])]
     redis.zadd(KEYS.dead_at, {id_: i // per_ms for i, id_ in enumerate(ids)})

@@ -113,7 +113,7 @@ def about(redis):
 
 
 @pytest.mark.parametrize("number", [2, 1000, 1001, 5000])
-def test_all_tags_are_fenced_once_add_returns_and_a_repeated_add_changes_nothing(
+def test_all_tags_are_fenced_once_add_returns_and_adding_again_changes_nothing(
     redis, fence, number
 ):
     """Also more tags than one script takes. An added fence says nothing about the others."""

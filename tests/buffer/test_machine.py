@@ -75,9 +75,8 @@ LANE = KEYS.lane("track")
 SIZES = st.sampled_from([8, 20, 70, 71, 72, 94, 95, 96, 142, 143, 144, 286, 287])
 PEOPLE = [("user", "u1"), ("user", "u2"), ("anonymous", "a1"), ("anonymous", "a2")]
 CROWDS = [*([one] for one in PEOPLE), PEOPLE]
-SUBJECTS = st.sampled_from(
-    [(), *((one,) for one in PEOPLE), (PEOPLE[0], PEOPLE[2]), (PEOPLE[1], PEOPLE[2])]
-)
+PAIRS = [(PEOPLE[0], PEOPLE[2]), (PEOPLE[1], PEOPLE[2])]
+SUBJECTS = st.sampled_from([(), *((one,) for one in PEOPLE), *PAIRS])
 FEW = st.lists(st.tuples(SIZES, SUBJECTS), min_size=1, max_size=3)
 MANY = st.lists(st.tuples(SIZES, SUBJECTS), min_size=4, max_size=20)
 ALIKE = st.builds(lambda one, n: [one] * n, st.tuples(SIZES, SUBJECTS), st.integers(2, 9))
@@ -200,9 +199,8 @@ class Lane(RuleBasedStateMachine):
         self.fences.load(STORE, set)
         self.purges = Purge(redis, "p")
         limits = BatchLimits(EVENTS_MAX, BYTES_MAX, linger_ms=HOUR_MS)
-        self.buffer = LaneBuffer(
-            redis, "p", "track", limits, held_bytes_max=HELD_BYTES_MAX, nudge_ms=HOUR_MS
-        )
+        more = {"held_bytes_max": HELD_BYTES_MAX, "nudge_ms": HOUR_MS}
+        self.buffer = LaneBuffer(redis, "p", "track", limits, **more)
         self.pauses = Pauses(redis, "p", "track")
         self.model = Model()
         self.serial = 0
@@ -766,10 +764,8 @@ class Lane(RuleBasedStateMachine):
             return
         model.refusals += 1
         batch.refused += 1
-        is_new_rule = model.refusals >= isolation_max or (
-            batch.refused >= isolation_max and not batch.accepted
-        )
-        if isolation_max and is_new_rule:
+        refusals = max(model.refusals, 0 if batch.accepted else batch.refused)
+        if isolation_max and refusals >= isolation_max:
             assert result == "systematic"
             model.refusals, batch.refused, batch.suspect = 0, 0, 1
             self.freed(batch)
@@ -784,9 +780,8 @@ class Lane(RuleBasedStateMachine):
         """Where nothing passed since the first refusal, another event is sent alone."""
         batch_id, token, batch = self.attempt(which, whose)
         delivered = self.model.counts["delivered"]
-        result = self.buffer.bisect_filtered(
-            batch_id, token, why='{"a":1}', is_probe=is_probe, exchange=EXCHANGE
-        )
+        words = {"why": '{"a":1}', "is_probe": is_probe, "exchange": EXCHANGE}
+        result = self.buffer.bisect_filtered(batch_id, token, **words)
         if self.is_refused(batch is None, result, "old"):
             return
         self.note("filtered")
@@ -872,9 +867,8 @@ class Lane(RuleBasedStateMachine):
                 del model.stops[place]
                 continue
             assert paused
-            is_other = kind not in {old.kind, "unavailable"} and (
-                is_for_all or place == LANE.outage
-            )
+            is_other = is_for_all or place == LANE.outage
+            is_other = is_other and kind not in {old.kind, "unavailable"}
             wait_ms = first_ms if is_other else max(first_ms, 2 * old.wait_ms)
             kind, refused = kind if is_other else old.kind, batch_id
             if kind == "filtered":
@@ -988,17 +982,13 @@ class Lane(RuleBasedStateMachine):
 
     def assert_histograms_add_up(self, seen):
         """An age for each event delivered, a time for each request that ended, and no more."""
-        histogram_counters = {
-            name.decode(): int(n) for name, n in seen.get(KEYS.histogram_counters, {}).items()
-        }
+        stored = seen.get(KEYS.histogram_counters, {})
+        histogram_counters = {name.decode(): int(n) for name, n in stored.items()}
         counts = self.model.counts
         ended = sum(n for name, n in counts.items() if name.startswith("outcome:"))
-        for name, times in {
-            histograms.AGE: counts["delivered"],
-            histograms.SECONDS: ended,
-            histograms.EVENTS: counts["outcome:delivered"],
-            histograms.FILL: counts["outcome:delivered"],
-        }.items():
+        expected = dict.fromkeys((histograms.EVENTS, histograms.FILL), counts["outcome:delivered"])
+        expected |= {histograms.AGE: counts["delivered"], histograms.SECONDS: ended}
+        for name, times in expected.items():
             assert histograms.read(histogram_counters, "track", name)[0][-1][1] == times, name
         assert histogram_counters.get("track:request_s:sum", 0) == 300_000 * ended
         fill = histogram_counters.get("track:batch_fill:sum", 0)

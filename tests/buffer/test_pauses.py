@@ -181,9 +181,7 @@ def test_a_probe_that_fails_differently_changes_the_reason_and_not_the_time(redi
 
 
 @pytest.mark.parametrize("kind", ["filtered", "unavailable"])
-def test_a_probe_that_does_not_reach_the_vendor_keeps_the_reason_of_a_key_pause(
-    redis, pauses, kind
-):
+def test_a_probe_that_does_not_reach_the_vendor_keeps_the_reason_of_the_key(redis, pauses, kind):
     pause(pauses, "a", first_ms=1000)
     redis.hset(KEYS.pause, "probe_at_ms", 0)
     pauses.choose_probe("b", lost_ms=HOUR_MS)
@@ -240,9 +238,7 @@ def test_the_longest_of_the_waits_is_in_force(redis, pauses, waits_ms):
 
 
 @pytest.mark.parametrize("is_over", [False, True])
-def test_a_lengthened_wait_began_with_the_first_and_a_wait_after_it_is_a_new_one(
-    redis, pauses, is_over
-):
+def test_a_lengthened_wait_began_with_the_first_and_a_later_one_is_new(redis, pauses, is_over):
     until_ms = 1 if is_over else now_ms(redis) + 5000
     redis.set(LANE.throttle, f"{until_ms * 1000} 7")
     pauses.throttle(60_000, keep_ms=0)

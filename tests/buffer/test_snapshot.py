@@ -51,11 +51,8 @@ def test_each_lane_shows_its_waiting_and_leased_events(redis, buffers):
         assert buffer.claim()
     state = snapshot.read(redis, "p")
 
-    assert {name: lane.waiting for name, lane in state.lanes.items()} == {
-        "track": 1,
-        "identify": 2,
-        "backfill": 3,
-    }
+    waiting = {name: lane.waiting for name, lane in state.lanes.items()}
+    assert waiting == {"track": 1, "identify": 2, "backfill": 3}
     assert all(lane.claimed == lane.batches == 1 for lane in state.lanes.values())
     assert (state.total("leased"), state.total("accepted"), state.waiting) == (6, 12, 6)
     assert 0 <= state.oldest_waiting_s < 60

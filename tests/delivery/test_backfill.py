@@ -152,9 +152,7 @@ def test_consecutive_failures_of_both_lanes_are_counted_together(pair, sandbox, 
 
 
 @pytest.mark.parametrize("lane", LANES)
-def test_an_event_that_a_filter_refuses_is_compared_with_those_of_the_other_lane(
-    pair, sandbox, lane
-):
+def test_an_event_that_a_filter_refuses_is_compared_with_the_other_lane(pair, sandbox, lane):
     """Otherwise a lane with only that event would stop both for ever."""
     pair.flows[lane].append_bodies([BAD])
     sandbox.fault("status", status=404, body="<html>", poison=True, event="bad")
@@ -173,7 +171,7 @@ def test_an_event_that_a_filter_refuses_is_compared_with_those_of_the_other_lane
 
 
 @pytest.mark.parametrize(("lane", "wait_ms"), [("track", b"60000"), ("backfill", b"1000")])
-def test_an_import_that_is_refused_as_a_whole_stops_live_events_only_shortly(
+def test_an_import_that_is_refused_as_a_whole_stops_live_events_shortly(
     pair, sandbox, lane, wait_ms
 ):
     """A batch of the live lane tells a new rule of the vendor from a bad import."""

@@ -172,9 +172,7 @@ def probe_after_a_wait(flow, delivery):
 
 @pytest.mark.parametrize("n", [1, 4, 12])
 @pytest.mark.parametrize("status", [401, 403, 404, 451])
-def test_a_page_for_every_request_pauses_within_three_and_buries_nothing(
-    flow, delivery, sandbox, status, n
-):
+def test_a_page_for_every_request_pauses_and_buries_nothing(flow, delivery, sandbox, status, n):
     """The host or the key is wrong, however many batches there are."""
     sandbox.fault("status", status=status, body="<html>", times=10_000)
     flow.append(n)
@@ -278,9 +276,7 @@ def test_a_poison_event_is_buried_and_its_neighbours_arrive(flow, delivery, sand
 
 @pytest.mark.parametrize("position", range(4))
 @pytest.mark.parametrize("n", [4, 9])
-def test_an_event_that_a_filter_refuses_is_buried_and_stops_no_other(
-    flow, delivery, sandbox, position, n
-):
+def test_an_event_that_a_filter_refuses_is_buried_alone(flow, delivery, sandbox, position, n):
     """A proxy that dislikes one event answers with a page, as if the key or host were wrong."""
     sandbox.fault("status", status=403, body="<html>", poison=True, event="bad")
     append_beside(flow, n - 1, position, BAD)
@@ -319,9 +315,7 @@ def test_a_batch_that_an_earlier_release_isolated_is_delivered(flow, delivery, s
     assert_all_delivered(flow, sandbox, 4)
 
 
-def test_a_vendor_that_refuses_everything_stops_the_project_and_keeps_the_data(
-    flow, delivery, sandbox
-):
+def test_a_vendor_that_refuses_everything_stops_the_project_with_its_data(flow, delivery, sandbox):
     """Its rules changed: a thousand requests and as many dead letters would be useless."""
     flow.append(40)
     sandbox.fault("status", status=400, body='{"error":"invalid_payload"}', times=10_000)
@@ -404,9 +398,7 @@ def test_an_expired_lease_is_doubt_and_the_batch_sent_again(flow, delivery, sand
 
 
 @pytest.mark.parametrize("settled_as", ["dead", "delivered"])
-def test_a_batch_of_an_expired_lease_is_parked_where_doubt_is_or_acknowledged_late(
-    flow, sandbox, settled_as
-):
+def test_an_expired_lease_is_parked_where_doubt_is_or_acknowledged_late(flow, sandbox, settled_as):
     """The worker may be slow, not dead: its success counts although its lease has expired."""
     delivery = flow.delivery(park_ambiguous=settled_as == "dead")
     batch_id = flow.claim(delivery)
