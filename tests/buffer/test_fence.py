@@ -109,9 +109,6 @@ def about(redis):
     return {name.decode(): value.decode() for name, value in redis.hgetall(KEYS.fences).items()}
 
 
-# Raised.
-
-
 @pytest.mark.parametrize("number", [2, 1000, 1001, 5000])
 def test_all_tags_are_fenced_once_add_returns_and_adding_again_changes_nothing(
     redis, fence, number
@@ -135,9 +132,6 @@ def test_a_raise_between_loads_leaves_the_server_loaded(redis, fence):
 
     assert is_loaded(redis)
     assert fenced(redis) == tags(1, 2)
-
-
-# Loaded.
 
 
 @pytest.mark.parametrize("before", [0, 4])
@@ -395,9 +389,6 @@ def test_a_load_whose_sql_fails_leaves_the_fence_and_the_server_as_they_were(red
     assert is_loaded(redis)
 
 
-# Two audit stores.
-
-
 @pytest.fixture(params=["raised", "loaded", "loaded with none", "being loaded"])
 def owned(request, redis, fence):
     """Fences that belong to a store, one way or the other."""
@@ -432,9 +423,6 @@ def test_the_stores_of_two_projects_do_not_meet(fence, redis):
     Fence(redis, "q").check_store(OTHER_STORE)
 
 
-# Why not loaded.
-
-
 def test_a_failed_load_says_why_and_since_when_until_one_succeeds(redis, fence):
     """P7: every pause has a reason that `mm-tasks status` shows."""
     fence.note_failed("audit_unavailable")
@@ -452,9 +440,6 @@ def test_a_failed_load_says_why_and_since_when_until_one_succeeds(redis, fence):
     assert loaded.keys() == {"store", "run_id", "log_size"}
     fence.note_failed("audit_unavailable")  # by a worker that could not load them itself
     assert about(redis) == loaded
-
-
-# What the fence stops.
 
 
 @pytest.mark.parametrize(

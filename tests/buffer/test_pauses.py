@@ -48,9 +48,6 @@ def throttled_ms(redis):
     return int(until_us) / 1000 - now_ms(redis)
 
 
-# Who pauses.
-
-
 def test_a_pause_at_once_says_why_and_since_when(redis, pauses):
     """P7: every pause has a reason that `mm-tasks status` shows."""
     assert pause(pauses, "a", first_ms=5000)
@@ -82,9 +79,6 @@ def test_a_delivered_batch_ends_the_row_of_failures(redis, pauses):
 
     assert not pause(pauses, "b", "unavailable", failures_max=2)
     assert pause(pauses, "c", "unavailable", failures_max=2)
-
-
-# Who probes.
 
 
 @pytest.mark.parametrize("is_paused", [False, True], ids=["not paused", "not due yet"])
@@ -130,8 +124,6 @@ def test_a_probe_whose_worker_died_is_given_up_in_time(pauses):
     assert not pauses.lift("b")
     assert pauses.lift("c")
 
-
-# How long, and who ends it.
 
 WAITS = {
     "doubles from the first": (1000, 60_000, [1000, 2000, 4000, 8000, 16_000, 32_000]),
@@ -211,9 +203,6 @@ def test_the_probe_lifts_the_pause_and_nothing_is_left_of_it(redis, pauses):
     assert redis.keys() == []
     assert not pauses.lift("b")
     assert not pause(pauses, "b", "unavailable", failures_max=2)
-
-
-# The wait of a 429.
 
 
 def test_a_throttle_of_two_seconds_cannot_end_a_pause(redis, pauses):

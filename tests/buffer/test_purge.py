@@ -177,9 +177,6 @@ def small_steps(monkeypatch):
     monkeypatch.setattr(purge_module, "STEP", 2)
 
 
-# Each place.
-
-
 @pytest.mark.usefixtures("small_steps")
 @pytest.mark.parametrize("lane", LANES)
 @pytest.mark.parametrize(
@@ -317,9 +314,6 @@ def test_a_person_of_two_hundred_ids_is_found_by_each(redis, worlds):
 
     assert result == {"track:waiting": 200, "track:batches": 200, "track:dead": 200}
     assert (world.waiting(), world.records(batch_id), world.letters()) == ("b", "b", "b")
-
-
-# What is being sent.
 
 
 @pytest.mark.parametrize("is_renewed", [False, True])
@@ -470,9 +464,6 @@ def test_the_search_for_a_refused_event_goes_on_without_the_person(world):
             buffer.ack(batch_id, begun.generation, token=begun.token)
 
     assert ("".join(sorted(delivered)), world.letters()) == ("bd", "c")
-
-
-# What the fence took out on its way.
 
 
 def test_records_removed_by_claim_begin_and_revive_are_reported_once(world):
@@ -707,9 +698,6 @@ def assert_in_order(world, meanwhile, lane):
 
 def serial(record):
     return int(record[HEADER_BYTES:].split()[0])
-
-
-# At maxmemory, and what stays readable on disk.
 
 
 def test_at_maxmemory_a_person_can_still_be_purged(servers, worlds):

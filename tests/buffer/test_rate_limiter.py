@@ -79,9 +79,6 @@ def test_after_a_throttle_the_burst_is_used_up(redis, limiter):
     assert starts == [until, until + 200_000, until + 400_000]
 
 
-# Who takes only what is left over.
-
-
 class Oracle:
     """The slots in ten lines: the end of the last one, and nothing else."""
 

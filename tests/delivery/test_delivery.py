@@ -40,9 +40,6 @@ def assert_all_delivered(flow, sandbox, n, *, repeated=0):
     assert {key.decode() for key in flow.redis.keys()} <= kept  # noqa: SIM118 - Redis is no dict
 
 
-# Deliveries that succeed.
-
-
 def test_appended_events_arrive_unchanged_and_are_removed(flow, delivery, sandbox):
     flow.append(10)
     assert flush_and_send(delivery)[1] == [None] * 3
@@ -103,9 +100,6 @@ def test_identifies_travel_one_a_request_and_together_in_a_message(make_flow, sa
     assert sorted(sandbox.bodies()) == sorted(flow.body(i) for i in range(30))
     assert flow.counts()["delivered"] == 30
     assert track.counts()["outcome:throttled"] == 1
-
-
-# Pauses of a lane or the project.
 
 
 def test_a_429_stops_the_lane_for_all_until_its_time(flow, delivery, sandbox):
@@ -249,9 +243,6 @@ def test_an_outage_ends_in_one_probe_at_a_time_and_with_it(flow, sandbox, nobody
     assert_all_delivered(flow, sandbox, 4 * (FAILURES_MAX + 2))
 
 
-# Rejections and doubts of one batch.
-
-
 def append_beside(flow, n, position, body):
     """Append n good events and a bad one among them."""
     bodies = [flow.body(i) for i in range(n)]
@@ -370,9 +361,6 @@ def test_parked_doubt_becomes_dead_letters_and_is_not_sent_again(flow, sandbox):
     assert sorted(letter[-len(bodies[0]) :] for letter in letters) == bodies
     assert flow.counts()["dead"] == flow.counts()["delivered"] == 4
     assert sandbox.get("summary")["duplicates"] == 0
-
-
-# Workers that die or run at the same time.
 
 
 def begin_and_die(flow, batch_id):
