@@ -310,9 +310,9 @@ def test_a_person_of_two_hundred_ids_is_found_by_each(redis, worlds):
     batch_id = world.claim()
     world.track.append(entries)
     world.fence.add(tags, STORE)
-    result = removed(world.purge.scan(tags, world.assert_adds_up))
+    expected = {"track:waiting": 200, "track:batches": 200, "track:dead": 200}
 
-    assert result == {"track:waiting": 200, "track:batches": 200, "track:dead": 200}
+    assert removed(world.purge.scan(tags, world.assert_adds_up)) == expected
     assert (world.waiting(), world.records(batch_id), world.letters()) == ("b", "b", "b")
 
 
@@ -420,9 +420,8 @@ def test_a_late_refusal_buries_no_record_that_was_not_refused_alone(world):
     batch_id = world.batch("Ab")
     attempt = world.begin(batch_id, lease_ms=0)
     world.erase()
-    result = world.track.bisect(batch_id, attempt.token)
 
-    assert result == "old"
+    assert world.track.bisect(batch_id, attempt.token) == "old"
     assert (world.records(batch_id), world.letters()) == ("b", "")
     assert world.track.take_over(batch_id, lease_ms=0) is not None
 
