@@ -12,15 +12,12 @@ class Server:
     def __init__(self, **config):
         self._server = embedded(config={"maxmemory-policy": "noeviction", **config})
         self._server.start()
+        self.data_dir = self._server.data_dir
         self.client = Redis(port=self.port)
 
     @property
     def port(self):
         return self._server.port
-
-    @property
-    def data_dir(self):
-        return self._server.data_dir
 
     def fill(self):
         """Bring it to its maxmemory."""

@@ -73,8 +73,20 @@ def opened(redis):
     return lane_buffer.opened(redis, "track", LIMITS)
 
 
+@pytest.fixture
+def buffer(redis):
+    with opened(redis) as buffer:
+        yield buffer
+
+
 def event(user_id=None, anonymous_id=None):
     return Record(b'{"event":"seen"}', user_id, anonymous_id)
+
+
+def claimed(buffer, *user_ids):
+    """Append an event of each user; return the id of the batch that is claimed of them."""
+    buffer.append(list(map(event, user_ids)))
+    return buffer.claim()
 
 
 def is_loaded(redis):
@@ -97,11 +109,8 @@ def about(redis):
     return {name.decode(): value.decode() for name, value in redis.hgetall(KEYS.fences).items()}
 
 
-# Raised.
-
-
 @pytest.mark.parametrize("number", [2, 1000, 1001, 5000])
-def test_all_tags_are_fenced_once_add_returns_and_a_repeated_add_changes_nothing(
+def test_all_tags_are_fenced_once_add_returns_and_adding_again_changes_nothing(
     redis, fence, number
 ):
     """Also more tags than one script takes. An added fence says nothing about the others."""
@@ -125,9 +134,6 @@ def test_a_raise_between_loads_leaves_the_server_loaded(redis, fence):
     assert fenced(redis) == tags(1, 2)
 
 
-# Loaded.
-
-
 @pytest.mark.parametrize("before", [0, 4])
 @pytest.mark.parametrize("number", [0, 1, 3, 1000, 1001, 5000])
 def test_a_load_makes_the_fence_equal_to_sql(redis, fence, number, before):
@@ -143,8 +149,7 @@ def test_a_load_makes_the_fence_equal_to_sql(redis, fence, number, before):
 
 def test_a_load_that_died_midway_leaves_nothing_to_the_next(redis, fence):
     """The dead load may have read a fence that was lowered since."""
-    with pytest.raises(KeyboardInterrupt):
-        fence.load(STORE, lambda: midway(tags(*range(1000)), interrupted))
+    interrupt(fence, *range(1000))
     assert redis.scard(KEYS.fence_draft) == 1000
     assert not is_loaded(redis)
 
@@ -161,8 +166,15 @@ def with_other_store(fence, step):
         fence.check_store(OTHER_STORE)
 
 
-def interrupted():
-    raise KeyboardInterrupt
+def interrupt(fence, *numbers):
+    """Let a load die once it has read these tags."""
+
+    def read():
+        yield from tags(*numbers)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fence.load(STORE, read)
 
 
 # While a load goes on. Its first page is sent when 1 000 tags were read. A moment is the number
@@ -189,7 +201,6 @@ def read_with_interruption(sql, number, happens):
 def load_while(request, fence):
     """Load the tags of `load.sql`; at one of the moments of the first attempt something happens."""
     size, moment = request.param
-
     sql = Sql(*range(size))
 
     def load(happens):
@@ -199,34 +210,24 @@ def load_while(request, fence):
     return load
 
 
-def test_a_fence_added_during_a_load_holds_from_then_on(redis, fence, load_while):
-    """P6: the load read SQL before the erasure was committed, and must not drop its fence.
-
-    Nor does the load start over: it would never end while erasures come all the time.
-    """
+def test_a_fence_added_during_a_load_holds_from_then_on(redis, fence, buffer, load_while):
+    """P6: it read SQL before the commit. Starting over, it would never end among erasures."""
     sql, seen = load_while.sql, []
-
-    def suppressed():
-        with opened(redis) as buffer:
-            return buffer.append([event("u9999")]).suppressed
 
     def forget():
         sql.tags |= tags(9999)
         fence.add(tags(9999), STORE)
-        seen.append(suppressed())
+        seen.append(buffer.append([event("u9999")]).suppressed)
 
     load_while(forget)
 
     assert_loaded(redis, sql, reads=1)
     assert tags(9999) <= fenced(redis)
-    assert [*seen, suppressed()] == [{0}, {0}]
+    assert [*seen, buffer.append([event("u9999")]).suppressed] == [{0}, {0}]
 
 
 def test_another_load_meanwhile_wins_and_is_not_ended_by_the_first(redis, load_while):
-    """It read later, so it knows more: here of a fence that was lowered.
-
-    The first would commit its own tags, or the unfinished draft of the other.
-    """
+    """It read later. The first would commit a lowered fence, or the other's unfinished draft."""
     sql, seen = load_while.sql, []
 
     def read():
@@ -260,10 +261,9 @@ def test_an_overtaken_load_adds_nothing_to_the_one_that_goes_on(redis):
 
 def test_all_lost_during_a_load_is_loaded_again(redis, load_while):
     """FLUSHALL takes the draft along: half of it must not become the fence."""
-    sql = load_while.sql
     load_while(redis.flushall)
 
-    assert_loaded(redis, sql, reads=2)
+    assert_loaded(redis, load_while.sql, reads=2)
     assert about(redis).keys() == {"store", "run_id", "log_size"}
 
 
@@ -271,15 +271,13 @@ def test_all_lost_during_a_load_is_loaded_again(redis, load_while):
 def test_the_refusal_of_another_store_does_not_disturb_a_load(redis, fence, load_while, another):
     """A host with a wrong setting must not keep the others from loading."""
     fence.add(tags(1), STORE)
-    sql = load_while.sql
 
     def intrude():
         with pytest.raises(ConfigurationError):
             with_other_store(fence, another)
 
     load_while(intrude)
-
-    assert_loaded(redis, sql, reads=1)
+    assert_loaded(redis, load_while.sql, reads=1)
 
 
 def test_a_load_that_always_loses_all_ends_and_does_no_harm(redis, fence):
@@ -307,15 +305,11 @@ def never():
 @pytest.mark.parametrize("when", ["unless loading", "unless loaded"])
 def test_a_caller_that_misses_fences_leaves_them_to_a_running_load(redis, load_while, when):
     """Otherwise all workers would replace each other's loads after a restart, without an end."""
-    sql, left = load_while.sql, []
+    results = []
+    load_while(lambda: results.append(Fence(redis, "p").load(STORE, never, when=when)))
 
-    def find_out():
-        left.append(Fence(redis, "p").load(STORE, never, when=when))
-
-    load_while(find_out)
-
-    assert left == [False]
-    assert_loaded(redis, sql, reads=1)
+    assert results == [False]
+    assert_loaded(redis, load_while.sql, reads=1)
 
 
 def test_of_all_callers_that_miss_fences_one_reads_sql(redis):
@@ -327,11 +321,11 @@ def test_of_all_callers_that_miss_fences_one_reads_sql(redis):
         time.sleep(0.2)
         return tags(*range(5000))
 
-    def find_out(_):
-        return Fence(redis, "p").load(STORE, read, when="unless loaded")
-
     with ThreadPoolExecutor(8) as pool:
-        result = list(pool.map(find_out, range(8)))
+        loads = [
+            pool.submit(Fence(redis, "p").load, STORE, read, when="unless loaded") for _ in range(8)
+        ]
+        result = [load.result() for load in loads]
 
     assert len(reads) == 1
     assert True in result
@@ -348,8 +342,7 @@ def test_a_caller_after_the_load_has_nothing_to_do(redis, fence):
 
 
 def test_a_load_whose_process_died_is_taken_over_after_its_lease(redis, fence):
-    with pytest.raises(KeyboardInterrupt):
-        fence.load(STORE, interrupted)
+    interrupt(fence)
     assert fence.state().is_loading
     assert not fence.load(STORE, never, when="unless loaded")
     # A clock that went back, by a failover, keeps nobody out either.
@@ -390,14 +383,10 @@ def test_a_load_whose_sql_failed_does_not_stop_the_next(redis, fence):
 
 def test_a_load_whose_sql_fails_leaves_the_fence_and_the_server_as_they_were(redis, fence):
     fence.load(STORE, lambda: tags(1, 2))
-    with pytest.raises(KeyboardInterrupt):
-        fence.load(STORE, interrupted)
+    interrupt(fence)
 
     assert fenced(redis) == tags(1, 2)
     assert is_loaded(redis)
-
-
-# Two audit stores.
 
 
 @pytest.fixture(params=["raised", "loaded", "loaded with none", "being loaded"])
@@ -406,8 +395,7 @@ def owned(request, redis, fence):
     if request.param == "raised":
         fence.add(tags(1), STORE)
     elif request.param == "being loaded":
-        with pytest.raises(KeyboardInterrupt):
-            fence.load(STORE, interrupted)
+        interrupt(fence)
     else:
         fence.load(STORE, lambda: tags(1) if request.param == "loaded" else set())
     return redis
@@ -435,9 +423,6 @@ def test_the_stores_of_two_projects_do_not_meet(fence, redis):
     Fence(redis, "q").check_store(OTHER_STORE)
 
 
-# Why not loaded.
-
-
 def test_a_failed_load_says_why_and_since_when_until_one_succeeds(redis, fence):
     """P7: every pause has a reason that `mm-tasks status` shows."""
     fence.note_failed("audit_unavailable")
@@ -457,9 +442,6 @@ def test_a_failed_load_says_why_and_since_when_until_one_succeeds(redis, fence):
     assert about(redis) == loaded
 
 
-# What the fence stops.
-
-
 @pytest.mark.parametrize(
     ("one", "is_refused"),
     [
@@ -473,28 +455,25 @@ def test_a_failed_load_says_why_and_since_when_until_one_succeeds(redis, fence):
     ],
     ids=str,
 )
-def test_append_refuses_an_event_if_either_id_is_fenced(redis, fence, one, is_refused):
+def test_append_refuses_an_event_if_either_id_is_fenced(redis, fence, buffer, one, is_refused):
     """The kind is part of the tag: a user called a1 is not the anonymous a1."""
     fence.add([tag("p", "user", "u1"), tag("p", "anonymous", "a1")], STORE)
-    with opened(redis) as buffer:
-        result = buffer.append([event("other"), event(*one), event()])
+    result = buffer.append([event("other"), event(*one), event()])
 
     assert result.suppressed == ({1} if is_refused else frozenset())
     assert redis.llen(KEYS.lane("track").waiting) == (2 if is_refused else 3)
     assert int(redis.hget(KEYS.counts, "track:suppressed") or 0) == is_refused
 
 
-def test_a_fence_raised_after_the_append_stops_the_claim_and_the_attempt(redis, fence):
+def test_a_fence_raised_after_the_append_stops_the_claim_and_the_attempt(redis, fence, buffer):
     fence.load(STORE, set)
-    with opened(redis) as buffer:
-        buffer.append([event("u1"), event("u2")])
-        first = buffer.claim()
-        buffer.append([event("u1"), event("u3")])
-        fence.add(tags(1), STORE)
-        second = buffer.claim()
+    first = claimed(buffer, "u1", "u2")
+    buffer.append([event("u1"), event("u3")])
+    fence.add(tags(1), STORE)
+    second = buffer.claim()
 
-        assert [buffer.begin(id_).sent for id_ in (first, second)] == [1, 1]
-        assert redis.hgetall(KEYS.caught) == {tag("p", "user", "u1"): b"2"}
+    assert [buffer.begin(id_).sent for id_ in (first, second)] == [1, 1]
+    assert redis.hgetall(KEYS.caught) == {tag("p", "user", "u1"): b"2"}
 
 
 # A server that is not loaded. `run_id` of another is what a failover leaves behind.
@@ -510,44 +489,36 @@ def test_a_fence_raised_after_the_append_stops_the_claim_and_the_attempt(redis, 
     ],
     ids=["never", "another run_id", "no run_id", "flushed"],
 )
-def test_nothing_is_claimed_or_sent_until_the_fences_were_loaded(redis, fence, lose):
+def test_nothing_is_claimed_or_sent_until_the_fences_were_loaded(redis, fence, buffer, lose):
     """The fence may be anything here, so nobody's events may be sent."""
     fence.load(STORE, set)
-    with opened(redis) as buffer:
-        buffer.append([event("u1"), event("u2")])
-        batch_id = buffer.claim()
-        buffer.append([event("u1"), event("u3")])
-        lose(redis)
-        is_flushed = not redis.exists(KEYS.lane("track").batch(batch_id))
-        if is_flushed:
-            buffer.append([event("u1")])
-        before = held(redis)
+    batch_id = claimed(buffer, "u1", "u2")
+    buffer.append([event("u1"), event("u3")])
+    lose(redis)
+    is_flushed = not redis.exists(KEYS.lane("track").batch(batch_id))
+    if is_flushed:
+        buffer.append([event("u1")])
+    before = held(redis)
+    assert buffer.claim() is None
+    assert buffer.begin(batch_id) == Rejection("gone" if is_flushed else "unloaded")
+    assert buffer.readiness(**EVERYTHING) == "unloaded"
+    assert held(redis) == before
 
-        assert buffer.claim() is None
-        assert buffer.begin(batch_id) == Rejection("gone" if is_flushed else "unloaded")
-        assert buffer.readiness(**EVERYTHING) == "unloaded"
-        assert held(redis) == before
-
-        fence.load(STORE, lambda: tags(1))
-        assert buffer.readiness(**EVERYTHING) == "ready"
-        assert (buffer.claim() is None) == is_flushed
-        if not is_flushed:
-            assert buffer.begin(batch_id).sent == 1
+    fence.load(STORE, lambda: tags(1))
+    assert buffer.readiness(**EVERYTHING) == "ready"
+    assert (buffer.claim() is None) == is_flushed
+    if not is_flushed:
+        assert buffer.begin(batch_id).sent == 1
 
 
 def test_a_restart_forgets_that_the_fences_were_loaded_and_nothing_else(persistent):
-    """The AOF may have lost the last fence: only SQL knows, and nothing is sent before.
-
-    An attempt that outlives the restart is not admitted twice, and its outcome can be recorded.
-    """
+    """The AOF may have lost the last fence. An attempt that outlives the restart can be ended."""
     redis, fence = persistent.client, Fence(persistent.client, "p")
     fence.load(STORE, lambda: tags(1))
     with opened(redis) as buffer:
-        buffer.append([event("u6"), event("u7")])
-        sending = buffer.claim()
+        sending = claimed(buffer, "u6", "u7")
         generation = buffer.begin(sending).generation
-        buffer.append([event("u2"), event("u3")])
-        batch_id = buffer.claim()
+        batch_id = claimed(buffer, "u2", "u3")
         buffer.append([event("u4")])
         persistent.restart()
 
@@ -570,7 +541,6 @@ def test_a_restart_during_a_load_lets_it_start_over(persistent, size, moment):
     redis, fence = persistent.client, Fence(persistent.client, "p")
     fence.load(STORE, set)
     sql = Sql(*range(size))
-
     fence.load(STORE, read_with_interruption(sql, moment, persistent.restart))
 
     assert_loaded(redis, sql, reads=2)
@@ -599,7 +569,6 @@ def test_at_maxmemory_fences_can_be_added_and_loaded(full):
     fence = Fence(full, "p")
     fence.note_failed("audit_refused")
     assert about(full)["why"] == "audit_refused"
-
     fence.add(tags(*range(3, 2003)), STORE)
     assert fenced(full) == tags(*range(1, 2003))
 
@@ -624,7 +593,6 @@ def test_a_log_that_became_shorter_lowers_nothing(redis, fence):
     fence.load(STORE, lambda: tags(1, 2), lambda: 40)
     fence.add(tags(3), STORE, 50)
     fence.add(tags(4), STORE, 45)
-
     with pytest.raises(AuditChainBroken):
         fence.load(STORE, lambda: tags(1), lambda: 49)
     assert fenced(redis) == tags(1, 2, 3, 4)

@@ -31,7 +31,6 @@ def test_each_value_is_counted_below_each_bound_that_it_does_not_exceed(name, va
     histogram_counters = Counter()
     for value in values:
         histogram_counters[f"track:{name}:{histograms.bucket(name, value)}"] += 1
-
     buckets, _ = histograms.read(histogram_counters, "track", name)
 
     assert buckets == [
@@ -47,9 +46,8 @@ def test_bounds_grow(bounds):
 
 def test_a_delivery_adds_a_size_a_fill_and_a_time():
     """As full as the nearer limit: 400 of 500 events, but 90 % of the bytes."""
-    histogram_counters = added(
-        histograms.of_delivery("track", RequestStats(0.25, 400, 900), 500, 1000)
-    )
+    stats = RequestStats(0.25, 400, 900)
+    histogram_counters = added(histograms.of_delivery("track", stats, 500, 1000))
 
     assert histogram_counters == {
         "track:request_s:0.25": 1,

@@ -49,14 +49,10 @@ def test_each_lane_shows_its_waiting_and_leased_events(redis, buffers):
     for n, buffer in enumerate(buffers.values(), start=3):
         append(buffer, n)
         assert buffer.claim()
-
     state = snapshot.read(redis, "p")
 
-    assert {name: lane.waiting for name, lane in state.lanes.items()} == {
-        "track": 1,
-        "identify": 2,
-        "backfill": 3,
-    }
+    waiting = {name: lane.waiting for name, lane in state.lanes.items()}
+    assert waiting == {"track": 1, "identify": 2, "backfill": 3}
     assert all(lane.claimed == lane.batches == 1 for lane in state.lanes.values())
     assert (state.total("leased"), state.total("accepted"), state.waiting) == (6, 12, 6)
     assert 0 <= state.oldest_waiting_s < 60
@@ -66,7 +62,6 @@ def test_the_outage_of_an_endpoint_is_shown_by_both_of_its_lanes(redis):
     pauses = Pauses(redis, "p", "backfill")
     assert pauses.pause("b", "unavailable", status="-", code="refused", first_ms=1, probe_ms=1)
     pauses.throttle(60_000, keep_ms=0)
-
     state = snapshot.read(redis, "p")
 
     assert state.lanes["track"].outage == state.lanes["backfill"].outage
@@ -110,7 +105,6 @@ def test_a_snapshot_changes_nothing(redis, buffers):
         append(buffers[lane], 3)
     Pauses(redis, "p", "track").throttle(60_000, keep_ms=0)
     before = held(redis)
-
     snapshot.read(redis, "p")
     snapshot.dead_reasons(redis, "p")
 

@@ -23,13 +23,12 @@ from mm_tasks.client.api import Client
 from mm_tasks.delivery.flush import flush as dispatches
 from mm_tasks.delivery.send import send
 from mm_tasks.delivery.slots import Delivery, Policy
-from tests.buffer.lane_buffer import LaneBuffer
+from tests.buffer.lane_buffer import LaneBuffer, assert_adds_up
 from tests.conftest import load_fences
 
 KEYS = ProjectKeys("p")
 SECRET = SecretStr("sk_test_abc_not-a-real-secret")
 BAD = b'{"event":"bad","event_id":"x","anonymous_id":"a"}'
-PLACES = ("leased", "delivered", "dead", "erased", "discarded")
 
 
 class Sandbox:
@@ -129,19 +128,6 @@ class Flow:
         own = f"{self.lane}:"
         return {k.removeprefix(own): n for k, n in counts.items() if n and k.startswith(own)}
 
-    def assert_adds_up(self):
-        counts = self.counts()
-        waiting = self.redis.llen(self.keys.waiting)
-        batches = self.redis.zrange(self.keys.leases, 0, -1)
-        leased = sum(self.redis.llen(self.keys.records(id_.decode())) for id_ in batches)
-
-        assert counts.get("accepted", 0) == waiting + sum(counts.get(p, 0) for p in PLACES)
-        assert counts.get("leased", 0) == leased
-        own = f"{self.lane}:".encode()
-        assert counts.get("dead", 0) == sum(
-            id_.startswith(own) for id_ in self.redis.hkeys(KEYS.dead)
-        )
-
     def close(self):
         for opened in self.opened:
             opened.close()
@@ -199,8 +185,8 @@ def make_flow(redis, redis_url, sandbox):
 
     yield make
     for flow in flows:
-        flow.assert_adds_up()
         flow.close()
+    assert_adds_up(redis)
 
 
 @pytest.fixture

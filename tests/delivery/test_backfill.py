@@ -68,9 +68,6 @@ def test_a_backfill_goes_to_the_batch_endpoint_as_it_was_appended(pair, sandbox)
     assert pair.backfill.counts()["delivered"] == 10
 
 
-# The live lane has priority.
-
-
 @pytest.mark.parametrize("kind", ["new", "due for a retry", "forgotten"])
 def test_a_backfill_takes_no_slot_while_a_live_batch_is_ready(pair, sandbox, kind):
     """A retry and a batch whose message was lost need a slot as much as a new one does."""
@@ -105,9 +102,6 @@ def test_a_lingering_part_full_live_batch_does_not_delay_a_backfill(pair):
     pair.backfill.append(4)
 
     assert len(flush(pair.workers["backfill"])) == 1
-
-
-# Shared pauses.
 
 
 @pytest.mark.parametrize("lane", LANES)
@@ -152,9 +146,7 @@ def test_consecutive_failures_of_both_lanes_are_counted_together(pair, sandbox, 
 
 
 @pytest.mark.parametrize("lane", LANES)
-def test_an_event_that_a_filter_refuses_is_compared_with_those_of_the_other_lane(
-    pair, sandbox, lane
-):
+def test_an_event_that_a_filter_refuses_is_compared_with_the_other_lane(pair, sandbox, lane):
     """Otherwise a lane with only that event would stop both for ever."""
     pair.flows[lane].append_bodies([BAD])
     sandbox.fault("status", status=404, body="<html>", poison=True, event="bad")
@@ -173,7 +165,7 @@ def test_an_event_that_a_filter_refuses_is_compared_with_those_of_the_other_lane
 
 
 @pytest.mark.parametrize(("lane", "wait_ms"), [("track", b"60000"), ("backfill", b"1000")])
-def test_an_import_that_is_refused_as_a_whole_stops_live_events_only_shortly(
+def test_an_import_that_is_refused_as_a_whole_stops_live_events_shortly(
     pair, sandbox, lane, wait_ms
 ):
     """A batch of the live lane tells a new rule of the vendor from a bad import."""
@@ -189,9 +181,6 @@ def test_an_import_that_is_refused_as_a_whole_stops_live_events_only_shortly(
     assert flow.redis.hmget(flow.keys.outage, "kind", "wait_ms") == [b"rejected", wait_ms]
     sandbox.post("faults")
     pair.settle(60)
-
-
-# Erased persons.
 
 
 def test_a_fenced_person_is_in_no_backfill(pair, sandbox):

@@ -15,14 +15,7 @@ from mm_tasks.buffer.records import tag
 from mm_tasks.delivery.flush import flush as dispatches
 from mm_tasks.delivery.retry import FAILURES_MAX, FILTERED_MAX, ISOLATION_MAX
 from mm_tasks.delivery.send import send
-from tests.delivery.conftest import (
-    BAD,
-    KEYS,
-    flush,
-    flush_and_send,
-    letter_of,
-    requests_seen,
-)
+from tests.delivery.conftest import BAD, KEYS, flush, flush_and_send, letter_of, requests_seen
 
 
 @pytest.fixture
@@ -45,9 +38,6 @@ def assert_all_delivered(flow, sandbox, n, *, repeated=0):
     assert summary["duplicates"] == repeated
     kept = {KEYS.counts, KEYS.histogram_counters, KEYS.rate, KEYS.fences, flow.keys.nudge}
     assert {key.decode() for key in flow.redis.keys()} <= kept  # noqa: SIM118 - Redis is no dict
-
-
-# Deliveries that succeed.
 
 
 def test_appended_events_arrive_unchanged_and_are_removed(flow, delivery, sandbox):
@@ -110,9 +100,6 @@ def test_identifies_travel_one_a_request_and_together_in_a_message(make_flow, sa
     assert sorted(sandbox.bodies()) == sorted(flow.body(i) for i in range(30))
     assert flow.counts()["delivered"] == 30
     assert track.counts()["outcome:throttled"] == 1
-
-
-# Pauses of a lane or the project.
 
 
 def test_a_429_stops_the_lane_for_all_until_its_time(flow, delivery, sandbox):
@@ -179,9 +166,7 @@ def probe_after_a_wait(flow, delivery):
 
 @pytest.mark.parametrize("n", [1, 4, 12])
 @pytest.mark.parametrize("status", [401, 403, 404, 451])
-def test_a_page_for_every_request_pauses_within_three_and_buries_nothing(
-    flow, delivery, sandbox, status, n
-):
+def test_a_page_for_every_request_pauses_and_buries_nothing(flow, delivery, sandbox, status, n):
     """The host or the key is wrong, however many batches there are."""
     sandbox.fault("status", status=status, body="<html>", times=10_000)
     flow.append(n)
@@ -258,9 +243,6 @@ def test_an_outage_ends_in_one_probe_at_a_time_and_with_it(flow, sandbox, nobody
     assert_all_delivered(flow, sandbox, 4 * (FAILURES_MAX + 2))
 
 
-# Rejections and doubts of one batch.
-
-
 def append_beside(flow, n, position, body):
     """Append n good events and a bad one among them."""
     bodies = [flow.body(i) for i in range(n)]
@@ -285,9 +267,7 @@ def test_a_poison_event_is_buried_and_its_neighbours_arrive(flow, delivery, sand
 
 @pytest.mark.parametrize("position", range(4))
 @pytest.mark.parametrize("n", [4, 9])
-def test_an_event_that_a_filter_refuses_is_buried_and_stops_no_other(
-    flow, delivery, sandbox, position, n
-):
+def test_an_event_that_a_filter_refuses_is_buried_alone(flow, delivery, sandbox, position, n):
     """A proxy that dislikes one event answers with a page, as if the key or host were wrong."""
     sandbox.fault("status", status=403, body="<html>", poison=True, event="bad")
     append_beside(flow, n - 1, position, BAD)
@@ -326,9 +306,7 @@ def test_a_batch_that_an_earlier_release_isolated_is_delivered(flow, delivery, s
     assert_all_delivered(flow, sandbox, 4)
 
 
-def test_a_vendor_that_refuses_everything_stops_the_project_and_keeps_the_data(
-    flow, delivery, sandbox
-):
+def test_a_vendor_that_refuses_everything_stops_the_project_with_its_data(flow, delivery, sandbox):
     """Its rules changed: a thousand requests and as many dead letters would be useless."""
     flow.append(40)
     sandbox.fault("status", status=400, body='{"error":"invalid_payload"}', times=10_000)
@@ -385,9 +363,6 @@ def test_parked_doubt_becomes_dead_letters_and_is_not_sent_again(flow, sandbox):
     assert sandbox.get("summary")["duplicates"] == 0
 
 
-# Workers that die or run at the same time.
-
-
 def begin_and_die(flow, batch_id):
     """Admit a worker that is then killed, so that it never reports an outcome."""
     begun = flow.buffer.begin(batch_id, slot="none", slot_valid_ms=2000, lease_ms=60_000)
@@ -411,9 +386,7 @@ def test_an_expired_lease_is_doubt_and_the_batch_sent_again(flow, delivery, sand
 
 
 @pytest.mark.parametrize("settled_as", ["dead", "delivered"])
-def test_a_batch_of_an_expired_lease_is_parked_where_doubt_is_or_acknowledged_late(
-    flow, sandbox, settled_as
-):
+def test_an_expired_lease_is_parked_where_doubt_is_or_acknowledged_late(flow, sandbox, settled_as):
     """The worker may be slow, not dead: its success counts although its lease has expired."""
     delivery = flow.delivery(park_ambiguous=settled_as == "dead")
     batch_id = flow.claim(delivery)
