@@ -204,10 +204,7 @@ REFUSED = {
     "a window that is none": ({"kind": "hang", "between": [2, 1]}, "between"),
     "poison without its name": ({"kind": "hang", "poison": True}, "poison"),
     "a name without poison": ({"kind": "hang", "event": "a"}, "poison"),
-    "poison without events": (
-        {"kind": "hang", "route": "/v1/forget", **POISON},
-        "poison",
-    ),
+    "poison without events": ({"kind": "hang", "route": "/v1/forget", **POISON}, "poison"),
     "poison that is not read": ({"kind": "close_before_read", **POISON}, "poison"),
     "storing what was not read": ({"kind": "close_before_read", "store": True}, "store"),
     "two lines in a header": ({"kind": "status", "status": 500, "headers": TWO_LINES}, "headers"),
