@@ -85,9 +85,7 @@ def test_an_event_of_a_suppressed_person_is_not_accepted(redis, stored, call):
     assert stored() == []
 
 
-@pytest.mark.parametrize(
-    "call", [track.delay_many, lambda items: asyncio.run(track.adelay_many(items))]
-)
+@pytest.mark.parametrize("call", [track.delay_many, lambda i: asyncio.run(track.adelay_many(i))])
 def test_a_full_buffer_reports_the_number_of_stored_events(stored, fresh, call):
     fresh(MM_TASKS_BUFFER_BYTES_MAX="150000")
     with pytest.raises(BufferFull) as caught:
@@ -125,15 +123,10 @@ def test_a_worker_that_starts_from_either_module_knows_all_tasks(module):
     assert int(done.stdout) == 7
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        "track.delay('e')",
-        "identify.delay('a', 'u')",
-        "forget.delay('u', 'dpo')",
-        "asyncio.run(track.adelay('e'))",
-    ],
-)
+FIRST_CALLS = ("track.delay('e')", "identify.delay('a', 'u')", "forget.delay('u', 'dpo')")
+
+
+@pytest.mark.parametrize("call", [*FIRST_CALLS, "asyncio.run(track.adelay('e'))"])
 def test_a_call_may_be_the_first_use_of_the_tasks_in_a_process(redis_url, tmp_path, call):
     """Celery has not bound the task to its app then, so the task has no `request`."""
     program = f"import asyncio\nfrom mm_tasks import forget, identify, track\n{call}"
