@@ -55,16 +55,13 @@ def test_an_invalid_call_raises_invalid_event_and_not_type_error(stored, call):
     assert stored() == []
 
 
-def test_delay_many_stores_nothing_if_an_item_is_invalid(stored):
+def test_delay_many_stores_nothing_if_an_item_is_invalid_unless_it_skips_it(stored):
+    items = [{"event": "a"}, {"event": 1}, {"event": "b"}]
     with pytest.raises(InvalidEvent) as caught:
-        track.delay_many([{"event": "a"}, {"event": 1}, {"event": "b"}, "c"])
-
+        track.delay_many([*items, "c"])
     assert [problem.index for problem in caught.value.problems] == [1, 3]
     assert stored() == []
-
-
-def test_delay_many_can_skip_invalid_items(stored):
-    receipts = track.delay_many([{"event": "a"}, {"event": 1}, {"event": "b"}], on_error="skip")
+    receipts = track.delay_many(items, on_error="skip")
 
     assert [receipt.accepted for receipt in receipts] == [True, False, True]
     assert receipts[1].error.problems[0].index == 1
