@@ -88,7 +88,6 @@ def test_close_before_read_does_not_wait_for_the_body(sandbox):
 def test_a_giant_answer_is_four_million_bytes_that_are_no_json(sandbox):
     sandbox.fault(kind="giant")
     reply = sandbox.post("batch", BATCH)
-
     assert (reply.status, len(reply.body), set(reply.body)) == (202, 4_000_000, set(b"x"))
     assert not stored(sandbox)
 

@@ -5,15 +5,14 @@ import json
 
 import pytest
 
+BOTH = {"anonymous_id": "a", "user_id": "u"}
+NAMED = {"event": "order_completed", "event_id": "id-1", "timestamp": "2026-02-28T23:59:59.999Z"}
 FULL = {
-    "event": "order_completed",
-    "event_id": "id-1",
-    "timestamp": "2026-02-28T23:59:59.999Z",
-    "anonymous_id": "a",
-    "user_id": "u",
+    **NAMED,
+    **BOTH,
     "session_id": "s",
-    "url": "https://shop.example/a?utm_source=x",
     "path": "/a",
+    "url": "https://shop.example/a?utm_source=x",
     "referrer": "anything",
     "properties": {"amount_cents": 1, "currency": "EUR"},
 }
@@ -26,6 +25,7 @@ def sized(size):
     return {"p": "x" * (size - len('{"p":""}'))}
 
 
+ONES = (8192 - len('{"p":[]}') + 1) // 2
 GOOD = {
     "the name alone": {"event": "e"},
     "every field": FULL,
@@ -34,11 +34,8 @@ GOOD = {
     "a field that the server sets": {**FULL, "country": "DE", "source": 7},
     "a system event": {"event": "$pageview"},
     "properties of 8 KB": {**FULL, "properties": sized(8192)},
-    "numbers printed as ECMA-262 does": {
-        **FULL,
-        # 1.0 is "1" there, and 4 characters with its comma less 2.
-        "properties": {"p": [1.0] * ((8192 - len('{"p":[]}') + 1) // 2)},
-    },
+    # 1.0 is "1" there, and 4 characters with its comma less 2.
+    "numbers printed as ECMA-262 does": {**FULL, "properties": {"p": [1.0] * ONES}},
     "the 29th of February of a leap year": {**FULL, "timestamp": "2024-02-29T00:00:00.000Z"},
 }
 BAD = {
@@ -144,7 +141,6 @@ def test_a_body_above_256_000_bytes_is_refused(sandbox):
     assert sandbox.post("batch", padded(256_001)).status == 413
 
 
-BOTH = {"anonymous_id": "a", "user_id": "u"}
 IDENTIFIES = {
     "both ids": (BOTH, 200),
     "traits": ({**BOTH, "traits": {"plan": "free"}}, 200),

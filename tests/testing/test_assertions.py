@@ -115,11 +115,8 @@ def test_once_is_neither_none_nor_two(events):
     assert events.assert_tracked_once("a") == events.events[0]
     track.delay("a")
 
-    assert failure(events.assert_tracked_once, "a") == [
-        "track('a') was recorded 2 times, not once:",
-        "    1. track('a')",
-        "    2. track('a')",
-    ]
+    twice = ["track('a') was recorded 2 times, not once:", "    1. track('a')", "    2. track('a')"]
+    assert failure(events.assert_tracked_once, "a") == twice
 
 
 def test_not_tracked_compares_fields_too(events):
@@ -199,13 +196,11 @@ def test_a_failure_shows_no_value_that_it_does_not_compare(events):
 
 
 def test_a_name_of_an_enum_is_shown_as_it_is_sent(events):
-    class Name(enum.Enum):
-        SIGNUP = "signup"
+    name = enum.Enum("Name", {"SIGNUP": "signup"}).SIGNUP
+    track.delay(name.value)
+    events.assert_tracked(name)
 
-    track.delay(Name.SIGNUP.value)
-    events.assert_tracked(Name.SIGNUP)
-
-    assert failure(events.assert_not_tracked, Name.SIGNUP)[0].startswith("track('signup') was")
+    assert failure(events.assert_not_tracked, name)[0].startswith("track('signup') was")
 
 
 CAN_NEVER_MATCH = {
