@@ -59,7 +59,6 @@ for command in ("check", "status", "flush", "dead list", "erasure list", "audit 
 
 def test_our_user_may_run_our_commands(few_rights, servers):
     run("python", "-c", COMMANDS, **few_rights)
-
     assert not servers.alone.redis.acl_log()
 
 
@@ -134,7 +133,6 @@ def test_the_demo_passes_through_sentinels(watched):
 def test_no_password_is_in_celerys_report(watched):
     """It shows the settings of the app, and people put it into issues."""
     printed = run("celery", "-A", "mm_tasks", "report", **watched)
-
     assert "master_name" in printed
     assert SENTINEL_PASSWORD not in printed
 

@@ -49,7 +49,6 @@ UNVERIFIED = {"ssl_cert_reqs": "none", "ssl_check_hostname": False}
 )
 def test_each_form_means_what_it_says(url, found):
     address = parse(url)
-
     assert {name: getattr(address, name) for name in found} == found
 
 

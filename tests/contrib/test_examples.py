@@ -121,5 +121,4 @@ def test_a_worker_started_by_djangos_app_reads_djangos_settings(stack, copied):
 
 def test_importing_a_middleware_imports_no_framework(stack):
     printed = stack.produce("import sys, mm_tasks, mm_tasks.contrib.asgi; print(*sys.modules)")
-
     assert not {"django", "flask", "fastapi", "starlette", "asgiref"} & set(printed.split())

@@ -93,7 +93,6 @@ def flask_app():
 def test_wsgi_keeps_the_visit_until_the_response_is_closed(redis):
     wsgi_headers(streaming, environ())
     note("after")
-
     assert noted(redis) == [*((name, "u") for name in ("call", "first", "second", "close")), AFTER]
 
 
@@ -140,7 +139,6 @@ def test_wsgi_adds_no_fields_for_a_skipped_path(redis):
 
 def test_wsgi_issues_a_cookie_with_the_id_of_the_event(redis):
     headers = wsgi_headers(page("plain"), environ(aid=""), issue_cookie=True)
-
     [(_, issued)] = noted(redis)
     assert headers["Set-Cookie"].startswith(f"aid={issued}; Max-Age=")
 

@@ -77,7 +77,6 @@ ORIGINS = {
 def test_scheme_and_host_are_those_of_the_trusted_source(scheme, host, forwarded, url):
     headers = {"x-forwarded-proto": "http, HTTPS", "x-forwarded-host": "far.example, near.example"}
     headers["host"] = host
-
     assert fields(headers, scheme, "/a", forwarded=forwarded)["url"] == url
 
 
@@ -108,7 +107,6 @@ def test_the_option_url_query_selects_the_part_of_a_query_to_keep(url_query, exp
     """A query may contain the token that resets a password."""
     target = "/a?utm_source=x&token=1&gclid=2&%C3="
     visit_fields = fields({**HOST, "referer": "https://r/?q=1"}, target=target, url_query=url_query)
-
     assert (visit_fields["url"], visit_fields["referrer"]) == expected
 
 
@@ -134,7 +132,6 @@ def test_the_first_cookie_with_a_value_is_read(header, value):
 @given(st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1))
 def test_a_cookie_written_by_python_is_read_unchanged(value):
     jar = SimpleCookie({"aid": value})
-
     assert cookie("x=y; " + jar.output(header="").strip(), "aid") == value
 
 
@@ -180,7 +177,6 @@ RESPONSES = {
 def test_a_response_that_a_shared_cache_may_store_has_no_cookie(headers, added):
     """A cache that revalidates a page still serves the cookie stored with it."""
     visit = Visit(VisitOptions(issue_cookie=True), FakeRequest())
-
     assert [name for name, _ in visit.added(headers)] == added
 
 
@@ -271,7 +267,6 @@ options = st.builds(
 def test_reading_never_raises_and_all_fields_are_valid(options, headers, target):
     """Whatever bytes a client or a server sends."""
     visit_fields = Visit(options, FakeRequest(headers, target=target)).fields()
-
     encode_track({"event": "e", **visit_fields})
 
 

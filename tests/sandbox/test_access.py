@@ -72,7 +72,6 @@ NO_CALLS = {
 @pytest.mark.parametrize(("call", "status"), NO_CALLS.items(), ids=NO_CALLS)
 def test_another_method_or_path_is_no_call(sandbox, call, status):
     reply = sandbox.request(*call.split(), None, {"Authorization": f"Bearer {SECRET}"})
-
     assert reply.status == status
 
 

@@ -135,7 +135,6 @@ def test_late_apply_stores_after_the_client_was_let_down(sandbox, status):
 def test_a_bad_request_is_stored_by_no_fault(sandbox):
     sandbox.fault(kind="status", status=503, store=True)
     sandbox.post("batch", {"events": [{"event": ""}]})
-
     assert not sandbox.lines("journal")[0]["stored"]
 
 

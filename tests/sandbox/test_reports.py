@@ -59,7 +59,6 @@ REFUSED = """
 def test_a_report_that_is_not_documented_is_refused(filled, report):
     """A check of arrival by event_id cannot be built: there is no such filter."""
     reply = filled.get(report)
-
     assert (reply.status, reply.json["error"]) == (400, "invalid_payload")
 
 
@@ -78,7 +77,6 @@ STATS = {
 @pytest.mark.parametrize(("report", "expected"), STATS.items(), ids=STATS.keys())
 def test_stats_count_rows_or_visitors(filled, report, expected):
     reply = filled.get(f"stats?{report}").json
-
     assert (reply["metric"], reply["rows"]) == expected
 
 
@@ -94,5 +92,4 @@ def test_an_identify_is_a_row_of_its_own(sandbox):
 def test_an_event_without_a_visitor_is_given_one_of_its_own(sandbox):
     """The link to the visitor is lost: two such events are two visitors."""
     sandbox.post("batch", {"events": [{"event": "a"}, {"event": "a"}]})
-
     assert sandbox.get("stats?metric=uniques").json["rows"] == [{"value": 2}]

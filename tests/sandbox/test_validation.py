@@ -87,7 +87,6 @@ NO_JSON = {
 def test_a_good_event_is_stored(sandbox, event):
     """Strict must not mean wrong: an event that the table allows is never refused."""
     reply = sandbox.post("track", json.dumps(event, separators=(",", ":")).encode())
-
     assert reply.json == {"ok": True, "event_id": event.get("event_id")}
     assert reply.status == 202
 
@@ -110,7 +109,6 @@ def test_a_bad_event_is_refused_by_its_field_and_its_batch_without_it(sandbox, e
 @pytest.mark.parametrize("raw", NO_JSON.values(), ids=NO_JSON.keys())
 def test_a_body_that_is_no_strict_json_object_is_refused(sandbox, route, raw):
     reply = sandbox.post(route, b'{"events":[' + raw + b"]}" if route == "batch" else raw)
-
     assert reply.status == 400
     assert reply.json["error"] == "invalid_payload"
 
@@ -128,7 +126,6 @@ BATCHES = {
 @pytest.mark.parametrize(("events", "status"), BATCHES.values(), ids=BATCHES.keys())
 def test_a_batch_holds_1_to_500_events(sandbox, events, status):
     reply = sandbox.post("batch", {"events": events})
-
     assert reply.status == status
     assert len(sandbox.lines("rows")) == (len(events) if status == 202 else 0)
 

@@ -325,13 +325,11 @@ def test_an_invalid_call_with_a_countdown_raises_in_the_caller(published):
 )
 def test_the_last_task_of_a_chain_stores_its_event(installed, redis, stored, signature, result):
     run_chain(installed, redis, result, signature())
-
     assert [(event["event"], event["user_id"]) for event in stored()] == [("done", "u")]
 
 
 def test_a_chain_may_pass_the_name_of_the_event(installed, redis, stored):
     run_chain(installed, redis, "done", track.s(user_id="u"))
-
     assert [event["event"] for event in stored()] == ["done"]
 
 
@@ -347,7 +345,6 @@ def test_the_results_of_a_group_are_ignored_like_the_result_of_one_task(installe
 
 def test_an_invalid_event_at_the_end_of_a_chain_does_not_fail_the_task_before(installed, redis):
     before, ours = run_chain(installed, redis, "done", track.s("e", usr_id="u"))
-
     assert before == "done"
     assert isinstance(ours.exception, InvalidEvent)
 
@@ -431,5 +428,4 @@ def test_a_worker_that_serves_none_of_our_queues_logs_no_warning(installed, capl
 def test_a_plain_call_needs_no_broker_even_if_its_batch_is_full(installed, stored, fresh):
     fresh(MM_TASKS_BATCH_EVENTS_MAX="1")
     installed.conf.broker_url = "redis://127.0.0.1:1/0"
-
     assert [track.delay("e").id] == [event["event_id"] for event in stored()]

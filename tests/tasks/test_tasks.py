@@ -28,7 +28,6 @@ from mm_tasks.errors import BufferFull, InvalidEvent
 )
 def test_every_plain_call_stores_the_same_event_before_it_returns(stored, call):
     receipt = call()
-
     assert [(event["event"], event["event_id"]) for event in stored()] == [("e", "i")]
     assert receipt is None or (type(receipt), receipt.id, receipt.accepted) == (Receipt, "i", True)
 
@@ -70,14 +69,12 @@ def test_delay_many_stores_nothing_if_an_item_is_invalid_unless_it_skips_it(stor
 
 def test_delay_many_keeps_order_over_several_scripts(stored):
     track.delay_many({"event": "e", "properties": {"n": n}} for n in range(2_500))
-
     assert [event["properties"]["n"] for event in stored()] == list(range(2_500))
 
 
 @pytest.mark.parametrize("call", [track.delay, lambda *a, **k: asyncio.run(track.adelay(*a, **k))])
 def test_an_event_of_a_suppressed_person_is_not_accepted(redis, stored, call):
     redis.sadd(ProjectKeys("default").fence, tag("default", "user", "gone"))
-
     assert not call("e", user_id="gone").accepted
     assert stored() == []
 

@@ -137,7 +137,6 @@ CALLS = {"identify": lambda: identify.delay("a1", "u1"), "track": lambda: track.
 def test_nothing_means_no_call_at_all(events, call):
     events.assert_nothing()
     call()
-
     assert failure(events.assert_nothing)[0] == "nothing should have been recorded:"
 
 

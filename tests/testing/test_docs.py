@@ -14,7 +14,6 @@ EXAMPLES = re.findall(r"^```python\n(.*?)^```$", DOCS, re.MULTILINE | re.DOTALL)
 
 def test_the_examples_pass(run_pytest):
     outcomes = run_pytest(**{f"test_example_{n}": code for n, code in enumerate(EXAMPLES, 1)})
-
     assert set(outcomes.values()) == {"passed"}
     assert set(re.findall(r"def test_(\w+)", "".join(EXAMPLES))) == outcomes.keys()
 

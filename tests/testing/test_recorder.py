@@ -219,14 +219,12 @@ def test_signatures_and_chains_are_recorded(events):
     """The first task of a chain is recorded; a worker would publish the others."""
     track.s("signed", user_id="u1").apply_async(countdown=1)
     chain(track.si("first"), track.si("second")).apply_async()
-
     assert names(events) == ["signed", "first"]
 
 
 def test_the_arguments_are_recorded_as_a_message_carries_them(events):
     """JSON has no tuples and no dates; Celery turns some of them back."""
     track.apply_async(("later",), {"timestamp": AT, "properties": {"at": AT}}, countdown=5)
-
     events.assert_tracked("later", timestamp=AT, properties={"at": AT})
 
 

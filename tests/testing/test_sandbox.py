@@ -95,5 +95,4 @@ def test_a_module_of_the_working_directory_is_not_imported(tmp_path):
     """Projects have files of any name."""
     (tmp_path / "asyncio.py").write_text("raise SystemExit('the wrong one')")
     code = "from mm_tasks.testing import serve_sandbox\nwith serve_sandbox() as s: s.reset()"
-
     subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, check=True, timeout=30)

@@ -54,5 +54,4 @@ def test_the_plugin_imports_nothing_that_takes_time():
     """pytest loads it in every run of everybody who has this package installed."""
     heavy = {"celery", "kombu", "redis", "requests", "pydantic", "sqlalchemy", "aiohttp"}
     printed = python("import sys, mm_tasks.testing.plugin; print(*sys.modules)")
-
     assert not heavy & set(printed.split())
