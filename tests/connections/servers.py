@@ -42,13 +42,9 @@ class Certificates:
 
     def options(self, **others):
         """Return the query that a URL needs."""
-        found = {
-            "ssl_ca_certs": self.ca,
-            "ssl_certfile": self.client_cert,
-            "ssl_keyfile": self.client_key,
-            **others,
-        }
-        return "&".join(f"{name}={value}" for name, value in found.items())
+        client = {"ssl_certfile": self.client_cert, "ssl_keyfile": self.client_key}
+        query = {"ssl_ca_certs": self.ca, **client, **others}
+        return "&".join(f"{name}={value}" for name, value in query.items())
 
 
 class Front:
@@ -57,10 +53,8 @@ class Front:
     def __init__(self, target, certificates):
         self.port = free_port()
         program = Path(__file__).with_name("front.py")
-        numbers = (str(self.port), str(target))
-        self._process = subprocess.Popen(
-            [sys.executable, program, *numbers, certificates.server, certificates.ca]
-        )
+        args = (str(self.port), str(target), certificates.server, certificates.ca)
+        self._process = subprocess.Popen([sys.executable, program, *args])
         until(self._is_open)
 
     def _is_open(self):
@@ -84,13 +78,11 @@ class Sentinel:
             f"requirepass {SENTINEL_PASSWORD}\nsentinel sentinel-pass {SENTINEL_PASSWORD}\n"
             + "\n".join(monitored)
         )
+        command = [get_binary_path(), config, "--sentinel"]
         with (folder / "log").open("wb") as log:
-            self._process = subprocess.Popen(
-                [get_binary_path(), config, "--sentinel"], stdout=log, stderr=log
-            )
-        self._redis = Redis(
-            port=self.port, password=SENTINEL_PASSWORD, protocol=2, decode_responses=True
-        )
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        options = {"password": SENTINEL_PASSWORD, "protocol": 2, "decode_responses": True}
+        self._redis = Redis(port=self.port, **options)
 
     def ask(self, *words):
         """Return its answer as it is on the wire."""

@@ -15,13 +15,8 @@ from tests.system.processes import Stack
 def run(*command, **env):
     """Run one of our commands, and return its output; it must succeed."""
     inherited = {name: value for name, value in os.environ.items() if "MM_TASKS" not in name}
-    options = {
-        "env": {**inherited, **env},
-        "timeout": 110,
-        "text": True,
-        "stderr": subprocess.STDOUT,
-    }
-    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, **options)
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    done = subprocess.run(command, check=False, env={**inherited, **env}, timeout=110, **output)
     assert done.returncode == 0, done.stdout
     return done.stdout
 
@@ -36,10 +31,9 @@ def few_rights(servers, postgresql, tmp_path_factory):
     servers.alone.redis.flushall()
     servers.alone.redis.acl_log_reset()
     options = servers.certificates.options()
+    at = f"mm_tasks:{USER_PASSWORD}@127.0.0.1:{servers.front.port}"
     env = {
-        "MM_TASKS_REDIS_URL": (
-            f"rediss://mm_tasks:{USER_PASSWORD}@127.0.0.1:{servers.front.port}/0?{options}"
-        ),
+        "MM_TASKS_REDIS_URL": f"rediss://{at}/0?{options}",
         "MM_TASKS_AUDIT_URL": postgresql,
         "MM_TASKS_STATE_DIR": str(tmp_path_factory.mktemp("state")),
         "MM_TASKS_PSEUDONYM_KEY": "0" * 64,
@@ -65,7 +59,6 @@ for command in ("check", "status", "flush", "dead list", "erasure list", "audit 
 
 def test_our_user_may_run_our_commands(few_rights, servers):
     run("python", "-c", COMMANDS, **few_rights)
-
     assert not servers.alone.redis.acl_log()
 
 
@@ -134,15 +127,12 @@ def watched(servers, sqlite_url, tmp_path):
 
 
 def test_the_demo_passes_through_sentinels(watched):
-    printed = demo(**watched)
-
-    assert "broken" not in printed
+    assert "broken" not in demo(**watched)
 
 
 def test_no_password_is_in_celerys_report(watched):
     """It shows the settings of the app, and people put it into issues."""
     printed = run("celery", "-A", "mm_tasks", "report", **watched)
-
     assert "master_name" in printed
     assert SENTINEL_PASSWORD not in printed
 

@@ -14,6 +14,7 @@ from mm_tasks.errors import ConfigurationError
 from mm_tasks.settings import Settings
 
 VERIFIED = {"ssl_cert_reqs": "required", "ssl_check_hostname": True}
+UNVERIFIED = {"ssl_cert_reqs": "none", "ssl_check_hostname": False}
 
 
 @pytest.mark.parametrize(
@@ -28,10 +29,7 @@ VERIFIED = {"ssl_cert_reqs": "required", "ssl_check_hostname": True}
         ("redis://localhost.shop", {"is_local": False}),
         ("rediss://shop", {"tls": VERIFIED}),
         ("rediss://shop?ssl_ca_certs=/ca", {"tls": {**VERIFIED, "ssl_ca_certs": "/ca"}}),
-        (
-            "rediss://shop?ssl_cert_reqs=none",
-            {"tls": {"ssl_cert_reqs": "none", "ssl_check_hostname": False}},
-        ),
+        ("rediss://shop?ssl_cert_reqs=none", {"tls": UNVERIFIED}),
         ("unix:///a%20b.sock", {"path": "/a b.sock", "db": 0, "is_local": True, "hosts": ()}),
         ("unix://u:p@/s?db=3", {"path": "/s", "db": 3, "login": Login("u", "p")}),
         (
@@ -51,7 +49,6 @@ VERIFIED = {"ssl_cert_reqs": "required", "ssl_check_hostname": True}
 )
 def test_each_form_means_what_it_says(url, found):
     address = parse(url)
-
     assert {name: getattr(address, name) for name in found} == found
 
 
@@ -88,7 +85,6 @@ def test_the_brokers_url_is_ours_or_celerys():
 
 def test_an_address_shows_no_secret():
     url = "sentinels://u:secret@a?master_name=m&sentinel_password=secret&ssl_keyfile=secret"
-
     assert "secret" not in repr(parse(url))
 
 

@@ -3,6 +3,7 @@
 import http.client
 import re
 import shutil
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,8 +21,7 @@ _STARTED = re.compile(r"(?:Listening at:|running on) (http://\S+)")
 @pytest.fixture
 def stack(redis, redis_url, tmp_path):  # noqa: ARG001 - `redis` empties the server
     stack = Stack(redis_url, tmp_path)
-    stack.env["PYTHONPATH"] = str(EXAMPLES)
-    stack.env["SHOP_DATABASE"] = str(tmp_path / "shop.sqlite3")
+    stack.env.update(PYTHONPATH=str(EXAMPLES), SHOP_DATABASE=str(tmp_path / "shop.sqlite3"))
     yield stack
     stack.end()
 
@@ -74,13 +74,10 @@ def serve(stack):
 
 def get(address, target, headers=()):
     """Send one request on a new connection; return status, headers and body."""
-    connection = http.client.HTTPConnection(address, timeout=20)
-    try:
+    with closing(http.client.HTTPConnection(address, timeout=20)) as connection:
         connection.request("GET", target, headers=dict(headers))
         response = connection.getresponse()
         return response.status, response.headers, response.read()
-    finally:
-        connection.close()
 
 
 def dropped_fields(redis, project="default"):

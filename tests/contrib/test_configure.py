@@ -31,13 +31,11 @@ def test_configuring_after_the_first_use_is_refused():
         runtime.configure(project="other")
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [({"projekt": "x"}, "MM_TASKS_PROJEKT: is not"), ({"lease_s": "x"}, "MM_TASKS_LEASE_S: ")],
-    ids=["unknown", "bad value"],
-)
-def test_a_wrong_setting_raises_at_the_first_use(settings, message):
-    runtime.configure(**settings)
+UNKNOWN, WRONG = ("projekt", "MM_TASKS_PROJEKT: is not"), ("lease_s", "MM_TASKS_LEASE_S: ")
 
+
+@pytest.mark.parametrize(("name", "message"), [UNKNOWN, WRONG], ids=["unknown", "bad value"])
+def test_a_wrong_setting_raises_at_the_first_use(name, message):
+    runtime.configure(**{name: "x"})
     with pytest.raises(ConfigurationError, match=message):
         runtime.current()

@@ -32,12 +32,10 @@ pytestmark = pytest.mark.usefixtures("here")
 
 @pytest.fixture(scope="module", autouse=True)
 def project():
+    database = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
     settings.configure(
         ALLOWED_HOSTS=["testserver"],
-        DATABASES={
-            name: {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
-            for name in ("default", "other")
-        },
+        DATABASES={"default": {**database}, "other": {**database}},
         MIDDLEWARE=[OURS],
         ROOT_URLCONF=Pages,
         INSTALLED_APPS=["mm_tasks.contrib.django"],
@@ -116,9 +114,7 @@ def test_each_database_has_its_own_transaction(redis):
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_view_in_a_transaction_of_djangos_tracks_when_that_commits(
-    redis, visit, monkeypatch, fails
-):
+def test_a_view_in_djangos_transaction_tracks_at_its_commit(redis, visit, monkeypatch, fails):
     monkeypatch.setitem(connections.settings["default"], "ATOMIC_REQUESTS", True)
 
     def view(_request):
@@ -247,24 +243,18 @@ def test_the_middleware_works_for_asynchronous_views(redis):
     assert stored(redis)[0]["url"] == "http://testserver/a?c=%C3%A4"
 
 
-HTTPS = ("HTTP_X_FORWARDED_PROTO", "https")
+TRUSTED = {"SECURE_PROXY_SSL_HEADER": ("HTTP_X_FORWARDED_PROTO", "https")}
 PROXIED = {"host": "testserver", "x-forwarded-proto": "https"}
 URLS = {
     "a host that is not allowed": ({}, {"host": "evil.example"}, None),
-    "trusted headers of a proxy": (
-        {"SECURE_PROXY_SSL_HEADER": HTTPS},
-        PROXIED,
-        "https://testserver/a",
-    ),
+    "trusted headers of a proxy": (TRUSTED, PROXIED, "https://testserver/a"),
     "a mount point": ({"FORCE_SCRIPT_NAME": "/shop"}, {}, "http://testserver/shop/a"),
 }
 
 
 @pytest.mark.parametrize(("values", "headers", "url"), URLS.values(), ids=URLS.keys())
 @pytest.mark.parametrize("factory", [RequestFactory, AsyncRequestFactory])
-def test_the_url_follows_djangos_settings_or_is_dropped_and_counted(
-    redis, values, headers, url, factory
-):
+def test_the_url_follows_djangos_settings_or_is_dropped(redis, values, headers, url, factory):
     with override_settings(**values):
         middleware(page)(factory().get("/a", headers=headers))
 

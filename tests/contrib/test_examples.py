@@ -21,16 +21,12 @@ SERVERS = {
 def ask(address, n):
     """Ask as a visitor of their own; return what their event must say."""
     target = f"/pricing?utm_source=s{n}&q=%C3%A4%20{n}&empty="
-    referrer = f"https://search.example/?q={n}"
+    url, referrer = f"http://{address}{target}", f"https://search.example/?q={n}"
     headers = {"Referer": referrer, "Cookie": f"theme=dark; aid=visitor-{n}; aid2=no"}
     status, _, body = get(address, target, headers)
     assert status == 200
-    return json.loads(body)["id"], {
-        "url": f"http://{address}{target}",
-        "path": "/pricing",
-        "referrer": referrer,
-        "anonymous_id": f"visitor-{n}",
-    }
+    visit = {"url": url, "path": "/pricing", "referrer": referrer, "anonymous_id": f"visitor-{n}"}
+    return json.loads(body)["id"], visit
 
 
 @pytest.mark.parametrize("example", SERVERS.values(), ids=SERVERS.keys())
@@ -112,8 +108,7 @@ def test_the_command_of_manage_py_reads_djangos_settings(stack, copied):
 
 def test_a_worker_started_by_djangos_app_reads_djangos_settings(stack, copied):
     copied()
-    stack.env["DJANGO_SETTINGS_MODULE"] = "shop.settings"
-    stack.env["PYTHONPATH"] = str(stack.log_dir)
+    stack.env.update(DJANGO_SETTINGS_MODULE="shop.settings", PYTHONPATH=str(stack.log_dir))
     printed = stack.produce(
         "from celery.app.utils import find_app\n"
         "from mm_tasks import app, runtime\n"
@@ -126,5 +121,4 @@ def test_a_worker_started_by_djangos_app_reads_djangos_settings(stack, copied):
 
 def test_importing_a_middleware_imports_no_framework(stack):
     printed = stack.produce("import sys, mm_tasks, mm_tasks.contrib.asgi; print(*sys.modules)")
-
     assert not {"django", "flask", "fastapi", "starlette", "asgiref"} & set(printed.split())

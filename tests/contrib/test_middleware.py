@@ -7,16 +7,20 @@ from contextvars import copy_context
 from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
 
+import flask
 import pytest
+from fastapi import BackgroundTasks, FastAPI
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.responses import StreamingResponse
 
 from mm_tasks import context, track
 from mm_tasks.contrib import asgi, wsgi
+from mm_tasks.contrib.fastapi import add_visits
 from mm_tasks.contrib.flask import MMTasks
 from tests.conftest import waiting_events as stored
 from tests.contrib.conftest import dropped_fields
 
 pytestmark = pytest.mark.usefixtures("here")
-
 
 AFTER = ("after", None)
 
@@ -80,10 +84,8 @@ def streaming(*request):
     return Streamed()
 
 
-def flask():
-    from flask import Flask
-
-    app = Flask("a")
+def flask_app():
+    app = flask.Flask("a")
     MMTasks().init_app(app)
     return app
 
@@ -91,7 +93,6 @@ def flask():
 def test_wsgi_keeps_the_visit_until_the_response_is_closed(redis):
     wsgi_headers(streaming, environ())
     note("after")
-
     assert noted(redis) == [*((name, "u") for name in ("call", "first", "second", "close")), AFTER]
 
 
@@ -138,7 +139,6 @@ def test_wsgi_adds_no_fields_for_a_skipped_path(redis):
 
 def test_wsgi_issues_a_cookie_with_the_id_of_the_event(redis):
     headers = wsgi_headers(page("plain"), environ(aid=""), issue_cookie=True)
-
     [(_, issued)] = noted(redis)
     assert headers["Set-Cookie"].startswith(f"aid={issued}; Max-Age=")
 
@@ -168,7 +168,7 @@ def test_arguments_of_the_call_win(redis):
 
 
 def test_flask_responds_and_counts_dropped_fields(redis):
-    app = flask()
+    app = flask_app()
     MMTasks(app)
     app.get("/")(lambda: note("seen") or "answered")
     answer = app.test_client().get("/", headers={"Referer": "x" * 2049, "Host": "a b"})
@@ -181,20 +181,18 @@ def test_flask_responds_and_counts_dropped_fields(redis):
 
 def test_flask_streams_with_its_own_context_in_a_test_client(redis):
     """Flask begins its context in the call and ends it in the last step of the stream."""
-    from flask import request, stream_with_context
-
-    app = flask()
+    app = flask_app()
 
     def parts():
-        note(request.path)
+        note(flask.request.path)
         yield b"x"
 
-    app.get("/a")(lambda: stream_with_context(parts()))
+    app.get("/a")(lambda: flask.stream_with_context(parts()))
     with app.test_client() as client:
         client.set_cookie("aid", "u")
         assert client.get("/a").text == "x"
         note("after")
-        assert request.path == "/a"
+        assert flask.request.path == "/a"
 
     assert noted(redis) == [("/a", "u"), AFTER]
 
@@ -330,12 +328,6 @@ def test_asgi_counts_dropped_fields_without_blocking_the_loop(redis):
 
 
 def test_starlettes_own_middleware_streams_and_background_tasks_keep_the_visit(redis):
-    from fastapi import BackgroundTasks, FastAPI
-    from starlette.middleware.base import BaseHTTPMiddleware
-    from starlette.responses import StreamingResponse
-
-    from mm_tasks.contrib.fastapi import add_visits
-
     app = FastAPI()
     app.add_middleware(BaseHTTPMiddleware, dispatch=lambda request, go_on: go_on(request))
     add_visits(app)
@@ -350,8 +342,6 @@ def test_starlettes_own_middleware_streams_and_background_tasks_keep_the_visit(r
         tasks.add_task(note, "background")
         return StreamingResponse(parts(), background=tasks)
 
-    # FastAPI cannot resolve a textual annotation of a nested function.
-    page.__annotations__["tasks"] = BackgroundTasks
     app.get("/a")(page)
 
     messages = [{"type": "http.request", "body": b"", "more_body": False}]
@@ -361,8 +351,7 @@ def test_starlettes_own_middleware_streams_and_background_tasks_keep_the_visit(r
             await asyncio.Event().wait()  # the client stays
         return messages.pop()
 
-    async def send(_message):
-        return
+    async def send(_message): ...
 
     async def main():
         await app(scope(method="GET", http_version="1.1"), receive, send)

@@ -5,6 +5,7 @@ import http.client
 import json
 import socket
 import threading
+from contextlib import closing
 from dataclasses import dataclass
 
 import pytest
@@ -53,13 +54,10 @@ class Server:
         self.loop.close()
 
     def request(self, method, path, body=None, headers=None):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
-        try:
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)) as connection:
             connection.request(method, path, body, headers or {})
             response = connection.getresponse()
             return Reply(response.status, response.headers, response.read())
-        finally:
-            connection.close()
 
     def post(self, route, body, key=SECRET, **headers):
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()

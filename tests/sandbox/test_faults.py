@@ -88,7 +88,6 @@ def test_close_before_read_does_not_wait_for_the_body(sandbox):
 def test_a_giant_answer_is_four_million_bytes_that_are_no_json(sandbox):
     sandbox.fault(kind="giant")
     reply = sandbox.post("batch", BATCH)
-
     assert (reply.status, len(reply.body), set(reply.body)) == (202, 4_000_000, set(b"x"))
     assert not stored(sandbox)
 
@@ -136,7 +135,6 @@ def test_late_apply_stores_after_the_client_was_let_down(sandbox, status):
 def test_a_bad_request_is_stored_by_no_fault(sandbox):
     sandbox.fault(kind="status", status=503, store=True)
     sandbox.post("batch", {"events": [{"event": ""}]})
-
     assert not sandbox.lines("journal")[0]["stored"]
 
 
@@ -204,10 +202,7 @@ REFUSED = {
     "a window that is none": ({"kind": "hang", "between": [2, 1]}, "between"),
     "poison without its name": ({"kind": "hang", "poison": True}, "poison"),
     "a name without poison": ({"kind": "hang", "event": "a"}, "poison"),
-    "poison without events": (
-        {"kind": "hang", "route": "/v1/forget", **POISON},
-        "poison",
-    ),
+    "poison without events": ({"kind": "hang", "route": "/v1/forget", **POISON}, "poison"),
     "poison that is not read": ({"kind": "close_before_read", **POISON}, "poison"),
     "storing what was not read": ({"kind": "close_before_read", "store": True}, "store"),
     "two lines in a header": ({"kind": "status", "status": 500, "headers": TWO_LINES}, "headers"),

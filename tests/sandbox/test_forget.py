@@ -100,5 +100,4 @@ def test_a_forget_that_fails_takes_nothing(sandbox):
 )
 def test_a_forget_names_one_user_and_nothing_else(sandbox, body):
     reply = sandbox.post("forget", body, OURS)
-
     assert (reply.status, reply.json["error"]) == (400, "invalid_payload")

@@ -5,15 +5,14 @@ import json
 
 import pytest
 
+BOTH = {"anonymous_id": "a", "user_id": "u"}
+NAMED = {"event": "order_completed", "event_id": "id-1", "timestamp": "2026-02-28T23:59:59.999Z"}
 FULL = {
-    "event": "order_completed",
-    "event_id": "id-1",
-    "timestamp": "2026-02-28T23:59:59.999Z",
-    "anonymous_id": "a",
-    "user_id": "u",
+    **NAMED,
+    **BOTH,
     "session_id": "s",
-    "url": "https://shop.example/a?utm_source=x",
     "path": "/a",
+    "url": "https://shop.example/a?utm_source=x",
     "referrer": "anything",
     "properties": {"amount_cents": 1, "currency": "EUR"},
 }
@@ -26,6 +25,7 @@ def sized(size):
     return {"p": "x" * (size - len('{"p":""}'))}
 
 
+ONES = (8192 - len('{"p":[]}') + 1) // 2
 GOOD = {
     "the name alone": {"event": "e"},
     "every field": FULL,
@@ -34,11 +34,8 @@ GOOD = {
     "a field that the server sets": {**FULL, "country": "DE", "source": 7},
     "a system event": {"event": "$pageview"},
     "properties of 8 KB": {**FULL, "properties": sized(8192)},
-    "numbers printed as ECMA-262 does": {
-        **FULL,
-        # 1.0 is "1" there, and 4 characters with its comma less 2.
-        "properties": {"p": [1.0] * ((8192 - len('{"p":[]}') + 1) // 2)},
-    },
+    # 1.0 is "1" there, and 4 characters with its comma less 2.
+    "numbers printed as ECMA-262 does": {**FULL, "properties": {"p": [1.0] * ONES}},
     "the 29th of February of a leap year": {**FULL, "timestamp": "2024-02-29T00:00:00.000Z"},
 }
 BAD = {
@@ -90,7 +87,6 @@ NO_JSON = {
 def test_a_good_event_is_stored(sandbox, event):
     """Strict must not mean wrong: an event that the table allows is never refused."""
     reply = sandbox.post("track", json.dumps(event, separators=(",", ":")).encode())
-
     assert reply.json == {"ok": True, "event_id": event.get("event_id")}
     assert reply.status == 202
 
@@ -113,7 +109,6 @@ def test_a_bad_event_is_refused_by_its_field_and_its_batch_without_it(sandbox, e
 @pytest.mark.parametrize("raw", NO_JSON.values(), ids=NO_JSON.keys())
 def test_a_body_that_is_no_strict_json_object_is_refused(sandbox, route, raw):
     reply = sandbox.post(route, b'{"events":[' + raw + b"]}" if route == "batch" else raw)
-
     assert reply.status == 400
     assert reply.json["error"] == "invalid_payload"
 
@@ -131,7 +126,6 @@ BATCHES = {
 @pytest.mark.parametrize(("events", "status"), BATCHES.values(), ids=BATCHES.keys())
 def test_a_batch_holds_1_to_500_events(sandbox, events, status):
     reply = sandbox.post("batch", {"events": events})
-
     assert reply.status == status
     assert len(sandbox.lines("rows")) == (len(events) if status == 202 else 0)
 
@@ -144,7 +138,6 @@ def test_a_body_above_256_000_bytes_is_refused(sandbox):
     assert sandbox.post("batch", padded(256_001)).status == 413
 
 
-BOTH = {"anonymous_id": "a", "user_id": "u"}
 IDENTIFIES = {
     "both ids": (BOTH, 200),
     "traits": ({**BOTH, "traits": {"plan": "free"}}, 200),

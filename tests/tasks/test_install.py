@@ -51,6 +51,12 @@ def host(redis_url, stored, fresh):  # noqa: ARG001 - `stored` sets its own vari
 
 
 @pytest.fixture
+def installed(host):
+    install(host)
+    return host
+
+
+@pytest.fixture
 def published(redis):
     """Return a function that reads headers, arguments and fields of the messages of a queue."""
 
@@ -136,13 +142,8 @@ def test_install_works_before_and_after_the_settings_are_read_and_does_not_read_
     assert all(host.tasks[task.name] is task and task.app is host for task in registry.TASKS)
     assert not any(task.rate_limit for task in registry.TASKS)  # the host has one for its own
     assert set(host.conf.beat_schedule) == ENTRIES | {"host-entry"}
-    assert_queues(
-        host,
-        track="mm.deliver",
-        identify="mm.identify",
-        forget="mm.forget",
-        sweep_erasures="mm.forget",
-    )
+    queues = {"track": "mm.deliver", "identify": "mm.identify", "forget": "mm.forget"}
+    assert_queues(host, **queues, sweep_erasures="mm.forget")
     assert (queue_of(host, "host.quick"), queue_of(host, "host.work")) == ("quick", "slow")
     start_worker(host)
     assert set(host.amqp.queues.consume_from) == OURS | {"celery"}
@@ -196,36 +197,34 @@ def test_the_proxy_of_the_current_app_is_resolved_at_once(host):
     assert track.app is host
 
 
-def test_queues_and_routes_that_the_host_sets_after_install_win(host, redis_url):
-    install(host)
-    host.conf.task_queues = [Queue("first"), Queue("mm.forget", routing_key="theirs")]
-    host.conf.task_routes = ({"host.quick": "first"}, {"mm_tasks.track": {"queue": "first"}})
-    host.conf.broker_url = redis_url
+def test_queues_and_routes_that_the_host_sets_after_install_win(installed, redis_url):
+    installed.conf.task_queues = [Queue("first"), Queue("mm.forget", routing_key="theirs")]
+    installed.conf.task_routes = ({"host.quick": "first"}, {"mm_tasks.track": {"queue": "first"}})
+    installed.conf.broker_url = redis_url
 
-    assert queue_of(host, "host.quick") == "first"
-    assert_queues(host, track="first", identify="mm.identify")
-    host.conf.update(task_routes={"mm_tasks.*": "first"})
-    install(host)
-    assert_queues(host, identify="first")
-    start_worker(host)
-    assert set(host.amqp.queues.consume_from) == OURS | {"first"}
-    assert host.amqp.queues["mm.forget"].routing_key == "theirs"
+    assert queue_of(installed, "host.quick") == "first"
+    assert_queues(installed, track="first", identify="mm.identify")
+    installed.conf.update(task_routes={"mm_tasks.*": "first"})
+    install(installed)
+    assert_queues(installed, identify="first")
+    start_worker(installed)
+    assert set(installed.amqp.queues.consume_from) == OURS | {"first"}
+    assert installed.amqp.queues["mm.forget"].routing_key == "theirs"
 
 
 @pytest.mark.parametrize("restore", [install, start_worker])
-def test_routes_that_are_replaced_later_are_a_warning_until_they_are_restored(host, restore):
+def test_routes_that_are_replaced_later_are_a_warning_until_they_are_restored(installed, restore):
     """Celery has no hook for an assignment to a setting that was read already."""
-    install(host)
-    assert host.conf.task_routes
-    host.conf.update(task_routes={"*": "slow"})
-    assert route_warnings(host)
-    assert_queues(host, track="slow")
-    restore(host)
+    assert installed.conf.task_routes
+    installed.conf.update(task_routes={"*": "slow"})
+    assert route_warnings(installed)
+    assert_queues(installed, track="slow")
+    restore(installed)
 
-    assert not route_warnings(host)
-    assert host.conf.task_routes[1:] == ({"*": "slow"},)
-    assert_queues(host, track="mm.deliver")
-    assert queue_of(host, "host.work") == "slow"
+    assert not route_warnings(installed)
+    assert installed.conf.task_routes[1:] == ({"*": "slow"},)
+    assert_queues(installed, track="mm.deliver")
+    assert queue_of(installed, "host.work") == "slow"
 
 
 def test_a_host_without_missing_queues_need_not_declare_ours(host, published, fresh):
@@ -237,10 +236,8 @@ def test_a_host_without_missing_queues_need_not_declare_ours(host, published, fr
     track.delay("e")
     host.send_task("mm_tasks.track", ("e",))
 
-    assert [headers["task"] for headers, *_ in published("mm.deliver")] == [
-        "mm_tasks.track",
-        "mm_tasks.flush",
-    ]
+    tasks = [headers["task"] for headers, *_ in published("mm.deliver")]
+    assert tasks == ["mm_tasks.track", "mm_tasks.flush"]
     start_beat(host)
     assert set(host.amqp.queues) == OURS | {"celery"}
 
@@ -256,8 +253,8 @@ def test_a_worker_told_its_queues_serves_no_others(host, is_read):
     assert set(host.amqp.queues) == OURS | {"celery"}
 
 
-def test_only_one_app_of_a_process_can_have_the_tasks(host):
-    install(host)
+@pytest.mark.usefixtures("installed")
+def test_only_one_app_of_a_process_can_have_the_tasks():
     other = Celery("other", set_as_current=False)
 
     with pytest.raises(ConfigurationError):
@@ -274,15 +271,14 @@ def test_autodiscovery_without_install_adds_no_tasks(host):
     assert track.app is app
 
 
-def test_neither_autodiscovery_nor_our_own_app_takes_the_tasks_back(host):
-    install(host)
-    host.autodiscover_tasks(["mm_tasks"])
-    host.loader.import_default_modules()
-    host.finalize()
+def test_neither_autodiscovery_nor_our_own_app_takes_the_tasks_back(installed):
+    installed.autodiscover_tasks(["mm_tasks"])
+    installed.loader.import_default_modules()
+    installed.finalize()
     app.finalize()
 
-    assert host.tasks["mm_tasks.track"] is track
-    assert track.app is host
+    assert installed.tasks["mm_tasks.track"] is track
+    assert track.app is installed
 
 
 def test_beat_adds_entries_that_a_later_assignment_removed(host, fresh):
@@ -297,10 +293,9 @@ def test_beat_adds_entries_that_a_later_assignment_removed(host, fresh):
     assert schedule["mm_tasks-sweep-erasures"].task == "theirs"
 
 
-def test_a_message_goes_through_the_hosts_broker_as_json_and_redacted(host, published):
-    install(host)
+def test_a_message_goes_through_the_hosts_broker_as_json_and_redacted(installed, published):
     identify.apply_async(kwargs={"anonymous_id": "a", "user_id": "s3cret"}, countdown=60)
-    host.send_task("mm_tasks.track", ("e",), {"user_id": "s3cret"})
+    installed.send_task("mm_tasks.track", ("e",), {"user_id": "s3cret"})
     ((headers, _, fields),) = published("mm.identify")
     ((by_name, _, _),) = published("mm.deliver")
 
@@ -309,8 +304,8 @@ def test_a_message_goes_through_the_hosts_broker_as_json_and_redacted(host, publ
     assert headers["ignore_result"]
 
 
-def test_an_invalid_call_with_a_countdown_raises_in_the_caller(host, published):
-    install(host)
+@pytest.mark.usefixtures("installed")
+def test_an_invalid_call_with_a_countdown_raises_in_the_caller(published):
     with pytest.raises(InvalidEvent):
         track.apply_async(("e",), {"usr_id": "u"}, countdown=60)
     with pytest.raises(InvalidEvent):
@@ -328,63 +323,54 @@ def test_an_invalid_call_with_a_countdown_raises_in_the_caller(host, published):
     ],
     ids=["by position", "by name", "immutable"],
 )
-def test_the_last_task_of_a_chain_stores_its_event(host, redis, stored, signature, result):
-    install(host)
-    run_chain(host, redis, result, signature())
-
+def test_the_last_task_of_a_chain_stores_its_event(installed, redis, stored, signature, result):
+    run_chain(installed, redis, result, signature())
     assert [(event["event"], event["user_id"]) for event in stored()] == [("done", "u")]
 
 
-def test_a_chain_may_pass_the_name_of_the_event(host, redis, stored):
-    install(host)
-    run_chain(host, redis, "done", track.s(user_id="u"))
-
+def test_a_chain_may_pass_the_name_of_the_event(installed, redis, stored):
+    run_chain(installed, redis, "done", track.s(user_id="u"))
     assert [event["event"] for event in stored()] == ["done"]
 
 
-def test_the_results_of_a_group_are_ignored_like_the_result_of_one_task(host, redis, stored):
+def test_the_results_of_a_group_are_ignored_like_the_result_of_one_task(installed, redis, stored):
     """Celery calls this at the end of a chord, without `parent_id`."""
-    install(host)
     track.s("done", user_id="u").set(group_id="g", queue="mm.deliver").delay([1, 2])
-    run(host, "mm.deliver", redis)
+    run(installed, "mm.deliver", redis)
 
     assert [(event["event"], event["user_id"]) for event in stored()] == [("done", "u")]
     with pytest.raises(InvalidEvent):
         track.s("done", user_id="u").set(group_id="g", queue="mm.deliver").delay("u")
 
 
-def test_an_invalid_event_at_the_end_of_a_chain_does_not_fail_the_task_before(host, redis):
-    install(host)
-    before, ours = run_chain(host, redis, "done", track.s("e", usr_id="u"))
-
+def test_an_invalid_event_at_the_end_of_a_chain_does_not_fail_the_task_before(installed, redis):
+    before, ours = run_chain(installed, redis, "done", track.s("e", usr_id="u"))
     assert before == "done"
     assert isinstance(ours.exception, InvalidEvent)
 
 
-def test_a_message_that_is_delivered_twice_stores_the_same_event_id(host, redis, stored):
-    install(host)
+def test_a_message_that_is_delivered_twice_stores_the_same_event_id(installed, redis, stored):
     sent = track.apply_async(("e",), {"user_id": "u"}, queue="mm.deliver")
     message = redis.lindex("host:mm.deliver", 0)
-    run(host, "mm.deliver", redis)
+    run(installed, "mm.deliver", redis)
     redis.lpush("host:mm.deliver", message)
-    run(host, "mm.deliver", redis)
+    run(installed, "mm.deliver", redis)
 
     assert [event["event_id"] for event in stored()] == [sent.id, sent.id]
 
 
-def test_a_message_waits_in_the_broker_while_the_buffer_is_away(host, redis, fresh, published):
-    install(host)
+def test_a_message_waits_in_the_broker_while_the_buffer_is_away(installed, redis, fresh, published):
     track.apply_async(("e",), queue="mm.deliver")
     fresh(MM_TASKS_REDIS_URL="redis://127.0.0.1:1/0")
-    run(host, "mm.deliver", redis)
+    run(installed, "mm.deliver", redis)
 
     ((headers, args, _),) = published("mm.deliver")
     assert (headers["retries"], args) == (1, ["e"])
 
 
-def test_the_month_of_a_forget_message_starts_at_the_call(host, published):
+@pytest.mark.usefixtures("installed")
+def test_the_month_of_a_forget_message_starts_at_the_call(published):
     before = now()
-    install(host)
     forget.s(user_id="u", requested_by="dpo").apply_async(countdown=60)
     ((headers, _, fields),) = published("mm.forget")
 
@@ -422,11 +408,9 @@ def test_annotations_for_all_tasks_do_not_apply_to_ours(host, published, monkeyp
 
 
 def test_a_worker_of_the_host_logs_harmful_settings(host, caplog):
-    host.conf.accept_content = ["pickle"]
+    host.conf.update(accept_content=["pickle"], task_time_limit=5)
     host.conf.broker_transport_options = {"visibility_timeout": 60}
-    host.conf.task_time_limit = 5
     install(host)
-
     with caplog.at_level(logging.WARNING):
         start_worker(host)
 
@@ -434,18 +418,14 @@ def test_a_worker_of_the_host_logs_harmful_settings(host, caplog):
         assert word in caplog.text
 
 
-def test_a_worker_that_serves_none_of_our_queues_logs_no_warning(host, caplog):
-    install(host)
+def test_a_worker_that_serves_none_of_our_queues_logs_no_warning(installed, caplog):
     with caplog.at_level(logging.WARNING):
-        start_worker(host, "celery")
+        start_worker(installed, "celery")
 
     assert "mm_tasks" not in caplog.text
 
 
-def test_a_plain_call_needs_no_broker_even_if_its_batch_is_full(host, stored, fresh):
+def test_a_plain_call_needs_no_broker_even_if_its_batch_is_full(installed, stored, fresh):
     fresh(MM_TASKS_BATCH_EVENTS_MAX="1")
-    host.conf.broker_url = "redis://127.0.0.1:1/0"
-    install(host)
-    receipt = track.delay("e")
-
-    assert [event["event_id"] for event in stored()] == [receipt.id]
+    installed.conf.broker_url = "redis://127.0.0.1:1/0"
+    assert [track.delay("e").id] == [event["event_id"] for event in stored()]

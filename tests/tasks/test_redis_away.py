@@ -37,14 +37,11 @@ def silent():
 def dropped():
     """No connection is made: the queue of the listener is full, so a SYN gets no answer."""
     with socket.create_server(("127.0.0.1", 0), backlog=0) as sock:
-        port = sock.getsockname()[1]
-        waiting = []
-        for _ in range(4):
-            client = socket.socket()
+        waiting = [socket.socket() for _ in range(4)]
+        for client in waiting:
             client.setblocking(False)
-            client.connect_ex(("127.0.0.1", port))
-            waiting.append(client)
-        yield port
+            client.connect_ex(sock.getsockname())
+        yield sock.getsockname()[1]
         for client in waiting:
             client.close()
 
@@ -102,11 +99,8 @@ def test_a_redis_that_freezes_between_two_calls_lets_the_second_raise_in_time(fr
 def test_without_a_broker_the_call_succeeds_in_time(fresh, redis, redis_url, state):
     """A batch of one is full at once, so each call tries to publish a nudge."""
     with state() as port:
-        fresh(
-            MM_TASKS_REDIS_URL=redis_url,
-            MM_TASKS_BROKER_URL=f"redis://127.0.0.1:{port}/0",
-            MM_TASKS_BATCH_EVENTS_MAX="1",
-        )
+        fresh(MM_TASKS_REDIS_URL=redis_url, MM_TASKS_BATCH_EVENTS_MAX="1")
+        fresh(MM_TASKS_BROKER_URL=f"redis://127.0.0.1:{port}/0")
         began = time.monotonic()
         receipt = track.delay("e")
 

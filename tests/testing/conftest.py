@@ -10,7 +10,6 @@ import pytest
 
 from mm_tasks.testing import record
 
-# Without the plugins that take a second to load, or that warn of a setting that they want.
 # Without the plugins that load slowly or warn of a missing setting.
 WITHOUT = ("asyncio", "anyio", "cacheprovider", "hypothesispytest", "valkey", "xdist")
 OPTIONS = (*(f"-pno:{name}" for name in WITHOUT), "-W", "error")
@@ -20,15 +19,9 @@ PREFIXES = ("MM_TASKS_", "MILLIMETRIC_", "PYTEST_")
 def run(*command, cwd=None, **more):
     """Run Python without our settings and those of the surrounding pytest."""
     env = {name: text for name, text in os.environ.items() if not name.startswith(PREFIXES)} | more
-    return subprocess.run(
-        [sys.executable, *command],
-        env=env,
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+    output = {"capture_output": True, "text": True}
+    command = [sys.executable, *command]
+    return subprocess.run(command, env=env, cwd=cwd, timeout=100, check=False, **output)
 
 
 def python(code):

@@ -3,6 +3,9 @@
 import re
 from pathlib import Path
 
+import pytest
+
+from mm_tasks import track
 from mm_tasks.testing import Recorder
 
 DOCS = (Path(__file__).parents[2] / "docs" / "testing.md").read_text(encoding="utf-8")
@@ -10,30 +13,19 @@ EXAMPLES = re.findall(r"^```python\n(.*?)^```$", DOCS, re.MULTILINE | re.DOTALL)
 
 
 def test_the_examples_pass(run_pytest):
-    files = {f"test_example_{n}": code for n, code in enumerate(EXAMPLES, 1)}
-
-    outcomes = run_pytest(**files)
-
+    outcomes = run_pytest(**{f"test_example_{n}": code for n, code in enumerate(EXAMPLES, 1)})
     assert set(outcomes.values()) == {"passed"}
-    assert {name for code in EXAMPLES for name in re.findall(r"def test_(\w+)", code)} == {
-        *outcomes
-    }
+    assert set(re.findall(r"def test_(\w+)", "".join(EXAMPLES))) == outcomes.keys()
 
 
 def test_the_failure_in_the_docs_is_the_one_raised(events):
     """A change of the message must change the docs too."""
-    from mm_tasks import track
-
     track.delay("signup", user_id="u1", properties={"plan": "free", "seats": 3})
-    try:
+    with pytest.raises(AssertionError) as raised:
         events.assert_tracked("signup", user_id="u1", properties={"plan": "pro"})
-    except AssertionError as error:
-        block = f"```text\nAssertionError: {error}\n```"
 
-    assert block in DOCS
+    assert f"```text\nAssertionError: {raised.value}\n```" in DOCS
 
 
 def test_every_public_name_of_a_recorder_is_documented():
-    missing = [name for name in vars(Recorder) if name[0] != "_" and name not in DOCS]
-
-    assert not missing
+    assert not [name for name in vars(Recorder) if name[0] != "_" and name not in DOCS]
