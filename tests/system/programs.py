@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 
 from mm_tasks import runtime, track
 from mm_tasks.tasks import publisher
@@ -61,6 +62,16 @@ def fork(run):
 def join(*pids):
     for pid in pids:
         assert os.waitpid(pid, 0)[1] == 0
+
+
+@contextmanager
+def threads_of(*targets):
+    threads = [threading.Thread(target=target) for target in targets]
+    for thread in threads:
+        thread.start()
+    yield
+    for thread in threads:
+        thread.join()
 
 
 watch()

@@ -132,11 +132,9 @@ def many(n):
     return [receipt.id for receipt in receipts]
 
 
-thread = threading.Thread(target=lambda: tell(many(5_000)))
-thread.start()
-pid = fork(lambda: tell(many(2_500)))
-tell(many(2_500))
-thread.join()
+with threads_of(lambda: tell(many(5_000))):
+    pid = fork(lambda: tell(many(2_500)))
+    tell(many(2_500))
 join(pid)
 """
 # A lock that one of the threads holds stays locked in the child, which has no threads.
@@ -150,14 +148,10 @@ def go_on():
         tell(call(1))
 
 
-threads = [threading.Thread(target=go_on) for _ in range(8)]
-for thread in threads:
-    thread.start()
-for _ in range(20):
-    join(fork(lambda: tell(call(2))))
-stop.set()
-for thread in threads:
-    thread.join()
+with threads_of(*[go_on] * 8):
+    for _ in range(20):
+        join(fork(lambda: tell(call(2))))
+    stop.set()
 """
 FORKS_AMONG_LOOPS_AND_THREADS = """
 stop = threading.Event()
@@ -176,17 +170,13 @@ def go_on_in_a_loop():
     asyncio.run(main())
 
 
-threads = [threading.Thread(target=of) for of in (go_on, go_on_in_a_loop, go_on_in_a_loop)]
-for thread in threads:
-    thread.start()
 children = []
-for n in range(12):
-    # A child makes both kinds of call, each of which a thread of the parent was in the middle of.
-    children.append(fork(lambda: (tell(call(5)), tell(asyncio.run(acall(5))))))
-    tell(call(2))
-stop.set()
-for thread in threads:
-    thread.join()
+with threads_of(go_on, go_on_in_a_loop, go_on_in_a_loop):
+    for n in range(12):
+        # A child makes both kinds of call; a thread of the parent is in the middle of each.
+        children.append(fork(lambda: (tell(call(5)), tell(asyncio.run(acall(5))))))
+        tell(call(2))
+    stop.set()
 join(*children)
 """
 # The locks under which a process makes its clients are held, or about to be.
@@ -197,13 +187,9 @@ import time
 for _ in range(60):
     # As a process that never called: the first call makes its clients again.
     runtime._process.runtime = None
-    threads = [threading.Thread(target=lambda: tell(call(1))) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    time.sleep(random.uniform(0, 0.004))
-    child = fork(lambda: tell(call(1)))
-    for thread in threads:
-        thread.join()
+    with threads_of(*[lambda: tell(call(1))] * 4):
+        time.sleep(random.uniform(0, 0.004))
+        child = fork(lambda: tell(call(1)))
     join(child)
 """
 # Objects that libraries make at their first use are half made, and stay so in a child.
