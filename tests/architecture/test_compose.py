@@ -1,7 +1,4 @@
-"""docker-compose.yml must match the code: a container that cannot start is found here.
-
-Docker itself is not asked; what is read is what the file says.
-"""
+"""docker-compose.yml must match the code: a container that cannot start is found here."""
 
 import re
 import shlex
@@ -32,9 +29,10 @@ WORKERS = [name for name in CELERYS if "worker" in SERVICES[name]["command"]]
 REAL = [name for name in WORKERS if "profiles" not in SERVICES[name]]
 
 
-def queues(name):
+def option(name, flag):
+    """Return the value of an option of a service's command."""
     command = SERVICES[name]["command"]
-    return command[command.index("-Q") + 1].split(",")
+    return command[command.index(flag) + 1]
 
 
 def named(words):
@@ -56,23 +54,21 @@ def state_volume(name):
     return source
 
 
-@pytest.mark.parametrize("name", CELERYS)
-def test_each_celery_command_exists_with_its_options(name):
-    """Celery finds our app by the package's name, then a command, then its options."""
-    _, dash_a, package, command, *words = SERVICES[name]["command"]
-
-    assert (dash_a, package) == ("-A", "mm_tasks")
-    assert mm_tasks.app is app
-    assert set(named(words)) <= options(celery_command.commands[command])
-
-
 @pytest.mark.parametrize("name", OURS)
-def test_each_command_of_ours_exists_with_its_options(name):
-    """What pip installs, and nothing else, is on the image's PATH."""
+def test_each_command_exists_with_its_options(name):
+    """The image's PATH has the programs that pip installs, and no other.
+
+    Celery finds our app by the package's name, then a command, then its options.
+    """
     programs = {script.name for script in entry_points(group="console_scripts")}
     check = SERVICES[name]["healthcheck"]["test"][1:]
 
+    assert mm_tasks.app is app
     assert SERVICES[name]["command"][0] in programs
+    if name in CELERYS:
+        _, dash_a, package, command, *words = SERVICES[name]["command"]
+        assert (dash_a, package) == ("-A", "mm_tasks")
+        assert set(named(words)) <= options(celery_command.commands[command])
     for program, command, *words in (SERVICES[name]["command"], check):
         if program == "mm-tasks":
             assert set(named(words)) <= options(COMMANDS[command])
@@ -90,8 +86,12 @@ def test_no_port_is_open_to_other_machines():
 
 def test_every_queue_has_a_worker_and_forget_has_its_own():
     """An erasure never waits behind a delivery."""
-    assert sorted(map(queues, REAL)) == [[DELIVER_QUEUE, IDENTIFY_QUEUE], [FORGET_QUEUE]]
-    assert queues("sandbox-worker") == [FORGET_QUEUE, DELIVER_QUEUE, IDENTIFY_QUEUE]
+    queues = {name: option(name, "-Q").split(",") for name in WORKERS}
+
+    assert sorted(map(queues.get, REAL)) == [[DELIVER_QUEUE, IDENTIFY_QUEUE], [FORGET_QUEUE]]
+    assert queues["sandbox-worker"] == [FORGET_QUEUE, DELIVER_QUEUE, IDENTIFY_QUEUE]
+    # The audit log's checkpoints are logged at INFO; Celery's own level is WARNING.
+    assert option("forget-worker", "--loglevel") == "info"
 
 
 def test_the_sandbox_is_loopback_for_its_worker():
@@ -99,10 +99,8 @@ def test_the_sandbox_is_loopback_for_its_worker():
     environment = SERVICES["sandbox-worker"]["environment"]
     port = SERVICES["sandbox"]["command"][-1]
     health = SERVICES["sandbox"]["healthcheck"]["test"][-1]
-    settings = Settings(
-        millimetric_key=environment["MILLIMETRIC_KEY"],
-        millimetric_host=environment["MILLIMETRIC_HOST"],
-    )
+    key, host = environment["MILLIMETRIC_KEY"], environment["MILLIMETRIC_HOST"]
+    settings = Settings(millimetric_key=key, millimetric_host=host)
     access = vendor_access(settings.millimetric_host, settings.millimetric_key)
 
     assert SERVICES["sandbox"]["network_mode"] == "service:sandbox-worker"
@@ -111,10 +109,7 @@ def test_the_sandbox_is_loopback_for_its_worker():
 
 
 def test_the_real_workers_share_their_state_and_the_sandbox_has_its_own():
-    """One pseudonym key for all; but two logs' checkpoints in one file contradict each other.
-
-    Redis remembers whose fences it has: a new file with an old Redis would be refused.
-    """
+    """One pseudonym key for all; but two logs' checkpoints in one file contradict each other."""
     (shared,) = set(map(state_volume, REAL))
     (volume,) = SERVICES["sandbox-worker"]["volumes"]
     url = SERVICES["sandbox-worker"]["environment"]["MM_TASKS_AUDIT_URL"]
@@ -122,13 +117,6 @@ def test_the_real_workers_share_their_state_and_the_sandbox_has_its_own():
     assert state_volume("sandbox-worker") != shared
     assert database("sandbox-worker").is_sqlite
     assert url.startswith(f"sqlite:///{volume.partition(':')[2]}/")
-
-
-def test_the_checkpoints_are_in_the_output_of_the_worker_that_erases():
-    """They are told at INFO; Celery's own level is WARNING."""
-    command = SERVICES["forget-worker"]["command"]
-
-    assert command[command.index("--loglevel") + 1] == "info"
 
 
 @pytest.mark.parametrize("name", REDISES)
@@ -158,11 +146,9 @@ def test_each_variable_and_each_secret_is_a_setting(name):
 
 def test_the_sandbox_and_the_real_events_never_meet():
     """A trial must not reach the vendor, nor a real event count as delivered to a stand-in."""
-    real = SERVICES["worker"]["environment"]["MM_TASKS_REDIS_URL"]
-    trial = SERVICES["sandbox-worker"]["environment"]["MM_TASKS_REDIS_URL"]
-
-    assert real == "redis://redis:6379/0"
-    assert trial == "redis://sandbox-redis:6379/0"
+    for worker, redis in (("worker", "redis"), ("sandbox-worker", "sandbox-redis")):
+        url = SERVICES[worker]["environment"]["MM_TASKS_REDIS_URL"]
+        assert url == f"redis://{redis}:6379/0"
     assert not set(SERVICES["redis"]["volumes"]) & set(SERVICES["sandbox-redis"]["volumes"])
 
 
@@ -190,16 +176,13 @@ def test_secrets_are_files_and_each_service_has_those_alone_that_it_needs():
 
 def test_no_secret_is_in_a_variable_or_on_a_command_line():
     """`docker inspect` and `ps` show both. The sandbox's key opens nothing."""
-    given = [
-        str(value)
-        for service in SERVICES.values()
-        for value in (*service.get("environment", {}).values(), *service.get("command", ()))
-    ]
+    values = []
+    for service in SERVICES.values():
+        values += [*map(str, service.get("environment", {}).values()), *service.get("command", ())]
+    key = SERVICES["sandbox-worker"]["environment"]["MILLIMETRIC_KEY"]
 
-    assert not [value for value in given if re.search("requirepass [^$]|://[^/]*:[^/]*@", value)]
-    assert [value for value in given if value.startswith("sk_")] == [
-        SERVICES["sandbox-worker"]["environment"]["MILLIMETRIC_KEY"]
-    ]
+    assert not [value for value in values if re.search("requirepass [^$]|://[^/]*:[^/]*@", value)]
+    assert [value for value in values if value.startswith("sk_")] == [key]
 
 
 @pytest.mark.parametrize("name", OURS)

@@ -90,18 +90,13 @@ def test_the_readme_stays_short_and_leads_four_readers_on():
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_each_variable_that_the_docs_name_is_a_setting(name):
-    """A misspelt one would be ignored without a word."""
+def test_a_page_names_variables_that_are_settings_and_links_to_files_that_exist(name):
+    """A misspelt variable would be ignored without a word."""
     named = set(re.findall(r"\b(?:MM_TASKS|MILLIMETRIC)_[A-Z_]+[A-Z]\b", TEXTS[name]))
-
-    assert named <= {*map(variable, Settings.model_fields), SECRETS_DIR, *OF_TESTS, *OF_DJANGO}
-
-
-@pytest.mark.parametrize("name", TEXTS)
-def test_each_link_between_the_docs_leads_somewhere(name):
     folder = ROOT / "docs" if (ROOT / "docs" / name).exists() else ROOT
     targets = re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#[^)]*)?\)", TEXTS[name])
 
+    assert named <= {*map(variable, Settings.model_fields), SECRETS_DIR, *OF_TESTS, *OF_DJANGO}
     assert [target for target in targets if target and not (folder / target).exists()] == []
 
 

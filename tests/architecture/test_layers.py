@@ -5,7 +5,7 @@ An import is planted in the graph of imports, and no file is written.
 
 import tomllib
 from copy import deepcopy
-from itertools import pairwise
+from itertools import pairwise, product
 
 import grimp
 import pytest
@@ -27,9 +27,9 @@ KINDS = {"forbidden": ForbiddenContract, "layers": LayersContract, "protected": 
 
 def boundaries(contract):
     """Yield (upper line, lower line), and each pair of names of one line that are separate."""
-    yield from ((upper, lower) for upper, lower in pairwise(contract["layers"]))
+    yield from pairwise(contract["layers"])
     for line in contract["layers"]:
-        yield from ((a, b) for a, b in pairwise(line.split(" | ")))
+        yield from pairwise(line.split(" | "))
 
 
 def without(contract, upper, lower):
@@ -38,10 +38,8 @@ def without(contract, upper, lower):
     if upper in contract["layers"]:
         lines = [joined if line == upper else line for line in contract["layers"] if line != lower]
     else:  # two names of one line
-        pair = f"{upper} | {lower}"
-        lines = [
-            line.replace(" | ", " : ") if pair in line else line for line in contract["layers"]
-        ]
+        pair, layers = f"{upper} | {lower}", contract["layers"]
+        lines = [line.replace(" | ", " : ") if pair in line else line for line in layers]
     return {**contract, "layers": lines}
 
 
@@ -71,19 +69,16 @@ def is_kept(contract, graph):
 
 
 def broken(graph):
-    return [one["name"] for one in CONTRACTS if not is_kept(one, graph)]
+    return [contract["name"] for contract in CONTRACTS if not is_kept(contract, graph)]
 
 
-def test_the_contract_of_the_folders_is_short_and_has_no_exception():
-    assert len(FOLDERS["layers"]) <= LINES_MAX
-    assert not [one["name"] for one in CONTRACTS if one.get("ignore_imports")]
-
-
-def test_the_contract_has_every_folder_and_file():
-    """A new one, such as `utils`, must be given a place."""
+def test_the_contract_of_the_folders_is_short_and_has_every_folder_and_no_exception():
+    """A new folder or file, such as `utils`, must be given a place."""
     modules = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
     placed = {name for line in FOLDERS["layers"] for name in line.split(" | ")}
 
+    assert len(FOLDERS["layers"]) <= LINES_MAX
+    assert not [rule["name"] for rule in CONTRACTS if rule.get("ignore_imports")]
     assert FOLDERS["exhaustive"]
     assert ERASURE["exhaustive"]
     assert placed == modules - {"__init__", "__pycache__"}
@@ -107,16 +102,11 @@ def test_each_line_refuses_an_upward_import_that_nothing_else_refuses(contract, 
 
 
 def violations(rule):
-    """Yield an import for each module that a rule beside the layers names."""
+    """Return an import for each module that a rule beside the layers names."""
     if rule["type"] == "protected":
-        yield from (
-            (f"mm_tasks.{name}", protected)
-            for protected in rule["protected_modules"]
-            for name in ("contrib", "tasks", "settings")
-        )
-    else:
-        for importer in rule["source_modules"]:
-            yield from ((importer, imported) for imported in rule["forbidden_modules"])
+        importers = ("mm_tasks.contrib", "mm_tasks.tasks", "mm_tasks.settings")
+        return product(importers, rule["protected_modules"])
+    return product(rule["source_modules"], rule["forbidden_modules"])
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["name"])

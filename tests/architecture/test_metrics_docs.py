@@ -18,7 +18,6 @@ from tests.architecture.tree import ROOT, assert_passes, text
 RULES_FILE = ROOT / "deploy" / "prometheus" / "alerts.yml"
 GROUPS = yaml.safe_load(RULES_FILE.read_text(encoding="utf-8"))["groups"]
 RULES = [rule for group in GROUPS for rule in group["rules"]]
-each_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
 DOCS = text("docs/metrics.md")
 TYPES = {
     name: (kind, labels)
@@ -55,71 +54,46 @@ def _selected(expression):
     if isinstance(expression, promql_parser.MatrixSelector):
         return {expression.vector_selector.name}
     inner = [getattr(expression, name, None) for name in ("expr", "lhs", "rhs")]
-    inner += list(getattr(expression, "args", None) or [])
-    return set().union(*(_selected(one) for one in inner if one is not None))
+    inner += getattr(expression, "args", None) or []
+    return set().union(*(_selected(part) for part in inner if part is not None))
 
 
-def test_the_docs_have_every_metric_with_its_type_and_no_other(families):
+def test_the_docs_have_every_metric_with_its_type_and_labels_and_no_other(families):
+    """Base units in the name, `_total` for counters: prometheus.io/docs/practices/naming."""
     shown = {name: family.type for name, family in families.items()}
-    # The text format has no type `info`.
-    shown["mm_tasks_info"] = "info"
+    shown["mm_tasks_info"] = "info"  # the text format has no such type
 
     assert {name: kind for name, (kind, _) in TYPES.items()} == shown
-
-
-def test_the_docs_say_of_each_metric_its_labels(families):
-    shown = {
-        name: {label for sample in family.samples for label in sample.labels} - {"le"}
-        for name, family in families.items()
-        if family.samples
-    }
-
-    assert shown == {
-        name: set(re.findall(r"`(\w+)`", labels))
-        for name, (_, labels) in TYPES.items()
-        if name in shown
-    }
-
-
-def test_names_are_as_prometheus_asks_for(families):
-    """Base units in the name, `_total` for counters: prometheus.io/docs/practices/naming."""
     for name, family in families.items():
+        labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+        assert not family.samples or labels == set(re.findall(r"`(\w+)`", TYPES[name][1]))
         assert name.endswith("_total") == (family.type == "counter")
         assert not re.search(r"_(ms|us|kb|mb|percent|minutes|hours|days)(_|$)", name)
 
 
-def test_the_docs_have_every_kind_of_pause():
-    row = next(line for line in DOCS.splitlines() if line.startswith("| `mm_tasks_paused` "))
-
-    assert all(f"`{kind}`" in row for kind in PAUSES)
-
-
-@each_rule
-def test_a_rule_is_an_expression_of_metrics_that_there_are(rule, families):
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
+def test_a_rule_selects_existing_metrics_and_has_a_severity_and_an_action(rule, families):
     """A misspelled metric would never fire."""
     suffixed = {f"{name}_{part}" for name in families for part in ("bucket", "sum", "count")}
-    found = _selected(promql_parser.parse(rule["expr"]))
+    selected = _selected(promql_parser.parse(rule["expr"]))
 
-    assert found
-    assert found <= families.keys() | suffixed | OF_PROMETHEUS
-
-
-@each_rule
-def test_a_rule_says_how_bad_it_is_and_what_to_do(rule):
+    assert selected
+    assert selected <= families.keys() | suffixed | OF_PROMETHEUS
     assert rule["labels"]["severity"] in {"warning", "critical"}
     assert rule["annotations"].keys() == {"summary", "action"}
     assert f"| `{rule['alert']}` |" in DOCS
 
 
-def test_the_docs_name_no_alert_that_is_not_there():
+def test_the_docs_name_the_alerts_that_exist_and_every_kind_of_pause():
     named = re.findall(r"^\| `(MmTasks\w+)` \|", DOCS, re.MULTILINE)
+    row = next(line for line in DOCS.splitlines() if line.startswith("| `mm_tasks_paused` "))
 
     assert named == [rule["alert"] for rule in RULES]
+    assert all(f"`{kind}`" in row for kind in PAUSES)
 
 
 @pytest.fixture
 def promtool():
-    """Return Prometheus's own checker."""
     program = shutil.which("promtool")
     if program is None:
         pytest.skip("promtool is not installed; the expressions were parsed above")
@@ -133,26 +107,33 @@ def test_promtool_takes_the_rules(promtool):
 # Series are in promtool's notation: `0x5 1x60` is six times 0 and 61 times 1, a value a minute.
 UP = 'up{job="mm_tasks",instance="e"}'
 REDIS_UP = {"redis_up": "1x90"}
+REVOKED = 'paused{kind="unauthorized"}'
+THROTTLED = 'requests_total{lane="track",outcome="throttled"}'
+AMBIGUOUS = 'requests_total{lane="track",outcome="ambiguous"}'
+WAITING = 'oldest_waiting_seconds{lane="track"}'
+DISCARDED, DEAD = 'events_discarded_total{lane="track"}', 'events_dead{lane="track"}'
+WORKER_A, WORKER_B = (f'worker_heartbeat_age_seconds{{worker="{name}"}}' for name in "ab")
+BEAT = 'beat_heartbeat_age_seconds{beat="a"}'
 ALL_IS_WELL = {
     UP: "1x90",
     "redis_up": "1x90",
     "audit_up": "1x90",
-    'paused{kind="unauthorized"}': "0x90",
+    REVOKED: "0x90",
     'paused{kind="throttled"}': "1x90",
-    'requests_total{lane="track",outcome="throttled"}': "3x90",
-    'requests_total{lane="track",outcome="ambiguous"}': "7x60 8x30",
-    'oldest_waiting_seconds{lane="track"}': "2x90",
+    THROTTLED: "3x90",
+    AMBIGUOUS: "7x60 8x30",
+    WAITING: "2x90",
     'oldest_waiting_seconds{lane="backfill"}': "5000x90",
     "buffer_bytes": "700x90",
     "buffer_max_bytes": "1000x90",
-    'events_discarded_total{lane="track"}': "5x90",
-    'events_dead{lane="track"}': "9x90",
+    DISCARDED: "5x90",
+    DEAD: "9x90",
     "fences_loaded": "1x90",
     "erasure_deadline_used_ratio_max": "0.1x90",
     'erasures_blocked{state="waiting_key"}': "0x90",
-    'worker_heartbeat_age_seconds{worker="a"}': "5x90",
+    WORKER_A: "5x90",
     'worker_heartbeat_age_seconds{worker="gone"}': "500x90",
-    'beat_heartbeat_age_seconds{beat="a"}': "5x90",
+    BEAT: "5x90",
 }
 # The series, the alert that they fire, and by when in minutes.
 TROUBLES = {
@@ -161,32 +142,20 @@ TROUBLES = {
     "Redis is away": ({"redis_up": "0x90"}, "RedisDown", 2),
     "the audit database is away": ({"audit_up": "0x90"}, "AuditDown", 6),
     "the key was revoked": (
-        {'paused{kind="unauthorized"}': "0x5 1x90", 'paused{kind="rejected"}': "0x90"},
+        {REVOKED: "0x5 1x90", 'paused{kind="rejected"}': "0x90"},
         "Paused",
         12,
     ),
-    "the very first 429": (
-        {'requests_total{lane="track",outcome="throttled"}': "0x5 1x90"},
-        "Throttled",
-        8,
-    ),
-    "nobody sends": ({'oldest_waiting_seconds{lane="track"}': "0+60x90"}, "Behind", 12),
+    "the very first 429": ({THROTTLED: "0x5 1x90"}, "Throttled", 8),
+    "nobody sends": ({WAITING: "0+60x90"}, "Behind", 12),
     "more comes than goes": (
         {"buffer_bytes": "850x90", "buffer_max_bytes": "1000x90"},
         "BufferFilling",
         6,
     ),
-    "an event was refused": ({'events_dead{lane="track"}': "0x30 1x90"}, "DeadLetters", 33),
-    "a bound discarded one": (
-        {'events_discarded_total{lane="track"}': "0x30 1x90"},
-        "DeadLetters",
-        33,
-    ),
-    "a row of timeouts": (
-        {'requests_total{lane="track",outcome="ambiguous"}': "0x20 1+1x90"},
-        "MaybeRepeated",
-        33,
-    ),
+    "an event was refused": ({DEAD: "0x30 1x90"}, "DeadLetters", 33),
+    "a bound discarded one": ({DISCARDED: "0x30 1x90"}, "DeadLetters", 33),
+    "a row of timeouts": ({AMBIGUOUS: "0x20 1+1x90"}, "MaybeRepeated", 33),
     "nobody loads the fences": ({"fences_loaded": "0x90", **REDIS_UP}, "FencesNotLoaded", 6),
     "half of a month is over": ({"erasure_deadline_used_ratio_max": "0.51x90"}, "ErasureLate", 1),
     "an erasure is overdue": ({"erasure_deadline_used_ratio_max": "1.1x90"}, "ErasureVeryLate", 1),
@@ -195,16 +164,9 @@ TROUBLES = {
         "ErasureBlocked",
         62,
     ),
-    "all workers are silent": (
-        {
-            'worker_heartbeat_age_seconds{worker="a"}': "0+60x90",
-            'worker_heartbeat_age_seconds{worker="b"}': "0+60x90",
-        },
-        "NoWorker",
-        5,
-    ),
+    "all workers are silent": ({WORKER_A: "0+60x90", WORKER_B: "0+60x90"}, "NoWorker", 5),
     "there is no worker": (REDIS_UP, "NoWorker", 3),
-    "beat is silent": ({'beat_heartbeat_age_seconds{beat="a"}': "0+60x90"}, "NoBeat", 5),
+    "beat is silent": ({BEAT: "0+60x90"}, "NoBeat", 5),
     "there is no beat": (REDIS_UP, "NoBeat", 3),
 }
 
@@ -216,9 +178,9 @@ def fired(promtool, tmp_path):
     def fired(series, minute):
         test = {
             "interval": "1m",
-            "input_series": [{"series": one, "values": v} for one, v in _named(series)],
+            "input_series": [{"series": name, "values": v} for name, v in _named(series)],
             "alert_rule_test": [
-                {"alertname": rule["alert"], "eval_time": f"{minute}m"} for rule in RULES
+                {"alertname": r["alert"], "eval_time": f"{minute}m"} for r in RULES
             ],
         }
         file = tmp_path / "test.yml"
@@ -236,20 +198,15 @@ def fired(promtool, tmp_path):
 
 
 def _named(series):
-    for one, values in series.items():
-        if one.startswith("up{"):
-            yield one, values
-        else:
-            name, _, labels = one.partition("{")
-            yield f'mm_tasks_{name}{{instance="e",{labels or "}"}', values
+    for name, values in series.items():
+        family, _, labels = name.partition("{")
+        ours = f'mm_tasks_{family}{{instance="e",{labels or "}"}'
+        yield name if family == "up" else ours, values
 
 
 def test_each_rule_has_a_trouble_and_each_series_is_a_metric(families):
-    seen = {
-        re.match(r"\w+", one)[0]
-        for series in (ALL_IS_WELL, *(t[0] for t in TROUBLES.values()))
-        for one, _ in _named(series)
-    }
+    every = [ALL_IS_WELL, *(series for series, *_ in TROUBLES.values())]
+    seen = {re.match(r"\w+", name)[0] for series in every for name, _ in _named(series)}
 
     assert {f"MmTasks{alert}" for _, alert, _ in TROUBLES.values()} == {r["alert"] for r in RULES}
     assert seen <= families.keys() | OF_PROMETHEUS

@@ -33,12 +33,6 @@ def test_the_package_was_found():
     assert len(TESTS) > 50
 
 
-def test_the_package_is_seen_at_a_glance():
-    entries = [path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"]
-
-    assert len(entries) <= ENTRIES_MAX
-
-
 def exported(source):
     """Return the number of names in `__all__`, each of which is a promise."""
     return sum(
@@ -55,8 +49,10 @@ def length(function):
 
 FOLDERS = Counter(source.path.parent.relative_to(PACKAGE).as_posix() for source in SOURCES)
 FUNCTIONS = {f"{s.name}:{node.name}": length(node) for s in SOURCES for node in s.functions}
+ENTRIES = [path for path in PACKAGE.iterdir() if path.name != "__pycache__"]
 # A file that grows past its limit holds two nouns; split it.
 LIMITS = {
+    "entries of the package": (ENTRIES_MAX, {"mm_tasks": len(ENTRIES)}),
     "modules of a folder": (MODULES_MAX, FOLDERS),
     "lines of a file": (FILE_LINES_MAX, {s.name: len(s.lines) for s in SOURCES}),
     "lines of a function": (FUNCTION_LINES_MAX, FUNCTIONS),
@@ -81,29 +77,15 @@ def test_the_tests_stay_in_their_budget():
 @pytest.mark.parametrize("word", WORDS_PER_1000_MAX)
 def test_a_docstring_names_the_thing(word):
     """The noun: "the batch" and "the caller", not "what is sent" and "whoever calls"."""
-    words = Counter(
-        word.lower()
-        for source in PRODUCT
-        for text in source.docstrings
-        for word in re.findall(r"[A-Za-z']+", text)
-    )
+    docstrings = "\n".join(text for source in PRODUCT for text in source.docstrings)
+    words = Counter(re.findall(r"[a-z']+", docstrings.lower()))
 
     assert 1000 * words[word] / words.total() <= WORDS_PER_1000_MAX[word]
 
 
-def test_few_rules_are_suppressed():
-    suppressed = sum(len(SUPPRESSION.findall(source.text)) for source in PRODUCT)
+def test_few_rules_are_suppressed_and_each_with_its_rule_and_a_reason():
+    suppressed = [(s.name, text) for s in PRODUCT for text in SUPPRESSION.findall(s.text)]
     lines = sum(len(source.lines) for source in PRODUCT)
 
-    assert 1000 * suppressed / lines <= SUPPRESSIONS_PER_1000_LINES_MAX
-
-
-def test_each_suppression_has_a_rule_and_a_reason():
-    bare = [
-        (source.name, text)
-        for source in PRODUCT
-        for text in SUPPRESSION.findall(source.text)
-        if not WITH_REASON.match(text)
-    ]
-
-    assert bare == []
+    assert 1000 * len(suppressed) / lines <= SUPPRESSIONS_PER_1000_LINES_MAX
+    assert [entry for entry in suppressed if not WITH_REASON.match(entry[1])] == []

@@ -89,7 +89,7 @@ def test_a_unit_has_no_right_that_it_does_not_need(name):
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_a_worker_has_the_time_to_finish_its_requests(name):
-    """Only the main process is told: it lets its pool finish, and Celery may add 30 s."""
+    """Only the main process gets the signal: its pool finishes, and Celery may add 30 s."""
     section = unit(name).sections["Service"]
     request_s = Settings.model_fields["request_timeout_s"].default
 
@@ -98,16 +98,12 @@ def test_a_worker_has_the_time_to_finish_its_requests(name):
     assert section["Restart"] == "on-failure"
 
 
-def test_the_health_unit_runs_a_command_of_ours():
+def test_the_health_unit_runs_a_command_of_ours_and_the_target_wants_every_other_unit():
     program, command = unit("health").command
+    target = (FOLDER / "mm_tasks.target").read_text(encoding="utf-8")
 
     assert program == "mm-tasks"
     assert command in COMMANDS
-
-
-def test_the_target_wants_every_unit():
-    target = (FOLDER / "mm_tasks.target").read_text(encoding="utf-8")
-
     for path in FOLDER.glob("mm_tasks-*"):
         if path.name != "mm_tasks-health.service":  # its timer starts it
             assert path.name in target

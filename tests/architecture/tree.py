@@ -3,10 +3,10 @@
 import ast
 import io
 import subprocess
-import tokenize
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tokenize import COMMENT, DEDENT, ENDMARKER, INDENT, NEWLINE, NL, generate_tokens
 
 from typer.main import get_command
 
@@ -14,29 +14,13 @@ from mm_tasks import cli
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "mm_tasks"
-# The life of an event, the life of an erasure, and the code that runs and watches both.
-NINE = (
-    "events",
-    "connections",
-    "buffer",
-    "client",
-    "delivery",
-    "erasure",
-    "imports",
-    "monitoring",
-    "tasks",
-)
 EDGES = ("cli", "contrib", "testing", "sandbox")
-DEFINITIONS = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+# The life of an event, the life of an erasure, and the code that runs and watches both.
+NINE = {path.parent.name for path in PACKAGE.glob("*/__init__.py")} - {*EDGES}
+FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
+DEFINITIONS = ast.Module | ast.ClassDef | FUNCTIONS
 # No code: the tokenizer reports them on lines of their own.
-_LAYOUT = {
-    tokenize.COMMENT,
-    tokenize.NL,
-    tokenize.NEWLINE,
-    tokenize.INDENT,
-    tokenize.DEDENT,
-    tokenize.ENDMARKER,
-}
+_LAYOUT = {COMMENT, NL, NEWLINE, INDENT, DEDENT, ENDMARKER}
 
 
 @dataclass(frozen=True)
@@ -68,8 +52,7 @@ class Source:
 
     @property
     def functions(self):
-        kinds = ast.FunctionDef | ast.AsyncFunctionDef
-        return [node for node in self.definitions if isinstance(node, kinds)]
+        return [node for node in self.definitions if isinstance(node, FUNCTIONS)]
 
     @property
     def classes(self):
@@ -87,7 +70,7 @@ class Source:
     def code_lines(self):
         """Count the lines that hold code: no blank line, comment or docstring."""
         lines = set()
-        for token in tokenize.generate_tokens(io.StringIO(self.text).readline):
+        for token in generate_tokens(io.StringIO(self.text).readline):
             if token.type not in _LAYOUT:
                 lines |= set(range(token.start[0], token.end[0] + 1))
         return len(lines.difference(*map(docstring_lines, self.definitions)))

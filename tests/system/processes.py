@@ -105,17 +105,13 @@ class Stack:
 
     def sandbox_of_small_batches(self, latency_ms):
         """Start a slow vendor, with short leases too: much happens in little time."""
-        self.env.update(
-            MM_TASKS_LEASE_S="8",
-            MM_TASKS_REQUEST_TIMEOUT_S="3",
-            MM_TASKS_BATCH_EVENTS_MAX=str(BATCH),
-        )
+        self.env.update(MM_TASKS_LEASE_S="8", MM_TASKS_REQUEST_TIMEOUT_S="3")
+        self.env["MM_TASKS_BATCH_EVENTS_MAX"] = str(BATCH)
         self.sandbox("--latency-ms", str(latency_ms))
 
     def worker(self, *args, **env):
-        return self.start(
-            "worker", "celery", "-A", "mm_tasks", "worker", "-c", "4", "-l", "info", *args, **env
-        )
+        words = ("-A", "mm_tasks", "worker", "-c", "4", "-l", "info", *args)
+        return self.start("worker", "celery", *words, **env)
 
     def beat(self):
         return self.start("beat", "celery", "-A", "mm_tasks", "beat")

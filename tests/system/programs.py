@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 
 from mm_tasks import runtime, track
 from mm_tasks.tasks import publisher
@@ -24,17 +25,14 @@ from mm_tasks.tasks import publisher
 # the watchdog ends a call that would wait for ever.
 runtime.PRODUCER_CONNECT_S = runtime.PRODUCER_ANSWER_S = publisher._PUBLISH_TIMEOUT_S = 30
 
-
 def watch():
     # Not `dump_traceback_later`: in a forked child it waits for the parent's thread.
     faulthandler.register(signal.SIGALRM, chain=True)
     signal.alarm(50)
 
-
 def call(n):
     # Some calls fill a batch and publish a flush too.
     return [track.delay(f"pid_{os.getpid()}", user_id=f"u{i}").id for i in range(n)]
-
 
 async def acall(n):
     receipts = await asyncio.gather(
@@ -42,12 +40,10 @@ async def acall(n):
     )
     return [receipt.id for receipt in receipts]
 
-
 def tell(ids):
     # At most 4096 bytes at once: a pipe does not mix them with those of other processes.
     for start in range(0, len(ids), 100):
         os.write(1, "".join(f"{event_id}\\n" for event_id in ids[start : start + 100]).encode())
-
 
 def fork(run):
     pid = os.fork()
@@ -57,11 +53,18 @@ def fork(run):
         os._exit(0)
     return pid
 
-
 def join(*pids):
     for pid in pids:
         assert os.waitpid(pid, 0)[1] == 0
 
+@contextmanager
+def threads_of(*targets):
+    threads = [threading.Thread(target=target) for target in targets]
+    for thread in threads:
+        thread.start()
+    yield
+    for thread in threads:
+        thread.join()
 
 watch()
 """

@@ -232,12 +232,8 @@ class Ground:
 
 def _keep_connections(database):
     """Keep connections open: opening one takes longer than a transaction."""
-    engine = create_engine(
-        database._url,
-        poolclass=QueuePool,
-        connect_args={"check_same_thread": False},
-        hide_parameters=True,
-    )
+    options = {"poolclass": QueuePool, "connect_args": {"check_same_thread": False}}
+    engine = create_engine(database._url, **options, hide_parameters=True)
     listen(engine, "connect", _prepare_sqlite)
     listen(engine, "begin", _begin_sqlite)
     database._engine = engine

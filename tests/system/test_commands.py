@@ -52,8 +52,21 @@ PROBLEMS = {
 }
 
 
-def assert_refused(stack, named):
-    """`check` and a worker, which must not start, name this and show no secret."""
+LOSSY = {
+    "a buffer larger than Redis": ({"maxmemory": "100mb"}, "MM_TASKS_BUFFER_BYTES_MAX"),
+    "a Redis that evicts": ({"maxmemory": "4gb", "maxmemory_policy": "allkeys-lru"}, "noeviction"),
+}
+OTHER_HOST = {"MILLIMETRIC_HOST": "http://127.0.0.1:1"}
+REFUSED = {name: (None, *problem) for name, problem in PROBLEMS.items()}
+REFUSED |= {name: (config, OTHER_HOST, named) for name, (config, named) in LOSSY.items()}
+
+
+@pytest.mark.parametrize(("config", "env", "named"), REFUSED.values(), ids=REFUSED)
+def test_check_and_a_worker_refuse_a_setting_or_a_lossy_redis(stack, servers, config, env, named):
+    """Both name it, neither shows a secret, and the worker does not start."""
+    if config:
+        servers(**config)
+    stack.env.update(env)
     checked = run(stack.env, "check")
     worker = stack.worker()
     stack.wait_until_ended(worker)
@@ -62,28 +75,6 @@ def assert_refused(stack, named):
     for text in (checked.stdout + checked.stderr, stack.read(worker)):
         assert named in text
         assert SECRET not in text
-
-
-@pytest.mark.parametrize(("env", "named"), PROBLEMS.values(), ids=PROBLEMS)
-def test_check_and_a_worker_refuse_a_setting_by_name(stack, env, named):
-    """Both print the same sentence, and never the value."""
-    stack.env.update(env)
-
-    assert_refused(stack, named)
-
-
-LOSSY = {
-    "a buffer larger than Redis": ({"maxmemory": "100mb"}, "MM_TASKS_BUFFER_BYTES_MAX"),
-    "a Redis that evicts": ({"maxmemory": "4gb", "maxmemory_policy": "allkeys-lru"}, "noeviction"),
-}
-
-
-@pytest.mark.parametrize(("config", "named"), LOSSY.values(), ids=LOSSY)
-def test_a_redis_that_would_lose_events_is_refused(stack, servers, config, named):
-    servers(**config)
-    stack.env["MILLIMETRIC_HOST"] = "http://127.0.0.1:1"
-
-    assert_refused(stack, named)
 
 
 @pytest.mark.timeout(300)
@@ -186,13 +177,9 @@ def test_on_a_terminal_it_goes_on_until_ctrl_c_ends_it(watched):
     """On a real terminal of 80 by 24, which it restores."""
     primary, terminal = pty.openpty()
     env = {**watched.env, "COLUMNS": "80", "LINES": "24", "TERM": "xterm"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mm_tasks.cli", "top", "--interval", "0.2"],
-        env=env,
-        stdin=terminal,
-        stdout=terminal,
-        stderr=terminal,
-    )
+    command = [sys.executable, "-m", "mm_tasks.cli", "top", "--interval", "0.2"]
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), terminal)
+    process = subprocess.Popen(command, env=env, **streams)
     os.close(terminal)
     shown = b""
     try:

@@ -145,9 +145,8 @@ def sandbox_url(tmp_path):
     """The vendor, started as the service `sandbox` is but for its port."""
     words = SERVICES["sandbox"]["command"][1:-1]
     stack = Stack("", tmp_path)
-    process = stack.start(
-        "sandbox", "mm_tasks.cli", *words, "0", "--key", SECRETS["MILLIMETRIC_KEY"]
-    )
+    words += ["0", "--key", SECRETS["MILLIMETRIC_KEY"]]
+    process = stack.start("sandbox", "mm_tasks.cli", *words)
     match = stack.wait(lambda: re.search(r"http://127\.0\.0\.1:\d+", stack.read(process)))
     yield match[0]
     stack.end()

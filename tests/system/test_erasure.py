@@ -51,13 +51,9 @@ def busy(stack, mortal, erasing):
     """Everything runs, with two dead letters of the person and two of others."""
     # Otherwise LZF would hide the person's id in a dump or an AOF.
     mortal.redis.config_set("rdbcompression", "no")
-    stack.env.update(
-        MM_TASKS_ERASURE_PASSES_S="0,2,4",
-        MM_TASKS_REQUEST_TIMEOUT_S="10",
-        MM_TASKS_LEASE_S="30",
-        MM_TASKS_BATCH_EVENTS_MAX="100",
-        MM_TASKS_BATCH_RATE_PER_S="6",
-    )
+    stack.env.update(MM_TASKS_REQUEST_TIMEOUT_S="10", MM_TASKS_LEASE_S="30")
+    stack.env.update(MM_TASKS_BATCH_EVENTS_MAX="100", MM_TASKS_BATCH_RATE_PER_S="6")
+    stack.env["MM_TASKS_ERASURE_PASSES_S"] = "0,2,4"
     stack.sandbox("--no-limits", "--forget-lag-s", "1.5")
     refused = '{"error":"invalid_payload"}'
     stack.fault({"kind": "status", "status": 400, "body": refused, "poison": True, "event": "bad"})
@@ -148,9 +144,8 @@ def test_a_backlog_does_not_delay_the_call_to_the_vendor(stack, erasing, workers
 
     `scripts/bench flow forget` measures the delay; this test counts the batches sent before.
     """
-    stack.env.update(
-        MM_TASKS_REQUEST_TIMEOUT_S="10", MM_TASKS_LEASE_S="60", MM_TASKS_FLUSH_INTERVAL_S="1"
-    )
+    stack.env.update(MM_TASKS_REQUEST_TIMEOUT_S="10", MM_TASKS_LEASE_S="60")
+    stack.env["MM_TASKS_FLUSH_INTERVAL_S"] = "1"
     stack.sandbox("--latency-ms", "3000")
     stack.produce(BACKLOG)
     started = [stack.worker(*FAST, *options) for options in workers]

@@ -1,5 +1,6 @@
 """Each invariant is broken by hand; each cause of a repeat explains no more than it may."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -56,17 +57,11 @@ BROKEN = {
     "dead twice": (run([row("a")], dead=["b", "b"], **POISON), "twice"),
     "poison got through": (run([row("ab")], **POISON), "poison"),
     "a bound of the scenario": (run([row("ab")], broken=["outage: 99 requests"]), "99"),
+    "not counted as ambiguous": (
+        run(**twice(status=500, fault="status", ambiguous=0)),
+        "0 ambiguous",
+    ),
 }
-
-
-@pytest.mark.parametrize(("broken", "text"), BROKEN.values(), ids=BROKEN)
-def test_a_broken_promise_is_found(broken, text):
-    verdict = check(broken)
-
-    assert verdict.code == 1
-    assert any(text in line for line in verdict.broken)
-
-
 MISCOUNTED = {
     "more accepted than reported": {"accepted": 3},
     "fewer accepted than acknowledged": {"accepted": 1, "delivered": 1},
@@ -74,13 +69,36 @@ MISCOUNTED = {
     "a dead letter that is not there": {"dead": 1, "accepted": 3},
     "places that do not add up": {"erased": 1},
 }
+UNEXPLAINED = {
+    "a success": twice(),
+    "a slow success": twice(fault="slow"),
+    # The clean success in the middle ends the doubt.
+    "a doubtful answer, for the second repeat": {
+        "rows": [row("ab", status=500, fault="status"), row("ab", at=5), row("ab", at=9)],
+        "ambiguous": 2,
+    },
+    "a kill before the request was sent": {**twice(), "kills": [Kill(-0.1 - UNREAD_S, 1)]},
+    "a kill long after": {**twice(), "kills": [Kill(0.2 + RECORD_S, 1)]},
+    # Otherwise a bug that repeats everything would hide behind many kills.
+    "a kill with one request under way, for two repeats": {
+        "rows": [row("a"), row("b"), row("a", at=5), row("b", at=5)],
+        "ambiguous": 2,
+        "kills": [Kill(0.2, 1)],
+    },
+    "an outage at another time": {**twice(), "outages": [(20, 21)]},
+}
+for name, counts in MISCOUNTED.items():
+    BROKEN[name] = with_counts(run([row("ab")]), **counts), "^counts:"
+for name, fields in UNEXPLAINED.items():
+    BROKEN[f"repeated without a cause: {name}"] = run(**fields), "^sent again"
 
 
-@pytest.mark.parametrize("changed", MISCOUNTED.values(), ids=MISCOUNTED)
-def test_counts_that_do_not_add_up_are_found(changed):
-    verdict = check(with_counts(run([row("ab")]), **changed))
+@pytest.mark.parametrize(("broken", "text"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_promise_is_found(broken, text):
+    verdict = check(broken)
 
-    assert any(line.startswith("counts:") for line in verdict.broken)
+    assert verdict.code == 1
+    assert any(re.search(text, line) for line in verdict.broken)
 
 
 @pytest.mark.parametrize("is_stored", [True, False])
@@ -130,40 +148,6 @@ def test_a_run_with_a_cause_for_each_repeat_is_kept(fields):
     verdict = check(run(**fields))
 
     assert (verdict.code, verdict.broken, verdict.invalid) == (0, [], [])
-
-
-UNEXPLAINED = {
-    "a success": twice(),
-    "a slow success": twice(fault="slow"),
-    # The clean success in the middle ends the doubt.
-    "a doubtful answer, for the second repeat": {
-        "rows": [row("ab", status=500, fault="status"), row("ab", at=5), row("ab", at=9)],
-        "ambiguous": 2,
-    },
-    "a kill before the request was sent": {**twice(), "kills": [Kill(-0.1 - UNREAD_S, 1)]},
-    "a kill long after": {**twice(), "kills": [Kill(0.2 + RECORD_S, 1)]},
-    # Otherwise a bug that repeats everything would hide behind many kills.
-    "a kill with one request under way, for two repeats": {
-        "rows": [row("a"), row("b"), row("a", at=5), row("b", at=5)],
-        "ambiguous": 2,
-        "kills": [Kill(0.2, 1)],
-    },
-    "an outage at another time": {**twice(), "outages": [(20, 21)]},
-}
-
-
-@pytest.mark.parametrize("fields", UNEXPLAINED.values(), ids=UNEXPLAINED)
-def test_a_repeat_without_a_cause_is_found(fields):
-    verdict = check(run(**fields))
-
-    assert verdict.code == 1
-    assert any(line.startswith("sent again") for line in verdict.broken)
-
-
-def test_a_repeat_that_was_not_counted_as_ambiguous_is_found():
-    verdict = check(run(**twice(status=500, fault="status", ambiguous=0)))
-
-    assert any("0 ambiguous" in line for line in verdict.broken)
 
 
 @pytest.mark.parametrize(("ids", "code"), [("ab", 2), ("a", 1)], ids=["kept", "broken"])

@@ -173,9 +173,8 @@ def test_poison_events_are_set_aside_in_few_requests_and_their_neighbours_arrive
 def test_a_revoked_key_pauses_the_project_and_a_probe_resumes_it(stack, redis):
     stack.env["MM_TASKS_PROBE_INTERVAL_S"] = "3"
     stack.sandbox()
-    stack.fault(
-        {"kind": "status", "status": 401, "body": '{"error":"invalid_api_key"}', "times": 1000}
-    )
+    body = '{"error":"invalid_api_key"}'
+    stack.fault({"kind": "status", "status": 401, "body": body, "times": 1000})
     stack.produce_events(5_000)
     stack.worker_and_beat()
     pause = "{mm:default}:pause"

@@ -23,7 +23,6 @@ POOL = """
 def of(_):
     return call(100)
 
-
 if __name__ == "__main__":
     ids = call(600)
     with multiprocessing.get_context("{method}").Pool(4, watch) as pool:
@@ -34,7 +33,6 @@ if __name__ == "__main__":
 FUTURES = """
 def of(n):
     return call(n)
-
 
 if __name__ == "__main__":
     ids = call(1)
@@ -68,7 +66,6 @@ def child():
     tell(asyncio.run(acall(50)))
     tell(call(50))
 
-
 async def main():
     # Calls are under way, on connections that the child inherits.
     calls = [asyncio.create_task(acall(20)) for _ in range(10)]
@@ -79,13 +76,11 @@ async def main():
     tell(await acall(50))
     await asyncio.to_thread(join, pid)
 
-
 asyncio.run(main())
 """
 LOOPS_AND_THREADS = """
 def loop(_):
     return asyncio.run(acall(150))
-
 
 with ThreadPoolExecutor(6) as threads:
     futures = [threads.submit(of, n) for n in (150, 150, 150) for of in (loop, call)]
@@ -98,7 +93,6 @@ FROM_A_LOOP = """
 def of(n):
     return asyncio.run(acall(n)) + call(n)
 
-
 async def main():
     loop = asyncio.get_running_loop()
     ids = await acall(50)
@@ -109,7 +103,6 @@ async def main():
         for more in await asyncio.gather(*results):
             ids += more
     return ids
-
 
 if __name__ == "__main__":
     tell(asyncio.run(main()))
@@ -122,7 +115,6 @@ def child():
         for ids in threads.map(call, [50] * 2):
             tell(ids)
 
-
 join(fork(child))
 """
 # A call of `delay_many` runs several scripts.
@@ -131,12 +123,9 @@ def many(n):
     receipts = track.delay_many({"event": f"pid_{os.getpid()}"} for _ in range(n))
     return [receipt.id for receipt in receipts]
 
-
-thread = threading.Thread(target=lambda: tell(many(5_000)))
-thread.start()
-pid = fork(lambda: tell(many(2_500)))
-tell(many(2_500))
-thread.join()
+with threads_of(lambda: tell(many(5_000))):
+    pid = fork(lambda: tell(many(2_500)))
+    tell(many(2_500))
 join(pid)
 """
 # A lock that one of the threads holds stays locked in the child, which has no threads.
@@ -144,29 +133,21 @@ FORK_AMONG_THREADS = """
 tell(call(1))
 stop = threading.Event()
 
-
 def go_on():
     while not stop.is_set():
         tell(call(1))
 
-
-threads = [threading.Thread(target=go_on) for _ in range(8)]
-for thread in threads:
-    thread.start()
-for _ in range(20):
-    join(fork(lambda: tell(call(2))))
-stop.set()
-for thread in threads:
-    thread.join()
+with threads_of(*[go_on] * 8):
+    for _ in range(20):
+        join(fork(lambda: tell(call(2))))
+    stop.set()
 """
 FORKS_AMONG_LOOPS_AND_THREADS = """
 stop = threading.Event()
 
-
 def go_on():
     while not stop.is_set():
         tell(call(3))
-
 
 def go_on_in_a_loop():
     async def main():
@@ -175,18 +156,13 @@ def go_on_in_a_loop():
 
     asyncio.run(main())
 
-
-threads = [threading.Thread(target=of) for of in (go_on, go_on_in_a_loop, go_on_in_a_loop)]
-for thread in threads:
-    thread.start()
 children = []
-for n in range(12):
-    # A child makes both kinds of call, each of which a thread of the parent was in the middle of.
-    children.append(fork(lambda: (tell(call(5)), tell(asyncio.run(acall(5))))))
-    tell(call(2))
-stop.set()
-for thread in threads:
-    thread.join()
+with threads_of(go_on, go_on_in_a_loop, go_on_in_a_loop):
+    for n in range(12):
+        # A child makes both kinds of call; a thread of the parent is in the middle of each.
+        children.append(fork(lambda: (tell(call(5)), tell(asyncio.run(acall(5))))))
+        tell(call(2))
+    stop.set()
 join(*children)
 """
 # The locks under which a process makes its clients are held, or about to be.
@@ -197,13 +173,9 @@ import time
 for _ in range(60):
     # As a process that never called: the first call makes its clients again.
     runtime._process.runtime = None
-    threads = [threading.Thread(target=lambda: tell(call(1))) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    time.sleep(random.uniform(0, 0.004))
-    child = fork(lambda: tell(call(1)))
-    for thread in threads:
-        thread.join()
+    with threads_of(*[lambda: tell(call(1))] * 4):
+        time.sleep(random.uniform(0, 0.004))
+        child = fork(lambda: tell(call(1)))
     join(child)
 """
 # Objects that libraries make at their first use are half made, and stay so in a child.
@@ -211,7 +183,6 @@ FORK_AT_THE_VERY_FIRST_CALL = """
 def is_within_pydantic(thread):
     frame = sys._current_frames().get(thread.ident)
     return frame is not None and frame.f_code.co_filename.endswith("pydantic/main.py")
-
 
 def first_call():
     thread = threading.Thread(target=lambda: tell(call(1)))
@@ -224,7 +195,6 @@ def first_call():
     if child:
         thread.join()
         join(child)
-
 
 sys.setswitchinterval(1e-6)
 for _ in range(60):
@@ -255,11 +225,7 @@ PROGRAMS = {
     },
     "forks while threads are within calls": (FORK_AMONG_THREADS, None, 21),
     "forks while threads and loops are within calls": (FORKS_AMONG_LOOPS_AND_THREADS, None, 13),
-    "a fork within the first call since the clients were forgotten": (
-        FORK_AT_THE_FIRST_CALL,
-        60 * 5,
-        None,
-    ),
+    "a fork within the first call of new clients": (FORK_AT_THE_FIRST_CALL, 60 * 5, None),
     "a fork within the first call in any library": (FORK_AT_THE_VERY_FIRST_CALL, 60 * 3, None),
     # Nothing is flushed at exit: an event is in Redis once its call has returned.
     "a process that ends by itself": ("tell(call(700))", 700, 1),
@@ -315,7 +281,6 @@ from mm_tasks import track
 
 print("stored", track.delay(f"pid_{os.getpid()}", user_id="u").id, flush=True)
 
-
 def app(environ, start_response):
     receipt = track.delay(f"pid_{os.getpid()}", user_id="u")
     start_response("200 OK", [("Content-Type", "text/plain")])
@@ -328,22 +293,14 @@ def test_gunicorn_that_preloads_shares_nothing_with_its_workers(stack, redis, ki
     """The app stored an event at import, before the workers were forked."""
     (stack.log_dir / "wsgi.py").write_text(WSGI)
     with Monitor(redis) as monitor:
-        server = stack.start(
-            "gunicorn",
-            *("gunicorn", "--preload", "-w", "2", "-b", "127.0.0.1:0", "--no-control-socket"),
-            *("-k", *kind, "wsgi:app"),
-        )
-        listening = stack.wait(
-            lambda: re.search(r"Listening at: (http://\S+)", stack.read(server)), 30
-        )
+        words = ("--preload", "-w", "2", "-b", "127.0.0.1:0", "--no-control-socket", "-k", *kind)
+        server = stack.start("gunicorn", "gunicorn", *words, "wsgi:app")
+        pattern = r"Listening at: (http://\S+)"
+        listening = stack.wait(lambda: re.search(pattern, stack.read(server)), 30)
         at_import = re.search(r"stored (\S+)", stack.read(server))[1]
         with ThreadPoolExecutor(8) as callers:
-            answers = [
-                answer.text.split()
-                for answer in callers.map(
-                    lambda _: requests.get(listening[1], timeout=30), range(700)
-                )
-            ]
+            responses = callers.map(lambda _: requests.get(listening[1], timeout=30), range(700))
+            answers = [response.text.split() for response in responses]
 
     workers = {int(pid) for pid, _ in answers}
     assert len(workers) == 2
@@ -354,11 +311,9 @@ def test_gunicorn_that_preloads_shares_nothing_with_its_workers(stack, redis, ki
 THREADS = """
 barrier = threading.Barrier(16)
 
-
 def of(_):
     barrier.wait()
     return call(200)
-
 
 with ThreadPoolExecutor(16) as threads:
     for ids in threads.map(of, range(16)):

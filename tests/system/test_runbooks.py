@@ -156,13 +156,9 @@ def test_redis_was_restored_from_a_backup(desk, servers, tmp_path):
     redis = servers(tmp_path / "second").redis
     assert [id_.decode() for id_ in redis.hkeys(KEYS.dead)] == dead
     # 2.
-    later = [
-        erasure
-        for erasure in desk.erased()
-        if erasure["state"] in ("completed", "lifted")
-        and datetime.fromisoformat(erasure["quiesced_at"]) > backup_at
-    ]
-    assert {erasure["id"] for erasure in later} == set(requested)
+    ended = [row for row in desk.erased() if row["state"] in ("completed", "lifted")]
+    later = [row for row in ended if datetime.fromisoformat(row["quiesced_at"]) > backup_at]
+    assert {row["id"] for row in later} == set(requested)
     again = [desk.request(requested[row["id"]], "--mode", row["mode"]) for row in later]
     # 3.
     desk.start()
@@ -185,9 +181,8 @@ def test_from_sqlite_to_postgresql(desk, postgresql_url, tmp_path):
     gone = desk.request(OPEN)
     desk.run("audit", "verify")
     # 2.
-    code = re.search(
-        r"```python\n(   from sqlalchemy import create_engine.*?)```", DOCS.read_text(), re.DOTALL
-    )[1]
+    pattern = r"```python\n(   from sqlalchemy import create_engine.*?)```"
+    code = re.search(pattern, DOCS.read_text(), re.DOTALL)[1]
     named = {
         "sqlite:////path/to/audit.sqlite": old,
         "postgresql+psycopg://owner:…@db/audit": new.replace("postgresql:", "postgresql+psycopg:"),

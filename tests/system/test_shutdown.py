@@ -13,9 +13,8 @@ from tests.system.processes import BATCH, assert_alive, children
 
 # A soft shutdown waits for half a lease; the rest is for a busy machine.
 END_S = 20
-each_pool = pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
-
-
+POOLS = ["prefork", "threads", "solo"]
+each_pool = pytest.mark.parametrize("pool", POOLS)
 EVENTS = 20 * BATCH
 
 
@@ -91,14 +90,10 @@ def kill(_, worker):
     return signal.SIGKILL
 
 
-@pytest.mark.parametrize(
-    ("stop", "pool"),
-    [
-        *((stop_twice, pool) for pool in ("prefork", "threads", "solo")),
-        (stop_group, "prefork"),
-        (kill, "prefork"),
-    ],
-)
+STOPS = [(stop_twice, pool) for pool in POOLS] + [(stop_group, "prefork"), (kill, "prefork")]
+
+
+@pytest.mark.parametrize(("stop", "pool"), STOPS)
 def test_a_worker_stopped_at_once_loses_nothing_and_repeats_only_counted_batches(
     busy, redis, stop, pool
 ):
