@@ -245,15 +245,17 @@ def test_the_middleware_works_for_asynchronous_views(redis):
 
 TRUSTED = {"SECURE_PROXY_SSL_HEADER": ("HTTP_X_FORWARDED_PROTO", "https")}
 PROXIED = {"host": "testserver", "x-forwarded-proto": "https"}
+EVIL, MOUNT = {"host": "evil.example"}, {"FORCE_SCRIPT_NAME": "/shop"}
 URLS = {
-    "a host that is not allowed": ({}, {"host": "evil.example"}, None),
-    "trusted headers of a proxy": (TRUSTED, PROXIED, "https://testserver/a"),
-    "a mount point": ({"FORCE_SCRIPT_NAME": "/shop"}, {}, "http://testserver/shop/a"),
+    "a host that is not allowed": (RequestFactory, {}, EVIL, None),
+    "a host that is not allowed, ASGI": (AsyncRequestFactory, {}, EVIL, None),
+    "trusted headers of a proxy": (RequestFactory, TRUSTED, PROXIED, "https://testserver/a"),
+    "a mount point": (RequestFactory, MOUNT, {}, "http://testserver/shop/a"),
+    "a mount point, ASGI": (AsyncRequestFactory, MOUNT, {}, "http://testserver/shop/a"),
 }
 
 
-@pytest.mark.parametrize(("values", "headers", "url"), URLS.values(), ids=URLS.keys())
-@pytest.mark.parametrize("factory", [RequestFactory, AsyncRequestFactory])
+@pytest.mark.parametrize(("factory", "values", "headers", "url"), URLS.values(), ids=URLS)
 def test_the_url_follows_djangos_settings_or_is_dropped(redis, values, headers, url, factory):
     with override_settings(**values):
         middleware(page)(factory().get("/a", headers=headers))

@@ -35,6 +35,7 @@ def noted(redis):
 
 def environ(path="/a", aid="u"):
     request = {"PATH_INFO": path, "HTTP_HOST": "h", "HTTP_COOKIE": f"aid={aid}", "SCRIPT_NAME": ""}
+    request["QUERY_STRING"] = ""  # the validator warns where it is missing
     setup_testing_defaults(request)
     return request | {"wsgi.errors": io.StringIO()}
 
