@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from logging import getLogger
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, get_args
 from urllib.parse import quote_from_bytes, unquote_to_bytes
@@ -77,6 +77,7 @@ class VisitOptions:
     forwarded: Collection[str] = ()
     skip: str | None = SKIP
     url_query: UrlQuery = "all"
+    _skips: re.Pattern[str] | None = field(init=False, repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
         """Refuse options that cannot work; convert names to lower case."""
@@ -85,10 +86,11 @@ class VisitOptions:
         forwarded = tuple(name.lower() for name in self.forwarded)
         object.__setattr__(self, "forwarded", forwarded)
         object.__setattr__(self, "header", self.header and self.header.lower())
+        object.__setattr__(self, "_skips", None if self.skip is None else re.compile(self.skip))
 
     def skips(self, path: str) -> bool:
         """Return whether requests for this path have no visit."""
-        return self.skip is not None and re.search(self.skip, path) is not None
+        return self._skips is not None and self._skips.search(path) is not None
 
 
 class Request(Protocol):

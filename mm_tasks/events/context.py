@@ -10,7 +10,7 @@ Kept in a context variable, so threads, asyncio tasks and greenlets do not mix.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -55,9 +55,11 @@ class RequestScope:
     def __exit__(self, *_: object) -> None:
         """End the step."""
         self._inside = _current.get()
-        # An abandoned task is closed from another context. Its own context has ended.
-        with suppress(ValueError):
+        try:  # noqa: SIM105 - `suppress` costs each request a microsecond
             _current.reset(self._token)
+        except ValueError:
+            # An abandoned task is closed from another context. Its own context has ended.
+            pass
 
 
 @contextmanager
