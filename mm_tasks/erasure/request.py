@@ -2,7 +2,7 @@
 
 `request_of` reads the arguments of `forget`: an unknown name, a wrong type and a missing
 field raise `InvalidEvent`, which names field and rule and never the value. `ErasureRequest`
-is the one table of the fields; `events/fields` repeats them for type checkers.
+is the one table of the fields; `events/typed_dicts` repeats them for type checkers.
 """
 
 from __future__ import annotations

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from mm_tasks.errors import InvalidEvent, Problem
 from mm_tasks.events.encode import encode_track
+from mm_tasks.events.event_fields import IDENTIFY_FIELDS, SHARED_FIELDS
 from mm_tasks.events.lanes import IDENTIFY, TRACK
-from mm_tasks.events.models import IDENTIFY_FIELDS, SHARED_FIELDS
 
 if TYPE_CHECKING:
-    from mm_tasks.events.fields import SharedFields
+    from mm_tasks.events.typed_dicts import SharedFields
 
 _SHARED_BY_LANE = {
     TRACK: SHARED_FIELDS.keys(),

@@ -1,6 +1,6 @@
 """JSON Schema of the events, for programs in other languages and for editors.
 
-Made from the tables of `models`. A call refuses everything that the schema refuses, and more:
+Made from the tables of `event_fields`. A call refuses everything that the schema refuses, and more:
 JSON Schema cannot express some rules (a limit in bytes, a date that exists), so a comment states
 them. No `format`: a validator that checks it refuses times and URLs that a call accepts.
 """
@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mm_tasks.events import limits
+from mm_tasks.events.event_fields import IDENTIFY_FIELDS, TRACK_FIELDS, EventField
 from mm_tasks.events.lanes import IDENTIFY, TRACK
-from mm_tasks.events.models import IDENTIFY_FIELDS, TRACK_FIELDS, EventField
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

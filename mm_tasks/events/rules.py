@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, TypeGuard
 
 from pydantic_core import SchemaValidator, Url, core_schema
 
+from mm_tasks.events.event_fields import IDENTIFY_FIELDS, TRACK_FIELDS, EventField
 from mm_tasks.events.limits import TIMESTAMP_CHARACTERS_MAX
-from mm_tasks.events.models import IDENTIFY_FIELDS, TRACK_FIELDS, EventField
 from mm_tasks.events.properties import InvalidValue, instant
 from mm_tasks.timestamps import STAMP
 

@@ -23,7 +23,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mm_tasks.errors import ImportRefused, InvalidEvent, Problem
-from mm_tasks.events.models import TRACK_FIELDS
+from mm_tasks.events.event_fields import TRACK_FIELDS
 from mm_tasks.imports.reader import CellError, decode
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from celery.canvas import Signature
 
-    from mm_tasks.events.fields import ForgetDetails
+    from mm_tasks.events.typed_dicts import ForgetDetails
 
 
 class ForgetTask(InProcessTask):

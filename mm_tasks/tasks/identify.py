@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from celery.canvas import Signature
 
-    from mm_tasks.events.fields import OnCommit
+    from mm_tasks.events.typed_dicts import OnCommit
     from mm_tasks.tasks.on_commit import Planned
     from mm_tasks.tasks.receipts import Receipt
 

@@ -1,4 +1,4 @@
-"""`track`: events of the product, one by one or many at once. Their fields: `events/models`."""
+"""`track`: events of the product, one by one or many at once; see `events/event_fields`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from celery.result import AsyncResult
 
     from mm_tasks.events.encode import Encoded
-    from mm_tasks.events.fields import TrackFields, TrackItem, TrackOnCommit
+    from mm_tasks.events.typed_dicts import TrackFields, TrackItem, TrackOnCommit
     from mm_tasks.tasks.on_commit import Planned
 
     Args = Sequence[str] | None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from mm_tasks import runtime
 from mm_tasks.erasure.request import ErasureRequest
-from mm_tasks.events.models import IDENTIFY_FIELDS, TRACK_FIELDS
+from mm_tasks.events.event_fields import IDENTIFY_FIELDS, TRACK_FIELDS
 from mm_tasks.testing import matching
 from mm_tasks.testing.records import Records
 from mm_tasks.testing.runtime import RecordingRuntime

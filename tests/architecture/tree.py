@@ -31,7 +31,7 @@ class Source:
 
     @property
     def name(self):
-        """Return the path below `mm_tasks`, as `events/models.py`."""
+        """Return the path below `mm_tasks`, as `events/event_fields.py`."""
         return self.path.relative_to(PACKAGE).as_posix()
 
     @property

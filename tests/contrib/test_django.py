@@ -23,7 +23,7 @@ from django.views.decorators.cache import cache_control
 from mm_tasks import context, identify, track
 from mm_tasks.contrib.django import checks
 from mm_tasks.errors import BufferUnavailable, InvalidEvent
-from mm_tasks.events.models import IDENTIFY_FIELDS, TRACK_FIELDS
+from mm_tasks.events.event_fields import IDENTIFY_FIELDS, TRACK_FIELDS
 from tests.conftest import waiting_events as stored
 from tests.contrib.conftest import dropped_fields
 

@@ -14,7 +14,7 @@ import pytest
 
 from mm_tasks.errors import EventTooLarge, InvalidEvent
 from mm_tasks.events.encode import encode_identify, encode_track
-from mm_tasks.events.models import IDENTIFY_FIELDS, TRACK_FIELDS
+from mm_tasks.events.event_fields import IDENTIFY_FIELDS, TRACK_FIELDS
 
 SECRET = "s3cretmarker"
 CYCLE: list = []

@@ -9,8 +9,8 @@ import pytest
 from mm_tasks.errors import InvalidEvent
 from mm_tasks.events import limits
 from mm_tasks.events.encode import encode_identify, encode_track
+from mm_tasks.events.event_fields import IDENTIFY_FIELDS, TRACK_FIELDS
 from mm_tasks.events.json_schema import DRAFT, schemas
-from mm_tasks.events.models import IDENTIFY_FIELDS, TRACK_FIELDS
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from celery import Celery, chain
 
 import mm_tasks
 from mm_tasks import ErasureReceipt, Receipt, forget, identify, track
-from mm_tasks.events.fields import TrackItem
+from mm_tasks.events.typed_dicts import TrackItem
 from mm_tasks.testing import Recorded, Recorder, Sandbox, record, serve_sandbox
 
 assert_type(track.delay("signup"), Receipt)

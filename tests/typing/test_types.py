@@ -13,8 +13,8 @@ from typing import get_args
 import pytest
 
 from mm_tasks.erasure.request import MODES, ErasureRequest, Reason
-from mm_tasks.events import fields as typed
-from mm_tasks.events.models import IDENTIFY_FIELDS, SHARED_FIELDS, TRACK_FIELDS
+from mm_tasks.events import typed_dicts as typed
+from mm_tasks.events.event_fields import IDENTIFY_FIELDS, SHARED_FIELDS, TRACK_FIELDS
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

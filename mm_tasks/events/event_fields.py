@@ -1,7 +1,7 @@
 """The fields of events: one table for each call, in the vendor's order.
 
 `rules` builds the validators from it, `json_schema` the JSON Schema and `context` its names.
-The types for editors are in `fields`; `tests/typing` compares them with this table.
+The types for editors are in `typed_dicts`; `tests/typing` compares them with this table.
 """
 
 from __future__ import annotations

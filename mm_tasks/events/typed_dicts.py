@@ -1,6 +1,6 @@
 """The fields of each call and their meaning, for editors and type checkers.
 
-No call reads these types: `events/models` and `erasure/request` have the rules.
+No call reads these types: `events/event_fields` and `erasure/request` have the rules.
 None means "not given"; in an inner `context` it removes a field of the outer one.
 """
 
