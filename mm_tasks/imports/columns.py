@@ -164,7 +164,9 @@ def mapping(
         if source.origin not in places:
             msg = f"--map {source.field}: the header has no column of the name that was given"
             raise ImportRefused(msg)
-    columns = [(places[source.origin], source) for source in (*maps, *own)]
+    # With the default type resolved once, not for each cell.
+    typed = [source._replace(type=source.type or source.types[0]) for source in (*maps, *own)]
+    columns = [(places[source.origin], source) for source in typed]
     return Mapping(columns, _constants(sets))
 
 
