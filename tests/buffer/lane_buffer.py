@@ -1,5 +1,6 @@
 """Helpers of the tests of the buffer: both sides of a lane, and the check that counts add up."""
 
+import json
 from collections import Counter
 from contextlib import contextmanager
 
@@ -85,6 +86,19 @@ def records_of(letters):
     return [text.partition(b"\n")[2] for text in letters]
 
 
+def reasons_of(letters, lane):
+    """Return the reasons of a lane's dead letters; a test may bury with a line without one."""
+    of_lane = [text for id_, text in letters.items() if id_.startswith(lane.encode())]
+    whys = [json.loads(text.partition(b"\n")[0]) for text in of_lane]
+    return Counter(why.get("reason", "unknown") for why in whys)
+
+
+def reasons_counted(total, lane):
+    prefix = f"{lane}:dead:"
+    found = {name.removeprefix(prefix): n for name, n in total.items() if name.startswith(prefix)}
+    return +Counter(found)
+
+
 def pairs(flat):
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
@@ -141,6 +155,7 @@ def assert_snapshot_adds_up(seen):
         assert total[f"{lane}:accepted"] == len(waiting) + places
         assert total[f"{lane}:leased"] == len(leased)
         assert total[f"{lane}:dead"] == len(dead)
+        assert reasons_counted(total, lane) == reasons_of(letters, lane)
         assert total[f"{lane}:waiting_bytes"] == sum(len(r) - HEADER_BYTES + 1 for r in waiting)
         held += sum(map(len, [*waiting, *leased, *dead]))
     assert total["held_bytes"] == held

@@ -20,9 +20,9 @@ PERSON = "person-of-the-metrics"
 class Scrape:
     """The samples of an exporter that was just asked."""
 
-    def __init__(self, runtime):
+    def __init__(self, runtime, kept_s=0):
         self.registry = CollectorRegistry()
-        self.registry.register(collector(runtime))
+        self.registry.register(collector(runtime, kept_s=kept_s))
 
     def __call__(self, name, **labels):
         return self.registry.get_sample_value(f"mm_tasks_{name}", labels)
