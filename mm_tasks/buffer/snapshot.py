@@ -75,6 +75,8 @@ class Snapshot:
             _, is_reason, reason = field.partition(":dead:")
             if is_reason:
                 reasons[reason] += number
+        # Below 0 if letters of an earlier release were removed that were never counted.
+        reasons = +reasons
         reasons["unknown"] += self.total("dead") - reasons.total()
         return +reasons
 
