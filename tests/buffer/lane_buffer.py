@@ -1,5 +1,6 @@
 """Helpers of the tests of the buffer: both sides of a lane, and the check that counts add up."""
 
+import hashlib
 import json
 from collections import Counter
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from mm_tasks.buffer.batches import Batches
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.producer import Producer
 from mm_tasks.buffer.records import HEADER_BYTES
+from mm_tasks.buffer.scripts import Script
 from mm_tasks.events.lanes import LANES
 
 PLACES = ("leased", "delivered", "dead", "erased", "discarded")
@@ -57,6 +59,16 @@ class LaneBuffer(Batches):
     def bury(self, batch_id, attempt, *, why="{}", outcome="rejected", exchange=None, **more):
         attempt = _attempt(0, attempt, exchange)
         return super().bury(batch_id, attempt, why=why, outcome=outcome, **more)
+
+
+def claim_in_parts(records_max):
+    """Return the script of a claim that stops after so many records."""
+    script, bound = Script("batch_claim"), "RECORDS_MAX, BYTES_MAX = 2000,"
+    assert script.text.count(bound) == script.text.count("PAGE = 100") == 1
+    text = script.text.replace(bound, f"RECORDS_MAX, BYTES_MAX = {records_max},")
+    script.text = text.replace("PAGE = 100", "PAGE = 2")
+    script.sha = hashlib.sha1(script.text.encode(), usedforsecurity=False).hexdigest()
+    return script
 
 
 def _attempt(generation, token, exchange, *, paused=""):

@@ -144,3 +144,17 @@ def test_a_heartbeat_looks_at_few_others(redis):
 
     assert 890 <= left <= 1000
     assert list(heartbeats.read(redis, "p")) == ["worker:here"]
+
+
+def test_a_user_of_an_earlier_acl_may_do_all_this_too(servers):
+    """Without UNLINK and HRANDFIELD: else a new worker would load no fence, and send nothing."""
+    server = servers()
+    rights = ["+@all", "-unlink", "-hrandfield"]
+    server.client.acl_setuser("tenant", enabled=True, nopass=True, keys=["*"], commands=rights)
+    with Redis(port=server.port, username="tenant", password="any") as tenant:
+        for _ in range(2):
+            Fence(tenant, "p").load(STORE, lambda: [b"%016d" % 1])
+            heartbeats.write(tenant, "p", "worker", "here")
+
+        assert tenant.scard(KEYS.fence) == 1
+        assert list(heartbeats.read(tenant, "p")) == ["worker:here"]

@@ -11,7 +11,8 @@ Sabotages of the scripts that turn this machine red, each tried on a copy:
 - append, claim or begin ignores the fence or one of the two tags; append stores above the cap,
   does not count headers, or counts refused records as accepted;
 - claim checks the size after it took the record, ignores brackets or commas, takes one event too
-  many, does not linger, or returns lingering records in reverse order;
+  many, does not linger, returns lingering records in reverse order, or stops at its bound with
+  the others lost;
 - claim or begin keeps the bytes of erased records, does not count the records that the fence
   removed, or counts them for the wrong id; begin keeps their list or lease;
 - claim, begin or readiness ignores is_loaded; begin admits while another holds the batch, during
@@ -48,7 +49,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from mm_tasks.buffer import histograms, purge
+from mm_tasks.buffer import batches, histograms, purge
 from mm_tasks.buffer.attempt import Admitted, Rejection, RequestStats
 from mm_tasks.buffer.batches import BatchLimits
 from mm_tasks.buffer.fence import Fence
@@ -58,7 +59,13 @@ from mm_tasks.buffer.producer import Record
 from mm_tasks.buffer.purge import Purge
 from mm_tasks.buffer.records import HEADER_BYTES, STAMP_BYTES, tag
 from mm_tasks.errors import BufferFull
-from tests.buffer.lane_buffer import LaneBuffer, assert_snapshot_adds_up, records_of, snapshot
+from tests.buffer.lane_buffer import (
+    LaneBuffer,
+    assert_snapshot_adds_up,
+    claim_in_parts,
+    records_of,
+    snapshot,
+)
 
 EVENTS_MAX = 4
 BYTES_MAX = 300
@@ -89,6 +96,26 @@ SLOTS = st.sampled_from(["now", "future", "past"])
 # About 20 s, in each profile. Hypothesis leaves some rules out of each example, so many of
 # middling length find more than a few long ones.
 EXAMPLES = settings(max_examples=110, stateful_step_count=50)
+
+
+class KilledError(Exception):
+    """The worker died."""
+
+
+class OneCall:
+    """The connection of a worker that dies before its second script."""
+
+    def __init__(self, redis):
+        self.redis = redis
+        self.script_load = redis.script_load
+        self.is_used = False
+
+    def evalsha(self, *args):
+        if self.is_used:
+            raise KilledError
+        reply = self.redis.evalsha(*args)
+        self.is_used = True
+        return reply
 
 
 class StoredRecord(NamedTuple):
@@ -499,8 +526,11 @@ class Lane(RuleBasedStateMachine):
         model = self.model
         slot_us = self.slot_us(slot)
         batch_id = self.buffer.claim(slot_us=slot_us, found_again_ms=again_ms, linger=linger)
-        if self.is_refused(not model.is_loaded, batch_id, None):
-            return
+        if not self.is_refused(not model.is_loaded, batch_id, None):
+            self.claimed(batch_id, slot_us, again_ms, linger=linger)
+
+    def claimed(self, batch_id, slot_us, again_ms, *, linger):
+        model = self.model
         unfenced = model.unfenced(model.waiting)
         kept = fullest(unfenced)
         is_full = len(kept) == EVENTS_MAX or len(kept) < len(unfenced)
@@ -519,6 +549,27 @@ class Lane(RuleBasedStateMachine):
         del model.waiting[: passed + also]
         start_us = self.slot_us("now") if slot_us is None else slot_us
         self.made(batch_id, Batch(kept, start_us / 1000 + again_ms, start_us))
+
+    @rule(person=st.sampled_from(PEOPLE), theirs=st.integers(3, 14), others=st.integers(0, 6))
+    def claim_dies_after_one_call(self, person, theirs, others):
+        """Among many records of an erased person a claim is several calls."""
+        self.clear_the_way()
+        self.then(self.append, [(8, (person,))] * theirs + [(8, ())] * others)
+        self.then(self.fence, person, is_fenced=True)
+        self.buffer._redis = OneCall(self.redis)  # noqa: SLF001 - the worker's connection
+        try:
+            batch_id = self.buffer.claim(found_again_ms=HOUR_MS)
+        except KilledError:
+            left = self.redis.lrange(LANE.waiting, 0, -1)
+            gone = [record for record in self.model.waiting if record.stored not in left]
+            assert gone
+            assert not self.model.unfenced(gone)
+            self.model.catch(gone, [])
+            self.model.waiting = [r for r in self.model.waiting if r.stored in left]
+        else:
+            self.claimed(batch_id, None, HOUR_MS, linger=True)
+        finally:
+            self.buffer._redis = self.redis  # noqa: SLF001 - as above
 
     @rule(which=WHICH, slot=st.none() | SLOTS, again_ms=WAITS_MS)
     def assign_slot(self, which, slot, again_ms):
@@ -1066,4 +1117,5 @@ class Lane(RuleBasedStateMachine):
 def test_no_sequence_of_steps_loses_repeats_or_misplaces_a_record(redis, monkeypatch):
     """P1 and P6 for any interleaving of producers, flushes, senders and erasures."""
     monkeypatch.setattr(purge, "STEP", 2)
+    monkeypatch.setattr(batches, "_CLAIM", claim_in_parts(6))
     run_state_machine_as_test(lambda: Lane(redis), settings=EXAMPLES)

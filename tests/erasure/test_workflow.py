@@ -280,7 +280,7 @@ def test_one_scan_serves_all_erasures_that_are_due(erasures, are_fenced):
     for n in range(6):
         flow.append(n + 1, f"person-{n}")
     if not are_fenced:
-        away = Redis(port=1)
+        away = Redis(port=1, retry=None)
         erasures.erasure_service = erasures.service(erasures.fence_sync_on(away, erasures.store))
     ids = [erasures.forget(f"person-{n}") for n in range(6)]
     erasures.erasure_service = service

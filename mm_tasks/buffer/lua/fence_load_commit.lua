@@ -16,12 +16,12 @@
 if redis.call('HGET', KEYS[1], 'loading') ~= ARGV[1] then return 0 end
 redis.call('HDEL', KEYS[1], 'loading', 'loading_ms')
 if run_id() ~= ARGV[2] then
-  redis.call('UNLINK', KEYS[2])
+  unlink(KEYS[2])
   return 0
 end
 redis.call('HDEL', KEYS[1], 'why', 'since_ms')
 -- Before the RENAME, which would free a fence of a million tags at once.
-redis.call('UNLINK', KEYS[3])
+unlink(KEYS[3])
 if redis.call('EXISTS', KEYS[2]) == 1 then redis.call('RENAME', KEYS[2], KEYS[3]) end
 redis.call('HSET', KEYS[1], 'run_id', ARGV[2], 'log_size', log_size(KEYS[1], ARGV[3]))
 return 1

@@ -11,7 +11,8 @@
 local now_ms = math.floor(now_us() / 1000)
 -- Begins with a removal, so that a full server accepts the script.
 redis.call('HDEL', KEYS[1], ARGV[1])
-local heartbeats = redis.call('HRANDFIELD', KEYS[1], 100, 'WITHVALUES')
+-- An error is a table without items: a user of an earlier `users.acl` may not run this.
+local heartbeats = redis.pcall('HRANDFIELD', KEYS[1], 100, 'WITHVALUES')
 for i = 1, #heartbeats, 2 do
   local written_ms = tonumber(string.match(heartbeats[i + 1], '^%d+')) or 0
   if written_ms < now_ms - tonumber(ARGV[3]) then redis.call('HDEL', KEYS[1], heartbeats[i]) end

@@ -60,7 +60,8 @@ else
       break
     elseif position then
       removed(records[i], position)
-      local filler = call('RPOP', KEYS[1])
+      local filler = call('LINDEX', KEYS[1], -1)
+      call('LTRIM', KEYS[1], 0, -2)
       length = length - 1
       if index < length then
         call('LSET', KEYS[1], index, filler)
