@@ -102,17 +102,16 @@ class Collector:
         current = self._of or runtime.current()
         with self._reading:
             age_s = time.monotonic() - self._read_at_s
-            if not self._metrics or age_s > self._kept_s or self._is_lost(current.worker_redis):
-                self._metrics = list(self._read(current))
+            is_kept = bool(self._metrics) and age_s <= self._kept_s
+            # Answered the last scrape, and does not answer now.
+            is_lost = is_kept and self._is_redis_up and not _answers(current.worker_redis)
+            if is_lost or not is_kept:
+                self._metrics = list(self._read(current, is_lost=is_lost))
                 self._read_at_s = time.monotonic()
             metrics = self._metrics
         yield from metrics
 
-    def _is_lost(self, redis: Redis) -> bool:
-        """Return whether Redis answered the last scrape and does not answer now."""
-        return self._is_redis_up and not _answers(redis)
-
-    def _read(self, current: Runtime) -> Iterator[Metric]:
+    def _read(self, current: Runtime, *, is_lost: bool) -> Iterator[Metric]:
         began_s = time.monotonic()
         settings = current.settings
         yield InfoMetricFamily(
@@ -123,7 +122,8 @@ class Collector:
         bytes_max, rate_max = settings.buffer_bytes_max, settings.batch_rate_per_s
         yield _gauge("buffer_max_bytes", "Above it BufferFull is raised.", bytes_max)
         yield _gauge("requests_per_second_max", "Permitted requests to /v1/batch.", rate_max)
-        of_redis = _of_redis(current.worker_redis, settings.project)
+        # If lost, do not wait for Redis once more.
+        of_redis = None if is_lost else _of_redis(current.worker_redis, settings.project)
         self._is_redis_up = of_redis is not None
         yield _gauge("redis_up", "Whether Redis answered.", int(self._is_redis_up))
         yield from of_redis or ()

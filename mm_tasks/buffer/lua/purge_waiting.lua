@@ -25,7 +25,7 @@ local call, lane, tags = redis.call, ARGV[1], positions(ARGV, 4)
 call('LTRIM', KEYS[1], 0, -1)
 local length = call('LLEN', KEYS[1])
 if length == 0 then return {-1} end
-local mean = HEADER + tonumber(call('HGET', KEYS[2], lane .. ':waiting_bytes')) / length
+local mean = HEADER + tonumber(call('HGET', KEYS[2], lane .. ':waiting_bytes') or 0) / length
 local size = math.min(tonumber(ARGV[3]), math.ceil(BYTES_MAX / mean))
 local last = math.min(length, size) - 1
 if ARGV[2] ~= 'head' then
