@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import uuid_utils
 
-from mm_tasks.buffer import histograms
+from mm_tasks.buffer import clock, histograms
 from mm_tasks.buffer.attempt import Admitted, Rejection
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.rate_limiter import SLOT_VALID_MS
@@ -101,12 +101,9 @@ class Batches:
         They are forgotten, due for a retry, or their lease expired. With `everything`, return
         the ids of all batches.
         """
-        until: str | int = "+inf"
-        if not everything:
-            seconds, micros = self._redis.time()
-            until = seconds * 1000 + micros // 1000
+        now = "+inf" if everything else clock.read(self._redis, self._project.name).now_ms
         leases = self._keys.leases
-        ids = self._redis.zrange(leases, "-inf", until, byscore=True, offset=0, num=limit)
+        ids = self._redis.zrange(leases, "-inf", now, byscore=True, offset=0, num=limit)
         return [str(batch_id, "ascii") for batch_id in ids]
 
     def assign_slot(

@@ -35,11 +35,11 @@
 -- Lost reply: the batch counts as being sent until the lease expires.
 
 local lane, id = ARGV[1], ARGV[2]
-local now = now_us()
 local batch = redis.call('HMGET', KEYS[2], 'state', 'suspect', 'sent')
 if not batch[1] then return {'gone'} end
 if batch[1] == 'sending' then return {'held'} end
 if not is_loaded(KEYS[10]) then return {'unloaded'} end
+local now = tick()
 
 local stop = redis.call('EXISTS', KEYS[7]) == 1 and KEYS[7] or KEYS[9]
 local pause = redis.call('HMGET', stop, 'kind', 'probe')

@@ -53,7 +53,9 @@ repeat
 until is_full or #step < STEP
 
 is_full = is_full or #kept >= events_max
-local is_ready = is_full or (oldest_ms and now / 1000 - oldest_ms >= tonumber(ARGV[5]))
+local age_ms = oldest_ms and now / 1000 - oldest_ms
+-- A record of the future: see batch_readiness.
+local is_ready = is_full or (age_ms and (age_ms >= tonumber(ARGV[5]) or age_ms < 0))
 if not is_ready and #gone == 0 then return 0 end
 redis.call('LTRIM', KEYS[1], taken, -1)
 if not is_ready then

@@ -12,6 +12,12 @@
 --   <lane>:left_out         fields dropped from events of web requests: see producer.py
 --   held_bytes              bytes of all records held: waiting, in batches, dead
 --
+-- Fields of the hash `clock`, µs: see `now_us` and `tick`.
+--   ahead_us       how far the project's clock is ahead of Redis's
+--   seen_us        the latest time of the project's clock that `tick` has stored
+--   resumed_us     end of the last gap between two ticks: idle, or Redis's clock stepped forward
+--   stepped_at_us  stepped_by_ms   the last step back, for `mm-tasks status`
+--
 -- At maxmemory Redis refuses a script whose first write allocates, and allows all writes of a
 -- script whose first write frees. So each script but append begins with a DEL, HDEL, ZREM or
 -- LTRIM, even of nothing.
@@ -19,14 +25,55 @@
 local HEADER = 46
 local NO_TAG = string.rep('\0', 16)
 
-local function now_us()
+-- The last key of every script: `Script` adds it.
+local CLOCK = table.remove(KEYS)
+-- A step that `tick` stores late costs as much time, but each store is a write.
+local TICK_US = 200000
+-- Of a longer gap nobody knows whether it was as long as Redis's clock says.
+local GAP_US = 2000000
+-- A smaller step is not shown.
+local STEP_SHOWN_US = 1000000
+
+local function redis_us()
   local t = redis.call('TIME')
   return t[1] * 1000000 + t[2]
+end
+
+local function read_clock()
+  local stored = redis.call('HMGET', CLOCK, 'ahead_us', 'seen_us')
+  local ahead, seen = tonumber(stored[1] or 0), tonumber(stored[2] or 0)
+  return redis_us() + ahead, ahead, seen
+end
+
+-- Return the time of the project's clock, which every stored instant is of. It runs as Redis's
+-- clock does, but stands still where that goes back.
+local function now_us()
+  local now, _, seen = read_clock()
+  return math.max(now, seen)
 end
 
 -- '%.0f': a Lua number becomes "1.7e+15" by default and would lose its µs.
 local function whole(number)
   return string.format('%.0f', number)
+end
+
+-- Return `now_us`, and store it, so that a later step back is noticed. Scripts that run often and
+-- may write call this instead.
+local function tick()
+  local now, ahead, seen = read_clock()
+  if seen <= now and now < seen + TICK_US then return now end
+  redis.call('HDEL', CLOCK, '')
+  if now < seen then
+    local by = seen - now
+    redis.call('HSET', CLOCK, 'ahead_us', whole(ahead + by))
+    if by >= STEP_SHOWN_US then
+      redis.call('HSET', CLOCK, 'stepped_at_us', whole(seen), 'stepped_by_ms', whole(-by / 1000))
+    end
+    return seen
+  end
+  redis.call('HSET', CLOCK, 'seen_us', whole(now))
+  if seen > 0 and now > seen + GAP_US then redis.call('HSET', CLOCK, 'resumed_us', whole(now)) end
+  return now
 end
 
 local function count(key, field, by)

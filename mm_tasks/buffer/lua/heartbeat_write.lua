@@ -8,7 +8,7 @@
 -- Returns nothing. O(heartbeats). Lost reply: the heartbeat is stored all the same.
 -- A script, because it uses Redis's clock and must also work on a server at maxmemory.
 
-local now_ms = math.floor(now_us() / 1000)
+local now_ms = math.floor(tick() / 1000)
 -- Begins with a removal, so that a full server accepts the script.
 redis.call('HDEL', KEYS[1], ARGV[1])
 local heartbeats = redis.call('HGETALL', KEYS[1])
