@@ -15,7 +15,7 @@ settings.register_profile("fast", deadline=None, max_examples=10)
 
 OF_SERVERS = {"postgresql", "redis", "redis_url", "servers"}
 OF_POSTGRESQL = {"postgresql", "postgresql_url"}
-OF_PROCESSES = {"migrated", "mortal", "run_pytest", "serve", "servers", "stack"}
+OF_PROCESSES = {"stepping", "migrated", "mortal", "run_pytest", "serve", "servers", "stack"}
 # Tests that start processes without a fixture, and slow ones: by the beginning of their ids.
 PROCESSES = (
     "system/",

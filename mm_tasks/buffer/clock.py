@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _DAY_US = 86_400_000_000
 
 
-class Step(NamedTuple):
+class ClockStep(NamedTuple):
     """A step of Redis's clock: its size, below 0 if back, and its time, on that clock."""
 
     by_s: float
@@ -51,11 +51,11 @@ class Clock(NamedTuple):
         return (self.now_us - self.ahead_us) / 1e6
 
     @property
-    def step(self) -> Step | None:
+    def step(self) -> ClockStep | None:
         """Return the last step of Redis's clock, for a day; None without one."""
         if not 0 < self.now_us - self.stepped_at_us < _DAY_US:
             return None
-        return Step(self.stepped_by_ms / 1000, self.shown_s(self.stepped_at_us / 1000))
+        return ClockStep(self.stepped_by_ms / 1000, self.shown_s(self.stepped_at_us / 1000))
 
     def shown_s(self, stored_ms: float) -> float:
         """Return a stored instant in seconds of Redis's clock, to show it."""

@@ -1,7 +1,8 @@
 """Run the Lua scripts of `lua/` by their digest, and load a script that the server lacks.
 
-Every script starts with `lua/common.lua`, and its last key is the clock of the project. Redis forgets scripts when it restarts. Then the
-call is repeated once after loading, which is safe: a missing script has not run.
+Every script starts with `lua/base.lua` and, except append, `lua/common.lua`. Its last key is the
+clock of the project. Redis forgets scripts when it restarts. Then the call is repeated once after
+loading, which is safe: a missing script has not run.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class Script:
     def __init__(self, name: str) -> None:
         """Read the script; `name` is a file of `lua/` without its ending."""
         self.name = name
-        self.text = _text("common") + _text(name)
+        starts = ("base",) if name == "append" else ("base", "common")
+        self.text = "".join(map(_text, (*starts, name)))
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
     def __call__(self, redis: Redis, keys: Sequence[str], args: Sequence[Any]) -> Any:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from mm_tasks.buffer.clock import Step
+    from mm_tasks.buffer.clock import ClockStep
     from mm_tasks.erasure.audit.checkpoints import Checkpoint, CheckpointSinks
     from mm_tasks.erasure.audit.log import AuditLog
     from mm_tasks.runtime import Runtime
@@ -126,7 +126,7 @@ def _clock(skew_s: float) -> Check:
     return Check("clock", "ok", "agrees with Redis's")
 
 
-def _steps(step: Step | None) -> Check:
+def _steps(step: ClockStep | None) -> Check:
     if step is None:
         return Check("clock of Redis", "ok", "no step was seen in the last day")
     sentence = f"stepped by {step.by_s:+,.0f} s at {stamp_s(step.at_s)}; nothing is lost"

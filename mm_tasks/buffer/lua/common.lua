@@ -1,4 +1,4 @@
--- common: start of every script. The layout of a record is in keys.py.
+-- common: start of every script but append, after base.lua.
 --
 -- Fields of the hash `counts`, whole numbers:
 --   <lane>:accepted <lane>:leased <lane>:delivered <lane>:dead <lane>:erased
@@ -22,11 +22,6 @@
 -- script whose first write frees. So each script but append begins with a DEL, HDEL, ZREM or
 -- LTRIM, even of nothing.
 
-local HEADER = 46
-local NO_TAG = string.rep('\0', 16)
-
--- The last key of every script: `Script` adds it.
-local CLOCK = table.remove(KEYS)
 -- A step that `tick` stores late costs as much time, but each store is a write.
 local TICK_US = 200000
 -- Of a longer gap nobody knows whether it was as long as Redis's clock says.
@@ -52,11 +47,6 @@ local function now_us()
   return math.max(now, seen)
 end
 
--- '%.0f': a Lua number becomes "1.7e+15" by default and would lose its µs.
-local function whole(number)
-  return string.format('%.0f', number)
-end
-
 -- Return `now_us`, and store it, so that a later step back is noticed. Scripts that run often and
 -- may write call this instead.
 local function tick()
@@ -76,10 +66,6 @@ local function tick()
   return now
 end
 
-local function count(key, field, by)
-  if by ~= 0 then redis.call('HINCRBY', key, field, whole(by)) end
-end
-
 -- Count the outcome of one attempt. `ambiguous` is the kind of doubt, '' if there is none.
 local function settled(counts, lane, outcome, ambiguous)
   if outcome ~= '' then count(counts, lane .. ':outcome:' .. outcome, 1) end
@@ -95,23 +81,6 @@ local function tally(tallies, argv, first)
     redis.call('HINCRBY', tallies, argv[i], 1)
     redis.call('HINCRBY', tallies, argv[i + 1], argv[i + 2])
   end
-end
-
--- Return a list of booleans, one for each record: is its subject fenced?
--- `offset` is the position of the two tags, 15 in a stored record.
-local function fenced(fence, records, offset)
-  local result = {}
-  if #records == 0 or redis.call('EXISTS', fence) == 0 then return result end
-  local tags = {}
-  for i, record in ipairs(records) do
-    tags[2 * i - 1] = string.sub(record, offset, offset + 15)
-    tags[2 * i] = string.sub(record, offset + 16, offset + 31)
-  end
-  local found = redis.call('SMISMEMBER', fence, unpack(tags))
-  for i = 1, #records do
-    result[i] = found[2 * i - 1] == 1 or found[2 * i] == 1
-  end
-  return result
 end
 
 local function run_id()
