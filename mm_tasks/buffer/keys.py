@@ -105,7 +105,8 @@ class LaneKeys:
         `answered` (the attempt of the last definite answer, from which waits grow), and while
         a refused event is sought: `suspect` (it is one of the first so many), `refused`
         (events refused alone), `accepted`, `buried`, `passed` (events that the endpoint had
-        delivered when a filter refused this batch first).
+        delivered when a filter refused this batch first). `doubt` (how often it was
+        sent in doubt; records sent alone in doubt count in `sole`, and once when that were all).
         """
         return f"{self.prefix}batch:{batch_id}"
 

@@ -119,6 +119,8 @@ def signal(
             return Pause(NAMES[type(outcome)], answer)
         case Unavailable(kind=kind):
             return Pause(UNAVAILABLE, Response(0, kind), FAILURES_MAX)
+        case Ambiguous(kind="lease"):
+            return None  # a worker died, which shows nothing about the vendor
         case Ambiguous(kind=kind, status=status, code=code):
             shown = Response(status or 0, code if code != "-" else kind)
             return Pause(UNAVAILABLE, shown, FAILURES_MAX)

@@ -134,6 +134,14 @@ local function free(batch, claimed, leases, id)
   redis.call('ZADD', leases, whole(math.floor(now_us() / 1000)), id)
 end
 
+-- Move the first record of a batch to the end. A late success must not count for the next one.
+local function rotate(records, batch)
+  local first = redis.call('LINDEX', records, 0)
+  redis.call('LTRIM', records, 1, -1)
+  redis.call('RPUSH', records, first)
+  redis.call('HINCRBY', batch, 'cut', 1)
+end
+
 -- Take the first n records off a batch and return them. The rest is due at once; an empty
 -- batch is removed. `keys`: records, batch, claimed, leases.
 local function take(keys, id, n)
