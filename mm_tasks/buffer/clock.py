@@ -1,8 +1,8 @@
 """The clock of a project: Redis's clock, except that it never goes back.
 
 Redis's clock may be set back, by a person, by NTP or by a failover. Then the project's clock
-runs on from the latest time that it has shown, and stays ahead by the size of the step. So no stored
-instant moves into the future. A step forward is followed: what waits is due early.
+runs on from the latest time that it has shown, and stays ahead by the size of the step. So no
+stored instant moves into the future. A step forward is followed: what waits is due early.
 
 The scripts read and keep it: `now_us` and `tick` in `lua/common.lua`.
 """

@@ -33,9 +33,23 @@ class Heartbeat(NamedTuple):
     queues: tuple[str, ...]
 
 
-def write(redis: Redis, project: str, kind: Kind, name: str, queues: Iterable[str] = ()) -> None:
-    """Write the heartbeat of a process; remove heartbeats older than a day."""
-    _WRITE(redis, [ProjectKeys(project).heartbeats], [f"{kind}:{name}", ",".join(queues), KEPT_MS])
+def write(  # noqa: PLR0913 - what a heartbeat says
+    redis: Redis,
+    project: str,
+    kind: Kind,
+    name: str,
+    queues: Iterable[str] = (),
+    *,
+    elapsed_s: float | None = None,
+) -> None:
+    """Write the heartbeat of a process; remove heartbeats older than a day.
+
+    `elapsed_s` is the time since its last one, by its monotonic clock: it shows where Redis's
+    clock stepped forward.
+    """
+    elapsed_ms = "" if elapsed_s is None else round(1000 * elapsed_s)
+    args = (f"{kind}:{name}", ",".join(queues), KEPT_MS, elapsed_ms)
+    _WRITE(redis, [ProjectKeys(project).heartbeats], args)
 
 
 def delete(redis: Redis, project: str, kind: Kind, name: str) -> None:

@@ -91,7 +91,11 @@ class Snapshot:
     @property
     def paused_for_s(self) -> float:
         """Return the duration of the pause so far; 0 without one."""
-        return 0.0 if self.paused is None else self._since(self.paused.since + self.clock.ahead_us / 1e6)
+        return (
+            0.0
+            if self.paused is None
+            else self._since(self.paused.since + self.clock.ahead_us / 1e6)
+        )
 
     @property
     def now_us(self) -> int:

@@ -111,16 +111,14 @@ def signal(
     match outcome:
         case Rejected(answer=answer) if attempt.paused == REJECTED:
             return Pause(REJECTED, answer)
-        case Delivered() | Rejected() | Filtered():
-            return None
+        case Delivered() | Rejected() | Filtered() | Ambiguous(kind="lease"):
+            return None  # that a worker died shows nothing about the vendor
         case Throttled(retry_after_s=retry_after_s):
             return Throttle(throttle_s(retry_after_s, attempt.in_a_row, random_s))
         case Unauthorized(answer=answer) | Misdirected(answer=answer):
             return Pause(NAMES[type(outcome)], answer)
         case Unavailable(kind=kind):
             return Pause(UNAVAILABLE, Response(0, kind), FAILURES_MAX)
-        case Ambiguous(kind="lease"):
-            return None  # a worker died, which shows nothing about the vendor
         case Ambiguous(kind=kind, status=status, code=code):
             shown = Response(status or 0, code if code != "-" else kind)
             return Pause(UNAVAILABLE, shown, FAILURES_MAX)

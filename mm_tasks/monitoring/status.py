@@ -16,10 +16,10 @@ def read(redis: Redis, project: str) -> dict[str, Any]:
     """Return the status of a project, all lanes together, from one atomic read.
 
     `{"project", "paused": null | {"reason", "since"}, "counts", "oldest_waiting_s", "fence":
-    {"tags", "loaded"}, "left_out", "clock": null | {"stepped_s", "at"}}`. Counts are of events, except `ambiguous`, of requests that
-    may have been stored. `left_out` counts fields of web requests that were dropped because the
-    vendor would reject them. `clock` is the last step of Redis's clock, for a day. Erasures are in the audit database: see
-    `erasure/queries`.
+    {"tags", "loaded"}, "left_out", "clock": null | {"stepped_s", "at"}}`. Counts are of events,
+    except `ambiguous`, of requests that may have been stored. `left_out` counts fields of web
+    requests that were dropped because the vendor would reject them. `clock` is the last step of
+    Redis's clock, for a day. Erasures are in the audit database: see `erasure/queries`.
     """
     read_now = snapshot.read(redis, project)
     paused, age_s = read_now.paused, read_now.oldest_waiting_s

@@ -133,9 +133,7 @@ class Oracle:
         return slot
 
 
-STEP_US = (
-    st.integers(-3_000_000, 3_000_000) | st.integers(0, 400_000) | st.just(-1_000_000_000)
-)
+STEP_US = st.integers(-3_000_000, 3_000_000) | st.integers(0, 400_000) | st.just(-1_000_000_000)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -18,7 +18,7 @@ from mm_tasks.delivery.send import send
 from mm_tasks.monitoring import status
 from mm_tasks.sandbox.quota import over_rate
 from tests.buffer.lane_buffer import LaneBuffer, assert_adds_up
-from tests.delivery.conftest import Flow
+from tests.delivery.conftest import KEYS, Flow
 
 MINUTES_10 = 600
 # A test that waits for 600 s would say so.
@@ -76,12 +76,12 @@ def flow(stepping, sandbox):
     assert_adds_up(stepping.client)
 
 
-def waiting(flow, sandbox):
+def waiting(flow, _):
     flow.append(1)
     return 1
 
 
-def claimed(flow, sandbox):
+def claimed(flow, _):
     flow.append(4)
     list(dispatches(flow.worker))
     return 4
@@ -109,7 +109,7 @@ def throttled(flow, sandbox):
     return 4
 
 
-def in_doubt(flow, sandbox):
+def in_doubt(flow, _):
     """Its worker was killed while it sent."""
     flow.append(4)
     ((_, (batch_id,), _),) = dispatches(flow.worker)
@@ -146,7 +146,9 @@ def test_no_step_lets_more_requests_start_than_rate_and_burst(flow, steps):
             slots += [] if slot is None else [slot.start_us]
             now_us = clock.read(flow.redis, "p").now_us
             # `begin` admits an attempt in its slot and up to 2 s later.
-            starts += [time.monotonic() for start_us in slots if start_us <= now_us < start_us + 2e6]
+            starts += [
+                time.monotonic() for start_us in slots if start_us <= now_us < start_us + 2e6
+            ]
             slots = [start_us for start_us in slots if start_us > now_us]
 
     assert len(starts) > burst + rate * 0.8
@@ -207,3 +209,37 @@ def test_a_letter_shows_the_time_of_redis_also_after_a_step(flow):
 
     assert letter.buried_at_ms == pytest.approx(now_ms, abs=3000)
     assert letter.accepted_at_ms == pytest.approx(now_ms, abs=3000)
+
+
+def test_status_shows_a_step_forward_that_a_worker_noticed(flow):
+    heartbeats.write(flow.redis, "p", "worker", "w")
+    flow.step([MINUTES_10])
+    heartbeats.write(flow.redis, "p", "worker", "w", elapsed_s=1)
+
+    shown = status.read(flow.redis, "p")["clock"]
+    assert shown["stepped_s"] == pytest.approx(MINUTES_10, abs=3)
+    assert shown["at"] == pytest.approx(flow.redis.time()[0], abs=3)
+
+
+def test_a_process_that_wrote_no_heartbeat_for_an_hour_is_no_step(flow):
+    heartbeats.write(flow.redis, "p", "worker", "w")
+    flow.step([3600])
+    for elapsed_s in (None, 3600):
+        heartbeats.write(flow.redis, "p", "worker", "w", elapsed_s=elapsed_s)
+
+    assert status.read(flow.redis, "p")["clock"] is None
+
+
+def test_a_clock_that_is_wrong_for_a_moment_trims_no_dead_letter(flow):
+    """A year ahead by mistake, every letter would be older than its bound."""
+    flow.append(1)
+    ((_, (batch_id,), _),) = dispatches(flow.worker, linger=False)
+    flow.buffer.bury(batch_id, flow.buffer.begin(batch_id, slot="none"))
+    letters, day_ms = DeadLetters(flow.redis, "p"), 86_400_000
+    flow.step([365 * 86_400])
+    assert letters.trim(100, 90 * day_ms) == 0
+    flow.step([-365 * 86_400])
+    assert letters.trim(100, 90 * day_ms) == 0
+
+    flow.redis.hset(KEYS.clock, "leapt_us", 0)
+    assert letters.trim(100, 90 * day_ms) == 1

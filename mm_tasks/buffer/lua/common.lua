@@ -16,7 +16,8 @@
 --   ahead_us       how far the project's clock is ahead of Redis's
 --   seen_us        the latest time of the project's clock that `tick` has stored
 --   resumed_us     end of the last gap between two ticks: idle, or Redis's clock stepped forward
---   stepped_at_us  stepped_by_ms   the last step back, for `mm-tasks status`
+--   leapt_us       end of the last gap of more than an hour
+--   stepped_at_us  stepped_by_ms   the last step of Redis's clock, for `mm-tasks status`
 --
 -- At maxmemory Redis refuses a script whose first write allocates, and allows all writes of a
 -- script whose first write frees. So each script but append begins with a DEL, HDEL, ZREM or
@@ -26,6 +27,7 @@
 local TICK_US = 200000
 -- Of a longer gap nobody knows whether it was as long as Redis's clock says.
 local GAP_US = 2000000
+local LEAP_US = 3600000000
 -- A smaller step is not shown.
 local STEP_SHOWN_US = 1000000
 
@@ -63,6 +65,7 @@ local function tick()
   end
   redis.call('HSET', CLOCK, 'seen_us', whole(now))
   if seen > 0 and now > seen + GAP_US then redis.call('HSET', CLOCK, 'resumed_us', whole(now)) end
+  if seen > 0 and now > seen + LEAP_US then redis.call('HSET', CLOCK, 'leapt_us', whole(now)) end
   return now
 end
 
