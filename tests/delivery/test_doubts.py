@@ -33,7 +33,7 @@ def test_an_outage_repeats_the_batches_under_way_and_one_event_a_request(redis, 
         for batch_id in flush(workers[0])[:1]:
             send(workers[0], batch_id)
     sandbox.post("faults")
-    while flow.counts()["leased"] + redis.llen(flow.keys.waiting):
+    while flow.counts().get("leased", 0) + redis.llen(flow.keys.waiting):
         flow.time_passes()
         flush_and_send(workers[0])
     flow.close()
