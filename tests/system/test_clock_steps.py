@@ -26,7 +26,7 @@ def test_events_arrive_within_seconds_of_each_step_and_the_rate_is_kept(stack, s
         sent += 2_050
         stepping.step(by_s)
         began_s = time.monotonic()
-        stack.wait(lambda: delivered(stepping) >= sent, 30)
+        stack.wait(lambda n=sent: delivered(stepping) >= n, 30)
         # 21 batches take 3 s at 5 requests a second.
         assert time.monotonic() - began_s < 3 + 10
 
