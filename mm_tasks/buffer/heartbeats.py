@@ -1,4 +1,4 @@
-"""Heartbeats: when each worker and each beat was last seen, on Redis's clock.
+"""Heartbeats: when each worker and each beat was last seen, on the project's clock.
 
 Each process writes a heartbeat every few seconds and deletes it on shutdown. So an old
 heartbeat belongs to a process that hangs, is cut off or was killed. After a day it is
@@ -7,8 +7,9 @@ removed. `tasks.heartbeat_writer` writes them, and `monitoring.health` judges th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from mm_tasks.buffer import clock
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.scripts import Script
 
@@ -32,9 +33,23 @@ class Heartbeat(NamedTuple):
     queues: tuple[str, ...]
 
 
-def write(redis: Redis, project: str, kind: Kind, name: str, queues: Iterable[str] = ()) -> None:
-    """Write the heartbeat of a process; remove heartbeats older than a day."""
-    _WRITE(redis, [ProjectKeys(project).heartbeats], [f"{kind}:{name}", ",".join(queues), KEPT_MS])
+def write(  # noqa: PLR0913 - what a heartbeat says
+    redis: Redis,
+    project: str,
+    kind: Kind,
+    name: str,
+    queues: Iterable[str] = (),
+    *,
+    elapsed_s: float | None = None,
+) -> None:
+    """Write the heartbeat of a process; remove heartbeats older than a day.
+
+    `elapsed_s` is the time since its last one, by its monotonic clock: it shows where Redis's
+    clock stepped forward.
+    """
+    elapsed_ms = "" if elapsed_s is None else round(1000 * elapsed_s)
+    args = (f"{kind}:{name}", ",".join(queues), KEPT_MS, elapsed_ms)
+    _WRITE(redis, [ProjectKeys(project).heartbeats], args)
 
 
 def delete(redis: Redis, project: str, kind: Kind, name: str) -> None:
@@ -44,16 +59,13 @@ def delete(redis: Redis, project: str, kind: Kind, name: str) -> None:
 
 def read(redis: Redis, project: str) -> dict[str, Heartbeat]:
     """Return all heartbeats by `<kind>:<name>`; write nothing."""
-    pipeline = redis.pipeline(transaction=False)
-    pipeline.time()
-    pipeline.hgetall(ProjectKeys(project).heartbeats)
-    (seconds, micros), stored = pipeline.execute()
-    now_s = seconds + micros / 1e6
+    stored: Any = redis.hgetall(ProjectKeys(project).heartbeats)
+    now_ms = clock.read(redis, project).now_ms
     heartbeats = {}
     for id_, text in stored.items():
         kind, _, name = id_.decode().partition(":")
         written_ms, _, queues = text.decode().partition(" ")
-        age_s = max(0.0, now_s - int(written_ms) / 1000)
+        age_s = max(0, now_ms - int(written_ms)) / 1000
         queues = tuple(queues.split(",")) if queues else ()
         heartbeats[id_.decode()] = Heartbeat(kind, name, age_s, queues)
     return heartbeats

@@ -9,7 +9,7 @@ for both.
 A record is a header of 46 bytes and the event's JSON, verbatim:
 
     "1"           1 byte    format version
-    accepted_ms  13 digits  Redis's clock when it was stored, ms since the epoch
+    accepted_ms  13 digits  the project's clock when it was stored, ms since the epoch
     user tag     16 bytes   tag of `user_id`, or zeros
     anonymous    16 bytes   tag of `anonymous_id`, or zeros
 
@@ -26,6 +26,7 @@ class ProjectKeys:
 
     def __init__(self, project: str) -> None:
         """Take the name of the project."""
+        self.name = project
         self.prefix = prefix = f"{{mm:{project}}}:"
         # Hash of whole numbers: `<lane>:<place>` counts events, `held_bytes` bytes. The fields
         # are listed in `lua/common.lua`.
@@ -54,6 +55,8 @@ class ProjectKeys:
         self.void = prefix + "void"
         # Hash of dead letters: `<lane>:<batch>:<n>` to a line of JSON, then the record.
         self.dead = prefix + "dead"
+        # Hash: the clock of the project, see `lua/common.lua`. Every stored instant is of it.
+        self.clock = clock_beside(prefix)
         # Zset of ids of dead letters, scored by the time of burial (ms).
         self.dead_at = prefix + "dead_at"
         # Hash of whole numbers that only grow: see `histograms`.
@@ -78,7 +81,7 @@ class LaneKeys:
         self.claimed = prefix + "claimed"
         # Zset of all batches, scored by the time at which a flush must handle them (ms).
         self.leases = prefix + "leases"
-        # String with an expiry: an attempt may be under way whose batch is gone already.
+        # String: until when (ms) an attempt may be under way whose batch is gone already.
         self.orphaned_request = prefix + "stray"
         # String with an expiry: a flush was requested a moment ago.
         self.nudge = prefix + "nudge"
@@ -102,10 +105,16 @@ class LaneKeys:
         `answered` (the attempt of the last definite answer, from which waits grow), and while
         a refused event is sought: `suspect` (it is one of the first so many), `refused`
         (events refused alone), `accepted`, `buried`, `passed` (events that the endpoint had
-        delivered when a filter refused this batch first).
+        delivered when a filter refused this batch first). `doubt` (how often it was
+        sent in doubt; records sent alone in doubt count in `sole`, and once when that were all).
         """
         return f"{self.prefix}batch:{batch_id}"
 
     def records(self, batch_id: str) -> str:
         """List of the batch's records."""
         return f"{self.prefix}records:{batch_id}"
+
+
+def clock_beside(key: str) -> str:
+    """Return the key of the clock of the project that a key belongs to."""
+    return key[: key.index("}:") + 2] + "clock"

@@ -18,7 +18,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from mm_tasks import failpoints
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.records import record
-from mm_tasks.buffer.scripts import Script
+from mm_tasks.buffer.scripts import Script, with_clock
 from mm_tasks.errors import BufferFull, BufferUnavailable
 from mm_tasks.events.limits import BATCH_BRACKETS_BYTES
 
@@ -151,7 +151,7 @@ class Producer:
 
     def append_head(self, keys: tuple[str, ...] = (), args: tuple[object, ...] = ()) -> PackedHead:
         """Pack the part of an append before its records, with more keys and arguments."""
-        keys = (*self._keys, *keys)
+        keys = with_clock((*self._keys, *keys))
         words = ("EVALSHA", _APPEND.sha, len(keys), *keys, *self._args, *args)
         packed = _resp_bulk_strings(str(word).encode() for word in words)
         return PackedHead(len(words), packed)

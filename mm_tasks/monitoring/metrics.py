@@ -242,6 +242,9 @@ def _of_pauses(read: Snapshot) -> Iterator[Metric]:
     kinds = {kind: int(kind == paused) for kind in PAUSES}
     yield _gauges("paused", "Whether sending is paused, by kind of reason.", "kind", kinds)
     yield _gauge("paused_seconds", "Duration of the pause so far.", read.paused_for_s)
+    step = read.clock.step
+    help_text = "The last step of Redis's clock, for a day; below 0 if back, 0 without one."
+    yield _gauge("clock_step_seconds", help_text, 0.0 if step is None else step.by_s)
     yield _gauge("fenced_ids", "Ids in the fence: those of erased persons.", read.fence_tags)
     yield _gauge("fences_loaded", "Whether this Redis has all of them.", int(read.fences_loaded))
 

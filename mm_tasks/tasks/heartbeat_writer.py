@@ -38,21 +38,25 @@ class HeartbeatWriter:
         """Take the identity of the process; connect to nothing."""
         self._process = (kind, name)
         self._is_failing = False
+        self._wrote_s: float | None = None
 
     def write(self, served: list[str]) -> None:
         """Write a heartbeat with the queues that are served."""
-        self._try(heartbeats.write, served)
+        now_s, last_s = time.monotonic(), self._wrote_s
+        self._try(heartbeats.write, served, elapsed_s=None if last_s is None else now_s - last_s)
+        self._wrote_s = None if self._is_failing else now_s
 
     def delete(self) -> None:
         """Delete the heartbeat: the process was told to stop."""
         self._try(heartbeats.delete)
 
-    def _try(self, call: Callable[..., None], *args: Any) -> None:
+    def _try(self, call: Callable[..., None], *args: Any, **named: Any) -> None:
         was_failing, self._is_failing = self._is_failing, False
         try:
             current = runtime.current()
             if current.has_broker:
-                call(current.producer_redis, current.settings.project, *self._process, *args)
+                project = current.settings.project
+                call(current.producer_redis, project, *self._process, *args, **named)
         except Exception as error:  # noqa: BLE001 - a worker must outlive a failed heartbeat
             self._is_failing = True
             if not was_failing:

@@ -29,8 +29,10 @@ if imports then
   if stands ~= ARGV[7] then return {-2, stands} end
 end
 local is_fenced = call('EXISTS', KEYS[3]) == 1 and fenced(KEYS[3], {unpack(ARGV, first)}, 1)
-local t = call('TIME')
-local prefix = string.format('1%010d%03d', t[1], math.floor(t[2] / 1000))
+-- As `now_us`, by commands that every producer may run.
+local t, ahead = call('TIME'), call('HGET', CLOCK, 'ahead_us')
+local now_us = math.max(t[1] * 1000000 + t[2] + (ahead or 0), call('HGET', CLOCK, 'seen_us') or 0)
+local prefix = '1' .. string.format('%013.0f', math.floor(now_us / 1000))
 
 local records, refused, held = {}, {}, 0
 for i = first, #ARGV do
