@@ -15,7 +15,7 @@ from rich.table import Table
 
 from mm_tasks import runtime
 from mm_tasks.errors import AuditUnavailable, ConfigurationError
-from mm_tasks.monitoring import checks, status
+from mm_tasks.monitoring import checks, health, status
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,6 +27,8 @@ def run(out: Console, *, as_json: bool) -> None:
     """Print the status of the project, as tables or as JSON."""
     current = runtime.current()
     shown = status.read(current.worker_redis, current.settings.project)
+    addresses = health.addresses(current.worker_redis, current.settings.project)
+    shown["problems"] = [check.sentence for check in addresses if not check.is_ok]
     late: list[ErasureDeadline] = []
     why = ""
     try:
@@ -45,6 +47,8 @@ def run(out: Console, *, as_json: bool) -> None:
     typer.echo(f"paused: {paused['reason']}" if paused else "not paused")
     if shown["left_out"]:
         typer.echo(f"dropped: {shown['left_out']:,} unusable fields of web requests")
+    for problem in shown["problems"]:
+        typer.echo(f"problem: {problem}")
     for line in (_fence(shown["fence"]), _summary(shown["erasures"], why), *map(_deadline, late)):
         typer.echo(line)
 

@@ -36,7 +36,7 @@ def assert_all_delivered(flow, sandbox, n, *, repeated=0):
     summary = sandbox.get("summary")
     assert summary["distinct"] == flow.counts()["delivered"] == n
     assert summary["duplicates"] == repeated
-    kept = {KEYS.counts, KEYS.histogram_counters, KEYS.rate, KEYS.fences, flow.keys.nudge}
+    kept = {KEYS.counts, KEYS.histogram_counters, KEYS.rate, KEYS.fences, KEYS.nudges}
     assert {key.decode() for key in flow.redis.keys()} <= kept  # noqa: SIM118 - Redis is no dict
 
 

@@ -1,11 +1,11 @@
--- heartbeat_write: store the heartbeat of a worker or a beat, and remove old ones.
+-- heartbeat_write: store that something was alive just now, and remove what was not for long.
 --
--- KEYS[1]  signs        hash
--- ARGV[1]  id           `worker:<name>` or `beat:<host>`
--- ARGV[2]  queues       our queues that it serves, with commas between; '' of beat
--- ARGV[3]  kept_ms      heartbeats older than this are removed: of containers that are gone
+-- KEYS[1]  signs, publishers or projects   hash
+-- ARGV[1]  id           of a worker or a beat; of a broker; of a project
+-- ARGV[2]  text         stored after the instant: see keys.py
+-- ARGV[3]  kept_ms      rows older than this are removed: of containers that are gone
 --
--- Returns nothing. O(heartbeats). Lost reply: the heartbeat is stored all the same.
+-- Returns nothing. O(rows). Lost reply: the row is stored all the same.
 -- A script, because it uses Redis's clock and must also work on a server at maxmemory.
 
 local now_ms = math.floor(now_us() / 1000)
