@@ -209,6 +209,6 @@ def flush() -> None:
 
     Example: mm-tasks flush
     """
-    from mm_tasks.cli import flush as flush_
+    from mm_tasks.cli import flush_command
 
-    flush_.run()
+    flush_command.run()

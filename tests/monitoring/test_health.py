@@ -199,6 +199,59 @@ def test_a_replica_is_a_problem_because_it_takes_no_writes(alive, ask):
     assert "problem  Redis: does not answer, or takes no writes (ReadOnlyError)" in output
 
 
+def publish_from(redis, broker, age_s=0):
+    heartbeats.write_publisher(redis, "p", broker, "web-1")
+    written_ms, host = redis.hget(KEYS.publishers, broker).decode().split()
+    redis.hset(KEYS.publishers, broker, f"{int(written_ms) - round(age_s * 1000)} {host}")
+
+
+def worker_of(redis, broker):
+    heartbeats.write(redis, "p", "worker", NAMES[0], QUEUES, broker=broker)
+    heartbeats.delete(redis, "p", "worker", NAMES[1])
+
+
+def test_a_process_that_publishes_where_no_worker_listens_is_named(alive, ask):
+    """It did not import the app that has the tasks, and every tool said ok."""
+    worker_of(alive, "theirs")
+    publish_from(alive, "theirs")
+    assert ask()[0] == 0
+    publish_from(alive, "wrong", 12)
+    code, output = ask()
+
+    assert code == 1
+    assert "warning  broker: 12 s ago a process on web-1 published to a broker that no" in output
+    assert "wrong" not in output
+    publish_from(alive, "wrong", 400)
+    assert ask()[0] == 0
+
+
+@pytest.mark.parametrize("known", [(), ("theirs",)], ids=["none", "some"])
+def test_workers_that_do_not_tell_their_broker_raise_no_alarm(alive, ask, known):
+    """They are of an earlier release."""
+    publish_from(alive, "wrong")
+    for broker in known:
+        heartbeats.write(alive, "p", "worker", "new@host", QUEUES, broker=broker)
+
+    assert ask()[0] == 0
+
+
+def test_an_earlier_release_reads_the_queues_of_a_heartbeat_with_a_broker(alive):
+    """Both releases are there during an upgrade, and its health must not raise an alarm."""
+    worker_of(alive, "b")
+    _, _, queues = alive.hget(KEYS.heartbeats, f"worker:{NAMES[0]}").decode().partition(" ")
+
+    assert set(QUEUES) <= set(queues.split(","))
+    assert heartbeats.read(alive, "p")[f"worker:{NAMES[0]}"].queues == tuple(QUEUES)
+
+
+def test_other_projects_of_the_server_are_named(alive, ask):
+    heartbeats.write(alive, "shop", "worker", "w@h", ["mm.shop.forget"])
+    code, output = ask()
+
+    assert code == 0
+    assert "ok       projects: on this server too: shop" in output
+
+
 def test_an_unreachable_redis_is_named_and_the_database_is_still_checked(fresh, tmp_path):
     fresh(MM_TASKS_REDIS_URL=AWAY, MM_TASKS_AUDIT_URL=f"sqlite:///{tmp_path}/none/audit.sqlite")
     code, output = health_command()
