@@ -159,7 +159,7 @@ def own_broker() -> str:
 class _Noted:
     """When this process last wrote to which broker it publishes, and its publishes since then."""
 
-    pid = 0
+    owner: tuple[int, runtime.Runtime | None] = (0, None)
     next_s = 0.0
     publishes = 0
 
@@ -169,15 +169,15 @@ def note_publish() -> None:
 
     Raises nothing if Redis is away.
     """
-    if os.getpid() != _Noted.pid:
-        _Noted.pid, _Noted.next_s, _Noted.publishes = os.getpid(), 0.0, 0
+    current = runtime.current()
+    if (owner := (os.getpid(), current)) != _Noted.owner:
+        _Noted.owner, _Noted.next_s, _Noted.publishes = owner, 0.0, 0
     _Noted.publishes += 1
     if time.monotonic() < _Noted.next_s:
         return
     publishes, _Noted.publishes = _Noted.publishes, 0
     _Noted.next_s = time.monotonic() + _NOTED_EVERY_S
-    current, own = runtime.current(), own_broker()
-    redis, project = current.producer_redis, current.settings.project
+    redis, project, own = current.producer_redis, current.settings.project, own_broker()
     try:
         heartbeats.write_publisher(redis, project, own, socket.gethostname())
         if health.serves_no_worker(heartbeats.read(redis, project), own):

@@ -3,8 +3,12 @@
 import pytest
 from kombu import Connection
 
+from mm_tasks import identify, runtime, track
+from mm_tasks.buffer import heartbeats
+from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.connections import redis_client
 from mm_tasks.connections.url import parse
+from mm_tasks.tasks import publisher
 from mm_tasks.tasks.broker_address import fingerprint
 
 BUFFER = "redis://:pw@redis:6379/0"
@@ -62,3 +66,23 @@ def test_the_buffers_server_is_one_broker_by_any_name(inside, outside):
 def test_another_database_of_the_buffers_server_is_another_broker():
     assert of_buffer("redis://redis/0") != of_buffer("redis://redis/1")
     assert of_buffer("unix:///r.sock?db=0") != of_buffer("unix:///r.sock?db=1")
+
+
+def test_a_process_counts_what_it_publishes_where_no_worker_listens(
+    redis, redis_url, fresh, caplog
+):
+    """It did not import the app that has the tasks; its messages wait for ever."""
+    fresh(MM_TASKS_REDIS_URL=redis_url, MM_TASKS_BATCH_EVENTS_MAX="1")
+    heartbeats.write(redis, "default", "worker", "w@h", ["mm.deliver"], broker="another")
+    for lane in (track, identify):
+        lane.delay("a", user_id="u")
+        runtime.current().nudges.begin("deliver")
+    (noted,) = heartbeats.read_publishers(redis, "default")
+
+    assert redis.hget(ProjectKeys("default").counts, "unserved_publishes") == b"1"
+    assert caplog.text.count("published_where_no_worker_listens") == 1
+    assert noted.broker == publisher.own_broker()
+    fresh()
+    heartbeats.write(redis, "default", "worker", "w@h", ["mm.deliver"], broker=noted.broker)
+    track.delay("a")
+    assert redis.hget(ProjectKeys("default").counts, "unserved_publishes") == b"1"

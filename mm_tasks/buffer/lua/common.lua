@@ -10,6 +10,8 @@
 --   <lane>:outcome:<name>   requests by outcome
 --   <lane>:count_differs    answers whose count differs from ours
 --   <lane>:left_out         fields dropped from events of web requests: see producer.py
+--   foreign_messages        messages of another project that a worker put back
+--   unserved_publishes      messages published where no worker of the project listens
 --   held_bytes              bytes of all records held: waiting, in batches, dead
 --
 -- At maxmemory Redis refuses a script whose first write allocates, and allows all writes of a
