@@ -1,8 +1,8 @@
 """Which flushes and sweeps are asked for and did not begin, so that nobody asks twice.
 
-A message of a flush or a sweep says only "look now", so one that waits is enough. Whoever asks
-sets a mark in Redis, and publishes only if there was none; whoever begins removes it first, so that
-an event stored from then on can ask again. No message expires, and none piles up while no worker
+A message of a flush or a sweep says only "look now", so one that waits is enough. A process that
+asks sets a mark in Redis, and publishes only if there was none. A worker that begins removes it
+first, so that an event stored from then on can ask again. No message expires, and none piles up while no worker
 runs. `ask` in `lua/common.lua` says after which time a mark no longer counts.
 
 There is one mark for each kind of queue, as each has one scheduled task.
