@@ -56,7 +56,8 @@ class ProjectKeys:
         # `broker=<fingerprint>`, which a worker of an earlier release does not write.
         self.heartbeats = prefix + "signs"
         # Hash of a kind of queue to `<asked_us> <times>`: when a flush or sweep was asked for that
-        # has not begun, and how often it had been asked for before: see `nudges`.
+        # has not begun, and how often it had been asked for before; and of `<kind>:last` to when it
+        # was asked for last, begun or not: see `nudges`.
         self.nudges = prefix + "nudges"
         # Hash of the fingerprint of a broker to `<ms> <host>`: when a process of that host last
         # published there: see `heartbeats`.

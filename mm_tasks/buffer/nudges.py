@@ -2,8 +2,8 @@
 
 A message of a flush or a sweep says only "look now", so one that waits is enough. A process that
 asks sets a mark in Redis, and publishes only if there was none. A worker that begins removes it
-first, so that an event stored from then on can ask again. No message expires, and none piles up while no worker
-runs. `ask` in `lua/common.lua` says after which time a mark no longer counts.
+first, so that an event stored from then on can ask again. No message expires, and none piles up
+while no worker runs. `ask` in `lua/common.lua` says after which time a mark no longer counts.
 
 There is one mark for each kind of queue, as each has one scheduled task.
 """

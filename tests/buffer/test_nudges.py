@@ -4,8 +4,10 @@ import pytest
 from redis import Redis
 
 from mm_tasks.buffer import heartbeats
+from mm_tasks.buffer.batches import BatchLimits
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.nudges import Nudges
+from mm_tasks.buffer.producer import Producer
 
 KEYS = ProjectKeys("p")
 SERVED = ("mm.p.deliver", "mm.p.identify")
@@ -20,8 +22,8 @@ def nudges(redis):
 def pass_time(redis, seconds):
     """Move all marks into the past, and heartbeats not: a worker goes on writing them."""
     for kind, mark in redis.hgetall(KEYS.nudges).items():
-        asked_us, _, times = mark.decode().partition(" ")
-        redis.hset(KEYS.nudges, kind, f"{int(asked_us) - round(seconds * 1e6)} {times}")
+        asked_us, *times = mark.decode().split()
+        redis.hset(KEYS.nudges, kind, " ".join([str(int(asked_us) - round(seconds * 1e6)), *times]))
 
 
 def worker_is_alive(redis, queues=SERVED):
@@ -119,3 +121,23 @@ def test_a_user_without_the_right_to_read_heartbeats_still_asks(redis, redis_url
             assert nudges.ask("deliver")
     finally:
         redis.execute_command("ACL DELUSER mean")
+
+
+def test_full_batches_ask_once_a_second_however_fast_a_flush_begins(nudges, redis):
+    """With a backlog every event finds a full batch, and each would publish a message."""
+    producer = Producer(redis, "p", "track", BatchLimits(1, 1000, 0), held_bytes_max=10_000)
+
+    def append():
+        return producer.append([(b"{}", None, None)]).nudge
+
+    asked = []
+    for _ in range(5):
+        asked.append(append())
+        nudges.begin("deliver")
+    assert asked == [True, False, False, False, False]
+    pass_time(redis, 1)
+
+    assert append()
+    # Beat has its own period.
+    nudges.begin("deliver")
+    assert nudges.ask("deliver")

@@ -82,6 +82,7 @@ def test_a_process_counts_what_it_publishes_where_no_worker_listens(
     assert redis.hget(ProjectKeys("default").counts, "unserved_publishes") == b"1"
     assert caplog.text.count("published_where_no_worker_listens") == 1
     assert noted.broker == publisher.own_broker()
+    redis.delete(ProjectKeys("default").nudges)
     fresh()
     heartbeats.write(redis, "default", "worker", "w@h", ["mm.deliver"], broker=noted.broker)
     track.delay("a")

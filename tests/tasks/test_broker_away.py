@@ -50,10 +50,12 @@ def mute_after(steps):
     answers = (method(10, 10, start), method(10, 30, tune), method(10, 41, b"\0"))
 
     def answer(connection):
-        for words in answers[:steps]:
-            connection.recv(4096)
-            connection.sendall(words)
-        time.sleep(10)
+        with connection:
+            for words in answers[:steps]:
+                connection.recv(4096)
+                connection.sendall(words)
+            while connection.recv(4096):
+                pass
 
     return lambda: served(answer)
 

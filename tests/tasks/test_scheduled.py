@@ -47,8 +47,8 @@ def all_due(beat):
 
 def pass_time(redis, seconds):
     for kind, mark in redis.hgetall(KEYS.nudges).items():
-        asked_us, _, times = mark.decode().partition(" ")
-        redis.hset(KEYS.nudges, kind, f"{int(asked_us) - round(seconds * 1e6)} {times}")
+        asked_us, *times = mark.decode().split()
+        redis.hset(KEYS.nudges, kind, " ".join([str(int(asked_us) - round(seconds * 1e6)), *times]))
 
 
 def lengths(redis):

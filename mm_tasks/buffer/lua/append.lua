@@ -56,7 +56,7 @@ if n > 0 then
   local bytes = call('HINCRBY', counts, lane .. ':waiting_bytes', held - (HEADER - 1) * n)
   local length = call('RPUSH', KEYS[1], unpack(records))
   local is_full = length >= tonumber(ARGV[3]) or bytes - 1 > tonumber(ARGV[4])
-  if is_full and ARGV[5] ~= '' and ask(KEYS[4], KEYS[5], ARGV[5]) then nudge = 1 end
+  if is_full and ARGV[5] ~= '' and ask(KEYS[4], KEYS[5], ARGV[5], FULL_MS) then nudge = 1 end
 end
 if imports then call('HSET', imports, ARGV[6], ARGV[8]) end
 if #refused == 0 then return nudge end

@@ -98,6 +98,9 @@ local ALONE_MS, ALONE_MAX_MS = 60000, 3600000
 -- A live worker has a heartbeat within this time.
 local ALIVE_MS = 7000
 
+-- Full batches ask for a flush at most this often: with a backlog every event finds one.
+local FULL_MS = 1000
+
 -- Did a live worker serve this kind of queue at this instant or later? A user without the right to
 -- HGETALL learns nothing.
 local function is_served(signs, kind, at_ms)
@@ -112,18 +115,25 @@ end
 
 -- Should the caller publish a flush or a sweep for this kind of queue? Not while one is asked for.
 -- An instant in the future was written before the clock was set back, and does not count.
-local function ask(nudges, signs, kind)
-  local now = now_us()
+-- A caller with a `gap_ms` is refused within this time of the last ask, begun or not, and of
+-- its last refusal.
+local function ask(nudges, signs, kind, gap_ms)
+  local now, last = now_us(), kind .. ':last'
+  local since_ms = (now - (redis.call('HGET', nudges, last) or 0)) / 1000
+  if since_ms >= 0 and since_ms < gap_ms then return false end
   local asked, times = string.match(redis.call('HGET', nudges, kind) or '', '^(%d+) (%d+)$')
   if asked then
     local age_ms = (now - asked) / 1000
     local wait_ms = math.min(ALONE_MS * 2 ^ times, ALONE_MAX_MS)
     if age_ms >= 0 and age_ms < wait_ms then
-      if age_ms < BEGIN_MS or not is_served(signs, kind, asked / 1000) then return false end
+      if age_ms < BEGIN_MS or not is_served(signs, kind, asked / 1000) then
+        if gap_ms > 0 then redis.call('HSET', nudges, last, whole(now)) end
+        return false
+      end
     end
   end
   redis.call('HDEL', nudges, kind)
-  redis.call('HSET', nudges, kind, whole(now) .. ' ' .. (asked and times + 1 or 0))
+  redis.call('HSET', nudges, kind, whole(now) .. ' ' .. (asked and times + 1 or 0), last, whole(now))
   return true
 end
 
