@@ -65,7 +65,7 @@ class BaseTask(_Task):  # type: ignore[misc] # its base is untyped
         the project whose queue it was in.
         """
         project = self.request.get(PROJECT_HEADER)
-        if project in {None, _project()} or self.request.is_eager:
+        if project is None or project == _project() or self.request.is_eager:
             return
         extra = {"task": self.name, "project": project}
         _log.warning("message_of_another_project", extra=extra)
