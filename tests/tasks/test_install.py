@@ -362,13 +362,22 @@ def test_annotations_for_all_tasks_do_not_apply_to_ours(host, published, monkeyp
 
 def test_a_worker_of_the_host_logs_harmful_settings(host, caplog):
     host.conf.update(accept_content=["pickle"], task_time_limit=5)
+    host.conf.worker_cancel_long_running_tasks_on_connection_loss = True
     host.conf.broker_transport_options = {"visibility_timeout": 60}
     install(host)
     with caplog.at_level(logging.WARNING):
         start_worker(host)
 
-    for word in ("accept_content", "visibility_timeout", "task_time_limit", "prefetch"):
+    words = ("accept_content", "visibility_timeout", "task_time_limit", "prefetch")
+    for word in (*words, "connection_loss", "remote_control"):
         assert word in caplog.text
+
+
+def test_our_own_app_has_no_setting_that_it_warns_of(stored):  # noqa: ARG001 - its settings
+    """Celery's remote control shows arguments; its cancelling repeated 2 000 events."""
+    warnings = [sentence for sentence in setting_warnings(app) if "task_routes" not in sentence]
+
+    assert warnings == []
 
 
 def test_a_worker_that_serves_none_of_our_queues_logs_no_warning(installed, caplog):
