@@ -20,6 +20,10 @@ from __future__ import annotations
 
 from mm_tasks.events.lanes import sharing
 
+# The only key that all projects of a server share. Hash of a project to the instant (ms) of a
+# heartbeat of one of its workers. No name of a project is empty.
+PROJECTS = "{mm:}:projects"
+
 
 class ProjectKeys:
     """Keys shared by all lanes of one project."""
@@ -49,8 +53,16 @@ class ProjectKeys:
         # Hash, present while the key or the host is refused: reason, start, the next probe.
         self.pause = prefix + "pause"
         # Hash of `worker:<name>` and `beat:<host>` to `<ms> <queues>`: its last heartbeat, and
-        # those of our queues that the worker serves, with commas between.
+        # with commas between those of our queues that the worker serves, then
+        # `broker=<fingerprint>`, which a worker of an earlier release does not write.
         self.heartbeats = prefix + "signs"
+        # Hash of a kind of queue to `<asked_us> <times>`: when a flush or sweep was asked for that
+        # has not begun, and how often it had been asked for before; and of `<kind>:last` to when it
+        # was asked for last, begun or not: see `nudges`.
+        self.nudges = prefix + "nudges"
+        # Hash of the fingerprint of a broker to `<ms> <host>`: when a process of that host last
+        # published there: see `heartbeats`.
+        self.publishers = prefix + "publishers"
         # Never present. To overwrite it changes nothing, and fails on a server without writes.
         self.void = prefix + "void"
         # Hash of dead letters: `<lane>:<batch>:<n>` to a line of JSON, then the record.
@@ -83,8 +95,6 @@ class LaneKeys:
         self.leases = prefix + "leases"
         # String: until when (ms) an attempt may be under way whose batch is gone already.
         self.orphaned_request = prefix + "stray"
-        # String with an expiry: a flush was requested a moment ago.
-        self.nudge = prefix + "nudge"
 
         endpoint = f"{project.prefix}{sharing(lane)[0]}:"
         # String `until_us since_ms`, present during the wait of a 429 and shortly after.

@@ -57,6 +57,16 @@ _EVENTS = {
     "discarded": "Dead letters that a person or a bound removed.",
     "suppressed": "Events refused because their person is erased; never accepted.",
 }
+_MESSAGES = {
+    "messages_foreign": (
+        "foreign_messages",
+        "Messages of another project, which a worker put back to its queue.",
+    ),
+    "publishes_unserved": (
+        "unserved_publishes",
+        "Messages published to a broker that no worker of the project serves.",
+    ),
+}
 _HISTOGRAMS = {
     histograms.EVENTS: ("batch_events", "Events of each delivered batch."),
     histograms.FILL: ("batch_fill_ratio", "Share of the nearer limit, of each delivered batch."),
@@ -185,6 +195,7 @@ def _of_redis(redis: Redis, project: str) -> Iterator[Metric] | None:
         _of_events(read),
         _of_requests(read),
         _of_pauses(read),
+        _of_messages(read),
         _of_heartbeats(beats.values()),
         _of_histograms(counters, read.lanes),
     )
@@ -217,6 +228,11 @@ def _of_events(read: Snapshot) -> Iterator[Metric]:
     yield _gauge("buffer_bytes", "Bytes of all records: waiting, in batches, dead.", held)
     help_text = "Fields dropped from events because the vendor would reject them."
     yield _by_lane("fields_dropped", help_text, read, "left_out")
+
+
+def _of_messages(read: Snapshot) -> Iterator[Metric]:
+    for name, (count, help_text) in _MESSAGES.items():
+        yield _counter(name, help_text, (), {(): read.counts.get(count, 0)})
 
 
 def _of_requests(read: Snapshot) -> Iterator[Metric]:

@@ -13,6 +13,7 @@ FAMILIES = {
     "fence": "fence",
     "heartbeat": "heartbeats",
     "pause": "pauses",
+    "nudge": "nudges",
     "purge": "purge",
     "rate": "rate_limiter",
     "snapshot": "snapshot",

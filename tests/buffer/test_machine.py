@@ -228,8 +228,7 @@ class Lane(RuleBasedStateMachine):
         self.fences.load(STORE, set)
         self.purges = Purge(redis, "p")
         limits = BatchLimits(EVENTS_MAX, BYTES_MAX, linger_ms=HOUR_MS)
-        more = {"held_bytes_max": HELD_BYTES_MAX, "nudge_ms": HOUR_MS}
-        self.buffer = LaneBuffer(redis, "p", "track", limits, **more)
+        self.buffer = LaneBuffer(redis, "p", "track", limits, held_bytes_max=HELD_BYTES_MAX)
         self.pauses = Pauses(redis, "p", "track")
         self.model = Model()
         self.serial = 0
@@ -338,7 +337,7 @@ class Lane(RuleBasedStateMachine):
         whom = [who for i, (_, who) in enumerate(given) if i not in refused]
         self.model.waiting += map(StoredRecord, stored, whom)
         self.model.counts.update(accepted=len(taken), suppressed=len(refused))
-        wants_nudge = bool(taken) and LANE.nudge not in self.seen and self.is_full_waiting()
+        wants_nudge = bool(taken) and KEYS.nudges not in self.seen and self.is_full_waiting()
         assert appended.nudge == wants_nudge
 
     def held_bytes(self):
@@ -1143,7 +1142,7 @@ class Lane(RuleBasedStateMachine):
         known |= {key(id_) for key in (LANE.batch, LANE.records) for id_ in model.batches}
 
         assert known <= set(seen)
-        also = {LANE.nudge, LANE.orphaned_request, LANE.throttle, KEYS.clock}
+        also = {KEYS.nudges, LANE.orphaned_request, LANE.throttle, KEYS.clock}
         assert set(seen) - known <= {KEYS.counts, KEYS.histogram_counters, *also}
 
 

@@ -38,7 +38,7 @@ def assert_all_delivered(flow, sandbox, n, *, repeated=0):
     assert summary["distinct"] == flow.counts()["delivered"] == n
     assert summary["duplicates"] == repeated
     kept = {KEYS.counts, KEYS.histogram_counters, KEYS.rate, KEYS.fences, KEYS.clock}
-    kept.add(flow.keys.nudge)
+    kept.add(KEYS.nudges)
     assert {key.decode() for key in flow.redis.keys()} <= kept  # noqa: SIM118 - Redis is no dict
 
 

@@ -13,6 +13,8 @@
 --   <lane>:dead:<reason>    dead letters by the word of their burial: see `count_dead`
 --   dead_recount_ms         present while the letters are counted again: those buried later are
 --                           not counted by reason yet
+--   foreign_messages        messages of another project that a worker put back
+--   unserved_publishes      messages published where no worker of the project listens
 --   held_bytes              bytes of all records held: waiting, in batches, dead
 --
 -- Fields of the hash `clock`, µs: see `now_us` and `tick`.

@@ -1,12 +1,13 @@
--- heartbeat_write: store the heartbeat of a worker or a beat, and remove old ones.
+-- heartbeat_write: store that something was alive just now, and remove what was not for long.
 --
--- KEYS[1]  signs        hash
--- ARGV[1]  id           `worker:<name>` or `beat:<host>`
--- ARGV[2]  queues       our queues that it serves, with commas between; '' of beat
--- ARGV[3]  kept_ms      heartbeats older than this are removed: of containers that are gone
--- ARGV[4]  elapsed_ms   since this process wrote the last one, by its own clock; '' = the first
+-- KEYS[1]  signs, publishers or projects   hash
+-- ARGV[1]  id           of a worker or a beat; of a broker; of a project
+-- ARGV[2]  text         stored after the instant: see keys.py
+-- ARGV[3]  kept_ms      rows older than this are removed: of containers that are gone
+-- ARGV[4]  elapsed_ms   since this process wrote its row, by its own clock; '' = the first, or unknown
 --
--- Returns nothing. O(1): it looks at a hundred heartbeats, chosen at random. Lost reply: the heartbeat is stored all the same.
+-- Returns nothing. O(1): it looks at a hundred rows, chosen at random. Lost reply: the row is
+-- stored all the same.
 -- A script, because it uses Redis's clock and must also work on a server at maxmemory.
 
 local now_ms = math.floor(tick() / 1000)
