@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from redis.exceptions import ResponseError
 
 from mm_tasks.buffer.keys import ProjectKeys
+from mm_tasks.buffer.scheduled import Scheduled
 from mm_tasks.buffer.scripts import Script
 from mm_tasks.events.lanes import LANES
 
@@ -52,14 +53,16 @@ class Purge:
         # redis-py types every reply as possibly awaitable.
         self._redis: Any = redis
         self._keys = ProjectKeys(project)
+        self._scheduled = {lane: Scheduled(redis, project, lane) for lane in LANES}
 
     def scan(
         self, tags: Collection[bytes], keep_alive: Callable[[], object] = lambda: None
     ) -> Scan:
         """Remove and count the subject's records by place; call `keep_alive` at each step.
 
-        Places: `<lane>:waiting`, `<lane>:batches`, `<lane>:dead`, and `fence` for stored records
-        that claim, begin or revive removed because of the fence. Safe to repeat.
+        Places: `<lane>:scheduled`, `<lane>:waiting`, `<lane>:batches`, `<lane>:dead`, and `fence`
+        for stored records that were moved, claimed, begun or revived, and removed because of the
+        fence. Safe to repeat.
         """
         removed: Counter[str] = Counter()
         sending_ms = 0
@@ -95,6 +98,8 @@ class Purge:
             time.sleep(0.05)
 
     def _steps(self, tags: Collection[bytes]) -> Iterator[_Step]:
+        for lane, scheduled in self._scheduled.items():
+            yield from (({f"{lane}:scheduled": n}, 0) for n in scheduled.purge(tags))
         for lane in LANES:
             yield from self._waiting(lane, tags)
         for lane in LANES:

@@ -77,6 +77,13 @@ class ErasureSteps:
         later = {} if next_at is None else {"next_at": next_at}
         self._change(claim, token=None, lease_until=None, **later)
 
+    def start(self, claim: Claim, now: datetime) -> Claim | None:
+        """Start a scheduled erasure whose time has come."""
+        with self._held(claim) as (rows, row):
+            if row is None:
+                return None
+            return replace(claim, erasure=Erasure.of(rows.start(row, [], now)))
+
     def mark_fenced(self, claim: Claim, now: datetime) -> Claim | None:
         """Record that the fence is up: no attempt with the subject's events is admitted."""
         return self._record(claim, now, Transition("fenced", changes={"fenced_at": now}))

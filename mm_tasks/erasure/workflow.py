@@ -1,4 +1,4 @@
-"""The erasure workflow: fence, purge, quiesce, call as often as planned, complete.
+"""The erasure workflow: start if scheduled, fence, purge, quiesce, call as planned, complete.
 
     run(id) ─▶ claim ─▶ each step that is due ─▶ release
     sweep() ─▶ reconcile the fence ─▶ run each erasure that is due ─▶ log deadlines
@@ -115,6 +115,8 @@ class ErasureWorkflow:
     def _step(self, claim: Claim) -> Claim | None:
         """Take the next step; return None if the erasure ended, or the claim is lost."""
         match claim.erasure.step:
+            case "start":
+                return self.steps.start(claim, self.clock())
             case "fence":
                 self.fence_sync.add(claim)
                 return self.steps.mark_fenced(claim, self.clock())

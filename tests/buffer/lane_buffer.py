@@ -10,7 +10,10 @@ from mm_tasks.buffer.producer import Producer
 from mm_tasks.buffer.records import HEADER_BYTES
 from mm_tasks.events.lanes import LANES
 
-PLACES = ("leased", "delivered", "dead", "erased", "discarded")
+# Before each scheduled record: see `keys`.
+SERIAL_BYTES = 16
+
+PLACES = ("scheduled", "leased", "delivered", "dead", "erased", "discarded")
 
 
 class LaneBuffer(Batches):
@@ -22,6 +25,7 @@ class LaneBuffer(Batches):
             redis, project, lane, limits, held_bytes_max=held_bytes_max, **more
         )
         self.append = self.producer.append
+        self.schedule = self.producer.schedule
 
     def close(self):
         """Leave no connection of the producer to the garbage collector."""
@@ -85,6 +89,11 @@ def records_of(letters):
     return [text.partition(b"\n")[2] for text in letters]
 
 
+def scheduled_records(members):
+    """Return the records of a zset of scheduled ones, by member."""
+    return [member[SERIAL_BYTES:] for member in members]
+
+
 def pairs(flat):
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
@@ -106,8 +115,13 @@ _PARSE = {
     b"list": list,
     b"hash": pairs,
     b"set": set,
-    b"zset": lambda flat: {member.decode(): float(at) for member, at in pairs(flat).items()},
+    b"zset": lambda flat: {_text(member): float(at) for member, at in pairs(flat).items()},
 }
+
+
+def _text(member):
+    """Return an id as text; a scheduled record stays as it is."""
+    return member if len(member) > SERIAL_BYTES + HEADER_BYTES else member.decode()
 
 
 def snapshot(redis):
@@ -139,8 +153,10 @@ def assert_snapshot_adds_up(seen):
         dead = records_of(t for id_, t in letters.items() if id_.startswith(lane.encode()))
         places = sum(total[f"{lane}:{place}"] for place in PLACES)
         assert total[f"{lane}:accepted"] == len(waiting) + places
+        scheduled = scheduled_records(seen.get(of_lane.scheduled, {}))
         assert total[f"{lane}:leased"] == len(leased)
+        assert total[f"{lane}:scheduled"] == len(scheduled)
         assert total[f"{lane}:dead"] == len(dead)
         assert total[f"{lane}:waiting_bytes"] == sum(len(r) - HEADER_BYTES + 1 for r in waiting)
-        held += sum(map(len, [*waiting, *leased, *dead]))
+        held += sum(map(len, [*scheduled, *waiting, *leased, *dead]))
     assert total["held_bytes"] == held

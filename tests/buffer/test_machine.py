@@ -12,6 +12,8 @@ Sabotages of the scripts that turn this machine red, each tried on a copy:
   does not count headers, or counts refused records as accepted;
 - claim checks the size after it took the record, ignores brackets or commas, takes one event too
   many, does not linger, or returns lingering records in reverse order;
+- a scheduled record is moved before its time, twice, or although not all fences are loaded; its
+  move ignores the fence or does not count what that removed; its bytes are not counted;
 - claim or begin keeps the bytes of erased records, does not count the records that the fence
   removed, or counts them for the wrong id; begin keeps their list or lease;
 - claim, begin or readiness ignores is_loaded; begin admits while another holds the batch, during
@@ -58,7 +60,14 @@ from mm_tasks.buffer.producer import Record
 from mm_tasks.buffer.purge import Purge
 from mm_tasks.buffer.records import HEADER_BYTES, STAMP_BYTES, tag
 from mm_tasks.errors import BufferFull
-from tests.buffer.lane_buffer import LaneBuffer, assert_snapshot_adds_up, records_of, snapshot
+from mm_tasks.events.lanes import LANES
+from tests.buffer.lane_buffer import (
+    LaneBuffer,
+    assert_snapshot_adds_up,
+    records_of,
+    scheduled_records,
+    snapshot,
+)
 
 EVENTS_MAX = 4
 BYTES_MAX = 300
@@ -144,6 +153,8 @@ class Model:
     """Every record in one place; the counts of what happened."""
 
     waiting: list[StoredRecord] = field(default_factory=list)
+    # With the time at which each is due (ms).
+    scheduled: list[tuple[float, StoredRecord]] = field(default_factory=list)
     batches: dict[str, Batch] = field(default_factory=dict)
     dead: dict[str, StoredRecord] = field(default_factory=dict)
     fence: set[tuple[str, str]] = field(default_factory=set)
@@ -288,29 +299,71 @@ class Lane(RuleBasedStateMachine):
 
     @rule(given=FEW | MANY | ALIKE)
     def append(self, given):
-        entries = [self.entry(*one) for one in given]
-        refused = {i for i, (_, who) in enumerate(given) if self.model.fence.intersection(who)}
-        taken = [entry for i, entry in enumerate(entries) if i not in refused]
-        held = sum(HEADER_BYTES + len(entry.body) for entry in taken)
-        if taken and self.held_bytes() + held > HELD_BYTES_MAX:
-            with pytest.raises(BufferFull):
-                self.buffer.append(entries)
-            self.assert_unchanged()
+        taken, whom, appended = self.stored(given, self.buffer.append)
+        if appended is None:
             return
-        appended = self.buffer.append(entries)
-
-        assert appended.suppressed == refused
         stored = self.redis.lrange(LANE.waiting, -len(taken), -1) if taken else []
         assert [record[HEADER_BYTES:] for record in stored] == [entry.body for entry in taken]
-        whom = [who for i, (_, who) in enumerate(given) if i not in refused]
         self.model.waiting += map(StoredRecord, stored, whom)
-        self.model.counts.update(accepted=len(taken), suppressed=len(refused))
         wants_nudge = bool(taken) and LANE.nudge not in self.seen and self.is_full_waiting()
         assert appended.nudge == wants_nudge
 
+    def stored(self, given, store):
+        """Store entries; return those that were taken, of whom they are, and the reply or None."""
+        entries = [self.entry(*one) for one in given]
+        refused = {i for i, (_, who) in enumerate(given) if self.model.fence.intersection(who)}
+        taken = [entry for i, entry in enumerate(entries) if i not in refused]
+        whom = [who for i, (_, who) in enumerate(given) if i not in refused]
+        held = sum(HEADER_BYTES + len(entry.body) for entry in taken)
+        if taken and self.held_bytes() + held > HELD_BYTES_MAX:
+            with pytest.raises(BufferFull):
+                store(entries)
+            self.assert_unchanged()
+            return [], [], None
+        appended = store(entries)
+
+        assert appended.suppressed == refused
+        self.model.counts.update(accepted=len(taken), suppressed=len(refused))
+        return taken, whom, appended
+
+    @rule(given=FEW | MANY | ALIKE, delay_ms=st.sampled_from([1, 1, HOUR_MS]))
+    def schedule(self, given, delay_ms):
+        before_ms = self.now_ms()
+        taken, whom, appended = self.stored(given, lambda e: self.buffer.schedule(e, delay_ms))
+        if appended is None:
+            return
+        zset = snapshot(self.redis).get(LANE.scheduled, {})
+        members = sorted(zset.keys() - self.seen.get(LANE.scheduled, {}).keys())
+        stored = scheduled_records(members)
+        assert [record[HEADER_BYTES:] for record in stored] == [entry.body for entry in taken]
+        due_ms = [zset[member] for member in members]
+        assert due_ms == [int(record[1:STAMP_BYTES]) for record in stored]
+        assert all(-1 < at - before_ms - delay_ms < HOUR_MS / 2 for at in due_ms)
+        self.model.scheduled += zip(due_ms, map(StoredRecord, stored, whom), strict=True)
+        assert not appended.nudge
+
+    @rule(step=st.integers(1, 9), fenced=st.none() | st.sampled_from(PEOPLE))
+    def move_due(self, step, fenced):
+        """Somebody may have been fenced since the record was stored."""
+        if fenced is not None:
+            self.then(self.fence, fenced, is_fenced=True)
+        soon = [at for at, _ in self.model.scheduled if at < self.now_ms() + HOUR_MS / 2]
+        while self.now_ms() < max(soon, default=0):
+            pass
+        self.buffer.scheduled.move_due(step=step)
+        if not self.model.is_loaded or not soon:
+            self.assert_unchanged()
+            return
+        due = [one for one in self.model.scheduled if one[0] in soon]
+        self.model.scheduled = [one for one in self.model.scheduled if one[0] not in soon]
+        moved = [record for _, record in sorted(due, key=lambda one: one[0])]
+        kept = self.model.unfenced(moved)
+        self.model.catch(moved, kept)
+        self.model.waiting += kept
+
     def held_bytes(self):
         model = self.model
-        records = [*model.waiting, *model.dead.values()]
+        records = [*model.waiting, *model.dead.values(), *(one for _, one in model.scheduled)]
         records += [record for batch in model.batches.values() for record in batch.records]
         return sum(len(record.stored) for record in records)
 
@@ -353,17 +406,20 @@ class Lane(RuleBasedStateMachine):
         for person in people:
             self.fence(person, is_fenced=True)
         self.agrees()
-        now_ms, early = self.now_ms(), []
+        now_ms, early, later, steps = self.now_ms(), [], [], []
 
         def went_on():
-            """A flush comes after the first step."""
-            if claims and not early:
+            """A flush comes after the first step over the waiting records."""
+            steps.append(1)
+            if claims and len(steps) == len(LANES) + 1:
+                later.append(self.purged_scheduled(people))
                 early.append(self.purged_already(people))
                 self.agrees()
                 self.then(self.claim, None, HOUR_MS, linger=False)
 
         scan = self.purges.scan([tag("p", *person) for person in people], went_on)
         expected = Counter({"track:waiting": self.purged(model.waiting, people) + sum(early)})
+        expected["track:scheduled"] = sum(later) + self.purged_scheduled(people)
         sending_ms = max(0, self.redis.pttl(LANE.orphaned_request))
         for batch_id in list(model.batches):
             n, left_ms = self.purged_batch(batch_id, people, now_ms)
@@ -381,6 +437,13 @@ class Lane(RuleBasedStateMachine):
             self.agrees()
             model.fence = before
             self.load()
+
+    def purged_scheduled(self, people):
+        """Take the scheduled records of these people out; return how many."""
+        left = [record for _, record in self.model.scheduled]
+        n = self.purged(left, people)
+        self.model.scheduled = [one for one in self.model.scheduled if one[1] in left]
+        return n
 
     def purged_already(self, people):
         """Take out the records that one step removed, all of these people; return how many."""
@@ -962,6 +1025,8 @@ class Lane(RuleBasedStateMachine):
     def assert_every_record_is_in_its_place(self, seen):
         model = self.model
         assert seen.get(LANE.waiting, []) == [record.stored for record in model.waiting]
+        later = scheduled_records(sorted(seen.get(LANE.scheduled, {})))
+        assert later == [record.stored for _, record in model.scheduled]
         for batch_id, batch in model.batches.items():
             assert seen[LANE.records(batch_id)] == [record.stored for record in batch.records]
         dead = {id_.encode(): record.stored for id_, record in model.dead.items()}
@@ -973,9 +1038,10 @@ class Lane(RuleBasedStateMachine):
         counts = Counter({name.removeprefix("track:"): n for name, n in raw.items()})
         records = [r for key, value in seen.items() if ":records:" in key for r in value]
         records += seen.get(LANE.waiting, []) + records_of(seen.get(KEYS.dead, {}).values())
+        records += scheduled_records(seen.get(LANE.scheduled, {}))
         assert len(set(records)) == len(records)
         assert all(r[:1] == b"1" and r[1:STAMP_BYTES].isdigit() for r in records)
-        derived = {"leased", "dead", "waiting_bytes", "held_bytes"}
+        derived = {"scheduled", "leased", "dead", "waiting_bytes", "held_bytes"}
         assert {n: c for n, c in counts.items() if c and n not in derived} == +self.model.counts
 
     def assert_histograms_add_up(self, seen):
@@ -1037,6 +1103,7 @@ class Lane(RuleBasedStateMachine):
         model = self.model
         expected = {
             LANE.waiting: model.waiting,
+            LANE.scheduled: model.scheduled,
             LANE.claimed: any(b.slot_us is not None for b in model.batches.values()),
             LANE.leases: model.batches,
             KEYS.dead: model.dead,

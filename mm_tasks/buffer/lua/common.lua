@@ -1,22 +1,24 @@
 -- common: start of every script. The layout of a record is in keys.py.
 --
 -- Fields of the hash `counts`, whole numbers:
---   <lane>:accepted <lane>:leased <lane>:delivered <lane>:dead <lane>:erased
---   <lane>:discarded        events; with the length of `waiting` they satisfy
---                           accepted = waiting + leased + delivered + dead + erased + discarded
+--   <lane>:accepted <lane>:scheduled <lane>:leased <lane>:delivered <lane>:dead <lane>:erased
+--   <lane>:discarded        events; with the length of `waiting` they satisfy accepted =
+--                           scheduled + waiting + leased + delivered + dead + erased + discarded
 --   <lane>:suppressed       events refused at append, never accepted
 --   <lane>:waiting_bytes    bytes of JSON waiting, one comma for each event included
 --   <lane>:ambiguous        requests that may be stored; also by kind: <lane>:ambiguous:<kind>
 --   <lane>:outcome:<name>   requests by outcome
 --   <lane>:count_differs    answers whose count differs from ours
 --   <lane>:left_out         fields dropped from events of web requests: see producer.py
---   held_bytes              bytes of all records held: waiting, in batches, dead
+--   held_bytes              bytes of all records held: scheduled, waiting, in batches, dead
 --
 -- At maxmemory Redis refuses a script whose first write allocates, and allows all writes of a
--- script whose first write frees. So each script but append begins with a DEL, HDEL, ZREM or
+-- script whose first write frees. So each script but append and scheduled_store begins with a DEL, HDEL, ZREM or
 -- LTRIM, even of nothing.
 
 local HEADER = 46
+-- Digits before each record of `scheduled`: see keys.py.
+local SERIAL = 16
 local NO_TAG = string.rep('\0', 16)
 
 local function now_us()
