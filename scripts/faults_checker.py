@@ -25,7 +25,7 @@ RATE_PER_S, RATE_SLACK = 5, 20
 RECORD_S = 2.0
 # A request may be read when its sender is dead already.
 UNREAD_S = 0.5
-PLACES = ("waiting", "leased", "delivered", "dead", "erased", "discarded")
+PLACES = ("scheduled", "waiting", "leased", "delivered", "dead", "erased", "discarded")
 
 
 @dataclass(frozen=True)

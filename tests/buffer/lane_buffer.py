@@ -7,7 +7,7 @@ from mm_tasks.buffer.attempt import Admitted
 from mm_tasks.buffer.batches import Batches
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.producer import Producer
-from mm_tasks.buffer.records import HEADER_BYTES
+from mm_tasks.buffer.records import HEADER_BYTES, STAMP_BYTES
 from mm_tasks.events.lanes import LANES
 
 # Before each scheduled record: see `keys`.
@@ -92,6 +92,15 @@ def records_of(letters):
 def scheduled_records(members):
     """Return the records of a zset of scheduled ones, by member."""
     return [member[SERIAL_BYTES:] for member in members]
+
+
+def advance_scheduled(redis, key, by_ms):
+    """Move the times of all scheduled records to the past: their scores and their headers."""
+    for member, due_ms in redis.zrange(key, 0, -1, withscores=True):
+        at, rest = SERIAL_BYTES + 1, member[SERIAL_BYTES + STAMP_BYTES :]
+        earlier = b"%b%013d%b" % (member[:at], due_ms - by_ms, rest)
+        redis.zrem(key, member)
+        redis.zadd(key, {earlier: due_ms - by_ms})
 
 
 def pairs(flat):

@@ -20,7 +20,13 @@ from mm_tasks.buffer.purge import Purge
 from mm_tasks.buffer.records import HEADER_BYTES, tag
 from mm_tasks.buffer.scheduled import Scheduled
 from mm_tasks.errors import BufferFull
-from tests.buffer.lane_buffer import assert_adds_up, counts, opened, scheduled_records
+from tests.buffer.lane_buffer import (
+    advance_scheduled,
+    assert_adds_up,
+    counts,
+    opened,
+    scheduled_records,
+)
 from tests.conftest import load_fences
 
 KEYS = ProjectKeys("p")
@@ -42,9 +48,7 @@ def records(n, user_id=None, first=0):
 
 
 def become_due(redis, by_ms=HOUR_MS):
-    """Move all due times to the past."""
-    for member, due_ms in redis.zrange(LANE.scheduled, 0, -1, withscores=True):
-        redis.zadd(LANE.scheduled, {member: due_ms - by_ms})
+    advance_scheduled(redis, LANE.scheduled, by_ms)
 
 
 def bodies(stored):
