@@ -57,10 +57,12 @@ def apply_async_on_commit(
         delay_on_commit(task, *args, using=using, robust=robust, **kwargs)
         return
     if is_scheduled(options):
-        planned = task._encoded(args, kwargs, delay_s(options, datetime.now(UTC)))  # noqa: SLF001
+        due_in_s = delay_s(options, datetime.now(UTC))
+        encoded = task._encoded(args, kwargs, due_in_s)  # noqa: SLF001 - as in `delay_on_commit`
 
         def schedule() -> None:
-            task._append((planned,), delay_s(options, datetime.now(UTC)))  # noqa: SLF001
+            due_in_s = delay_s(options, datetime.now(UTC))
+            task._append((encoded,), due_in_s)  # noqa: SLF001 - as in `delay_on_commit`
 
         _on_commit(schedule, using, robust=robust)
         return

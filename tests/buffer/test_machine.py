@@ -342,11 +342,28 @@ class Lane(RuleBasedStateMachine):
         self.model.scheduled += zip(due_ms, map(StoredRecord, stored, whom), strict=True)
         assert not appended.nudge
 
-    @rule(step=st.integers(1, 9), fenced=st.none() | st.sampled_from(PEOPLE))
-    def move_due(self, step, fenced):
-        """Somebody may have been fenced since the record was stored."""
+    @rule(
+        given=FEW,
+        step=st.integers(1, 9),
+        fenced=st.none() | st.sampled_from(PEOPLE),
+        is_loaded=st.sampled_from([True, True, False]),
+    )
+    def become_due(self, given, step, fenced, is_loaded):
+        """Somebody may have been fenced, or the server have become another, since the store."""
+        self.then(self.schedule, given, HOUR_MS)
+        self.then(self.schedule, given, 1)
         if fenced is not None:
             self.then(self.fence, fenced, is_fenced=True)
+        if not is_loaded:
+            self.redis.hdel(KEYS.fences, "run_id")
+            self.model.is_loaded = False
+            self.agrees()
+            self.then(self.move_due, step)
+            self.then(self.load)
+        self.move_due(step)
+
+    @rule(step=st.integers(1, 9))
+    def move_due(self, step):
         soon = [at for at, _ in self.model.scheduled if at < self.now_ms() + HOUR_MS / 2]
         while self.now_ms() < max(soon, default=0):
             pass

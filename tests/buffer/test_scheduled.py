@@ -20,6 +20,7 @@ from mm_tasks.buffer.purge import Purge
 from mm_tasks.buffer.records import HEADER_BYTES, tag
 from mm_tasks.buffer.scheduled import Scheduled
 from mm_tasks.errors import BufferFull
+from mm_tasks.monitoring import status
 from tests.buffer.lane_buffer import (
     advance_scheduled,
     assert_adds_up,
@@ -166,3 +167,11 @@ def test_at_maxmemory_records_still_move_and_are_purged(servers):
         buffer.scheduled.move_due()
         assert len(waiting(server.client)) == 100
         assert_adds_up(server.client)
+
+
+def test_status_shows_the_place_and_the_next_time(redis, buffer):
+    buffer.schedule(records(2), HOUR_MS)
+    shown = status.read(redis, "p")
+
+    assert (shown["counts"]["accepted"], shown["counts"]["scheduled"]) == (2, 2)
+    assert 3500 < shown["next_due_s"] <= 3600

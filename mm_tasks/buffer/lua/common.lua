@@ -13,8 +13,8 @@
 --   held_bytes              bytes of all records held: scheduled, waiting, in batches, dead
 --
 -- At maxmemory Redis refuses a script whose first write allocates, and allows all writes of a
--- script whose first write frees. So each script but append and scheduled_store begins with a DEL, HDEL, ZREM or
--- LTRIM, even of nothing.
+-- script whose first write frees. So each script but append and scheduled_store begins with a
+-- DEL, HDEL, ZREM or LTRIM, even of nothing.
 
 local HEADER = 46
 -- Digits before each record of `scheduled`: see keys.py.
