@@ -27,7 +27,7 @@ RECORD_S = 2.0
 UNREAD_S = 0.5
 # From the admission of an attempt to its arrival: connecting has a deadline of 2 s.
 ADMITTED_S = 2.5
-PLACES = ("waiting", "leased", "delivered", "dead", "erased", "discarded")
+PLACES = ("scheduled", "waiting", "leased", "delivered", "dead", "erased", "discarded")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import faults_vendor as vendor_faults
@@ -98,16 +99,16 @@ SILENT_S = 24.0
 def longest_silence_s(here: World) -> float:
     """Return the longest time between two requests with events; producers never pause."""
     starts = sorted(row["at"] for row in here.journal() if row["route"] == "/v1/batch")
-    return max((later - earlier for earlier, later in zip(starts, starts[1:], strict=False)))
+    return max(later - earlier for earlier, later in pairwise(starts))
 
 
 def hops(plan: Plan) -> Run:
-    """A hop sends interim answers, packs, replaces, delays and cuts the vendor's answers."""
+    """Let a hop send interim answers, and pack, replace, delay and cut the vendor's answers."""
     return _behind_hop(plan, "--seed", str(plan.seed))
 
 
 def filtered(plan: Plan) -> Run:
-    """A filter refuses every body that holds a word, with a page and without a code."""
+    """Let a filter refuse every body that holds a word, with a page and without a code."""
     return _behind_hop(plan, "--filter", POISON, poison_every=400)
 
 

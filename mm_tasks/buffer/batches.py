@@ -20,6 +20,7 @@ from mm_tasks.buffer.attempt import Admitted, Rejection
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.rate_limiter import SLOT_VALID_MS
 from mm_tasks.buffer.records import HEADER_BYTES
+from mm_tasks.buffer.scheduled import Scheduled
 from mm_tasks.buffer.scripts import Script
 from mm_tasks.events.lanes import sharing
 from mm_tasks.events.limits import BATCH_BRACKETS_BYTES
@@ -65,6 +66,7 @@ class Batches:
         self._limits = limits
         self._full = (lane, limits.events_max, limits.bytes_max - BATCH_BRACKETS_BYTES)
         self.lane = lane
+        self.scheduled = Scheduled(redis, project, lane)
 
     def readiness(
         self, *, late_ms: int = LATE_MS, claimed_max: int = CLAIMED_MAX, linger: bool = True

@@ -9,11 +9,12 @@ for both.
 A record is a header of 46 bytes and the event's JSON, verbatim:
 
     "1"           1 byte    format version
-    accepted_ms  13 digits  the project's clock when it was stored, ms since the epoch
+    accepted_ms  13 digits  the project's clock when it was stored, or when it is due if it was
+                            scheduled; ms since the epoch
     user tag     16 bytes   tag of `user_id`, or zeros
     anonymous    16 bytes   tag of `anonymous_id`, or zeros
 
-`append.lua` writes the first 14 bytes.
+`append.lua` and `scheduled_store.lua` write the first 14 bytes.
 """
 
 from __future__ import annotations
@@ -89,6 +90,9 @@ class LaneKeys:
         self.prefix = prefix = f"{project.prefix}{lane}:"
         # List of records, oldest first.
         self.waiting = prefix + "waiting"
+        # Zset of records that become waiting later, scored by when they are due (ms). Before each
+        # member are 16 digits that no other member has: an identify may be stored twice.
+        self.scheduled = prefix + "scheduled"
         # Zset of batches that wait for their slot, scored by the slot (µs).
         self.claimed = prefix + "claimed"
         # Zset of all batches, scored by the time at which a flush must handle them (ms).

@@ -18,6 +18,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from mm_tasks import failpoints
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.records import record
+from mm_tasks.buffer.scheduled import STORE
 from mm_tasks.buffer.scripts import Script, with_clock
 from mm_tasks.errors import BufferFull, BufferUnavailable
 from mm_tasks.events.lanes import QUEUES
@@ -124,6 +125,7 @@ class Producer:
         self._counts = keys.counts
         self._held_bytes_max = held_bytes_max
         self._keys = (of_lane.waiting, keys.counts, keys.fence, keys.nudges, keys.heartbeats)
+        self._scheduled_keys = (of_lane.scheduled, keys.counts, keys.fence)
         full = (limits.events_max, limits.bytes_max - BATCH_BRACKETS_BYTES)
         self._args = (lane, held_bytes_max, *full)
         self._kind = QUEUES[lane]
@@ -137,6 +139,12 @@ class Producer:
         records may be stored all the same.
         """
         return self.appended(self.call_append(self._connection, self._head, entries))
+
+    def schedule(self, entries: Sequence[Record], delay_ms: int) -> Appended:
+        """Do as `append`; the records become waiting `delay_ms` from now."""
+        args = (self._lane, self._held_bytes_max, delay_ms)
+        head = _packed_head(STORE, self._scheduled_keys, args)
+        return self.appended(self.call_append(self._connection, head, entries, STORE))
 
     async def aappend(self, redis: AsyncRedis, entries: Sequence[Record]) -> Appended:
         """As `append`, on a client of the running event loop. Its `nudge` is always False."""
@@ -152,13 +160,14 @@ class Producer:
 
     def append_head(self, keys: tuple[str, ...] = (), args: tuple[object, ...] = ()) -> PackedHead:
         """Pack the part of an append before its records, with more keys and arguments."""
-        keys = with_clock((*self._keys, *keys))
-        words = ("EVALSHA", _APPEND.sha, len(keys), *keys, *self._args, self._kind, *args)
-        packed = _resp_bulk_strings(str(word).encode() for word in words)
-        return PackedHead(len(words), packed)
+        return _packed_head(_APPEND, (*self._keys, *keys), (*self._args, self._kind, *args))
 
     def call_append(
-        self, connection: PackedConnection, head: PackedHead, entries: Sequence[Record]
+        self,
+        connection: PackedConnection,
+        head: PackedHead,
+        entries: Sequence[Record],
+        script: Script = _APPEND,
     ) -> Any:
         """Run `append.lua` with a head of `append_head` and return its reply.
 
@@ -167,7 +176,7 @@ class Producer:
         packed = _resp_bulk_strings(self._encode(entries))
         command = b"*%d\r\n%b%b" % (head.words + len(entries), head.packed, packed)
         try:
-            return connection.call(_APPEND, command)
+            return connection.call(script, command)
         except RedisError as error:
             failed = _failed(error, len(entries))
         # Raised outside of the handler: the original may quote a record.
@@ -192,6 +201,12 @@ class Producer:
     def _encode(self, entries: Sequence[Record]) -> list[bytes]:
         assert len(entries) <= APPEND_RECORDS_MAX
         return [record(self._project, *entry) for entry in entries]
+
+
+def _packed_head(script: Script, keys: tuple[str, ...], args: tuple[object, ...]) -> PackedHead:
+    keys = with_clock(keys)
+    words = ("EVALSHA", script.sha, len(keys), *keys, *args)
+    return PackedHead(len(words), _resp_bulk_strings(str(word).encode() for word in words))
 
 
 def _resp_bulk_strings(words: Iterable[bytes]) -> bytes:

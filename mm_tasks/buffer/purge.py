@@ -15,6 +15,7 @@ from redis.exceptions import ResponseError
 
 from mm_tasks.buffer import clock
 from mm_tasks.buffer.keys import ProjectKeys
+from mm_tasks.buffer.scheduled import Scheduled
 from mm_tasks.buffer.scripts import Script
 from mm_tasks.events.lanes import LANES
 
@@ -60,6 +61,7 @@ class Purge:
         # redis-py types every reply as possibly awaitable.
         self._redis: Any = redis
         self._keys = ProjectKeys(project)
+        self._scheduled = {lane: Scheduled(redis, project, lane) for lane in LANES}
 
     def scan(
         self,
@@ -72,8 +74,9 @@ class Purge:
         `keep_alive` at each step. A record of two subjects counts once: for that of its user,
         and of two subjects with the same tag for the first.
 
-        Places: `<lane>:waiting`, `<lane>:batches`, `<lane>:dead`, and `fence` for stored records
-        that claim, begin or revive removed because of the fence. Safe to repeat.
+        Places: `<lane>:scheduled`, `<lane>:waiting`, `<lane>:batches`, `<lane>:dead`, and `fence`
+        for stored records that were moved, claimed, begun or revived, and removed because of the
+        fence. Safe to repeat.
         """
         owners = _owners(subjects)
         removed: dict[str, Counter[str]] = {name: Counter() for name in subjects}
@@ -117,6 +120,9 @@ class Purge:
             time.sleep(0.05)
 
     def _steps(self, tags: Sequence[bytes]) -> Iterator[_Step]:
+        for lane, scheduled in self._scheduled.items():
+            for flat in scheduled.purge(tags):
+                yield _Step(f"{lane}:scheduled", _by_tag(tags, flat), {})
         for lane in LANES:
             yield from self._waiting(lane, tags)
         for lane in LANES:

@@ -26,6 +26,7 @@ _SNAPSHOT = Script("snapshot")
 class Lane:
     """One lane: `waiting` events, `batches` of which `claimed` wait for their slot.
 
+    `next_due_ms` is when the next scheduled event is due, None without one.
     `throttle_until_us` is 0 without the wait of a 429, `outage` is empty without one. Both
     belong to the endpoint, so `track` and `backfill` have the same.
     """
@@ -38,6 +39,7 @@ class Lane:
     throttle_until_us: int
     throttle_since_ms: int
     outage: dict[str, str]
+    next_due_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +97,24 @@ class Snapshot:
 
     @property
     def ages_s(self) -> dict[str, float]:
-        """Return the age of the oldest waiting event of each lane that has one."""
-        return {
-            name: self._since(lane.oldest_ms / 1e3)
-            for name, lane in self.lanes.items()
-            if lane.oldest_ms is not None
-        }
+        """Return the age of the oldest waiting event of each lane that has one.
+
+        A scheduled event counts from the time at which it is due: no flush moved it yet.
+        """
+        oldest_ms = {name: self._oldest_ms(lane) for name, lane in self.lanes.items()}
+        return {name: self._since(ms / 1e3) for name, ms in oldest_ms.items() if ms is not None}
+
+    def _oldest_ms(self, lane: Lane) -> int | None:
+        due_ms = lane.next_due_ms
+        if due_ms is None or due_ms * 1000 > self.now_us:
+            return lane.oldest_ms
+        return due_ms if lane.oldest_ms is None else min(due_ms, lane.oldest_ms)
+
+    @property
+    def next_due_s(self) -> float | None:
+        """Return the time until the next scheduled event is due; 0 if it is, None without one."""
+        due_ms = [lane.next_due_ms for lane in self.lanes.values() if lane.next_due_ms is not None]
+        return max(0.0, (min(due_ms) * 1000 - self.now_us) / 1e6) if due_ms else None
 
     @property
     def paused_for_s(self) -> float:
@@ -158,7 +172,7 @@ def read(redis: Redis, project: str) -> Snapshot:
     """Return the current state of the project; raises redis-py's errors."""
     keys = ProjectKeys(project)
     lanes = [keys.lane(name) for name in LANES]
-    of_lanes = [(k.waiting, k.claimed, k.leases, k.throttle, k.outage) for k in lanes]
+    of_lanes = [(k.waiting, k.claimed, k.leases, k.throttle, k.outage, k.scheduled) for k in lanes]
     named = (keys.counts, keys.pause, keys.fence, keys.fences, keys.rate)
     places = (*named, *sum(of_lanes, ()))
     redis_us, stored, counts, pause, fence, tat_us, *rows = _SNAPSHOT(redis, places, ())
@@ -177,10 +191,11 @@ def read(redis: Redis, project: str) -> Snapshot:
 
 
 def _lane(name: str, row: list[Any]) -> Lane:
-    waiting, oldest, claimed, batches, throttle, outage = row
+    waiting, oldest, claimed, batches, throttle, outage, due = row
     until_us, since_ms = map(int, throttle.split()) if throttle else (0, 0)
-    oldest_ms = int(oldest) if oldest else None
-    return Lane(name, waiting, oldest_ms, claimed, batches, until_us, since_ms, _fields(outage))
+    oldest_ms, due_ms = int(oldest) if oldest else None, int(due) if due else None
+    places = (waiting, oldest_ms, claimed, batches, until_us, since_ms)
+    return Lane(name, *places, _fields(outage), due_ms)
 
 
 def _numbers(flat: list[bytes]) -> dict[str, int]:

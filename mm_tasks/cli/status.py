@@ -46,6 +46,8 @@ def run(out: Console, *, as_json: bool) -> None:
     out.print(table)
     paused = shown["paused"]
     typer.echo(f"paused: {paused['reason']}" if paused else "not paused")
+    if shown["next_due_s"] is not None:
+        typer.echo(f"scheduled: the next event is due in {shown['next_due_s']:,.0f} s")
     if shown["left_out"]:
         typer.echo(f"dropped: {shown['left_out']:,} unusable fields of web requests")
     if shown["clock"]:

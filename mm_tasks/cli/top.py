@@ -126,14 +126,16 @@ def _head(project: str, newest: Snapshot | None) -> Text:
 
 def _places(newest: Snapshot) -> Table:
     table = Table("lane", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("waiting", "oldest", "leased", "batches", "delivered", "dead", "erased"):
+    names = ("scheduled", "waiting", "oldest", "leased", "batches", "delivered", "dead", "erased")
+    for name in names:
         table.add_column(name, justify="right")
-    places = ("leased", "delivered", "dead", "erased")
+    places = ("scheduled", "leased", "delivered", "dead", "erased")
     counted = {place: newest.by_lane(place) for place in places}
     for name, lane in newest.lanes.items():
-        leased, *ended = (f"{counted[place][name]:,}" for place in places)
+        scheduled, leased, *ended = (f"{counted[place][name]:,}" for place in places)
         oldest = _span(newest.ages_s[name]) if name in newest.ages_s else "-"
-        table.add_row(name, f"{lane.waiting:,}", oldest, leased, f"{lane.batches:,}", *ended)
+        waits = (scheduled, f"{lane.waiting:,}", oldest, leased, f"{lane.batches:,}")
+        table.add_row(name, *waits, *ended)
     return table
 
 

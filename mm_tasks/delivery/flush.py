@@ -42,8 +42,10 @@ def flush(delivery: Delivery, *, linger: bool = True) -> Iterator[Dispatch]:
     """Yield the batches to send: lost and due ones first, then new ones.
 
     Stops when nothing is ready, no slot is free within one flush interval, or claimed batches
-    are not sent in time. `linger=False` also takes part-full batches at once.
+    are not sent in time. `linger=False` also takes part-full batches at once. Scheduled records
+    that are due become waiting first.
     """
+    delivery.buffer.scheduled.move_due()
     readiness = delivery.buffer.readiness(linger=linger)
     if readiness == "unloaded" and delivery.load_fences():
         readiness = delivery.buffer.readiness(linger=linger)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mm_tasks.erasure.audit import protocol
-from mm_tasks.erasure.audit.protocol import ACKNOWLEDGED, BLOCKED, OPEN
+from mm_tasks.erasure.audit.protocol import ACKNOWLEDGED, BLOCKED, OPEN, SCHEDULED
 from mm_tasks.erasure.deadlines import one_month_after
 from mm_tasks.errors import AuditChainBroken
 from mm_tasks.timestamps import moment, stamp
@@ -83,9 +83,10 @@ def _requests(entries: Entries) -> Iterable[str]:
     for entry in _of(entries, "received", "ticket_added"):
         details = entry["details"]
         ticket = f", ticket {details['ticket']}" if details["ticket"] is not None else ""
+        later = f", not to begin before {details['not_before']}" if "not_before" in details else ""
         yield (
             f"received {details['received_at']}, on the ground {details['reason']}{ticket}, "
-            f"requested by {details['requested_by']}{_SENTENCES['via'][details['via']]}"
+            f"requested by {details['requested_by']}{_SENTENCES['via'][details['via']]}{later}"
         )
     yield f"due {_due_at(entries)}"
 
@@ -144,6 +145,8 @@ def _not_done(entries: Entries, fresh: Entries, state: ErasureState) -> Iterable
     if state.state not in OPEN:
         return
     yield f"This erasure is NOT finished. It is due {_due_at(entries)}. Not done yet:"
+    if state.state == SCHEDULED:
+        yield f"- beginning it, at {_begins_at(entries)}; until then nothing is stopped or removed"
     steps = _SENTENCES["missing"].items()
     yield from (f"- {missing}" for kind, missing in steps if not _of(fresh, kind))
     if not _of(fresh, "quiesced"):
@@ -173,6 +176,11 @@ def _due_at(entries: Entries) -> str:
     repeated = [entry["details"]["received_at"] for entry in _of(entries, "ticket_added")]
     due = [stamp(one_month_after(moment(at))) for at in repeated]
     return str(min([entries[0]["details"]["due_at"], *due]))
+
+
+def _begins_at(entries: Entries) -> str:
+    later = (entry["details"].get("not_before") for entry in entries)
+    return min(str(at) for at in later if at is not None)
 
 
 def _of(entries: Entries, *kinds: str) -> Entries:

@@ -7,14 +7,15 @@ the reads.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from datetime import timedelta
+from typing import TYPE_CHECKING, NamedTuple
 
 import uuid_utils
 from sqlalchemy import select
 
 from mm_tasks.buffer import records
 from mm_tasks.erasure.audit import tables
-from mm_tasks.erasure.audit.protocol import OPEN
+from mm_tasks.erasure.audit.protocol import OPEN, SCHEDULED
 from mm_tasks.erasure.audit.tables import SubjectIds
 from mm_tasks.erasure.deadlines import one_month_after
 from mm_tasks.erasure.models import Opened
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 # How long the caller has to raise the fence before the sweep does it.
 _FENCE_LEASE_S = 10
+_TOO_LATE = "(or eta) must end before the erasure is due, one month after its receipt"
 
 
 class ErasureCommands:
@@ -44,19 +46,28 @@ class ErasureCommands:
         """Take the store; nothing is opened here."""
         self._session = session
 
-    def open_request(self, request: ErasureRequest, now: datetime, *, via: str = "call") -> Opened:
+    def open_request(
+        self, request: ErasureRequest, now: datetime, *, via: str = "call", delay_s: float = 0.0
+    ) -> Opened:
         """Accept a request, or add it to the open erasure of the same user.
 
         Once this returns, the erasure is committed and will be done. New anonymous ids send
         an open erasure back to be fenced, and its worker loses the claim. `via` is one of
-        `protocol.VIA`. Raises `InvalidEvent`, `AuditUnavailable` or `ConfigurationError`.
+        `protocol.VIA`. With `delay_s` a new erasure is scheduled; a scheduled one begins at the
+        earliest time that was asked for, so without a delay at once. Raises `InvalidEvent`,
+        `AuditUnavailable` or `ConfigurationError`.
         """
         request.check(now)
+        received_at = request.received_at or now
+        not_before = now + timedelta(seconds=delay_s) if delay_s > 0 else None
+        if not_before and not_before >= one_month_after(received_at):
+            raise InvalidEvent([Problem("countdown", _TOO_LATE)])
+        asked = _Asked(request, via, received_at, not_before)
         with transaction(self._session) as rows:
             row = _open_row(rows, request.user_id)
             if row is None:
-                return self._open(rows, request, via, now)
-            return _add(rows, row, request, via, now)
+                return self._open(rows, asked, now)
+            return _add(rows, row, asked, now)
 
     def cancel(
         self,
@@ -118,12 +129,12 @@ class ErasureCommands:
                 raise InvalidEvent([Problem("requested_by", rule)])
             yield rows, row
 
-    def _open(self, rows: ErasureRows, request: ErasureRequest, via: str, now: datetime) -> Opened:
-        received_at = request.received_at or now
+    def _open(self, rows: ErasureRows, asked: _Asked, now: datetime) -> Opened:
+        request, received_at = asked.request, asked.received_at
         due_at = one_month_after(received_at)
         anonymous = list(dict.fromkeys(request.anonymous_ids))
         counts = {"project": rows.project, "anonymous": len(anonymous)}
-        details = _details(request, received_at, request.mode, via)
+        details = asked.details(request.mode)
         values = {
             **counts,
             **{name: details[name] for name in ("requested_by", "reason", "mode")},
@@ -135,12 +146,35 @@ class ErasureCommands:
             "received_at": received_at,
             "due_at": due_at,
             "accepted_at": now,
-            "next_at": now,
+            "next_at": asked.not_before or now,
         }
         row = rows.insert(values, {**details, **counts, "due_at": stamp(due_at)})
-        rows.fence(row["id"], "user", [request.user_id], now)
-        rows.fence(row["id"], "anonymous", anonymous, now)
-        return Opened(row["id"], is_fenced=False, claim=rows.lease(row, now, _FENCE_LEASE_S))
+        rows.fence(row, "user", [request.user_id], now)
+        rows.fence(row, "anonymous", anonymous, now)
+        claim = None if asked.not_before else rows.lease(row, now, _FENCE_LEASE_S)
+        return Opened(row["id"], is_fenced=False, claim=claim)
+
+
+class _Asked(NamedTuple):
+    """A request, how and when it was received, and when it may begin if not at once."""
+
+    request: ErasureRequest
+    via: str
+    received_at: datetime
+    not_before: datetime | None
+
+    def details(self, mode: str) -> dict[str, object]:
+        """Return the details that the entries of a first and of a repeated request share."""
+        later = {} if self.not_before is None else {"not_before": stamp(self.not_before)}
+        return {
+            "requested_by": self.request.requested_by,
+            "ticket": self.request.ticket,
+            "reason": str(self.request.reason),
+            "received_at": stamp(self.received_at),
+            "mode": mode,
+            "via": self.via,
+            **later,
+        }
 
 
 def _open_row(rows: ErasureRows, user_id: str) -> Row | None:
@@ -153,56 +187,47 @@ def _open_row(rows: ErasureRows, user_id: str) -> Row | None:
         .where(fenced.project == rows.project, fenced.kind == "user")
         .where(fenced.tag == records.tag(rows.project, "user", user_id).hex())
     )
-    return rows.connection.execute(query).mappings().one_or_none()
+    # Two are open only if a process of an earlier release, which knows no scheduled ones, asked.
+    return rows.connection.execute(query.order_by(erasure.id)).mappings().first()
 
 
-def _add(rows: ErasureRows, row: Row, request: ErasureRequest, via: str, now: datetime) -> Opened:
-    """Add a request to the open erasure of its user."""
-    known = row["ids"].anonymous
-    new = [id_ for id_ in dict.fromkeys(request.anonymous_ids) if id_ not in known]
-    transitions = [_ticket_added(row, request, via, now)]
+def _add(rows: ErasureRows, row: Row, asked: _Asked, now: datetime) -> Opened:
+    """Add a request to the open erasure of its user; start it if that is scheduled and this not."""
+    known, user_id = row["ids"].anonymous, asked.request.user_id
+    new = [id_ for id_ in dict.fromkeys(asked.request.anonymous_ids) if id_ not in known]
+    is_scheduled = row["state"] == SCHEDULED
+    transitions = [_ticket_added(row, asked)]
     if new:
-        changes = {
-            "ids": SubjectIds(request.user_id, [*known, *new]),
-            "anonymous": len(known) + len(new),
-            "fenced_at": None,
-            "next_at": now,
-        }
+        ids = SubjectIds(user_id, [*known, *new])
+        again = {} if is_scheduled else {"fenced_at": None, "next_at": now}
+        changes = {"ids": ids, "anonymous": len(known) + len(new), **again}
         transitions.append(Transition("anonymous_added", {"anonymous": len(new)}, changes))
-    row = rows.advance(row, transitions, now)
-    rows.fence(row["id"], "anonymous", new, now)
+    starts = is_scheduled and asked.not_before is None
+    row = (rows.start if starts else rows.advance)(row, transitions, now)
+    rows.fence(row, "anonymous", new, now)
     claim = None
-    if new or (row["state"] == "received" and not is_held(row, now)):
+    if row["state"] == "received" and (new or not is_held(row, now)):
         claim = rows.lease(row, now, _FENCE_LEASE_S)
     return Opened(row["id"], row["fenced_at"] is not None, claim)
 
 
-def _ticket_added(row: Row, request: ErasureRequest, via: str, now: datetime) -> Transition:
+def _ticket_added(row: Row, asked: _Asked) -> Transition:
     """Return the transition of a repeated request.
 
-    The earlier deadline holds, and so does the mode that refuses more events.
+    The earlier deadline holds, the earlier beginning of a scheduled erasure, and the mode that
+    refuses more events.
     """
-    received_at = request.received_at or now
+    request = asked.request
     mode = SUPPRESS if SUPPRESS in (row["mode"], request.mode) else row["mode"]
     is_known = request.ticket is None or request.ticket in row["tickets"]
     changes = {
         "tickets": row["tickets"] + ([] if is_known else [request.ticket]),
         "mode": mode,
-        "due_at": min(row["due_at"], one_month_after(received_at)),
+        "due_at": min(row["due_at"], one_month_after(asked.received_at)),
     }
-    return Transition("ticket_added", _details(request, received_at, mode, via), changes)
-
-
-def _details(request: ErasureRequest, at: datetime, mode: str, via: str) -> dict[str, object]:
-    """Return the details that the entries of a first and of a repeated request share."""
-    return {
-        "requested_by": request.requested_by,
-        "ticket": request.ticket,
-        "reason": str(request.reason),
-        "received_at": stamp(at),
-        "mode": mode,
-        "via": via,
-    }
+    if row["state"] == SCHEDULED and asked.not_before is not None:
+        changes["next_at"] = min(row["next_at"], asked.not_before)
+    return Transition("ticket_added", asked.details(mode), changes)
 
 
 def _unwarned(deadlines: list[ErasureDeadline]) -> list[ErasureDeadline]:

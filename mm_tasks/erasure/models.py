@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
     from mm_tasks.erasure.audit.tables import SubjectIds
 
-Step = Literal["fence", "purge", "quiesce", "call", "complete"]
+Step = Literal["start", "fence", "purge", "quiesce", "call", "complete"]
 # The next step in each open state.
 _STEPS: Mapping[str, Step] = {
     **dict.fromkeys(protocol.OPEN, "call"),
+    protocol.SCHEDULED: "start",
     "received": "fence",
     "fenced": "purge",
     "purged": "quiesce",

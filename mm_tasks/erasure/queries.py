@@ -13,7 +13,7 @@ from sqlalchemy import func, select
 
 from mm_tasks.erasure.audit import log as audit_log
 from mm_tasks.erasure.audit import tables
-from mm_tasks.erasure.audit.protocol import BLOCKED, OPEN
+from mm_tasks.erasure.audit.protocol import BLOCKED, OPEN, SCHEDULED
 from mm_tasks.erasure.deadlines import mark
 from mm_tasks.erasure.models import ErasureDeadline
 from mm_tasks.timestamps import stamp
@@ -141,7 +141,13 @@ def summarize(deadlines: Collection[ErasureDeadline], now: datetime) -> dict[str
 
 
 def _summary(row: RowMapping) -> dict[str, Any]:
-    return {**_plain(row, _SHOWN), "subject": row["pseudonym"], "is_wiped": row["ids"] is None}
+    shown = _plain(row, _SHOWN)
+    return {
+        **shown,
+        "not_before": shown["next_at"] if row["state"] == SCHEDULED else None,
+        "subject": row["pseudonym"],
+        "is_wiped": row["ids"] is None,
+    }
 
 
 def _passes(attempts: Iterable[RowMapping]) -> list[dict[str, Any]]:

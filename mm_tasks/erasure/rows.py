@@ -105,12 +105,24 @@ class ErasureRows:
         self.change(row["id"], token=token, lease_until=now + timedelta(seconds=lease_s))
         return Claim(token, Erasure.of(row))
 
-    def fence(self, erasure: str, kind: str, ids: Iterable[str], now: datetime) -> None:
-        """Fence ids of this kind on behalf of an erasure."""
-        shared = {"erasure": erasure, "project": self.project, "kind": kind, "since": now}
+    def fence(self, row: Row, kind: str, ids: Iterable[str], now: datetime) -> None:
+        """Fence ids of this kind on behalf of an erasure; those of a scheduled one from its start.
+
+        Their tags are stored in each case: a second request finds the erasure by them.
+        """
+        shared = {"erasure": row["id"], "project": self.project, "kind": kind, "since": now}
+        lifted_at = now if row["state"] == protocol.SCHEDULED else None
         for id_ in ids:
             tag = records.tag(self.project, kind, id_).hex()
-            self.connection.execute(insert(tables.suppressions).values(**shared, tag=tag))
+            values = {**shared, "tag": tag, "lifted_at": lifted_at}
+            self.connection.execute(insert(tables.suppressions).values(values))
+
+    def start(self, row: Row, transitions: Sequence[Transition], now: datetime) -> Row:
+        """Start a scheduled erasure after these transitions: its fence is in force from now on."""
+        started = Transition("started", changes={"next_at": now})
+        query = update(tables.suppressions).where(tables.suppressions.c.erasure == row["id"])
+        self.connection.execute(query.values(since=now, lifted_at=None))
+        return self.advance(row, [*transitions, started], now)
 
     def unfence(self, erasure: str, now: datetime) -> None:
         """Lift the fence of an erasure; ids that another one fences stay fenced."""

@@ -38,16 +38,19 @@ class ErasureService:
     fence_sync: FenceSync
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
 
-    def request(self, request: ErasureRequest, *, via: str = "call") -> Opened:
+    def request(
+        self, request: ErasureRequest, *, via: str = "call", delay_s: float = 0.0
+    ) -> Opened:
         """Commit a request, then raise the fence. `via` is one of `protocol.VIA`.
 
+        With a delay the erasure begins by itself that many seconds from now, and not before.
         Raises `InvalidEvent`, `AuditUnavailable` or `ConfigurationError` (the fence in Redis
         is of another audit store); then nothing was accepted.
         """
         # Without Redis the check is impossible here; raising the fence repeats it.
         with suppress(RedisError):
             self.fence_sync.check_store()
-        opened = self.commands.open_request(request, self.clock(), via=via)
+        opened = self.commands.open_request(request, self.clock(), via=via, delay_s=delay_s)
         if opened.claim is None:
             return opened
         return Opened(opened.id, self._raise_fence(opened.claim))

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import insert, or_, select, update
 
 from mm_tasks.erasure.audit import tables
-from mm_tasks.erasure.audit.protocol import ACKNOWLEDGED, OPEN
+from mm_tasks.erasure.audit.protocol import ACKNOWLEDGED, OPEN, SCHEDULED
 from mm_tasks.erasure.models import Claim, Erasure, StepAttempt, VendorAck
 from mm_tasks.erasure.request import ONCE
 from mm_tasks.erasure.rows import ErasureRows, Transition, ending, is_held, transaction
@@ -78,6 +78,14 @@ class ErasureSteps:
         """Give up a claim; `next_at` postpones the next step. Does nothing if it is lost."""
         later = {} if next_at is None else {"next_at": next_at}
         self._change(claim, token=None, lease_until=None, **later)
+
+    def start(self, claim: Claim, now: datetime) -> Claim | None:
+        """Start a scheduled erasure whose time has come, unless a request just started it."""
+        with self._held(claim) as (rows, row):
+            if row is None:
+                return None
+            started = rows.start(row, [], now) if row["state"] == SCHEDULED else row
+            return replace(claim, erasure=Erasure.of(started))
 
     def mark_fenced(self, claim: Claim, now: datetime) -> Claim | None:
         """Record that the fence is up: no attempt with the subject's events is admitted."""

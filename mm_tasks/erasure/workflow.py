@@ -1,4 +1,4 @@
-"""The erasure workflow: fence, purge, quiesce, call as often as planned, complete.
+"""The erasure workflow: start if scheduled, fence, purge, quiesce, call as planned, complete.
 
     run(id) ─▶ claim ─▶ each step that is due ─▶ release
     sweep() ─▶ reconcile the fence ─▶ run each erasure that is due ─▶ log deadlines
@@ -113,6 +113,8 @@ class ErasureWorkflow:
     def _step(self, claim: Claim) -> Claim | None:
         """Take the next step; return None if the erasure ended, or the claim is lost."""
         match claim.erasure.step:
+            case "start":
+                return self.steps.start(claim, self.clock())
             case "fence":
                 return self._fence(claim)
             case "purge" | "quiesce":

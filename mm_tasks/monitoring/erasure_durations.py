@@ -2,11 +2,11 @@
 
 The log only grows, so each read takes the entries after the one before. A step lasts:
 
-    fenced     from `received`, or from new anonymous ids, to `fenced`
+    fenced     from `received`, from new anonymous ids, or from `started`, to `fenced`
     purged     from `fenced` to the first `purged`
     quiesced   from the last `purged` to `quiesced`
     answered   from an `intent` to its `result`: one call of the vendor
-    completed  from `received` to `completed`, all passes included
+    completed  from `received`, or from `started`, to `completed`, all passes included
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ class ErasureDurations:
                 self._add_step("answered", begun.intents.pop(details["attempt"]), at)
             case "completed":
                 self._add_step(entry, begun.received_at, at)
-        if entry in {"received", "anonymous_added", "fenced", "purged", "quiesced"}:
+        if entry == "started":
+            begun.received_at = at
+        if entry in {"received", "started", "anonymous_added", "fenced", "purged", "quiesced"}:
             begun.state, begun.last_at = entry, at
         if entry in ENDED:
             del self._open[erasure]

@@ -219,13 +219,16 @@ def _of_events(read: Snapshot) -> Iterator[Metric]:
         yield _by_lane(f"events_{place}", help_text, read, place)
     waiting = {name: lane.waiting for name, lane in read.lanes.items()}
     yield _gauges("events_waiting", "Events that wait for a batch.", "lane", waiting)
+    scheduled = read.by_lane("scheduled")
+    yield _gauges("events_scheduled", "Events that wait for their time.", "lane", scheduled)
     yield _gauges("events_leased", "Events in batches.", "lane", read.by_lane("leased"))
     yield _gauges("events_dead", "Events in dead letters.", "lane", read.by_lane("dead"))
     yield _gauges("dead_letters", "Dead letters by reason.", "reason", read.dead_reasons)
     ages = {name: read.ages_s.get(name, 0.0) for name in read.lanes}
     yield _gauges("oldest_waiting_seconds", "Age of the oldest waiting event.", "lane", ages)
     held = read.counts.get("held_bytes", 0)
-    yield _gauge("buffer_bytes", "Bytes of all records: waiting, in batches, dead.", held)
+    help_text = "Bytes of all records: scheduled, waiting, in batches, dead."
+    yield _gauge("buffer_bytes", help_text, held)
     help_text = "Fields dropped from events because the vendor would reject them."
     yield _by_lane("fields_dropped", help_text, read, "left_out")
 

@@ -1,8 +1,9 @@
 """Base classes of the tasks that do their work in the caller: `track`, `identify`, `forget`.
 
-`.delay()` and an `.apply_async()` without options do not go through the broker: they validate in
-the caller and store there. With options that need a broker (a countdown, a chain) they validate
-as well, and the arguments travel in the message, redacted in its `argsrepr`.
+`.delay()` and an `.apply_async()` without options, or with a countdown or an eta alone, do not go
+through the broker: they validate in the caller and store there. With options that need a broker (a
+queue, a chain) they validate as well, and the arguments travel in the message, redacted in its
+`argsrepr`.
 
 The signatures that type checkers see are declared in the subclasses. At runtime every call takes
 any arguments: an invalid call raises `InvalidEvent`, which names field and rule, not `TypeError`.
@@ -10,6 +11,8 @@ any arguments: an invalid call raises `InvalidEvent`, which names field and rule
 
 from __future__ import annotations
 
+import math
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Reject
@@ -19,7 +22,7 @@ from mm_tasks.errors import BufferFull, BufferUnavailable, InvalidEvent, Problem
 from mm_tasks.events import context
 from mm_tasks.events.encode import encode_identify, encode_track
 from mm_tasks.events.lanes import QUEUES, TRACK
-from mm_tasks.tasks import on_commit
+from mm_tasks.tasks import countdown, on_commit
 from mm_tasks.tasks.base import BaseTask
 from mm_tasks.tasks.celery_app import FLUSH, REDACTED
 from mm_tasks.tasks.publisher import nudge, publish_options
@@ -54,13 +57,16 @@ class InProcessTask(BaseTask):
             self._retry_message(error)
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
-        """Call `delay`, or publish a message for a worker if an option is not None.
+        """Call `delay`, at once or later, or publish a message if an option needs a worker.
 
         Raises `InvalidEvent` either way. The exception are later tasks of a chain, whose arguments
         have not been validated: an error here would fail the task before. The worker refuses them.
         """
         if all(value is None for value in options.values()):
             return self.delay(*(args or ()), **(kwargs or {}))
+        if countdown.is_scheduled(options):
+            delay_s = countdown.delay_s(options, datetime.now(UTC))
+            return self._accept(self._by_name(tuple(args or ()), dict(kwargs or {})), delay_s)
         args = tuple(args or ())
         fields = self._message_fields(args, dict(kwargs or {}))
         if not _comes_after_others(args, options):
@@ -73,8 +79,8 @@ class InProcessTask(BaseTask):
             ours |= publish_options()
         return super().apply_async(args, fields, **(ours | options))
 
-    def _accept(self, fields: dict[str, Any]) -> Any:
-        """Validate and store; return a receipt."""
+    def _accept(self, fields: dict[str, Any], delay_s: float = 0.0) -> Any:
+        """Validate and store, to be done in `delay_s` seconds; return a receipt."""
         raise NotImplementedError
 
     def _message_fields(self, args: tuple[Any, ...], fields: dict[str, Any]) -> dict[str, Any]:
@@ -154,21 +160,31 @@ class EventTask(InProcessTask):
     def _check(self, args: tuple[Any, ...], fields: dict[str, Any]) -> None:
         self._encoded(args, fields)
 
-    def _accept(self, fields: dict[str, Any]) -> Receipt:
-        return self._append((self._encoded((), fields),))[0]
+    def _accept(self, fields: dict[str, Any], delay_s: float = 0.0) -> Receipt:
+        return self._append((self._encoded((), fields, delay_s),), delay_s)[0]
 
-    def _encoded(self, args: tuple[Any, ...], fields: dict[str, Any]) -> Encoded:
-        named = self._by_name(args, fields)
-        return self._encode(context.with_context(self.lane, named))
+    def _encoded(
+        self, args: tuple[Any, ...], fields: dict[str, Any], delay_s: float = 0.0
+    ) -> Encoded:
+        named = context.with_context(self.lane, self._by_name(args, fields))
+        if delay_s and self.lane == TRACK and named.get("timestamp") is None:
+            # It happens when it is due, as it did when a message carried it.
+            named["timestamp"] = datetime.now(UTC) + timedelta(seconds=delay_s)
+        return self._encode(named)
 
     def _encode(self, fields: Mapping[str, Any]) -> Encoded:
         if self.lane == TRACK:
             return encode_track(fields, bytes_max=runtime.current().event_bytes_max)
         return encode_identify(fields)
 
-    def _append(self, part: Sequence[Encoded]) -> list[Receipt]:
+    def _append(self, part: Sequence[Encoded], delay_s: float = 0.0) -> list[Receipt]:
         """Store at most 1 000 events with one script, and nudge a flush if a batch is full."""
-        suppressed, is_full = runtime.current().producers[self.lane].append(entries(part))
+        producer, delay_ms = runtime.current().producers[self.lane], math.ceil(delay_s * 1000)
+        suppressed, is_full = (
+            producer.schedule(entries(part), delay_ms)
+            if delay_ms
+            else producer.append(entries(part))
+        )
         if is_full:
             nudge(FLUSH, (self.lane,), QUEUES[self.lane])
         return receipts_of(part, suppressed)

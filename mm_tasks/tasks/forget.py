@@ -1,7 +1,8 @@
 """`forget`: requests the erasure of a person, in the caller or through the broker.
 
-Once `delay` has returned, the request is in the database. A message gives weaker guarantees: it
-may be lost with the broker or wait in it, and nothing is fenced meanwhile.
+Once `delay` has returned, the request is in the database. So is one with a countdown or an eta,
+which begins at its time. A message gives weaker guarantees: it may be lost with the broker or wait
+in it, and nothing is fenced meanwhile.
 """
 
 from __future__ import annotations
@@ -52,12 +53,16 @@ class ForgetTask(InProcessTask):
 
     def _accept_message(self, fields: dict[str, Any]) -> None:
         is_message = self.request.id and not self.request.is_eager
-        self._accept(fields, "message" if is_message else "call")
+        self._accept(fields, via="message" if is_message else "call")
 
-    def _accept(self, fields: dict[str, Any], via: str = "call") -> ErasureReceipt:
+    def _accept(
+        self, fields: dict[str, Any], delay_s: float = 0.0, via: str = "call"
+    ) -> ErasureReceipt:
         request = request_of(fields, datetime.now(UTC))
-        accepted = runtime.current().erasure_service.request(request, via=via)
-        nudge(RUN_ERASURE, (accepted.id,), FORGET_QUEUE)
+        service = runtime.current().erasure_service
+        accepted = service.request(request, via=via, delay_s=delay_s)
+        if not delay_s:
+            nudge(RUN_ERASURE, (accepted.id,), FORGET_QUEUE)
         return ErasureReceipt(accepted.id, accepted.is_fenced)
 
     def _message_fields(self, args: tuple[Any, ...], fields: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002 - events differ

@@ -13,7 +13,10 @@ from __future__ import annotations
 
 from contextvars import copy_context
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+
+from mm_tasks.tasks.countdown import delay_s, is_scheduled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -48,10 +51,20 @@ def apply_async_on_commit(
     robust: bool = False,
     **options: Any,
 ) -> None:
-    """Call `apply_async` on commit, with options such as `countdown`."""
+    """Call `apply_async` on commit, with options such as `countdown`, which begins then."""
     args, kwargs = tuple(args or ()), dict(kwargs or {})
     if all(value is None for value in options.values()):
         delay_on_commit(task, *args, using=using, robust=robust, **kwargs)
+        return
+    if is_scheduled(options):
+        due_in_s = delay_s(options, datetime.now(UTC))
+        encoded = task._encoded(args, kwargs, due_in_s)  # noqa: SLF001 - as in `delay_on_commit`
+
+        def schedule() -> None:
+            due_in_s = delay_s(options, datetime.now(UTC))
+            task._append((encoded,), due_in_s)  # noqa: SLF001 - as in `delay_on_commit`
+
+        _on_commit(schedule, using, robust=robust)
         return
     task._encoded(args, dict(kwargs))  # noqa: SLF001 - raises what `delay` would
     # The commit may run in another context. The fields of the request are in this one.

@@ -21,7 +21,8 @@ class ErasureReceipt:
     """An accepted erasure. `id` is the id of the erasure, which may have been open already.
 
     `fenced`: from now on no attempt that carries an event of the person is admitted. It is False
-    if Redis was out of reach; then the next sweep raises the fence.
+    if Redis was out of reach; then the next sweep raises the fence. It is False as well until the
+    time of an erasure with a countdown or an eta.
     """
 
     id: str

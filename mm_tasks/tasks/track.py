@@ -13,6 +13,7 @@ from mm_tasks.tasks.receipts import Receipt, counting, in_order, parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime
     from typing import Literal, Unpack
 
     from celery.canvas import Signature
@@ -59,10 +60,18 @@ class TrackTask(EventTask):
     def apply_async(self, args: Args = ..., kwargs: Fields = ...) -> Receipt: ...
     @overload
     def apply_async(
+        self, args: Args = ..., kwargs: Fields = ..., *, countdown: float
+    ) -> Receipt: ...
+    @overload
+    def apply_async(
+        self, args: Args = ..., kwargs: Fields = ..., *, eta: datetime | str
+    ) -> Receipt: ...
+    @overload
+    def apply_async(
         self, args: Args = ..., kwargs: Fields = ..., **options: Any
     ) -> AsyncResult[None]: ...
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
-        """Call `delay`; with options such as `countdown`, publish a message for a worker."""
+        """Call `delay`, or store the event for later; with other options, publish a message."""
         return super().apply_async(args, kwargs, **options)
 
     def delay_many(self, items: Items, *, on_error: OnError = "raise") -> list[Receipt]:

@@ -26,7 +26,7 @@ _VALUE_CHARACTERS = 120
 _HIDDEN = "…"
 # Generated at each call, so shown only if expected.
 _GENERATED = ("event_id", "timestamp")
-# Of a call through the broker; other options are internal to Celery, or hold other calls.
+# Of a scheduled call or one through the broker; others are internal to Celery, or hold calls.
 _OPTIONS_SHOWN = ("countdown", "eta", "expires", "queue")
 
 
@@ -161,7 +161,8 @@ def _line(record: Recorded, expected: Mapping[str, Any]) -> str:
     if record.options is not None:
         options = {n: _shown(record.options[n]) for n in _OPTIONS_SHOWN if n in record.options}
         pairs = _pairs(options)
-        way = f"  [{', '.join(['through the broker', *pairs])}]"
+        how = "through the broker" if record.through_broker else "scheduled"
+        way = f"  [{', '.join([how, *pairs])}]"
     return _call(record.lane, shown) + way
 
 

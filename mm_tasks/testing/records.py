@@ -40,8 +40,10 @@ class Recorded:
     """One call that was accepted: `track`, `identify` or `forget`.
 
     `fields` are the fields that the vendor would receive; of a `forget`, those of the request.
-    `event` is the name and `id` the receipt's id; an `identify` has neither. `options` are the
-    options of a call through the broker, such as `{"countdown": 30}`, otherwise None.
+    `event` is the name and `id` the receipt's id; an `identify` has neither. `delay_s` is in how
+    many seconds a scheduled call is due, otherwise None. `options` are the options of a call
+    through the broker, such as `{"queue": "mm.deliver"}`, of a scheduled one
+    `{"countdown": delay_s}`, otherwise None.
     """
 
     lane: Lane
@@ -50,11 +52,12 @@ class Recorded:
     event: str | None = None
     id: str | None = None
     options: dict[str, Any] | None = field(default=None, repr=False)
+    delay_s: float | None = None
 
     @property
     def through_broker(self) -> bool:
         """Return whether it went as a Celery message, to be stored by a worker later."""
-        return self.options is not None
+        return self.options is not None and self.delay_s is None
 
 
 class Records:
@@ -69,16 +72,19 @@ class Records:
         self.erasures: dict[str, str] = {}
         self._failures: dict[Lane, Iterator[MMTasksError]] = {}
 
-    def add(self, lane: Lane, fields: dict[str, Any], id_: str | None) -> None:
-        """Record a call that was accepted."""
-        self.recorded.append(self._record(lane, fields, id_))
-
-    def add_suppressed(self, lane: Lane, fields: dict[str, Any], id_: str | None) -> None:
-        """Record a call that was not accepted because the person is suppressed."""
-        self.suppressed.append(self._record(lane, fields, id_))
-
-    def _record(self, lane: Lane, fields: dict[str, Any], id_: str | None) -> Recorded:
-        return Recorded(lane, fields, fields.get("event"), id_, _options.get())
+    def add(
+        self,
+        lane: Lane,
+        fields: dict[str, Any],
+        id_: str | None,
+        delay_s: float = 0.0,
+        *,
+        is_accepted: bool = True,
+    ) -> None:
+        """Record a call; one that is not accepted is of a suppressed person."""
+        options = {"countdown": delay_s} if delay_s else _options.get()
+        record = Recorded(lane, fields, fields.get("event"), id_, options, delay_s or None)
+        (self.recorded if is_accepted else self.suppressed).append(record)
 
     def suppress(self, user_ids: Iterable[str], anonymous_ids: Iterable[str]) -> None:
         """Accept no further events of these persons."""

@@ -93,20 +93,24 @@ class RecordingProducer:
 
     def append(self, entries: Sequence[Record]) -> Appended:
         """Record all entries, in order; those of suppressed persons as not accepted."""
+        return self.schedule(entries, 0)
+
+    def schedule(self, entries: Sequence[Record], delay_ms: int) -> Appended:
+        """As `append`, for later."""
         self._records.fail(self._lane)
-        positions = [n for n, entry in enumerate(entries) if not self._is_added(entry)]
+        positions = [n for n, entry in enumerate(entries) if not self._is_added(entry, delay_ms)]
         return Appended(frozenset(positions), nudge=False)
 
     async def aappend(self, redis: None, entries: Sequence[Record]) -> Appended:  # noqa: ARG002 - as `Producer`
         """As `append`."""
         return self.append(entries)
 
-    def _is_added(self, entry: Record) -> bool:
+    def _is_added(self, entry: Record, delay_ms: int) -> bool:
         fields = json.loads(entry.body)
-        is_suppressed = self._records.is_suppressed(entry.user_id, entry.anonymous_id)
-        add = self._records.add_suppressed if is_suppressed else self._records.add
-        add(self._lane, fields, fields.get("event_id"))
-        return not is_suppressed
+        is_accepted = not self._records.is_suppressed(entry.user_id, entry.anonymous_id)
+        about = (self._lane, fields, fields.get("event_id"), delay_ms / 1000)
+        self._records.add(*about, is_accepted=is_accepted)
+        return is_accepted
 
 
 class RecordingErasureService:
@@ -116,20 +120,23 @@ class RecordingErasureService:
         """Take the records to add to."""
         self._records = records
 
-    def request(self, request: ErasureRequest, *, via: str = "call") -> Opened:
-        """Record a request, and suppress its person as the fence would.
+    def request(
+        self, request: ErasureRequest, *, via: str = "call", delay_s: float = 0.0
+    ) -> Opened:
+        """Record a request, and suppress its person as the fence would; not if it is for later.
 
         A request through the broker has `via="message"`, although it ran at once.
         """
         request.check(datetime.now(UTC))
         self._records.fail("forget")
         erasure = self._records.erasures.setdefault(request.user_id, new_id())
-        self._records.suppress([request.user_id], request.anonymous_ids)
+        if not delay_s:
+            self._records.suppress([request.user_id], request.anonymous_ids)
         values = {name: plain(getattr(request, name)) for name in request.__dataclass_fields__}
         fields = {name: value for name, value in values.items() if value not in (None, [])}
         fields["via"] = "message" if self._records.is_through_broker() else via
-        self._records.add("forget", fields, erasure)
-        return Opened(erasure, is_fenced=True)
+        self._records.add("forget", fields, erasure, delay_s)
+        return Opened(erasure, is_fenced=not delay_s)
 
 
 class NoClients:

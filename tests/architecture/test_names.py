@@ -16,6 +16,7 @@ FAMILIES = {
     "nudge": "nudges",
     "purge": "purge",
     "rate": "rate_limiter",
+    "scheduled": "scheduled",
     "snapshot": "snapshot",
 }
 # Of the producer, which has two scripts; `base.lua` and `common.lua` are prepended.

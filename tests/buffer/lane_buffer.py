@@ -9,11 +9,14 @@ from mm_tasks.buffer.attempt import Admitted
 from mm_tasks.buffer.batches import Batches
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.producer import Producer
-from mm_tasks.buffer.records import HEADER_BYTES
+from mm_tasks.buffer.records import HEADER_BYTES, STAMP_BYTES
 from mm_tasks.buffer.scripts import Script
 from mm_tasks.events.lanes import LANES
 
-PLACES = ("leased", "delivered", "dead", "erased", "discarded")
+# Before each scheduled record: see `keys`.
+SERIAL_BYTES = 16
+
+PLACES = ("scheduled", "leased", "delivered", "dead", "erased", "discarded")
 
 
 class LaneBuffer(Batches):
@@ -25,6 +28,7 @@ class LaneBuffer(Batches):
             redis, project, lane, limits, held_bytes_max=held_bytes_max, **more
         )
         self.append = self.producer.append
+        self.schedule = self.producer.schedule
 
     def close(self):
         """Leave no connection of the producer to the garbage collector."""
@@ -111,6 +115,20 @@ def reasons_counted(total, lane):
     return +Counter(found)
 
 
+def scheduled_records(members):
+    """Return the records of a zset of scheduled ones, by member."""
+    return [member[SERIAL_BYTES:] for member in members]
+
+
+def advance_scheduled(redis, key, by_ms):
+    """Move the times of all scheduled records to the past: their scores and their headers."""
+    for member, due_ms in redis.zrange(key, 0, -1, withscores=True):
+        at, rest = SERIAL_BYTES + 1, member[SERIAL_BYTES + STAMP_BYTES :]
+        earlier = b"%b%013d%b" % (member[:at], due_ms - by_ms, rest)
+        redis.zrem(key, member)
+        redis.zadd(key, {earlier: due_ms - by_ms})
+
+
 def pairs(flat):
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
@@ -132,8 +150,13 @@ _PARSE = {
     b"list": list,
     b"hash": pairs,
     b"set": set,
-    b"zset": lambda flat: {member.decode(): float(at) for member, at in pairs(flat).items()},
+    b"zset": lambda flat: {_text(member): float(at) for member, at in pairs(flat).items()},
 }
+
+
+def _text(member):
+    """Return an id as text; a scheduled record stays as it is."""
+    return member if len(member) > SERIAL_BYTES + HEADER_BYTES else member.decode()
 
 
 def snapshot(redis):
@@ -165,9 +188,11 @@ def assert_snapshot_adds_up(seen):
         dead = records_of(t for id_, t in letters.items() if id_.startswith(lane.encode()))
         places = sum(total[f"{lane}:{place}"] for place in PLACES)
         assert total[f"{lane}:accepted"] == len(waiting) + places
+        scheduled = scheduled_records(seen.get(of_lane.scheduled, {}))
         assert total[f"{lane}:leased"] == len(leased)
+        assert total[f"{lane}:scheduled"] == len(scheduled)
         assert total[f"{lane}:dead"] == len(dead)
         assert reasons_counted(total, lane) == reasons_of(letters, lane)
         assert total[f"{lane}:waiting_bytes"] == sum(len(r) - HEADER_BYTES + 1 for r in waiting)
-        held += sum(map(len, [*waiting, *leased, *dead]))
+        held += sum(map(len, [*scheduled, *waiting, *leased, *dead]))
     assert total["held_bytes"] == held

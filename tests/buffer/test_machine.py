@@ -13,6 +13,8 @@ Sabotages of the scripts that turn this machine red, each tried on a copy:
 - claim checks the size after it took the record, ignores brackets or commas, takes one event too
   many, does not linger, returns lingering records in reverse order, or stops at its bound with
   the others lost;
+- a scheduled record is moved before its time, twice, or although not all fences are loaded; its
+  move ignores the fence or does not count what that removed; its bytes are not counted;
 - claim or begin keeps the bytes of erased records, does not count the records that the fence
   removed, or counts them for the wrong id; begin keeps their list or lease;
 - claim, begin or readiness ignores is_loaded; begin admits while another holds the batch, during
@@ -60,11 +62,13 @@ from mm_tasks.buffer.producer import Record
 from mm_tasks.buffer.purge import Purge
 from mm_tasks.buffer.records import HEADER_BYTES, STAMP_BYTES, tag
 from mm_tasks.errors import BufferFull
+from mm_tasks.events.lanes import LANES
 from tests.buffer.lane_buffer import (
     LaneBuffer,
     assert_snapshot_adds_up,
     claim_in_parts,
     records_of,
+    scheduled_records,
     snapshot,
 )
 
@@ -173,6 +177,8 @@ class Model:
     """Every record in one place; the counts of what happened."""
 
     waiting: list[StoredRecord] = field(default_factory=list)
+    # With the time at which each is due (ms).
+    scheduled: list[tuple[float, StoredRecord]] = field(default_factory=list)
     batches: dict[str, Batch] = field(default_factory=dict)
     dead: dict[str, StoredRecord] = field(default_factory=dict)
     fence: set[tuple[str, str]] = field(default_factory=set)
@@ -320,29 +326,88 @@ class Lane(RuleBasedStateMachine):
 
     @rule(given=FEW | MANY | ALIKE)
     def append(self, given):
-        entries = [self.entry(*one) for one in given]
-        refused = {i for i, (_, who) in enumerate(given) if self.model.fence.intersection(who)}
-        taken = [entry for i, entry in enumerate(entries) if i not in refused]
-        held = sum(HEADER_BYTES + len(entry.body) for entry in taken)
-        if taken and self.held_bytes() + held > HELD_BYTES_MAX:
-            with pytest.raises(BufferFull):
-                self.buffer.append(entries)
-            self.assert_unchanged()
+        taken, whom, appended = self.stored(given, self.buffer.append)
+        if appended is None:
             return
-        appended = self.buffer.append(entries)
-
-        assert appended.suppressed == refused
         stored = self.redis.lrange(LANE.waiting, -len(taken), -1) if taken else []
         assert [record[HEADER_BYTES:] for record in stored] == [entry.body for entry in taken]
-        whom = [who for i, (_, who) in enumerate(given) if i not in refused]
         self.model.waiting += map(StoredRecord, stored, whom)
-        self.model.counts.update(accepted=len(taken), suppressed=len(refused))
         wants_nudge = bool(taken) and KEYS.nudges not in self.seen and self.is_full_waiting()
         assert appended.nudge == wants_nudge
 
+    def stored(self, given, store):
+        """Store entries; return those that were taken, of whom they are, and the reply or None."""
+        entries = [self.entry(*one) for one in given]
+        refused = {i for i, (_, who) in enumerate(given) if self.model.fence.intersection(who)}
+        taken = [entry for i, entry in enumerate(entries) if i not in refused]
+        whom = [who for i, (_, who) in enumerate(given) if i not in refused]
+        held = sum(HEADER_BYTES + len(entry.body) for entry in taken)
+        if taken and self.held_bytes() + held > HELD_BYTES_MAX:
+            with pytest.raises(BufferFull):
+                store(entries)
+            self.assert_unchanged()
+            return [], [], None
+        appended = store(entries)
+
+        assert appended.suppressed == refused
+        self.model.counts.update(accepted=len(taken), suppressed=len(refused))
+        return taken, whom, appended
+
+    @rule(given=FEW | MANY | ALIKE, delay_ms=st.sampled_from([1, 1, HOUR_MS]))
+    def schedule(self, given, delay_ms):
+        before_ms = self.now_ms()
+        taken, whom, appended = self.stored(given, lambda e: self.buffer.schedule(e, delay_ms))
+        if appended is None:
+            return
+        zset = snapshot(self.redis).get(LANE.scheduled, {})
+        members = sorted(zset.keys() - self.seen.get(LANE.scheduled, {}).keys())
+        stored = scheduled_records(members)
+        assert [record[HEADER_BYTES:] for record in stored] == [entry.body for entry in taken]
+        due_ms = [zset[member] for member in members]
+        assert due_ms == [int(record[1:STAMP_BYTES]) for record in stored]
+        assert all(-1 < at - before_ms - delay_ms < HOUR_MS / 2 for at in due_ms)
+        self.model.scheduled += zip(due_ms, map(StoredRecord, stored, whom), strict=True)
+        assert not appended.nudge
+
+    @rule(
+        given=FEW,
+        step=st.integers(1, 9),
+        fenced=st.none() | st.sampled_from(PEOPLE),
+        is_loaded=st.sampled_from([True, True, False]),
+    )
+    def become_due(self, given, step, fenced, is_loaded):
+        """Somebody may have been fenced, or the server have become another, since the store."""
+        self.then(self.schedule, given, HOUR_MS)
+        self.then(self.schedule, given, 1)
+        if fenced is not None:
+            self.then(self.fence, fenced, is_fenced=True)
+        if not is_loaded:
+            self.redis.hdel(KEYS.fences, "run_id")
+            self.model.is_loaded = False
+            self.agrees()
+            self.then(self.move_due, step)
+            self.then(self.load)
+        self.move_due(step)
+
+    @rule(step=st.integers(1, 9))
+    def move_due(self, step):
+        soon = [at for at, _ in self.model.scheduled if at < self.now_ms() + HOUR_MS / 2]
+        while self.now_ms() < max(soon, default=0):
+            pass
+        self.buffer.scheduled.move_due(step=step)
+        if not self.model.is_loaded or not soon:
+            self.assert_unchanged()
+            return
+        due = [one for one in self.model.scheduled if one[0] in soon]
+        self.model.scheduled = [one for one in self.model.scheduled if one[0] not in soon]
+        moved = [record for _, record in sorted(due, key=lambda one: one[0])]
+        kept = self.model.unfenced(moved)
+        self.model.catch(moved, kept)
+        self.model.waiting += kept
+
     def held_bytes(self):
         model = self.model
-        records = [*model.waiting, *model.dead.values()]
+        records = [*model.waiting, *model.dead.values(), *(one for _, one in model.scheduled)]
         records += [record for batch in model.batches.values() for record in batch.records]
         return sum(len(record.stored) for record in records)
 
@@ -382,6 +447,9 @@ class Lane(RuleBasedStateMachine):
         before_ms = self.now_ms()
         self.redis.hset(KEYS.clock, "seen_us", round(before_ms * 1000))
         self.redis.hincrby(KEYS.clock, "ahead_us", by_ms * 1000)
+        if by_ms > 0:
+            # A flush that was asked for before may count as lost.
+            self.redis.delete(KEYS.nudges)
         self.buffer.readiness()
 
         assert -1 <= self.now_ms() - before_ms - max(0, by_ms) < HOUR_MS / 2
@@ -395,11 +463,13 @@ class Lane(RuleBasedStateMachine):
         for person in people:
             self.fence(person, is_fenced=True)
         self.agrees()
-        now_ms, early = self.now_ms(), []
+        now_ms, early, later, steps = self.now_ms(), [], [], []
 
         def went_on():
-            """A flush comes after the first step."""
-            if claims and not early:
+            """A flush comes after the first step over the waiting records."""
+            steps.append(1)
+            if claims and len(steps) == len(LANES) + 1:
+                later.append(self.purged_scheduled(people))
                 early.append(self.purged_already(people))
                 self.agrees()
                 self.then(self.claim, None, HOUR_MS, linger=False)
@@ -409,6 +479,7 @@ class Lane(RuleBasedStateMachine):
         expected = Counter({"track:waiting": self.purged(model.waiting, people) + sum(early)})
         self.moved()
         sending_ms = max(0, int(self.redis.get(LANE.orphaned_request) or 0) - now_ms)
+        expected["track:scheduled"] = sum(later) + self.purged_scheduled(people)
         for batch_id in list(model.batches):
             n, left_ms = self.purged_batch(batch_id, people, now_ms)
             expected["track:batches"] += n
@@ -425,6 +496,13 @@ class Lane(RuleBasedStateMachine):
             self.agrees()
             model.fence = before
             self.load()
+
+    def purged_scheduled(self, people):
+        """Take the scheduled records of these people out; return how many."""
+        left = [record for _, record in self.model.scheduled]
+        n = self.purged(left, people)
+        self.model.scheduled = [one for one in self.model.scheduled if one[1] in left]
+        return n
 
     def purged_already(self, people):
         """Take out the records that one step removed, all of these people; return how many."""
@@ -1052,6 +1130,8 @@ class Lane(RuleBasedStateMachine):
     def assert_every_record_is_in_its_place(self, seen):
         model = self.model
         assert seen.get(LANE.waiting, []) == [record.stored for record in model.waiting]
+        later = scheduled_records(sorted(seen.get(LANE.scheduled, {})))
+        assert later == [record.stored for _, record in model.scheduled]
         for batch_id, batch in model.batches.items():
             assert seen[LANE.records(batch_id)] == [record.stored for record in batch.records]
         dead = {id_.encode(): record.stored for id_, record in model.dead.items()}
@@ -1063,9 +1143,10 @@ class Lane(RuleBasedStateMachine):
         counts = Counter({name.removeprefix("track:"): n for name, n in raw.items()})
         records = [r for key, value in seen.items() if ":records:" in key for r in value]
         records += seen.get(LANE.waiting, []) + records_of(seen.get(KEYS.dead, {}).values())
+        records += scheduled_records(seen.get(LANE.scheduled, {}))
         assert len(set(records)) == len(records)
         assert all(r[:1] == b"1" and r[1:STAMP_BYTES].isdigit() for r in records)
-        derived = {"leased", "dead", "waiting_bytes", "held_bytes"}
+        derived = {"scheduled", "leased", "dead", "waiting_bytes", "held_bytes"}
         derived |= {name for name in counts if name.startswith("dead:")}
         assert {n: c for n, c in counts.items() if c and n not in derived} == +self.model.counts
 
@@ -1128,6 +1209,7 @@ class Lane(RuleBasedStateMachine):
         model = self.model
         expected = {
             LANE.waiting: model.waiting,
+            LANE.scheduled: model.scheduled,
             LANE.claimed: any(b.slot_us is not None for b in model.batches.values()),
             LANE.leases: model.batches,
             KEYS.dead: model.dead,

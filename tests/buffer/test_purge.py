@@ -49,6 +49,7 @@ from tests.conftest import held
 
 KEYS = ProjectKeys("p")
 STORE = "a store"
+PLACES = ("scheduled", "waiting", "batches", "dead")
 HOUR_MS = 3_600_000
 ANNA = (tag("p", "user", "anna"), tag("p", "anonymous", "a_anna"))
 NONE = Scan(Counter(), 0)
@@ -209,7 +210,7 @@ def test_a_place_where_nothing_was_found_is_counted_as_zero(world):
     """The audit log shows every place that was searched, not only those with records."""
     world.append("b")
 
-    places = [f"{lane}:{place}" for lane in LANES for place in ("waiting", "batches", "dead")]
+    places = [f"{lane}:{place}" for lane in LANES for place in PLACES]
     assert world.scan().removed == dict.fromkeys([*places, "fence"], 0)
 
 

@@ -320,6 +320,16 @@ def test_the_receipt_of_a_completed_erasure_agrees_with_the_log(store, command):
     assert "--receipt" in refused.stderr
 
 
+def test_the_receipt_of_a_scheduled_erasure_says_when_it_begins(store, command):
+    opened = store.ask(now=NOW, delay_s=7200)
+    store.ask(now=NOW, delay_s=3600)
+    text, erasure = command.receipt(opened.id), command.shown(opened.id)
+
+    assert erasure["state"] == "scheduled"
+    assert f"- beginning it, at {erasure['not_before']}; until then nothing is stopped" in text
+    assert f", not to begin before {erasure['not_before']}" in text
+
+
 def test_the_receipt_of_an_unfinished_erasure_names_each_missing_step(store, command):
     claim = store.quiesced(now=NOW)
     store.call(claim, now=NOW)
@@ -581,7 +591,7 @@ def test_status_counts_erasures_and_creates_no_file(tmp_path, command):
     assert empty["erasures"] == {"open": 0, "overdue": 0, "blocked": 0, "blocked_reasons": {}}
     assert empty["fence"] == {"tags": 0, "loaded": False}
     assert set(empty) == {
-        *("project", "paused", "counts", "oldest_waiting_s"),
+        *("project", "paused", "counts", "oldest_waiting_s", "next_due_s"),
         *("fence", "erasures", "left_out"),
     }
     assert not list(tmp_path.iterdir())

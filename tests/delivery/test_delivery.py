@@ -12,10 +12,12 @@ from itertools import zip_longest
 import pytest
 
 from mm_tasks.buffer.attempt import Admitted
+from mm_tasks.buffer.producer import Record
 from mm_tasks.buffer.records import tag
 from mm_tasks.delivery.flush import flush as dispatches
 from mm_tasks.delivery.retry import FAILURES_MAX, FILTERED_MAX, ISOLATION_MAX
 from mm_tasks.delivery.send import send
+from tests.buffer.lane_buffer import advance_scheduled
 from tests.delivery.conftest import BAD, KEYS, flush, flush_and_send, letter_of, requests_seen
 
 
@@ -57,6 +59,22 @@ def test_a_part_full_batch_is_not_sent_before_it_has_lingered(flow, delivery):
 
     assert len([dispatch.batch_ids for dispatch in dispatches(delivery)]) == 1
     assert flow.counts()["leased"] == 4
+
+
+@pytest.mark.parametrize("lane", ["track", "identify"])
+def test_a_scheduled_event_is_sent_when_it_is_due_and_never_before(make_flow, sandbox, lane):
+    """Not even by `mm-tasks flush`, which sends what waits at once."""
+    flow = make_flow(lane)
+    delivery = flow.delivery()
+    flow.buffer.schedule([Record(flow.body(0), None, None)], 3_600_000)
+    flow.append(1)
+    assert [len(flush_and_send(delivery)[0]) for _ in range(2)] == [1, 0]
+    assert flow.counts()["scheduled"] == 1
+    advance_scheduled(flow.redis, flow.keys.scheduled, 3_600_000)
+    assert len(flush_and_send(delivery)[0]) == 1
+
+    assert flow.counts()["delivered"] == 2
+    assert len(sandbox.get("bodies")) == 2
 
 
 def test_batches_whose_message_was_lost_are_found_again_and_sent_once(flow, delivery, sandbox):

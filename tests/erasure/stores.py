@@ -39,9 +39,9 @@ class Store:
         self.commands = ErasureCommands(self.session)
         self.queries = ErasureQueries(self.session)
 
-    def ask(self, user_id=USER, now=NOW, **fields):
+    def ask(self, user_id=USER, now=NOW, delay_s=0, **fields):
         request = ErasureRequest(user_id, fields.pop("requested_by", "dpo"), **fields)
-        return self.commands.open_request(request, now)
+        return self.commands.open_request(request, now, delay_s=delay_s)
 
     def quiesced(self, now=NOW, **fields):
         """An erasure whose first pass is due; its claim."""

@@ -9,7 +9,7 @@ from mm_tasks.erasure.audit import tables
 from mm_tasks.erasure.audit.protocol import IllegalTransition
 from mm_tasks.erasure.audit.pseudonyms import Pseudonyms
 from mm_tasks.erasure.audit.verification import verify
-from mm_tasks.erasure.models import VendorAck
+from mm_tasks.erasure.models import Opened, VendorAck
 from mm_tasks.errors import InvalidEvent
 from tests.erasure.stores import NOW, USER, VISITOR, after
 
@@ -38,7 +38,7 @@ def test_no_column_is_shown_but_the_listed_ones(store):
     """The ids of the subject and the state of the workflow stay in the row."""
     opened = store.ask()
     hidden = {"ids", "pseudonym", "round", "lease_until", "token", "warned"}
-    shown = set(tables.erasures.columns.keys()) - hidden | {"subject", "is_wiped"}
+    shown = set(tables.erasures.columns.keys()) - hidden | {"subject", "is_wiped", "not_before"}
 
     assert set(store.queries.show(opened.id)) == shown | {"passes"}
     assert [set(row) for row in store.queries.listed()] == [shown]
@@ -211,6 +211,91 @@ def test_lift_frees_the_tags_that_no_other_erasure_holds(store):
     store.commands.lift(second, "dpo", NOW)
     assert set(store.queries.fences()) == set()
     verify(store.log)
+
+
+def test_a_scheduled_erasure_is_stored_and_begins_at_its_time(store):
+    """Nothing is fenced until then, and no worker takes a step of it."""
+    opened = store.ask(anonymous_ids=(VISITOR,), delay_s=3600)
+    assert opened == Opened(opened.id, is_fenced=False, claim=None)
+    shown = store.queries.show(opened.id)
+    assert (shown["state"], shown["not_before"]) == ("scheduled", "2026-01-31T13:00:00.000Z")
+    assert shown["due_at"] == "2026-02-28T12:00:00.000Z"
+    assert store.parsed()[0]["details"]["not_before"] == shown["not_before"]
+    assert set(store.queries.fences()) == set()
+    assert store.steps.due(after(seconds=3599)) == []
+    assert store.steps.claim(opened.id, after(seconds=3599), 60) is None
+
+    claim = store.steps.start(store.steps.claim(opened.id, after(hours=1), 60), after(hours=1))
+    assert (claim.erasure.state, claim.erasure.step) == ("received", "fence")
+    assert set(store.queries.fences()) == {USER_TAG, VISITOR_TAG}
+    assert store.kinds() == ["received", "started"]
+    assert store.queries.show(opened.id)["not_before"] is None
+    verify(store.log)
+
+
+def test_a_request_without_a_delay_starts_the_scheduled_erasure(store):
+    """The person who wants it now must not wait for somebody's next month."""
+    opened = store.ask(ticket="T-1", delay_s=86_400)
+    again = store.ask(ticket="T-2", anonymous_ids=(VISITOR,))
+
+    assert (again.id, again.claim.erasure.state) == (opened.id, "received")
+    assert store.kinds() == ["received", "ticket_added", "anonymous_added", "started"]
+    assert set(store.queries.fences()) == {USER_TAG, VISITOR_TAG}
+    assert store.steps.due(after(seconds=11)) == [opened.id]
+    verify(store.log)
+
+
+def test_a_worker_that_starts_it_at_the_same_time_goes_on(store):
+    opened = store.ask(delay_s=60)
+    claim = store.steps.claim(opened.id, after(seconds=60), 60)
+    again = store.ask(now=after(seconds=60))
+
+    assert again.claim is None, "the worker raises the fence"
+    assert store.steps.start(claim, after(seconds=60)).erasure.step == "fence"
+    assert store.kinds() == ["received", "ticket_added", "started"]
+
+
+@pytest.mark.parametrize(("delays_s", "begins_s"), [((60, 3600), 60), ((3600, 60), 60)])
+def test_of_two_scheduled_requests_the_earlier_time_holds(store, delays_s, begins_s):
+    first, second = (store.ask(anonymous_ids=(f"v{n}",), delay_s=n) for n in delays_s)
+
+    assert (second.id, second.claim) == (first.id, None)
+    assert store.queries.show(first.id)["state"] == "scheduled"
+    assert store.queries.show(first.id)["anonymous"] == 2
+    assert set(store.queries.fences()) == set()
+    assert store.steps.due(after(seconds=begins_s - 1)) == []
+    assert store.steps.due(after(seconds=begins_s)) == [first.id]
+    verify(store.log)
+
+
+def test_a_scheduled_request_is_done_with_the_erasure_that_is_open(store):
+    claim = store.quiesced()
+    again = store.ask(ticket="T-2", delay_s=3600)
+
+    assert again == Opened(claim.id, is_fenced=True, claim=None)
+    assert store.queries.show(claim.id)["state"] == "quiesced"
+    assert "not_before" in store.parsed("ticket_added")[0]["details"]
+    verify(store.log)
+
+
+def test_a_scheduled_erasure_can_be_cancelled(store):
+    opened = store.ask(delay_s=3600)
+    store.commands.cancel(opened.id, "dpo", after(seconds=1))
+
+    assert store.steps.due(after(days=1)) == []
+    assert store.queries.show(opened.id)["is_wiped"]
+    assert set(store.queries.fences()) == set()
+    assert store.ask().id != opened.id
+    verify(store.log)
+
+
+def test_an_erasure_is_not_scheduled_for_a_time_after_its_deadline(store):
+    """28 days after the 31st of January, and 8 of a request that was received 20 days ago."""
+    for days, received_at in ((28, NOW), (11, after(days=-20))):
+        with pytest.raises(InvalidEvent, match=r"countdown: .* before the erasure is due"):
+            store.ask(received_at=received_at, delay_s=days * 86_400)
+    assert store.entries() == []
+    assert store.ask(delay_s=28 * 86_400 - 1).id
 
 
 def test_a_list_is_newest_first_and_can_be_narrowed(store):

@@ -37,9 +37,9 @@ class Erasures(RuleBasedStateMachine):
     def teardown(self):
         self.folder.cleanup()
 
-    @rule(user=USERS, visitors=VISITORS)
-    def ask(self, user, visitors):
-        opened = self.store.ask(user, self.now, anonymous_ids=visitors)
+    @rule(user=USERS, visitors=VISITORS, delay_s=st.sampled_from([0, 0, 60, 3600]))
+    def ask(self, user, visitors, delay_s):
+        opened = self.store.ask(user, self.now, delay_s, anonymous_ids=visitors)
         ids = {("user", user), *(("anonymous", one) for one in visitors)}
         self.asked.setdefault(opened.id, set()).update(ids)
         self.keep(self.claims, opened.claim)
@@ -63,6 +63,8 @@ class Erasures(RuleBasedStateMachine):
         claim, steps = self.claims[choice % len(self.claims)], self.store.steps
         shown = self.store.queries.show(claim.id)
         match shown["state"]:
+            case "scheduled":
+                self.keep(self.claims, steps.start(claim, self.now))
             case "received":
                 self.keep(self.claims, steps.mark_fenced(claim, self.now))
             case "fenced":
@@ -116,7 +118,7 @@ class Erasures(RuleBasedStateMachine):
     def a_fence_stands_for_each_id_whose_erasure_is_in_force(self):
         wanted = set()
         for shown in self.store.queries.listed():
-            if shown["state"] in {*OPEN, "completed"}:
+            if shown["state"] in {*OPEN, "completed"} - {"scheduled"}:
                 wanted |= {tag("p", *one) for one in self.asked[shown["id"]]}
         assert set(self.store.queries.fences()) == wanted
 

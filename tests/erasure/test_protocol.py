@@ -27,6 +27,7 @@ DETAILS = {
         "due_at": TIME,
         "via": "call",
     },
+    "started": {},
     "ticket_added": {**REQUEST, "ticket": "T-1", "mode": "suppress", "via": "message"},
     "anonymous_added": {"anonymous": 1},
     "purged": {"removed": {"track:waiting": 1}},
@@ -61,6 +62,7 @@ def run(*steps):
     return progress
 
 
+LATER = ("received", {**DETAILS["received"], "not_before": TIME})
 START = ("received", "fenced", "purged", "quiesced")
 PASS_1 = (intent(1, 1), result(1, 1))
 DONE = (*START, *PASS_1, "settling", intent(2, 2), result(2, 2), "completed")
@@ -83,6 +85,10 @@ DONE = (*START, *PASS_1, "settling", intent(2, 2), result(2, 2), "completed")
         ((*START, "rejected"), "rejected"),
         ((*START, "duplicate_of"), "duplicate_of"),
         ((*START, "ticket_added", "anonymous_added"), "received"),
+        ((LATER, "ticket_added", "anonymous_added"), "scheduled"),
+        ((LATER, ("ticket_added", {**DETAILS["ticket_added"], "not_before": TIME})), "scheduled"),
+        ((LATER, "started", *START[1:]), "quiesced"),
+        ((LATER, "cancelled", "wiped"), "cancelled"),
         ((*START, intent(1, 1), "anonymous_added", result(1, 1), *START[1:]), "quiesced"),
     ],
 )
@@ -95,6 +101,11 @@ def test_legal(steps, state):
     [
         (("fenced",), "before received"),
         (("received", "received"), "may not follow"),
+        ((LATER, "fenced"), "may not follow"),
+        ((LATER, intent(1, 1)), "may not follow"),
+        ((LATER, "started", "started"), "may not follow"),
+        (("received", "started"), "may not follow"),
+        ((("received", {**DETAILS["received"], "not_before": None}),), "not_before"),
         (("received", "purged"), "may not follow"),
         (("received", intent(1, 1)), "may not follow"),
         ((*START, intent(2, 1)), "first pass"),

@@ -162,6 +162,39 @@ def fault(sandbox, **how):
 # From the request to the end.
 
 
+def test_a_scheduled_erasure_fences_and_purges_at_its_time(make_flow, erasures, sandbox):
+    """Until then its person is a customer like any other."""
+    flow, identifies = erasures.flow, make_flow("identify")
+    erasure = erasures.erasure_service.request(ErasureRequest(USER, "dpo"), delay_s=3600).id
+    erasures.sweep_after(seconds=3599)
+    assert erasures.state(erasure) == "scheduled"
+    assert erasures.is_accepted()
+    for lane in (flow, identifies):
+        lane.buffer.schedule([Record(lane.body(1), USER, None)], 60_000)
+    erasures.sweep_after(seconds=1)
+    assert not erasures.is_accepted()
+    erasures.complete(erasure)
+    removed = erasures.shown(erasure)["removed"]
+
+    places = ("track:scheduled", "identify:scheduled", "track:waiting")
+    assert [removed[place] for place in places] == [1, 1, 1]
+    assert erasures.kinds(erasure)[:3] == ["received", "started", "fenced"]
+    assert len(calls(sandbox)) == 3
+    assert "scheduled" not in flow.counts()
+
+
+def test_a_scheduled_erasure_survives_a_redis_that_is_away_at_its_time(erasures):
+    erasure = erasures.erasure_service.request(ErasureRequest(USER, "dpo"), delay_s=60).id
+    erasures.time_passes(seconds=60)
+    away = erasures.worker(redis=Redis(port=1))
+    with pytest.raises(RedisConnectionError):
+        away.run(erasure)
+    assert erasures.state(erasure) == "received"
+    erasures.sweep_after(seconds=2)
+
+    assert not erasures.is_accepted()
+
+
 @both
 def test_an_erasure_is_fenced_purged_called_three_times_and_completed(make_flow, erasures, sandbox):
     """Also on PostgreSQL: the steps are the same, and the log verifies."""
@@ -189,12 +222,15 @@ def test_an_erasure_is_fenced_purged_called_three_times_and_completed(make_flow,
     shown = erasures.shown(erasure)
 
     assert shown["removed"] == {
+        "track:scheduled": 0,
         "track:waiting": 3,
         "track:batches": 1,
         "track:dead": 1,
+        "identify:scheduled": 0,
         "identify:waiting": 2,
         "identify:batches": 0,
         "identify:dead": 0,
+        "backfill:scheduled": 0,
         "backfill:waiting": 2,
         "backfill:batches": 4,
         "backfill:dead": 0,

@@ -47,6 +47,15 @@ def test_a_second_look_adds_only_what_is_new(store):
     assert read(progress, store) == {**first, "answered": (1, 0)}
 
 
+def test_the_time_until_a_scheduled_erasure_begins_is_no_step(store):
+    opened = store.ask(delay_s=3600)
+    claim = store.steps.claim(opened.id, after(hours=1), 60)
+    claim = store.steps.start(claim, after(hours=1))
+    store.steps.mark_fenced(claim, after(hours=1, seconds=3))
+
+    assert read(ErasureDurations("p"), store) == {"fenced": (1, 3)}
+
+
 def test_new_anonymous_ids_are_fenced_and_counted_again(store):
     store.quiesced()
     claim = store.ask(now=after(minutes=5), anonymous_ids=(VISITOR,)).claim

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import pytest
 from prometheus_client import CollectorRegistry
 
+from mm_tasks.buffer.producer import Record
 from mm_tasks.delivery.send import send
 from mm_tasks.erasure.request import ErasureRequest
 from mm_tasks.monitoring.metrics import collector
@@ -74,6 +75,17 @@ def test_what_waits_is_aged_and_held(flow, scrape):
     assert scrape("oldest_waiting_seconds", lane="identify") == 0
     assert scrape("buffer_bytes") > 3 * 46
     assert scrape("buffer_max_bytes") == 1 << 30
+
+
+def test_what_is_scheduled_is_a_place_of_its_own(flow, scrape):
+    flow.buffer.schedule([Record(flow.body(n), None, None) for n in range(3)], 3_600_000)
+
+    assert scrape("events_scheduled", lane="track") == scrape("events_accepted_total", lane="track")
+    assert (
+        scrape("events_waiting", lane="track") == scrape("events_scheduled", lane="identify") == 0
+    )
+    assert scrape("oldest_waiting_seconds", lane="track") == 0
+    assert scrape("buffer_bytes") > 3 * 46
 
 
 def test_a_request_is_timed_whatever_came_of_it(flow, sandbox, scrape):

@@ -7,7 +7,7 @@ from mm_tasks.buffer.records import HEADER_BYTES
 from tests.system.processes import BATCH
 
 KEYS = ProjectKeys("default")
-PLACES = ("waiting", "leased", "delivered", "dead", "erased", "discarded")
+PLACES = ("scheduled", "waiting", "leased", "delivered", "dead", "erased", "discarded")
 
 
 def counts(redis):
@@ -52,7 +52,7 @@ def wait_until_all_is_sent(stack, redis, within_s=60):
 
     def is_done():
         numbers = account(redis)
-        return not (numbers["waiting"] or numbers["leased"] or numbers["left_behind"])
+        return not any(numbers[n] for n in ("scheduled", "waiting", "leased", "left_behind"))
 
     stack.wait(is_done, within_s)
     numbers = assert_balanced(redis)

@@ -748,7 +748,7 @@ class World:
 
     def _check_counts(self):
         counts = status.read(self.redis, PROJECT)["counts"]
-        places = ("waiting", "leased", "delivered", "dead", "erased", "discarded")
+        places = ("scheduled", "waiting", "leased", "delivered", "dead", "erased", "discarded")
         accepted = sum(event.is_accepted for event in self.events.values())
         promise("I4 counts", counts["accepted"] == accepted, "accepted is another number")
         total = sum(counts[place] for place in places)

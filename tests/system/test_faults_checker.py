@@ -7,7 +7,11 @@ import pytest
 from faults_checker import RECORD_S, UNREAD_S, Kill, Planned, Run, check, rate_excess
 
 NOTHING = dict.fromkeys(
-    ("accepted", "waiting", "leased", "delivered", "dead", "erased", "discarded", "ambiguous"), 0
+    (
+        *("accepted", "scheduled", "waiting", "leased", "delivered", "dead", "erased"),
+        *("discarded", "ambiguous"),
+    ),
+    0,
 )
 
 

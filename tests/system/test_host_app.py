@@ -178,7 +178,7 @@ def test_every_example_of_the_docs_runs(host, redis_url):
     program = "\n".join(examples).replace("redis://127.0.0.1:6379/1", redis_url)
     host.produce(program + '\nimport asyncio\n\nasyncio.run(signup("visitor", "user_42"))\n')
 
-    assert len(examples) == 4
+    assert len(examples) == 5
 
 
 SHOP = """

@@ -72,7 +72,7 @@ THROUGH_THE_BROKER = """
 from celery import chain, group
 from mm_tasks import app, identify, track
 app.send_task("mm_tasks.track", ("by_name",), {"user_id": "u"})
-track.apply_async(("in_a_second",), {"user_id": "u"}, countdown=1)
+track.apply_async(("in_a_second",), {"user_id": "u"}, countdown=1)  # stored for later
 chain(track.si("first", user_id="u"), track.si("second", user_id="u")).apply_async()
 group(track.s("together", user_id="u"), track.s("too", user_id="u")).apply_async()
 app.send_task("mm_tasks.identify", kwargs={"anonymous_id": "a", "user_id": "u"})
@@ -80,7 +80,7 @@ app.send_task("mm_tasks.identify", kwargs={"anonymous_id": "a", "user_id": "u"})
 
 
 def test_calls_that_need_the_broker_are_stored_by_a_worker(stack, redis):
-    """With Celery's options, or by the task's name, the event is in the Celery message."""
+    """In a chain, a group, or by the task's name, the event is in the Celery message."""
     stack.sandbox()
     worker, _ = stack.worker_and_beat()
     stack.produce(THROUGH_THE_BROKER)

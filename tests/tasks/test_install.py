@@ -247,7 +247,9 @@ def test_beat_adds_entries_that_a_later_assignment_removed(host, fresh):
 
 
 def test_a_message_goes_through_the_hosts_broker_as_json_and_redacted(installed, published):
-    identify.apply_async(kwargs={"anonymous_id": "a", "user_id": "s3cret"}, countdown=60)
+    identify.apply_async(
+        kwargs={"anonymous_id": "a", "user_id": "s3cret"}, countdown=60, expires=90
+    )
     installed.send_task("mm_tasks.track", ("e",), {"user_id": "s3cret"})
     ((headers, _, fields),) = published("mm.identify")
     ((by_name, _, _),) = published("mm.deliver")
@@ -258,11 +260,11 @@ def test_a_message_goes_through_the_hosts_broker_as_json_and_redacted(installed,
 
 
 @pytest.mark.usefixtures("installed")
-def test_an_invalid_call_with_a_countdown_raises_in_the_caller(published):
+def test_an_invalid_message_raises_in_the_caller(published):
     with pytest.raises(InvalidEvent):
-        track.apply_async(("e",), {"usr_id": "u"}, countdown=60)
+        track.apply_async(("e",), {"usr_id": "u"}, queue="mm.deliver")
     with pytest.raises(InvalidEvent):
-        forget.apply_async(("u",), countdown=60)
+        forget.apply_async(("u",), queue="mm.forget")
     assert published("mm.deliver") == published("mm.forget") == []
 
 
@@ -312,6 +314,14 @@ def test_a_message_that_is_delivered_twice_stores_the_same_event_id(installed, r
     assert [event["event_id"] for event in stored()] == [sent.id, sent.id]
 
 
+def test_a_countdown_that_an_earlier_release_published_is_stored(installed, redis, stored):
+    """It is a message with an eta, and still in the broker when the release changes."""
+    sent = track.apply_async(("e",), {"user_id": "u"}, countdown=0.001, queue="mm.deliver")
+    run(installed, "mm.deliver", redis)
+
+    assert [(event["event"], event["event_id"]) for event in stored()] == [("e", sent.id)]
+
+
 def test_a_message_waits_in_the_broker_while_the_buffer_is_away(installed, redis, fresh, published):
     track.apply_async(("e",), queue="mm.deliver")
     fresh(MM_TASKS_REDIS_URL="redis://127.0.0.1:1/0")
@@ -324,7 +334,7 @@ def test_a_message_waits_in_the_broker_while_the_buffer_is_away(installed, redis
 @pytest.mark.usefixtures("installed")
 def test_the_month_of_a_forget_message_starts_at_the_call(published):
     before = now()
-    forget.s(user_id="u", requested_by="dpo").apply_async(countdown=60)
+    forget.s(user_id="u", requested_by="dpo").apply_async(countdown=60, queue="mm.forget")
     ((headers, _, fields),) = published("mm.forget")
 
     assert before <= fields["received_at"] <= now()
@@ -337,7 +347,8 @@ def test_eager_calls_store_in_the_caller_and_publish_nothing(host, stored, fresh
     host.conf.broker_url = "redis://127.0.0.1:1/0"
     install(host)
     track.delay("a")
-    track.apply_async(("b",), countdown=60)
+    track.apply_async(("b",), queue="mm.deliver")
+    track.apply_async(("for later",), countdown=60)
     work(host, "x")
     chain(host.signature("host.work"), track.s("c")).apply_async()
 
@@ -353,7 +364,7 @@ def test_annotations_for_all_tasks_do_not_apply_to_ours(host, published, monkeyp
     install(host)
     for task in registry.TASKS:
         task.annotate()  # as where a process uses them first
-    track.apply_async(("e",), countdown=60)
+    track.apply_async(("e",), queue="mm.deliver")
 
     assert published("mm.deliver")
     assert (track.max_retries, track.acks_late, track.rate_limit) == (None, True, 0)

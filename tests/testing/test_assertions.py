@@ -81,7 +81,7 @@ def test_a_failure_shows_the_nearest_and_all_that_was_recorded(events):
         "    2. track('signup', user_id=…, properties={'plan': 'free', …})",
         "    3. identify(anonymous_id=…, user_id=…)",
         "    4. forget(user_id=…, requested_by=…, reason=…, mode=…, via=…)",
-        "    5. track('later')  [through the broker, countdown=30]",
+        "    5. track('later')  [scheduled, countdown=30.0]",
         "Not accepted, as their person is suppressed:",
         "    1. track('gone', user_id=…)",
     ]

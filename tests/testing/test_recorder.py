@@ -2,7 +2,7 @@
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from inspect import iscoroutinefunction, signature
 
 import pytest
@@ -76,7 +76,7 @@ def test_identify_and_forget_are_recorded(events):
     """So is the way of a forget: in a message it is weaker, which a team may want to rule out."""
     identify.delay("a1", "u1", traits={"plan": "pro"})
     receipt = forget_user("u9", anonymous_ids=["a9"])
-    forget.apply_async((), {"user_id": "u1", "requested_by": "dpo"}, countdown=5)
+    forget.apply_async((), {"user_id": "u1", "requested_by": "dpo"}, queue="mm.forget")
 
     events.assert_identified(anonymous_id="a1", user_id="u1", traits={"plan": "pro"})
     recorded = events.assert_forgotten(user_id="u9", requested_by="dpo", anonymous_ids=["a9"])
@@ -175,8 +175,10 @@ def test_failures_last_until_they_are_ended_and_affect_only_calls_that_need_the_
     for _ in range(3):
         with pytest.raises(BufferFull):
             track.delay("a")
+    with pytest.raises(BufferFull):
+        track.apply_async(("later",), countdown=5)
     forget_user()
-    track.apply_async(("later",), countdown=5)
+    track.apply_async(("later",), queue="mm.deliver")
     assert names(events) == [None, "later"]
     events.fail_with(None)
     assert track.delay("a").accepted
@@ -185,16 +187,33 @@ def test_failures_last_until_they_are_ended_and_affect_only_calls_that_need_the_
 
 
 def test_a_call_through_the_broker_is_marked(events):
-    result = track.apply_async(("later",), {"user_id": "u1"}, countdown=30, queue=None)
-    forget.apply_async((), {"user_id": "u9", "requested_by": "dpo"}, countdown=5)
+    options = {"countdown": 30, "queue": "mm.deliver"}
+    result = track.apply_async(("later",), {"user_id": "u1"}, **options, expires=None)
+    forget.apply_async((), {"user_id": "u9", "requested_by": "dpo"}, queue="mm.forget")
     track.apply_async(("now",), {"user_id": "u1"})
 
     later, forgotten, now = events.events
     assert isinstance(result.id, str)
     assert later.through_broker
-    assert later.options == {"countdown": 30}
-    assert (forgotten.lane, forgotten.options) == ("forget", {"countdown": 5})
+    assert later.options == options
+    assert (forgotten.lane, forgotten.options) == ("forget", {"queue": "mm.forget"})
     assert not now.through_broker
+
+
+def test_a_scheduled_call_is_recorded_with_its_delay(events):
+    """It is stored in the call, so its receipt is real and nothing goes through the broker."""
+    receipt = track.apply_async(("later",), {"user_id": "u1"}, countdown=30)
+    identify.apply_async(("a1", "u1"), eta=datetime.now(UTC) + timedelta(hours=1))
+    erasure = forget.apply_async((), {"user_id": "u9", "requested_by": "dpo"}, countdown=5)
+    track.apply_async(("at once",), {"user_id": "u9"}, countdown=-1)
+
+    later, identified, forgotten, now = events.events
+    assert (later.id, later.delay_s, later.options) == (receipt.id, 30, {"countdown": 30})
+    assert 3590 < identified.delay_s <= 3601
+    assert (forgotten.id, forgotten.delay_s, erasure.fenced) == (erasure.id, 5, False)
+    assert (now.delay_s, now.options) == (None, None)
+    assert not any(recorded.through_broker for recorded in events.events)
+    events.assert_forgotten(user_id="u9", via="call")
 
 
 def test_the_stand_ins_offer_what_they_stand_for():
@@ -202,6 +221,7 @@ def test_the_stand_ins_offer_what_they_stand_for():
     pairs = [
         (recording.RecordingErasureService.request, ErasureService.request),
         (recording.RecordingProducer.append, Producer.append),
+        (recording.RecordingProducer.schedule, Producer.schedule),
         (recording.RecordingProducer.aappend, Producer.aappend),
         *(
             (getattr(recording.NoClients, name), method)
@@ -224,7 +244,7 @@ def test_signatures_and_chains_are_recorded(events):
 
 def test_the_arguments_are_recorded_as_a_message_carries_them(events):
     """JSON has no tuples and no dates; Celery turns some of them back."""
-    track.apply_async(("later",), {"timestamp": AT, "properties": {"at": AT}}, countdown=5)
+    track.apply_async(("later",), {"timestamp": AT, "properties": {"at": AT}}, queue="q")
     events.assert_tracked("later", timestamp=AT, properties={"at": AT})
 
 
@@ -234,7 +254,7 @@ def test_threads_are_recorded_and_each_has_a_way_of_its_own(events):
     def call(n):
         if n % 2:
             return track.delay("now", user_id=f"u{n}")
-        return track.apply_async(("later",), {"user_id": f"u{n}"}, countdown=1)
+        return track.apply_async(("later",), {"user_id": f"u{n}"}, queue="mm.deliver")
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(call, range(400)))

@@ -37,7 +37,9 @@ track.delay_many(rows)
 track.delay(**rows[0])
 
 assert_type(track.apply_async(("signup",), {"user_id": "u"}), Receipt)
-sent: str = track.apply_async(("signup",), {"user_id": "u"}, countdown=5).id
+assert_type(track.apply_async(("signup",), {"user_id": "u"}, countdown=5), Receipt)
+assert_type(track.apply_async(("signup",), eta=datetime(2026, 1, 31, tzinfo=UTC)), Receipt)
+sent: str = track.apply_async(("signup",), {"user_id": "u"}, queue="mm.deliver").id
 track.apply_async(kwargs={"event": "signup"}, countdown=5, queue="mm.deliver")
 chain(track.s("signup", user_id="u"), track.si("signup"), track.s(user_id="u"))
 

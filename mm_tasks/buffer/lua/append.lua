@@ -30,10 +30,7 @@ if imports then
   if stands ~= ARGV[7] then return {-2, stands} end
 end
 local is_fenced = call('EXISTS', KEYS[3]) == 1 and fenced(KEYS[3], {unpack(ARGV, first)}, 1)
--- As `now_us`, by commands that every producer may run.
-local t, ahead = call('TIME'), call('HGET', CLOCK, 'ahead_us')
-local now_us = math.max(t[1] * 1000000 + t[2] + (ahead or 0), call('HGET', CLOCK, 'seen_us') or 0)
-local prefix = '1' .. string.format('%013.0f', math.floor(now_us / 1000))
+local prefix = string.format('1%013.0f', math.floor(now_us() / 1000))
 
 local records, refused, held = {}, {}, 0
 for i = first, #ARGV do
@@ -58,9 +55,7 @@ if n > 0 then
   local bytes = call('HINCRBY', counts, lane .. ':waiting_bytes', held - (HEADER - 1) * n)
   local length = call('RPUSH', KEYS[1], unpack(records))
   local is_full = length >= tonumber(ARGV[3]) or bytes - 1 > tonumber(ARGV[4])
-  if is_full and ARGV[5] ~= '' and ask(now_us, KEYS[4], KEYS[5], ARGV[5], FULL_MS) then
-    nudge = 1
-  end
+  if is_full and ARGV[5] ~= '' and ask(KEYS[4], KEYS[5], ARGV[5], FULL_MS) then nudge = 1 end
 end
 if imports then call('HSET', imports, ARGV[6], ARGV[8]) end
 if #refused == 0 then return nudge end

@@ -6,6 +6,26 @@ local NO_TAG = string.rep('\0', 16)
 
 -- The clock of the project, see common.lua. `Script` adds it as the last key of every script.
 local CLOCK = table.remove(KEYS)
+
+local function redis_us()
+  local t = redis.call('TIME')
+  return t[1] * 1000000 + t[2]
+end
+
+-- Only commands that every producer may run.
+local function read_clock()
+  local ahead = tonumber(redis.call('HGET', CLOCK, 'ahead_us') or 0)
+  local seen = tonumber(redis.call('HGET', CLOCK, 'seen_us') or 0)
+  return redis_us() + ahead, ahead, seen
+end
+
+-- Return the time of the project's clock, which every stored instant is of. It runs as Redis's
+-- clock does, but stands still where that goes back.
+local function now_us()
+  local now, _, seen = read_clock()
+  return math.max(now, seen)
+end
+
 -- '%.0f': a Lua number becomes "1.7e+15" by default and would lose its µs.
 local function whole(number)
   return string.format('%.0f', number)
@@ -56,11 +76,11 @@ local function is_served(signs, kind, at_ms)
 end
 
 -- Should the caller publish a flush or a sweep for this kind of queue? Not while one is asked for.
--- `now` is the time of the project's clock. An instant in the future does not count.
+-- An instant in the future does not count.
 -- A caller with a `gap_ms` is refused within this time of the last ask, begun or not, and of
 -- its last refusal.
-local function ask(now, nudges, signs, kind, gap_ms)
-  local last = kind .. ':last'
+local function ask(nudges, signs, kind, gap_ms)
+  local now, last = now_us(), kind .. ':last'
   local since_ms = (now - (redis.call('HGET', nudges, last) or 0)) / 1000
   if since_ms >= 0 and since_ms < gap_ms then return false end
   local asked, times = string.match(redis.call('HGET', nudges, kind) or '', '^(%d+) (%d+)$')

@@ -1,9 +1,9 @@
 -- common: start of every script but append, after base.lua.
 --
 -- Fields of the hash `counts`, whole numbers:
---   <lane>:accepted <lane>:leased <lane>:delivered <lane>:dead <lane>:erased
---   <lane>:discarded        events; with the length of `waiting` they satisfy
---                           accepted = waiting + leased + delivered + dead + erased + discarded
+--   <lane>:accepted <lane>:scheduled <lane>:leased <lane>:delivered <lane>:dead <lane>:erased
+--   <lane>:discarded        events; with the length of `waiting` they satisfy accepted =
+--                           scheduled + waiting + leased + delivered + dead + erased + discarded
 --   <lane>:suppressed       events refused at append, never accepted
 --   <lane>:waiting_bytes    bytes of JSON waiting, one comma for each event included
 --   <lane>:ambiguous        requests that may be stored; also by kind: <lane>:ambiguous:<kind>
@@ -15,7 +15,7 @@
 --                           not counted by reason yet
 --   foreign_messages        messages of another project that a worker put back
 --   unserved_publishes      messages published where no worker of the project listens
---   held_bytes              bytes of all records held: waiting, in batches, dead
+--   held_bytes              bytes of all records held: scheduled, waiting, in batches, dead
 --
 -- Fields of the hash `clock`, µs: see `now_us` and `tick`.
 --   ahead_us       how far the project's clock is ahead of Redis's
@@ -25,8 +25,8 @@
 --   stepped_at_us  stepped_by_ms   the last step of Redis's clock, for `mm-tasks status`
 --
 -- At maxmemory Redis refuses a script whose first write allocates, and allows all writes of a
--- script whose first write frees. So each script but append begins with a DEL, HDEL, ZREM or
--- LTRIM, even of nothing.
+-- script whose first write frees. So each script but append and scheduled_store begins with a
+-- DEL, HDEL, ZREM or LTRIM, even of nothing.
 
 -- A script that goes through a backlog looks at no more than this, and is called again.
 local RECORDS_MAX, BYTES_MAX = 2000, 2000000
@@ -37,24 +37,8 @@ local GAP_US = 2000000
 local LEAP_US = 3600000000
 -- A smaller step is not shown.
 local STEP_SHOWN_US = 1000000
-
-local function redis_us()
-  local t = redis.call('TIME')
-  return t[1] * 1000000 + t[2]
-end
-
-local function read_clock()
-  local stored = redis.call('HMGET', CLOCK, 'ahead_us', 'seen_us')
-  local ahead, seen = tonumber(stored[1] or 0), tonumber(stored[2] or 0)
-  return redis_us() + ahead, ahead, seen
-end
-
--- Return the time of the project's clock, which every stored instant is of. It runs as Redis's
--- clock does, but stands still where that goes back.
-local function now_us()
-  local now, _, seen = read_clock()
-  return math.max(now, seen)
-end
+-- Digits before each record of `scheduled`: see keys.py.
+local SERIAL = 16
 
 -- Return `now_us`, and store it, so that a later step back is noticed. Scripts that run often and
 -- may write call this instead.

@@ -8,4 +8,4 @@
 -- O(1), or O(heartbeats) if the last one did not begin in time. Lost reply: nothing is published,
 -- and the next caller publishes a few seconds later.
 
-return ask(now_us(), KEYS[1], KEYS[2], ARGV[1], 0) and 1 or 0
+return ask(KEYS[1], KEYS[2], ARGV[1], 0) and 1 or 0

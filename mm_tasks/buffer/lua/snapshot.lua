@@ -5,11 +5,13 @@
 -- KEYS[3]  fence   set
 -- KEYS[4]  fences  hash
 -- KEYS[5]  rate    string
--- KEYS[6…] of each lane: waiting list, claimed zset, leases zset, throttle string, outage hash
+-- KEYS[6…] of each lane: waiting list, claimed zset, leases zset, throttle string, outage hash,
+--          scheduled zset
 --
 -- Returns {Redis's time in µs, the fields of the clock, counts, pause, {tags, 1 if all fences are loaded for this server, reason of a
 -- failed load, since_ms}, rate, and of each lane {length of waiting, accepted_ms of its oldest
--- record, size of claimed, of leases, throttle, outage}}; absent values are ''.
+-- record, size of claimed, of leases, throttle, outage, when the next scheduled
+-- record is due (ms)}}; absent values are ''.
 -- Changes nothing. O(lanes).
 
 local call = redis.call
@@ -26,7 +28,7 @@ local reply = {
   },
   call('GET', KEYS[5]) or '',
 }
-for i = 6, #KEYS, 5 do
+for i = 6, #KEYS, 6 do
   local oldest = call('LINDEX', KEYS[i], 0)
   reply[#reply + 1] = {
     call('LLEN', KEYS[i]),
@@ -35,6 +37,7 @@ for i = 6, #KEYS, 5 do
     call('ZCARD', KEYS[i + 2]),
     call('GET', KEYS[i + 3]) or '',
     call('HGETALL', KEYS[i + 4]),
+    call('ZRANGE', KEYS[i + 5], 0, 0, 'WITHSCORES')[2] or '',
   }
 end
 return reply

@@ -1,7 +1,8 @@
 """The state machine of audit entries: the entries that may follow each state of an erasure.
 
     received → fenced → purged → quiesced → submitted → settling → submitted … → completed
-                                              ├ retrying · waiting_key · attention
+       ↑ started                              ├ retrying · waiting_key · attention
+    scheduled
     rejected · cancelled · duplicate_of: before the first call only      completed → lifted
 
 The table `ENTRIES` has the legal states and the details of each kind; `step` applies an
@@ -11,6 +12,9 @@ reads, so that both follow the same rules.
 Each quiesce begins a round, which makes all passes. A pass is called until the vendor
 acknowledges it; each attempt has an entry before the call (`intent`) and one after it
 (`result`).
+
+An erasure whose `received` has a `not_before` begins in the state `scheduled`; `started` ends that,
+at its time or because a request without one was added.
 
 Pure: no clock, no I/O.
 """
@@ -32,7 +36,9 @@ ACKNOWLEDGED = "acknowledged"
 
 BEFORE_CALLS = frozenset({"received", "fenced", "purged", "quiesced"})
 BLOCKED = frozenset({"retrying", "waiting_key", "attention"})
-OPEN = BEFORE_CALLS | BLOCKED | {"submitted", "settling"}
+# Asked for and not begun: no fence is up, and nothing is removed.
+SCHEDULED = "scheduled"
+OPEN = BEFORE_CALLS | BLOCKED | {SCHEDULED, "submitted", "settling"}
 ENDED = frozenset({"completed", "lifted", "cancelled", "rejected", "duplicate_of"})
 STATES = OPEN | ENDED
 
@@ -51,12 +57,13 @@ class IllegalTransition(MMTasksError):
 class AuditEntry(NamedTuple):
     """One kind of entry: the states it may follow, its next state, the names of its details.
 
-    `to` is '' if the entry does not change the state.
+    `to` is '' if the entry does not change the state. A detail in `optional` may be absent.
     """
 
     after: frozenset[str]
     to: str
     details: frozenset[str]
+    optional: frozenset[str] = frozenset()
 
 
 def _entry(after: frozenset[str] | set[str], to: str, *details: str) -> AuditEntry:
@@ -64,25 +71,33 @@ def _entry(after: frozenset[str] | set[str], to: str, *details: str) -> AuditEnt
 
 
 _REQUEST = ("requested_by", "ticket", "reason", "received_at", "via")
+_LATER = frozenset({"not_before"})
+_CANCELLABLE = BEFORE_CALLS | {SCHEDULED}
 
 ENTRIES: Mapping[str, AuditEntry] = MappingProxyType(
     {
-        "received": _entry(set(), "received", *_REQUEST, "project", "mode", "anonymous", "due_at"),
-        "ticket_added": _entry(OPEN, "", *_REQUEST, "mode"),
+        "received": _entry(
+            set(), "received", *_REQUEST, "project", "mode", "anonymous", "due_at"
+        )._replace(optional=_LATER),
+        "ticket_added": _entry(OPEN, "", *_REQUEST, "mode")._replace(optional=_LATER),
+        "started": _entry({SCHEDULED}, "received"),
+        # Of a scheduled erasure it does not change the state: see `step`.
         "anonymous_added": _entry(OPEN, "received", "anonymous"),
         "fenced": _entry({"received"}, "fenced"),
         # Repeated while a scan removes something, such as the events of a failed attempt.
         "purged": _entry({"fenced", "purged"}, "purged", "removed"),
         "quiesced": _entry({"purged"}, "quiesced", "passes"),
-        "intent": _entry(OPEN - {"received", "fenced", "purged"}, "submitted", "pass", "attempt"),
+        "intent": _entry(
+            OPEN - {SCHEDULED, "received", "fenced", "purged"}, "submitted", "pass", "attempt"
+        ),
         # A result may be late: after another worker took over, after new anonymous ids.
         "result": _entry(STATES, "", "pass", "attempt", "status", "outcome"),
         **{to: _entry({"submitted"}, to, "next_at") for to in sorted(BLOCKED | {"settling"})},
         "retried": _entry(BLOCKED, "", "requested_by"),
         "completed": _entry({"submitted"}, "completed", "acknowledged"),
-        "cancelled": _entry(BEFORE_CALLS, "cancelled", "requested_by"),
-        "rejected": _entry(BEFORE_CALLS, "rejected", "requested_by", "outcome"),
-        "duplicate_of": _entry(BEFORE_CALLS, "duplicate_of", "requested_by", "original"),
+        "cancelled": _entry(_CANCELLABLE, "cancelled", "requested_by"),
+        "rejected": _entry(_CANCELLABLE, "rejected", "requested_by", "outcome"),
+        "duplicate_of": _entry(_CANCELLABLE, "duplicate_of", "requested_by", "original"),
         "lifted": _entry({"completed"}, "lifted", "requested_by"),
         "wiped": _entry(ENDED, ""),
         "aof_rewritten": _entry(ENDED | {"submitted"}, "", "outcome"),
@@ -119,8 +134,10 @@ def step(
         if not holds:
             raise IllegalTransition(rule)
     if before is None:
-        return ErasureState("received")
-    return _after(replace(before, state=ENTRIES[kind].to or before.state), kind, details)
+        return ErasureState(SCHEDULED if details.get("not_before") else "received")
+    stays = before.state == SCHEDULED and kind == "anonymous_added"
+    to = before.state if stays else ENTRIES[kind].to or before.state
+    return _after(replace(before, state=to), kind, details)
 
 
 def _rules(
@@ -129,7 +146,8 @@ def _rules(
     """Yield each rule, and whether it holds; a rule relies on the ones before it."""
     yield kind in ENTRIES, "its kind is not one of the protocol's"
     entry = ENTRIES[kind]
-    yield set(details) == entry.details, "its details are not those of its kind"
+    is_whole = entry.details <= set(details) <= entry.details | entry.optional
+    yield is_whole, "its details are not those of its kind"
     for name, value in details.items():
         yield _ALLOWED[name](value), f"its {name} is not of the allowed form"
     if before is None:
@@ -217,7 +235,7 @@ _is_stamp = _text(STAMP)
 _ALLOWED: Mapping[str, Callable[[object], bool]] = {
     **dict.fromkeys(("acknowledged", "anonymous", "attempt", "pass", "passes"), _is_count),
     **dict.fromkeys(("mode", "outcome", "reason"), is_word),
-    **dict.fromkeys(("due_at", "received_at"), _is_stamp),
+    **dict.fromkeys(("due_at", "not_before", "received_at"), _is_stamp),
     **dict.fromkeys(("original", "project"), is_reference),
     **dict.fromkeys(("requested_by", "ticket"), _optional(is_reference)),
     "next_at": _optional(_is_stamp),

@@ -111,7 +111,8 @@ erasures = sa.Table(
     sa.Column("fenced_at", _TIME),
     sa.Column("quiesced_at", _TIME),
     sa.Column("ended_at", _TIME),
-    # NULL: nothing is due until a person calls `retry`.
+    # When the next step is due, of a scheduled erasure its beginning. NULL: nothing is due until a
+    # person calls `retry`.
     sa.Column("next_at", _TIME),
     sa.Column("round", sa.Integer, nullable=False, default=0),
     # A list: when each pass is due, counted from quiesce.
@@ -151,6 +152,7 @@ suppressions = sa.Table(
     sa.Column("project", sa.String(64), nullable=False),
     sa.Column("kind", sa.String(16), nullable=False),  # user or anonymous
     sa.Column("since", _TIME, nullable=False),
+    # NULL while the fence is in force; set as well while its erasure is scheduled.
     sa.Column("lifted_at", _TIME),
     sa.Index("mm_suppressions_tag", "project", "tag"),
 )
