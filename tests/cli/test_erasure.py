@@ -591,7 +591,7 @@ def test_status_counts_erasures_and_creates_no_file(tmp_path, command):
     assert empty["erasures"] == {"open": 0, "overdue": 0, "blocked": 0, "blocked_reasons": {}}
     assert empty["fence"] == {"tags": 0, "loaded": False}
     assert set(empty) == {
-        *("project", "paused", "counts", "oldest_waiting_s", "next_due_s"),
+        *("project", "paused", "counts", "oldest_waiting_s", "next_due_s", "clock", "problems"),
         *("fence", "erasures", "left_out"),
     }
     assert not list(tmp_path.iterdir())

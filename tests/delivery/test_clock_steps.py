@@ -185,9 +185,9 @@ def test_a_purge_waits_for_a_stray_request_until_its_lease_ends_and_no_longer(fl
     flow.step([-MINUTES_10])
     person = [tag("p", "user", "u")]
 
-    assert 0 < Purge(flow.redis, "p").scan(person).sending_ms <= 2000
+    assert 0 < Purge(flow.redis, "p").scan({"p": person})["p"].sending_ms <= 2000
     time.sleep(2)
-    assert Purge(flow.redis, "p").scan(person).sending_ms <= 0
+    assert Purge(flow.redis, "p").scan({"p": person})["p"].sending_ms <= 0
 
 
 def test_heartbeats_keep_their_age_through_a_step(flow):
