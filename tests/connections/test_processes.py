@@ -51,7 +51,12 @@ def test_the_demo_passes_over_tls_on_postgresql_under_our_user(few_rights, serve
 
 
 COMMANDS = """
+from mm_tasks import runtime
+from mm_tasks.buffer import heartbeats
 from mm_tasks.cli import app
+# `flush` fails without a worker.
+queues = ("mm.deliver", "mm.identify")
+heartbeats.write(runtime.current().worker_redis, "default", "worker", "w@h", queues)
 for command in ("check", "status", "flush", "dead list", "erasure list", "audit verify"):
     assert not app(command.split(), standalone_mode=False), command
 """
