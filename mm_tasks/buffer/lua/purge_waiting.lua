@@ -19,7 +19,7 @@
 -- Lost reply: the removed records were counted; repeat the same stretch.
 
 -- Redis keeps a list in nodes of 8 KB. A step to the next node takes 30 ns.
-local NODE_BYTES, NODES_MAX = 8192, 60000
+local NODE_BYTES, NODES_MAX = 8192, 65000
 
 local call, lane, tags = redis.call, ARGV[1], positions(ARGV, 4)
 call('LTRIM', KEYS[1], 0, -1)
@@ -55,17 +55,20 @@ else
   local nodes = 0
   for i = #records, 1, -1 do
     local position, index = position_in(tags, records[i]), first + i - 1
-    if position and nodes > NODES_MAX then
-      following = index
-      break
-    elseif position then
+    if position then
+      length = length - 1
+      local cost = math.min(index, length - index) * math.min(1, mean / NODE_BYTES)
+      if nodes > 0 and nodes + cost > NODES_MAX then
+        following = index
+        break
+      end
       removed(records[i], position)
       local filler = call('LINDEX', KEYS[1], -1)
       call('LTRIM', KEYS[1], 0, -2)
-      length = length - 1
       if index < length then
         call('LSET', KEYS[1], index, filler)
-        nodes = nodes + 100 + math.min(index, length - index) * math.min(1, mean / NODE_BYTES)
+        -- A short way too has the price of the calls.
+        nodes = nodes + 100 + cost
       end
     end
   end
