@@ -102,8 +102,8 @@ def _read_fields(connection: Connection) -> tuple[dict[str, list[str]], bool]:
         if size > ANSWER_BYTES_MAX:
             msg = "too long a head"
             raise ValueError(msg)
-        name, _, value = line.partition(b":")
-        if _NAME.fullmatch(name):
+        name, colon, value = line.partition(b":")
+        if colon and _NAME.fullmatch(name):
             fields.setdefault(name.decode().lower(), []).append(value.decode("latin-1").strip())
         else:
             is_odd = True

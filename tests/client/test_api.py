@@ -1,10 +1,6 @@
 """The client against sockets that misbehave: doubt must never look like an answer."""
 
-import contextlib
-import socket
-import threading
 import time
-from socketserver import ThreadingTCPServer
 
 import pytest
 from pydantic import SecretStr
@@ -18,56 +14,23 @@ from mm_tasks.client.outcome import (
     Misdirected,
     Rejected,
     Response,
-    Throttled,
     Unauthorized,
-    Unavailable,
 )
 from mm_tasks.errors import ConfigurationError
-
-KEY = SecretStr("sk_test_abc_s3cret_-x")
-
-
-class Server(ThreadingTCPServer):
-    """Answers each connection's first request with raw bytes, or a function of the socket."""
-
-    daemon_threads = True
-
-    def __init__(self, answer):
-        super().__init__(("127.0.0.1", 0), None)
-        self.answer = answer
-        self.received = b""
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
-        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
-
-    def finish_request(self, sock, _):
-        with contextlib.suppress(OSError):
-            while not self.received.endswith(b"]}") and (data := sock.recv(65536)):
-                self.received += data
-            self.answer(sock) if callable(self.answer) else sock.sendall(self.answer)
+from tests.client.conftest import KEY
+from tests.client.servers import closing, http
 
 
 @pytest.fixture
-def send():
-    servers = []
+def send(vendor, client):
+    """Send two events to a vendor that gives this answer and ends the connection."""
 
     def send(answer, timeout_s=10.0):
-        server = Server(answer)
-        servers.append(server)
-        client = Client(vendor_access(server.url, KEY), request_timeout_s=timeout_s)
-        outcome = client.send("track", [b'{"event":"a"}', b'{"event":"b"}'])
-        client.close()
-        send.server = server
-        return outcome
+        send.vendor = vendor(answer if callable(answer) else closing(answer))
+        to = client(send.vendor.url, request_timeout_s=timeout_s)
+        return to.send("track", [b'{"event":"a"}', b'{"event":"b"}'])
 
-    yield send
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-
-
-def http(status, body=b"", *headers):
-    head = "".join(f"{line}\r\n" for line in headers)
-    return f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\n{head}\r\n".encode() + body
+    return send
 
 
 def drip(sock):
@@ -114,30 +77,10 @@ def test_an_answer_is_classified(send, answer, expected):
     assert (type(outcome) if isinstance(expected, type) else outcome) == expected
 
 
-@pytest.mark.parametrize(
-    ("header", "seconds"),
-    [("7", 7), ("0", 0), ("-5", 0), ("soon", None), ("Wed, 21 Oct 2015 07:28:00 GMT", 0)],
-)
-def test_retry_after_is_read_or_unknown(send, header, seconds):
-    outcome = send(http(429, b"", f"Retry-After: {header}"))
-
-    assert isinstance(outcome, Throttled)
-    assert outcome.retry_after_s == seconds
-
-
 @pytest.mark.parametrize("answer", [lambda _: time.sleep(2), drip], ids=["silence", "drip"])
 def test_the_deadline_is_for_the_whole_request(send, answer):
     """A read timeout alone would let a drip of 60 bytes hold a worker for 6 s."""
     assert send(answer, timeout_s=0.5) == Ambiguous("timeout")
-
-
-def test_a_refused_connection_is_provably_unsent():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    client = Client(vendor_access(f"http://127.0.0.1:{port}", KEY))
-
-    assert client.send("track", [b"{}"]) == Unavailable("refused")
 
 
 def test_the_request_is_as_the_vendor_documents(send, monkeypatch, tmp_path):
@@ -145,7 +88,7 @@ def test_the_request_is_as_the_vendor_documents(send, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     assert send(http(202, b'{"ok":true,"count":2}')) == Delivered(2)
-    head, _, body = send.server.received.partition(b"\r\n\r\n")
+    ((_, head, body),) = send.vendor.requests
 
     assert body == b'{"events":[{"event":"a"},{"event":"b"}]}'
     assert head.startswith(b"POST /v1/batch HTTP/1.1")

@@ -1,0 +1,232 @@
+"""A request is `Unavailable` if no byte of it can have left, and in doubt from then on."""
+
+import ctypes
+import os
+import signal
+import socket
+import ssl
+import time
+from base64 import b64encode
+
+import pytest
+
+from mm_tasks.client.access import VendorAccess, tls_context
+from mm_tasks.client.api import Client
+from mm_tasks.client.outcome import Ambiguous, Delivered, Unavailable
+from mm_tasks.errors import ConfigurationError
+from tests.client.conftest import KEY
+from tests.client.servers import OK, closing
+
+# Hosts that are not loopback, at servers that are.
+pytestmark = pytest.mark.mm_tasks_real_host
+EVENT = [b'{"event":"a"}']
+
+
+def at_loopback(_, port, **options):
+    """A name server on which every name is this machine."""
+    return socket.getaddrinfo("127.0.0.1", port, **options)
+
+
+def never(*_, **__):
+    time.sleep(5)
+
+
+def unknown(*_, **__):
+    raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+
+@pytest.fixture
+def free_port():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+@pytest.fixture
+def full_port():
+    """A port whose queue of connections is full: connecting to it takes for ever."""
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=0) as server,
+        socket.create_connection(server.getsockname()),
+    ):
+        yield server.getsockname()[1]
+
+
+@pytest.mark.parametrize("look_up", [never, unknown], ids=["slow", "unknown"])
+def test_a_name_without_an_address_is_unsent(client, look_up):
+    """`getaddrinfo` has no timeout: only the deadline of the request ends a slow one."""
+    to = client("https://vendor.example", request_timeout_s=0.3, look_up=look_up)
+    began = time.monotonic()
+
+    assert to.send("track", EVENT) == Unavailable("dns")
+    assert time.monotonic() - began < 2
+
+
+def test_a_refused_connection_is_unsent(client, free_port):
+    assert client(f"http://127.0.0.1:{free_port}").send("track", EVENT) == Unavailable("refused")
+
+
+def test_a_deadline_while_connecting_is_unsent(client, full_port):
+    to = client(f"http://127.0.0.1:{full_port}", request_timeout_s=0.3)
+
+    assert to.send("track", EVENT) == Unavailable("timeout")
+
+
+def test_an_address_that_is_mute_does_not_take_the_time_of_the_next(client, vendor, full_port):
+    """As with IPv6 that leads nowhere: the second address has its share of the time."""
+    server = vendor(OK)
+
+    def look_up(*_, **options):
+        ports = (full_port, server.port)
+        return [info for port in ports for info in at_loopback("", port, **options)]
+
+    to = client(server.url, request_timeout_s=1, look_up=look_up)
+
+    assert to.send("track", EVENT) == Delivered(1)
+
+
+def test_tls_that_fails_is_unsent(client, vendor, authority):
+    """Not trusted, of another name, no TLS, a cut in the middle, and silence."""
+    trusted = {"ca_file": authority.file, "request_timeout_s": 0.3, "look_up": at_loopback}
+    of_vendor = vendor(OK, tls=authority.server("vendor.example"))
+    plain, cut, mute = vendor(OK), vendor(OK), vendor(OK)
+    plain.serve, cut.serve, mute.serve = closing(OK), bool, lambda _: time.sleep(2)
+    tries = {
+        client(f"https://vendor.example:{of_vendor.port}", look_up=at_loopback): "tls",
+        client(f"https://other.example:{of_vendor.port}", **trusted): "tls",
+        client(f"https://vendor.example:{plain.port}", **trusted): "tls",
+        client(f"https://vendor.example:{cut.port}", **trusted): "tls",
+        client(f"https://vendor.example:{mute.port}", **trusted): "timeout",
+    }
+
+    assert [to.send("track", EVENT) for to in tries] == [Unavailable(k) for k in tries.values()]
+    assert not of_vendor.requests
+
+
+def test_a_proxy_that_makes_no_tunnel_is_unsent(client, proxy, free_port):
+    def mute(_):
+        time.sleep(2)
+
+    answers = [
+        *(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n",),
+        *(b"HTTP/1.1 403 Forbidden\r\n\r\n<html>", b"", b"HTTP/1.1 20", b"SSH-2.0-x\r\n"),
+        *(b"HTTP/1.1 200 OK\r\n\r\nmore", mute),
+    ]
+    urls = [*(proxy(answer=answer).url for answer in answers), f"http://127.0.0.1:{free_port}"]
+
+    for url in [*urls, "http://no-such-proxy.invalid"]:
+        to = client("https://vendor.example", proxy_url=url, request_timeout_s=0.3)
+        assert to.send("track", EVENT) == Unavailable("proxy")
+
+
+def test_a_tunnel_without_a_vendor_is_unsent(client, proxy):
+    url = proxy(answer=closing(b"HTTP/1.1 200 OK\r\n\r\n")).url
+
+    to = client("https://vendor.example", proxy_url=url)
+
+    assert to.send("track", EVENT) == Unavailable("tls")
+
+
+@pytest.mark.parametrize("proxy_is_tls", [False, True], ids=["http", "https"])
+def test_the_vendor_is_reached_and_verified_through_a_proxy(
+    client, vendor, proxy, authority, proxy_is_tls
+):
+    """The name is never looked up here, and the proxy sees neither key nor event."""
+    server = vendor(OK, tls=authority.server("vendor.example"))
+    front = proxy(server, tls=authority.server("127.0.0.1") if proxy_is_tls else None)
+    url = front.url.replace("://", "://user:p%40ss@")
+    to = client("https://vendor.example", proxy_url=url, ca_file=authority.file)
+
+    assert [to.send("track", EVENT) for _ in range(3)] == [Delivered(1)] * 3
+    assert server.connections == [0, 0, 0]
+    (head,) = front.heads
+    assert head.startswith(b"CONNECT vendor.example:443 HTTP/1.1\r\nHost: vendor.example:443\r\n")
+    assert b"Proxy-Authorization: Basic " + b64encode(b"user:p@ss") + b"\r\n" in head
+    distrustful = client("https://vendor.example", proxy_url=proxy(server).url)
+    assert distrustful.send("track", EVENT) == Unavailable("tls")
+
+
+def test_a_proxy_is_not_used_for_loopback(client, vendor, proxy):
+    front = proxy()
+    for host in ("127.0.0.1", "localhost", "127.8.8.8"):
+        to = client(f"http://{host}:{vendor(OK).port}", proxy_url=front.url, look_up=at_loopback)
+        assert to.send("track", EVENT) == Delivered(1)
+
+    assert not front.heads
+
+
+def test_the_key_never_goes_through_a_proxy_in_the_clear():
+    """`vendor_access` refuses such a host already."""
+    with pytest.raises(ConfigurationError, match="MM_TASKS_PROXY_URL"):
+        Client(VendorAccess("http://vendor.example", KEY), proxy_url="http://127.0.0.1:1")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no certificate", b"\x30\x82\xff", "folder"])
+def test_a_file_without_authorities_is_named(client, tmp_path, content):
+    path = tmp_path / "s3cret.pem"
+    if content == "folder":
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+
+    with pytest.raises(ConfigurationError, match="MM_TASKS_CA_FILE") as caught:
+        client("https://vendor.example", ca_file=path)
+    assert "s3cret" not in str(caught.value)
+    assert "no certificate" not in str(caught.value)
+
+
+def test_the_authorities_of_a_file_replace_those_of_the_system(authority):
+    assert [c["subject"] for c in tls_context(authority.file).get_ca_certs()] != []
+    assert len(tls_context(authority.file).get_ca_certs()) == 1
+    assert tls_context(None).verify_mode == ssl.CERT_REQUIRED
+
+
+class SoftTimeLimitExceeded(Exception):
+    """As Celery raises it in the middle of anything, from a handler of a signal."""
+
+
+@pytest.mark.parametrize("is_sent", [False, True], ids=["connecting", "waiting"])
+def test_an_exception_in_the_middle_is_an_outcome(client, vendor, full_port, is_sent):
+    """Otherwise the soft time limit of a host's Celery would lose a doubt."""
+
+    def interrupt(*_):
+        raise SoftTimeLimitExceeded
+
+    port = vendor(lambda _: time.sleep(2)).port if is_sent else full_port
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        outcome = client(f"http://127.0.0.1:{port}").send("track", EVENT)
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+
+    assert outcome == (Ambiguous("error") if is_sent else Unavailable("connect"))
+
+
+def test_the_end_of_the_process_is_no_outcome(client, vendor):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            client(vendor(lambda _: time.sleep(2)).url).send("track", EVENT)
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+
+
+def test_a_child_forked_without_hooks_opens_a_connection_of_its_own(client, vendor):
+    """uWSGI forks in C: two processes on one connection would receive each other's answers."""
+    server = vendor(OK)
+    to = client(server.url)
+    to.send("track", EVENT)
+
+    child = ctypes.PyDLL(None).fork()
+    if child == 0:
+        os._exit(0 if to.send("track", EVENT) == Delivered(1) else 1)
+    _, status = os.waitpid(child, 0)
+
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert to.send("track", EVENT) == Delivered(1)
+    assert server.connections == [0, 1, 0]
