@@ -10,10 +10,13 @@ from base64 import b64encode
 
 import pytest
 
+from mm_tasks.cli.check import masked
 from mm_tasks.client.access import VendorAccess, tls_context
 from mm_tasks.client.api import Client
 from mm_tasks.client.outcome import Ambiguous, Delivered, Unavailable
 from mm_tasks.errors import ConfigurationError
+from mm_tasks.monitoring import checks
+from mm_tasks.settings import Settings
 from tests.client.conftest import KEY
 from tests.client.servers import OK, closing
 
@@ -219,6 +222,7 @@ def test_the_end_of_the_process_is_no_outcome(client, vendor):
 FORKING = """
 import ctypes, os, sys
 from pydantic import SecretStr
+from mm_tasks.cli.check import masked
 from mm_tasks.client.access import VendorAccess
 from mm_tasks.client.api import Client
 
@@ -242,3 +246,51 @@ def test_a_child_forked_without_hooks_opens_a_connection_of_its_own(vendor):
     users = {(number, b"child" in body) for number, _, body in server.requests}
     assert users == {(0, False), (1, True)}
     assert len(server.requests) == 4
+
+
+PROXIES = [
+    *(
+        "socks5://proxy",
+        "proxy:3128",
+        "http://",
+        "http://:3128",
+        "http://proxy:0",
+        "http://proxy:x",
+    ),
+    *("http://u:s3cret@p@proxy", "http://u:s3cret/x@proxy", "http://u:s3cret?@proxy", "http://a b"),
+    *("http://u:s3cret#@proxy", "http://proxy/path", "http://s3cret@proxy/?a=b", "ftp://s3cret@x"),
+]
+
+
+@pytest.mark.parametrize("url", PROXIES)
+def test_a_bad_url_of_a_proxy_is_refused_by_its_rule(url):
+    """A `/`, `?`, `#` or `@` in a password would end the host too early."""
+    with pytest.raises(ConfigurationError, match=r"^MM_TASKS_PROXY_URL: must ") as caught:
+        Settings.load({"proxy_url": url})
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://proxy", "https://u:p%40ss@proxy:3128/", "http://[::1]:3128", "http://müller.example"],
+)
+def test_a_good_url_of_a_proxy_is_accepted_and_never_shown(url):
+    settings = Settings.load({"proxy_url": url})
+
+    assert settings.proxy_url.get_secret_value() == url
+    assert "p%40ss" not in repr(settings) + masked("proxy_url", settings.proxy_url)
+
+
+def test_check_shows_whom_the_client_trusts(authority, tmp_path):
+    def trust(path):
+        settings = Settings.load({"millimetric_key": KEY, "ca_file": path})
+        (check,) = (one for one in checks.vendor(settings) if one.name == "trust")
+        return check.state, check.sentence
+
+    (tmp_path / "empty.pem").touch()
+
+    assert trust(None) == ("ok", "authorities for the vendor: the system's")
+    assert trust(authority.file) == ("ok", "authorities for the vendor: those of MM_TASKS_CA_FILE")
+    state, sentence = trust(tmp_path / "empty.pem")
+    assert state == "problem"
+    assert sentence.startswith("MM_TASKS_CA_FILE: must name a file")
