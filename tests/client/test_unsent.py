@@ -9,6 +9,7 @@ import time
 from base64 import b64encode
 
 import pytest
+import trustme
 
 from mm_tasks.cli.check import masked
 from mm_tasks.client.access import VendorAccess, tls_context
@@ -179,9 +180,21 @@ def test_a_file_without_authorities_is_named(client, tmp_path, content):
 
 
 def test_the_authorities_of_a_file_replace_those_of_the_system(authority):
-    assert [c["subject"] for c in tls_context(authority.file).get_ca_certs()] != []
     assert len(tls_context(authority.file).get_ca_certs()) == 1
     assert tls_context(None).verify_mode == ssl.CERT_REQUIRED
+
+
+def test_an_intermediate_authority_is_enough(client, vendor, tmp_path):
+    """As curl has it; OpenSSL by itself wants the root too."""
+    intermediate = trustme.CA().create_child_ca()
+    intermediate.cert_pem.write_to_path(tmp_path / "intermediate.pem")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    intermediate.issue_cert("127.0.0.1").configure_cert(context)
+
+    to = client(vendor(OK, tls=context).url, ca_file=tmp_path / "intermediate.pem")
+
+    assert to.send("track", EVENT) == Delivered(1)
+    assert not tls_context(tmp_path / "intermediate.pem").verify_flags & ssl.VERIFY_X509_STRICT
 
 
 class SoftTimeLimitExceeded(Exception):
@@ -289,7 +302,7 @@ def test_check_shows_whom_the_client_trusts(authority, tmp_path):
 
     (tmp_path / "empty.pem").touch()
 
-    assert trust(None) == ("ok", "authorities for the vendor: the system's")
+    assert trust(None) == ("ok", "authorities for the vendor: the system's, else certifi's")
     assert trust(authority.file) == ("ok", "authorities for the vendor: those of MM_TASKS_CA_FILE")
     state, sentence = trust(tmp_path / "empty.pem")
     assert state == "problem"
