@@ -61,7 +61,7 @@ def vendor(settings: Settings) -> Iterator[Check]:
     except ConfigurationError as error:
         yield Check("trust", "problem", str(error))
     else:
-        trusted = "those of MM_TASKS_CA_FILE" if settings.ca_file else "the system's, else certifi's"
+        trusted = "MM_TASKS_CA_FILE's" if settings.ca_file else "the system's, else certifi's"
         yield Check("trust", "ok", f"authorities for the vendor: {trusted}")
     rate, burst = settings.batch_rate_per_s, settings.batch_burst
     burst_max = VENDOR_BATCH_BURST - VENDOR_BATCH_RATE_PER_S * SLOT_VALID_MS / 1000

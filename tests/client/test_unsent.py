@@ -303,7 +303,7 @@ def test_check_shows_whom_the_client_trusts(authority, tmp_path):
     (tmp_path / "empty.pem").touch()
 
     assert trust(None) == ("ok", "authorities for the vendor: the system's, else certifi's")
-    assert trust(authority.file) == ("ok", "authorities for the vendor: those of MM_TASKS_CA_FILE")
+    assert trust(authority.file) == ("ok", "authorities for the vendor: MM_TASKS_CA_FILE's")
     state, sentence = trust(tmp_path / "empty.pem")
     assert state == "problem"
     assert sentence.startswith("MM_TASKS_CA_FILE: must name a file")
