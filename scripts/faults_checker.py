@@ -25,6 +25,8 @@ RATE_PER_S, RATE_SLACK = 5, 20
 RECORD_S = 2.0
 # A request may be read when its sender is dead already.
 UNREAD_S = 0.5
+# From the admission of an attempt to its arrival: connecting has a deadline of 2 s.
+ADMITTED_S = 2.5
 PLACES = ("waiting", "leased", "delivered", "dead", "erased", "discarded")
 
 
@@ -34,6 +36,15 @@ class Kill:
 
     at: float
     capacity: int
+
+
+@dataclass(frozen=True)
+class Leaver:
+    """A person whose erasure was accepted; fenced at this instant, None if not at once."""
+
+    person: str
+    ids: list[str]
+    fenced_at: float | None
 
 
 @dataclass(frozen=True)
@@ -61,6 +72,9 @@ class Run:
     parked: frozenset[str] = frozenset()
     # Bounds of a scenario's own, already judged: what is not as promised, in words.
     broken: Sequence[str] = ()
+    leavers: Sequence[Leaver] = ()
+    # Instants at which a hop spoiled an answer of the vendor, so that nobody could read it.
+    spoiled: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -98,7 +112,8 @@ def check(run: Run) -> Verdict:
     repeats = repeated(run)
     excess = rate_excess(row["at"] for row in run.rows if row["route"] == "/v1/batch")
     left = run.counts["waiting"] + run.counts["leased"]
-    lost = set() if left else run.acknowledged - set(stored) - set(dead)
+    erasable = {event_id for leaver in run.leavers for event_id in leaver.ids}
+    lost = set() if left else run.acknowledged - set(stored) - set(dead) - erasable
     unexpected = (set(stored) | set(dead)) - run.acknowledged - run.maybe
     findings = {
         f"lost: {_some(lost)}": lost,
@@ -107,6 +122,7 @@ def check(run: Run) -> Verdict:
         f"over the rate: {excess:.1f} requests above 5 w + 20": excess > 0,
         **_dead_letters(run, stored, dead),
         **_counts(run, stored, repeats),
+        **_erased(run),
     }
     broken = [text for text, is_found in findings.items() if is_found]
     invalid = [
@@ -145,6 +161,9 @@ def repeated(run: Run) -> Repeats:
             unclear.append(row)
     unexplained = unexplained_by_kills(unclear, run.kills)
     causes["kill"] = len(unclear) - len(unexplained)
+    unclear = unexplained
+    unexplained = unexplained_by_kills(unclear, [Kill(at, 1) for at in run.spoiled])
+    causes["hop"] = len(unclear) - len(unexplained)
     copies = sum(len(found) - 1 for found in by_id.values())
     return Repeats(copies, dict(causes), unexplained)
 
@@ -201,17 +220,38 @@ def _counts(run: Run, stored: Counter[str], repeats: Repeats) -> dict[str, Any]:
     at_most = known + len(run.maybe)
     is_settled = counts["leased"] == 0
     arrived = len(set(stored) - run.parked)
+    # An event that was stored may be erased before that was recorded.
+    gone = len({i for leaver in run.leavers for i in leaver.ids} & set(stored))
     return {
         f"counts: {accepted} accepted, {total} in all places": accepted != total,
         f"counts: {accepted} accepted, {known} to {at_most} expected": not (
             known <= accepted <= at_most
         ),
-        f"counts: {delivered} delivered, {arrived} stored": is_settled and delivered != arrived,
+        f"counts: {delivered} delivered, {arrived} stored": (
+            is_settled and not arrived - gone <= delivered <= arrived
+        ),
         f"counts: {dead} dead, {len(run.dead)} dead letters": dead != len(run.dead),
         f"counts: {counts['ambiguous']} ambiguous, {repeats.requests} requests sent again": (
             is_settled and counts["ambiguous"] < repeats.requests
         ),
     }
+
+
+def _erased(run: Run) -> dict[str, Any]:
+    """Return who was sent after the fence, by the instant at which the vendor had the request."""
+    fenced = {
+        event_id: leaver.fenced_at
+        for leaver in run.leavers
+        if leaver.fenced_at is not None
+        for event_id in leaver.ids
+    }
+    late = {
+        event_id
+        for row in run.rows
+        for event_id in row["ids"]
+        if event_id in fenced and row["at"] > fenced[event_id] + ADMITTED_S
+    }
+    return {f"sent after the fence: {_some(late)}": late}
 
 
 def _figures(run: Run, stored: Counter[str], repeats: Repeats) -> dict[str, float | str]:
@@ -231,6 +271,7 @@ def _figures(run: Run, stored: Counter[str], repeats: Repeats) -> dict[str, floa
         **{f"  because of: {cause}": number for cause, number in sorted(repeats.causes.items())},
         "  without a cause": len(repeats.unexplained),
         "counted ambiguous": run.counts["ambiguous"],
+        "people erased": len(run.leavers),
         "kills of workers": len(run.kills),
         "outages of Redis": len(run.outages),
     }

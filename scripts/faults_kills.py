@@ -109,6 +109,7 @@ def kills(plan: Plan) -> Run:
         here.faults(vendor_faults.steady())
         killer = Killer(here, chance, points)
         _populate(here, killer, plan.events)
+        once(here, here.officer(100, 2000))
         here.run_until(lambda: len(here.kills) >= KILLS and not killer.missing(), 900)
         _calm_down(here, killer)
         here.planned["kills of workers"] = Planned(len(here.kills), KILLS)
@@ -132,6 +133,7 @@ def short(plan: Plan) -> Run:
         killer = Killer(here, chance, points)
         _populate(here, killer, plan.events, workers=2, producers=2, poison_every=0)
         once(here, here.producer(60, 20, poison_every=60))
+        once(here, here.officer(8, 1000))
         for _ in range(2):
             here.run_for(chance.uniform(4, 6))
             here.restart_redis(chance.uniform(0.1, 1))

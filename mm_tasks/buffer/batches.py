@@ -88,11 +88,11 @@ class Batches:
         fences = (project.fence, project.fences, project.caught)
         linger_ms = self._limits.linger_ms if linger else 0
         slot = "" if slot_us is None else slot_us
-        claimed = _CLAIM(
-            self._redis,
-            (keys.waiting, *self._places(batch_id), *fences),
-            (*self._full, batch_id, linger_ms, slot, found_again_ms),
-        )
+        places = (keys.waiting, *self._places(batch_id), *fences)
+        args = (*self._full, batch_id, linger_ms, slot, found_again_ms)
+        # Each call that must be repeated removed a thousand records of erased persons or more.
+        while (claimed := int(_CLAIM(self._redis, places, args))) < 0:
+            pass
         return batch_id if claimed else None
 
     def due(self, limit: int, *, everything: bool = False) -> list[str]:

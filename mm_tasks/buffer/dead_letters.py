@@ -33,7 +33,8 @@ _PAGE = 200
 # One trim removes at most this many pages: more than the vendor's rate can bury in a second.
 _TRIM_PAGES = 20
 
-_REVIVE, _DISCARD, _TRIM = map(Script, ("dead_revive", "dead_discard", "dead_trim"))
+_REVIVE, _DISCARD = Script("dead_revive"), Script("dead_discard")
+_TRIM, _RECOUNT = Script("dead_trim"), Script("dead_recount")
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +175,8 @@ class DeadLetters:
     def trim(self, events_max: int, age_max_ms: int) -> int:
         """Discard the oldest letters above a number and an age; return how many.
 
-        Removes a bounded part of a large excess; the next call continues.
+        Removes a bounded part of a large excess; the next call continues. Also counts a part of
+        the letters by reason again if these counts are wrong: see `dead_recount.lua`.
         """
         places = (self._keys.dead, self._keys.dead_at, self._keys.counts)
         removed = 0
@@ -183,6 +185,7 @@ class DeadLetters:
             removed += n
             if n < _PAGE:
                 break
+        _RECOUNT(self._redis, places, (_PAGE,))
         if removed:
             log.warning("dead_letters_trimmed", extra={"events": removed})
         return removed

@@ -1,6 +1,6 @@
-"""Remove a subject's records from everything that Redis holds, in small atomic steps.
+"""Remove subjects' records from everything that Redis holds, in small atomic steps.
 
-The subject is fenced before, so no record of theirs is added behind a scan; the scripts
+The subjects are fenced before, so no record of theirs is added behind a scan; the scripts
 explain why none moves past it. Records in an attempt that is being sent stay, and the scan
 reports them: the caller must wait for that attempt.
 """
@@ -18,15 +18,14 @@ from mm_tasks.buffer.scripts import Script
 from mm_tasks.events.lanes import LANES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from redis import Redis
 
-    # Removed records by place, and the time until the lease of an attempt ends (ms).
-    _Step = tuple[Mapping[str, int], int]
-
-# Records read in one step: about 1 ms.
-STEP = 500
+# Records read in one step: about 1 ms, and up to 3 ms more to remove those in a long list.
+STEP = 1000
+# Of all subjects of one scan.
+TAGS_MAX = 1000
 
 _WAITING, _BATCH, _DEAD = map(Script, ("purge_waiting", "purge_batch", "purge_dead"))
 _FENCED_COUNT = Script("purge_fenced_count")
@@ -44,6 +43,14 @@ class Scan(NamedTuple):
     sending_ms: int
 
 
+class _Step(NamedTuple):
+    """Numbers of removed records, and the times until leases of attempts end (ms), by tag."""
+
+    place: str
+    removed: Mapping[bytes, int]
+    sending_ms: Mapping[bytes, int]
+
+
 class Purge:
     """The records of one project. Holds a client, no state of its own."""
 
@@ -54,21 +61,35 @@ class Purge:
         self._keys = ProjectKeys(project)
 
     def scan(
-        self, tags: Collection[bytes], keep_alive: Callable[[], object] = lambda: None
-    ) -> Scan:
-        """Remove and count the subject's records by place; call `keep_alive` at each step.
+        self,
+        subjects: Mapping[str, Sequence[bytes]],
+        keep_alive: Callable[[], object] = lambda: None,
+    ) -> dict[str, Scan]:
+        """Remove and count the records of subjects, each a name and tags; return a scan for each.
+
+        One pass over the records serves all subjects, of at most `TAGS_MAX` tags together. Calls
+        `keep_alive` at each step. A record of two subjects counts once: for that of its user,
+        and of two subjects with the same tag for the first.
 
         Places: `<lane>:waiting`, `<lane>:batches`, `<lane>:dead`, and `fence` for stored records
         that claim, begin or revive removed because of the fence. Safe to repeat.
         """
-        removed: Counter[str] = Counter()
-        sending_ms = 0
-        for counts, lease_ms in self._steps(tags):
-            removed.update(counts)
-            sending_ms = max(sending_ms, lease_ms)
+        owners = _owners(subjects)
+        removed: dict[str, Counter[str]] = {name: Counter() for name in subjects}
+        sending_ms = dict.fromkeys(subjects, 0)
+        places = set()
+        for step in self._steps(tuple(owners)):
+            places.add(step.place)
+            for tag, n in step.removed.items():
+                removed[owners[tag][0]][step.place] += n
+            for tag, lease_ms in step.sending_ms.items():
+                for name in owners[tag]:
+                    sending_ms[name] = max(sending_ms[name], lease_ms)
             keep_alive()
-        removed["fence"] = int(_FENCED_COUNT(self._redis, (self._keys.caught,), tuple(tags)))
-        return Scan(removed, sending_ms)
+        for name, tags in subjects.items():
+            removed[name].update(dict.fromkeys(places, 0))
+            removed[name]["fence"] = int(_FENCED_COUNT(self._redis, (self._keys.caught,), tags))
+        return {name: Scan(removed[name], sending_ms[name]) for name in subjects}
 
     def rewrite_aof(self, wait_s: float) -> str:
         """Make Redis rewrite its AOF without the removed records, and return the result.
@@ -94,7 +115,7 @@ class Purge:
                 return "running"
             time.sleep(0.05)
 
-    def _steps(self, tags: Collection[bytes]) -> Iterator[_Step]:
+    def _steps(self, tags: Sequence[bytes]) -> Iterator[_Step]:
         for lane in LANES:
             yield from self._waiting(lane, tags)
         for lane in LANES:
@@ -102,26 +123,58 @@ class Purge:
         # Last, because a batch may have been buried meanwhile.
         yield from self._dead(tags)
 
-    def _waiting(self, lane: str, tags: Collection[bytes]) -> Iterator[_Step]:
+    def _waiting(self, lane: str, tags: Sequence[bytes]) -> Iterator[_Step]:
         places = (self._keys.lane(lane).waiting, self._keys.counts)
+
+        def step(last: str | int) -> tuple[int, _Step]:
+            following, *flat = _WAITING(self._redis, places, (lane, last, STEP, *tags))
+            return following, _Step(f"{lane}:waiting", _by_tag(tags, flat), {})
+
+        # While most records at the head are theirs: there a removal costs the least.
+        is_theirs = True
+        while is_theirs:
+            _, done = step("head")
+            is_theirs = sum(done.removed.values()) > STEP / 2
+            yield done
         last: str | int = ""
         while last != -1:
-            removed, last = _WAITING(self._redis, places, (lane, last, STEP, *tags))
-            yield {f"{lane}:waiting": removed}, 0
+            last, done = step(last)
+            yield done
 
-    def _batches(self, lane: str, tags: Collection[bytes]) -> Iterator[_Step]:
-        keys = self._keys.lane(lane)
+    def _batches(self, lane: str, tags: Sequence[bytes]) -> Iterator[_Step]:
+        keys, place = self._keys.lane(lane), f"{lane}:batches"
         for batch_id in map(bytes.decode, self._redis.zrange(keys.leases, 0, -1)):
             places = (keys.records(batch_id), keys.batch(batch_id), keys.claimed, keys.leases)
             args = (lane, batch_id, *tags)
-            removed, lease_ms = _BATCH(self._redis, (*places, self._keys.counts), args)
-            yield {f"{lane}:batches": removed}, lease_ms
+            lease_ms, *flat = _BATCH(self._redis, (*places, self._keys.counts), args)
+            found = _by_tag(tags, flat)
+            yield _Step(place, found, dict.fromkeys(found, lease_ms))
         # Last, because a late success may have removed a batch of the list.
-        yield {f"{lane}:batches": 0}, self._redis.pttl(keys.orphaned_request)
+        orphaned_ms = self._redis.pttl(keys.orphaned_request)
+        yield _Step(place, {}, dict.fromkeys(tags, orphaned_ms))
 
-    def _dead(self, tags: Collection[bytes]) -> Iterator[_Step]:
+    def _dead(self, tags: Sequence[bytes]) -> Iterator[_Step]:
         places = (self._keys.dead, self._keys.dead_at, self._keys.counts)
         last: str | int = ""
         while last != -1:
-            last, *removed = _DEAD(self._redis, places, (last, STEP, *tags))
-            yield {f"{lane}:dead": n for lane, n in zip(LANES, removed, strict=True)}, 0
+            last, *flat = _DEAD(self._redis, places, (last, STEP, *tags))
+            for lane in LANES:
+                triples = zip(flat[::3], flat[1::3], flat[2::3], strict=True)
+                of_lane = {tags[i - 1]: n for name, i, n in triples if name.decode() == lane}
+                yield _Step(f"{lane}:dead", of_lane, {})
+
+
+def _owners(subjects: Mapping[str, Sequence[bytes]]) -> dict[bytes, list[str]]:
+    """Return the names of the subjects of each tag; two erasures may name the same visitor."""
+    owners: dict[bytes, list[str]] = {}
+    for name, tags in subjects.items():
+        for tag in tags:
+            owners.setdefault(tag, []).append(name)
+    assert len(owners) <= TAGS_MAX
+    return owners
+
+
+def _by_tag(tags: Sequence[bytes], flat: Sequence[int]) -> dict[bytes, int]:
+    """Return the numbers of a reply, which has a tag's position (from 1) before each, by tag."""
+    pairs = zip(flat[::2], flat[1::2], strict=True)
+    return {tags[position - 1]: number for position, number in pairs}

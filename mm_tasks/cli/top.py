@@ -1,7 +1,7 @@
 """`mm-tasks top`: the status and the rates of the last minute, live. Reads only.
 
-Redis is read at each interval; dead letters and erasures change slowly and cost more, so
-they are read less often. A store that does not answer is named, and the rest is shown.
+Redis is read at each interval; erasures change slowly and cost more, so they are read less
+often. A store that does not answer is named, and the rest is shown.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mm_tasks.runtime import Runtime
     from mm_tasks.settings import Settings
 
-# Interval of dead letters and erasures.
+# Interval of erasures.
 SLOW_S = 10.0
 ERASURES_MAX = 8
 _DAY_S = 86_400
@@ -63,7 +63,6 @@ class RefreshingView:
 
     current: Runtime
     window: RateWindow = field(default_factory=RateWindow)
-    reasons: dict[str, int] = field(default_factory=dict)
     erasures: str = ""
     deadlines: list[ErasureDeadline] = field(default_factory=list)
     slow_at_s: float = -SLOW_S
@@ -77,8 +76,6 @@ class RefreshingView:
         is_due = time.monotonic() - self.slow_at_s >= SLOW_S
         try:
             self.newest = snapshot.read(self.current.worker_redis, settings.project)
-            if is_due:
-                self.reasons = snapshot.dead_reasons(self.current.worker_redis, settings.project)
         except RedisError as error:
             away = self._away(type(error).__name__)
         else:
@@ -110,7 +107,7 @@ class RefreshingView:
         if self.newest is not None:
             rates = self.window.rates()
             parts += [_places(self.newest), *_lines(self.newest, rates, settings), _outcomes(rates)]
-            parts.append(_named("dead letters", self.reasons, "none"))
+            parts.append(_named("dead letters", self.newest.dead_reasons, "none"))
         parts.append(_line("erasures", self.erasures))
         parts += [_deadline(erasure) for erasure in self.deadlines[:ERASURES_MAX]]
         if len(self.deadlines) > ERASURES_MAX:

@@ -29,6 +29,10 @@ _STEPS: Mapping[str, Step] = {
 }
 
 
+# Erasures that have yet to scan the records; see `ErasureWorkflow`.
+TO_SCAN = ("received", "fenced", "purged")
+
+
 @dataclass(frozen=True, slots=True)
 class Erasure:
     """The state of one erasure at the time it was read. `ids` is None once they are wiped."""

@@ -29,7 +29,7 @@ from mm_tasks.erasure.rows import ErasureRows, Transition, ending, is_held, tran
 from mm_tasks.timestamps import stamp
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy import RowMapping as Row
@@ -46,12 +46,14 @@ class ErasureSteps:
         """Take the store; nothing is opened here."""
         self._session = session
 
-    def due(self, now: datetime, limit: int = _DUE_MAX) -> list[str]:
+    def due(
+        self, now: datetime, limit: int = _DUE_MAX, states: Collection[str] = OPEN
+    ) -> list[str]:
         """Return the ids of unclaimed erasures whose next step is due, longest due first."""
         column = tables.erasures.c
         query = (
             select(column.id)
-            .where(column.project == self._session.project, column.state.in_(OPEN))
+            .where(column.project == self._session.project, column.state.in_(states))
             .where(column.next_at <= now)
             .where(or_(column.lease_until.is_(None), column.lease_until <= now))
             .order_by(column.next_at, column.id)

@@ -4,13 +4,15 @@
     sweep() ─▶ reconcile the fence ─▶ run each erasure that is due ─▶ log deadlines
 
 Each step is a transaction of `steps`, and safe to repeat: if a worker dies, its lease expires
-and the next sweep continues. No step needs a Celery message. The fence stays up in every
-case, and the vendor is called until it acknowledges.
+and the next sweep continues. A scan of the records serves all erasures that are due for one.
+No step needs a Celery message. The fence stays up in every case, and the vendor is called
+until it acknowledges.
 """
 
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
@@ -19,17 +21,18 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
+from mm_tasks.buffer.purge import TAGS_MAX
 from mm_tasks.client import outcome as outcomes
 from mm_tasks.client.backoff import backoff_s, random_s, record_with_retry, throttle_s
 from mm_tasks.erasure.audit.protocol import ACKNOWLEDGED, WORD_CHARACTERS_MAX
-from mm_tasks.erasure.models import VendorAck
+from mm_tasks.erasure.models import TO_SCAN, VendorAck
 from mm_tasks.erasure.request import ONCE
 from mm_tasks.errors import AuditChainBroken, AuditUnavailable, ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
-    from mm_tasks.buffer.purge import Purge
+    from mm_tasks.buffer.purge import Purge, Scan
     from mm_tasks.client.api import Client
     from mm_tasks.erasure.commands import ErasureCommands
     from mm_tasks.erasure.fence_sync import FenceSync
@@ -100,13 +103,8 @@ class ErasureWorkflow:
         for erasure_id in self.steps.due(self.clock()):
             if time.monotonic() > ends_at:
                 break
-            try:
+            with _apart(erasure_id):
                 self.run(erasure_id)
-            except AuditUnavailable:
-                raise
-            except Exception as error:  # noqa: BLE001 - one failure must not stop the other erasures
-                failure = {"erasure": erasure_id, "error": type(error).__name__}
-                _log.error("erasure_failed erasure=%s error=%s", *failure.values(), extra=failure)
         for late in self.commands.newly_overdue(self.clock()):
             about = {"erasure": late.id, "state": late.state, "percent": late.mark}
             message = "erasure_deadline erasure=%s state=%s percent=%d"
@@ -116,10 +114,9 @@ class ErasureWorkflow:
         """Take the next step; return None if the erasure ended, or the claim is lost."""
         match claim.erasure.step:
             case "fence":
-                self.fence_sync.add(claim)
-                return self.steps.mark_fenced(claim, self.clock())
+                return self._fence(claim)
             case "purge" | "quiesce":
-                return self._purge_or_quiesce(claim)
+                return self._scan(claim)
             case "call":
                 return self._call(claim)
             case "complete":
@@ -127,12 +124,48 @@ class ErasureWorkflow:
             case None:
                 return None
 
-    def _purge_or_quiesce(self, claim: Claim) -> Claim | None:
-        """Remove our own copies; record quiesce if none is left or in progress.
+    def _fence(self, claim: Claim) -> Claim | None:
+        self.fence_sync.add(claim)
+        return self.steps.mark_fenced(claim, self.clock())
+
+    def _scan(self, claim: Claim) -> Claim | None:
+        """Remove our own copies, and those of the other erasures that are due for a scan."""
+        others = self._others(len(claim.erasure.tags))
+        try:
+            fenced = (self._fence(o) if o.erasure.step == "fence" else o for o in others)
+            claims = [claim, *filter(None, fenced)]
+            subjects = {each.id: each.erasure.tags for each in claims}
+            scans = self.purge.scan(subjects, self._keep_alive(claims))
+        except RedisError:
+            for other in others:
+                self.steps.release(other, self._in(_REDIS_AWAY_S))
+            raise
+        for other in claims[1:]:
+            with _apart(other.id):
+                after = self._purge_or_quiesce(other, scans[other.id])
+                if after is not None:
+                    self.steps.release(after)
+        return self._purge_or_quiesce(claim, scans[claim.id])
+
+    def _others(self, tags: int) -> list[Claim]:
+        """Claim the other erasures that are due for a scan, as many as it takes besides `tags`."""
+        others = []
+        for erasure_id in self.steps.due(self.clock(), states=TO_SCAN):
+            other = self.steps.claim(erasure_id, self.clock(), self.policy.lease_s)
+            if other is None:
+                continue
+            tags += len(other.erasure.tags)
+            if tags > TAGS_MAX or other.erasure.state not in TO_SCAN:
+                self.steps.release(other)
+                break
+            others.append(other)
+        return others
+
+    def _purge_or_quiesce(self, claim: Claim, scan: Scan) -> Claim | None:
+        """Record that our own copies are removed; or quiesce, if none was left or in progress.
 
         Otherwise a later scan repeats this soon.
         """
-        scan = self.purge.scan(claim.erasure.tags, self._keep_alive(claim))
         now = self.clock()
         if claim.erasure.step == "purge" or scan.removed.total():
             return self.steps.mark_purged(claim, scan.removed, now)
@@ -176,21 +209,34 @@ class ErasureWorkflow:
             self.fence_sync.load()
         return None
 
-    def _keep_alive(self, claim: Claim) -> Callable[[], object]:
-        """Return a function that extends the claim during a long scan."""
+    def _keep_alive(self, claims: Sequence[Claim]) -> Callable[[], object]:
+        """Return a function that extends the claims during a long scan."""
         lease_s = self.policy.lease_s
         extend_at = time.monotonic() + lease_s / 3
 
         def keep_alive() -> None:
             nonlocal extend_at
             if time.monotonic() > extend_at:
-                self.steps.extend(claim, self.clock(), lease_s)
+                for claim in claims:
+                    self.steps.extend(claim, self.clock(), lease_s)
                 extend_at = time.monotonic() + lease_s / 3
 
         return keep_alive
 
     def _in(self, seconds: float) -> datetime:
         return self.clock() + timedelta(seconds=seconds)
+
+
+@contextmanager
+def _apart(erasure_id: str) -> Iterator[None]:
+    """Log an unexpected failure of one erasure, which must not stop the others."""
+    try:
+        yield
+    except AuditUnavailable:
+        raise
+    except Exception as error:  # noqa: BLE001 - see above
+        failure = {"erasure": erasure_id, "error": type(error).__name__}
+        _log.error("erasure_failed erasure=%s error=%s", *failure.values(), extra=failure)
 
 
 def _classify(outcome: outcomes.Outcome) -> tuple[str, int | None, str]:

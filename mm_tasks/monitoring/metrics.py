@@ -5,8 +5,8 @@ process of yours that registers `mm_tasks.monitoring.metrics.collector`. Every n
 docs/metrics.md. Needs the extra `metrics`, and no key of the vendor.
 
 If a store does not answer, `mm_tasks_redis_up` or `mm_tasks_audit_up` is 0 and its metrics
-are absent. Counters restart at 0 if Redis lost its data. No label is an id of a person, a
-batch or an erasure.
+are absent. A scrape is kept for five seconds, for further ones, while Redis answers. Counters
+restart at 0 if Redis lost its data. No label is an id of a person, a batch or an erasure.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client.core import (
@@ -36,11 +37,12 @@ from mm_tasks.monitoring.erasure_durations import STEPS, ErasureDurations
 from mm_tasks.monitoring.rates import by_kind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from prometheus_client import Metric
     from redis import Redis
 
+    from mm_tasks.buffer.heartbeats import Heartbeat
     from mm_tasks.buffer.snapshot import Snapshot
     from mm_tasks.runtime import Runtime
 
@@ -63,24 +65,33 @@ _HISTOGRAMS = {
 }
 
 
-def collector(of: Runtime | None = None) -> Collector:
+# Several Prometheus servers and a dashboard may scrape within this time; one read serves them.
+KEPT_S = 5.0
+
+
+def collector(of: Runtime | None = None, *, kept_s: float = KEPT_S) -> Collector:
     """Return a collector for `prometheus_client`; without a runtime, of the process's own.
 
-    Opens nothing before the first scrape. Each scrape reads Redis and, if it exists, the
-    audit database once.
+    Opens nothing before the first scrape. A scrape reads Redis and, if it exists, the audit
+    database once; scrapes at the same time and within `kept_s` return the same metrics. Such a
+    scrape still asks Redis whether it answers, and reads again if it does not.
     """
-    return Collector(of)
+    return Collector(of, kept_s)
 
 
 class Collector:
-    """Reads both stores at each scrape and yields their metrics."""
+    """Reads both stores and yields their metrics."""
 
-    def __init__(self, of: Runtime | None) -> None:
+    def __init__(self, of: Runtime | None, kept_s: float) -> None:
         """Take the runtime; None is the process's own, at the first scrape."""
         self._of = of
+        self._kept_s = kept_s
         self._durations: ErasureDurations | None = None
-        # Two Prometheus servers may scrape at once, and each entry counts once.
+        # Two Prometheus servers may scrape at once: one read serves both.
         self._reading = threading.Lock()
+        self._metrics: list[Metric] = []
+        self._read_at_s = 0.0
+        self._is_redis_up = False
 
     def describe(self) -> Iterable[Metric]:
         """Return nothing, so that registering reads no store."""
@@ -88,8 +99,20 @@ class Collector:
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics. An unavailable store raises nothing."""
-        began_s = time.monotonic()
         current = self._of or runtime.current()
+        with self._reading:
+            age_s = time.monotonic() - self._read_at_s
+            is_kept = bool(self._metrics) and age_s <= self._kept_s
+            # Answered the last scrape, and does not answer now.
+            is_lost = is_kept and self._is_redis_up and not _answers(current.worker_redis)
+            if is_lost or not is_kept:
+                self._metrics = list(self._read(current, is_lost=is_lost))
+                self._read_at_s = time.monotonic()
+            metrics = self._metrics
+        yield from metrics
+
+    def _read(self, current: Runtime, *, is_lost: bool) -> Iterator[Metric]:
+        began_s = time.monotonic()
         settings = current.settings
         yield InfoMetricFamily(
             "mm_tasks",
@@ -99,7 +122,11 @@ class Collector:
         bytes_max, rate_max = settings.buffer_bytes_max, settings.batch_rate_per_s
         yield _gauge("buffer_max_bytes", "Above it BufferFull is raised.", bytes_max)
         yield _gauge("requests_per_second_max", "Permitted requests to /v1/batch.", rate_max)
-        yield from _of_redis(current.worker_redis, settings.project)
+        # If lost, do not wait for Redis once more.
+        of_redis = None if is_lost else _of_redis(current.worker_redis, settings.project)
+        self._is_redis_up = of_redis is not None
+        yield _gauge("redis_up", "Whether Redis answered.", int(self._is_redis_up))
+        yield from of_redis or ()
         yield from self._of_audit(current)
         yield _gauge("scrape_seconds", "Duration of this scrape.", time.monotonic() - began_s)
 
@@ -129,37 +156,50 @@ class Collector:
         help_text = "Duration of each step of each erasure."
         yield _histogram("erasure_step_seconds", help_text, "step", steps)
 
-    def _counters(self, current: Runtime) -> dict[str, int]:
+    def _counters(self, current: Runtime) -> Mapping[str, int]:
         database = current.audit_store.log.database
-        with self._reading:
-            if self._durations is None:
-                self._durations = ErasureDurations(current.settings.project)
-            if not database.is_missing:
-                self._durations.read(database)
-            return dict(self._durations.histogram_counters)
+        if self._durations is None:
+            self._durations = ErasureDurations(current.settings.project)
+        if not database.is_missing:
+            self._durations.read(database)
+        return self._durations.histogram_counters
 
 
-def _of_redis(redis: Redis, project: str) -> Iterator[Metric]:
+def _answers(redis: Redis) -> bool:
+    try:
+        return bool(redis.ping())
+    except RedisError:
+        return False
+
+
+def _of_redis(redis: Redis, project: str) -> Iterator[Metric] | None:
+    """Return the metrics of one read of Redis; None if it does not answer."""
     try:
         read = snapshot.read(redis, project)
         raw: Any = redis.hgetall(ProjectKeys(project).histogram_counters)
-        reasons = snapshot.dead_reasons(redis, project)
-        beats = heartbeats.read(redis, project).values()
+        beats = heartbeats.read(redis, project)
     except RedisError:
-        yield _gauge("redis_up", "Whether Redis answered.", 0)
-        return
-    yield _gauge("redis_up", "Whether Redis answered.", 1)
-    yield from _of_events(read)
-    yield from _of_requests(read)
-    yield from _of_pauses(read)
-    yield _gauges("dead_letters", "Dead letters by reason.", "reason", reasons)
+        return None
+    counters = {name.decode(): int(number) for name, number in raw.items()}
+    return chain(
+        _of_events(read),
+        _of_requests(read),
+        _of_pauses(read),
+        _of_heartbeats(beats.values()),
+        _of_histograms(counters, read.lanes),
+    )
+
+
+def _of_heartbeats(beats: Collection[Heartbeat]) -> Iterator[Metric]:
     for kind in ("worker", "beat"):
         ages = {heartbeat.name: heartbeat.age_s for heartbeat in beats if heartbeat.kind == kind}
         help_text = f"Since the last heartbeat of a {kind}."
         yield _gauges(f"{kind}_heartbeat_age_seconds", help_text, kind, ages)
-    counters = {name.decode(): int(number) for name, number in raw.items()}
+
+
+def _of_histograms(counters: Mapping[str, int], lanes: Iterable[str]) -> Iterator[Metric]:
     for name, (shown, help_text) in _HISTOGRAMS.items():
-        values = {lane: histograms.read(counters, lane, name) for lane in read.lanes}
+        values = {lane: histograms.read(counters, lane, name) for lane in lanes}
         yield _histogram(shown, help_text, "lane", values)
 
 
@@ -170,6 +210,7 @@ def _of_events(read: Snapshot) -> Iterator[Metric]:
     yield _gauges("events_waiting", "Events that wait for a batch.", "lane", waiting)
     yield _gauges("events_leased", "Events in batches.", "lane", read.by_lane("leased"))
     yield _gauges("events_dead", "Events in dead letters.", "lane", read.by_lane("dead"))
+    yield _gauges("dead_letters", "Dead letters by reason.", "reason", read.dead_reasons)
     ages = {name: read.ages_s.get(name, 0.0) for name in read.lanes}
     yield _gauges("oldest_waiting_seconds", "Age of the oldest waiting event.", "lane", ages)
     held = read.counts.get("held_bytes", 0)

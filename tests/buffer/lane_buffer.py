@@ -1,5 +1,7 @@
 """Helpers of the tests of the buffer: both sides of a lane, and the check that counts add up."""
 
+import hashlib
+import json
 from collections import Counter
 from contextlib import contextmanager
 
@@ -8,6 +10,7 @@ from mm_tasks.buffer.batches import Batches
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.producer import Producer
 from mm_tasks.buffer.records import HEADER_BYTES
+from mm_tasks.buffer.scripts import Script
 from mm_tasks.events.lanes import LANES
 
 PLACES = ("leased", "delivered", "dead", "erased", "discarded")
@@ -58,6 +61,16 @@ class LaneBuffer(Batches):
         return super().bury(batch_id, attempt, why=why, outcome=outcome, **more)
 
 
+def claim_in_parts(records_max):
+    """Return the script of a claim that stops after so many records."""
+    script, bound = Script("batch_claim"), "RECORDS_MAX, BYTES_MAX = 2000,"
+    assert script.text.count(bound) == script.text.count("PAGE = 100") == 1
+    text = script.text.replace(bound, f"RECORDS_MAX, BYTES_MAX = {records_max},")
+    script.text = text.replace("PAGE = 100", "PAGE = 2")
+    script.sha = hashlib.sha1(script.text.encode(), usedforsecurity=False).hexdigest()
+    return script
+
+
 def _attempt(generation, token, exchange, *, paused=""):
     """Return an attempt with this generation and token, unless one of them is an attempt."""
     for attempt in (generation, token):
@@ -83,6 +96,19 @@ def counts(redis, project="p"):
 def records_of(letters):
     """Return the records of dead letters."""
     return [text.partition(b"\n")[2] for text in letters]
+
+
+def reasons_of(letters, lane):
+    """Return the reasons of a lane's dead letters; a test may bury with a line without one."""
+    of_lane = [text for id_, text in letters.items() if id_.startswith(lane.encode())]
+    whys = [json.loads(text.partition(b"\n")[0]) for text in of_lane]
+    return Counter(why.get("reason", "unknown") for why in whys)
+
+
+def reasons_counted(total, lane):
+    prefix = f"{lane}:dead:"
+    found = {name.removeprefix(prefix): n for name, n in total.items() if name.startswith(prefix)}
+    return +Counter(found)
 
 
 def pairs(flat):
@@ -141,6 +167,7 @@ def assert_snapshot_adds_up(seen):
         assert total[f"{lane}:accepted"] == len(waiting) + places
         assert total[f"{lane}:leased"] == len(leased)
         assert total[f"{lane}:dead"] == len(dead)
+        assert reasons_counted(total, lane) == reasons_of(letters, lane)
         assert total[f"{lane}:waiting_bytes"] == sum(len(r) - HEADER_BYTES + 1 for r in waiting)
         held += sum(map(len, [*waiting, *leased, *dead]))
     assert total["held_bytes"] == held

@@ -8,6 +8,8 @@ Sabotages that turn this file red, each tried on a copy:
 - discard or trim forgets `held_bytes`, counts the line before the record, or counts the
   letters of one lane for the other;
 - trim takes the newest, leaves one too many, or ignores the age;
+- a script that takes letters out, or buries them, does not count them by reason, or counts those
+  that a recount has not reached; a recount leaves letters out, counts some twice, or never ends;
 - a page begins after the last time of the one before: letters of the same ms are left out.
 """
 
@@ -17,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -27,6 +29,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from mm_tasks.buffer import dead_letters, snapshot
 from mm_tasks.buffer.batches import BatchLimits
 from mm_tasks.buffer.dead_letters import DeadLetters, Filter, Group, Revived
 from mm_tasks.buffer.keys import ProjectKeys
@@ -255,6 +258,64 @@ def test_the_letters_above_the_age_are_discarded(redis, dead):
 
     assert dead.trim(100, 90 * DAY_MS) == 2
     assert [letter.id for letter in dead.letters()] == ids[2:]
+
+
+REASON = st.sampled_from([REJECTED, PARKED, {"status": 1}])
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    before=st.lists(st.tuples(REASON, st.integers(1, 5), st.booleans()), min_size=1, max_size=6),
+    steps=st.lists(st.sampled_from(["recount", "recount", "bury", "revive", "discard"])),
+    lane=st.sampled_from(LANES),
+)
+def test_letters_of_an_earlier_release_are_counted_by_reason_in_the_end(
+    redis, monkeypatch, before, steps, lane
+):
+    """It buried and removed letters without these counts; meanwhile workers go on."""
+    monkeypatch.setattr(dead_letters, "_PAGE", 2)
+    redis.flushdb()
+    dead = DeadLetters(redis, "p")
+    for reason, n, is_counted in before:
+        uncounted = redis.hgetall(KEYS.counts)
+        ids = bury(redis, [entry(i) for i in range(n)], reason, lane)
+        buried_at(redis, ids, redis.zcard(KEYS.dead_at))
+        if not is_counted:
+            restore_reasons(redis, uncounted)
+    for step in steps:
+        letters = [letter.id for letter in dead.letters()]
+        if step == "recount":
+            dead.trim(1000, 10**15)
+        elif step == "bury":
+            bury(redis, [entry(1)], PARKED, lane)
+        else:
+            getattr(dead, step)(letters[::3])
+    for _ in range(len(list(dead.letters())) + 2):
+        dead.trim(1000, 10**15)
+
+    assert_adds_up(redis)
+    assert not redis.hexists(KEYS.counts, "dead_recount_ms")
+
+
+def restore_reasons(redis, before):
+    """Put the counts by reason back, as a release does that does not know them."""
+    for name in redis.hkeys(KEYS.counts):
+        if b":dead:" in name and name not in before:
+            redis.hdel(KEYS.counts, name)
+        elif b":dead:" in name:
+            redis.hset(KEYS.counts, name, before[name])
+
+
+def test_letters_of_an_earlier_release_are_unknown_until_they_were_counted(redis, dead):
+    bury(redis, [entry(n) for n in range(450)])
+    redis.hdel(KEYS.counts, "track:dead:rejected")
+    assert snapshot.read(redis, "p").dead_reasons == {"unknown": 450}
+    buried_at(redis, [letter.id for letter in dead.letters()][:200], 5)
+    dead.trim(1000, 10**15)
+    assert snapshot.read(redis, "p").dead_reasons == {"rejected": 200, "unknown": 250}
+    dead.trim(1000, 10**15)
+
+    assert snapshot.read(redis, "p").dead_reasons == {"rejected": 450}
 
 
 def test_one_trim_does_a_bounded_part_of_a_large_excess(redis, dead):

@@ -89,13 +89,12 @@ def test_fences_that_could_not_be_loaded_are_the_first_reason(redis):
 
 
 def test_dead_letters_are_counted_by_reason_in_any_number(redis, buffers):
-    """More than one step reads, and of every lane."""
     for _ in range(2):
         bury(buffers["track"], "rejected")
     bury(buffers["backfill"], "ambiguous")
     bury(buffers["identify"], "rejected")
 
-    assert snapshot.dead_reasons(redis, "p", step=3) == {"rejected": 6, "ambiguous": 2}
+    assert snapshot.read(redis, "p").dead_reasons == {"rejected": 6, "ambiguous": 2}
 
 
 def test_a_snapshot_changes_nothing(redis, buffers):
@@ -106,6 +105,5 @@ def test_a_snapshot_changes_nothing(redis, buffers):
     Pauses(redis, "p", "track").throttle(60_000, keep_ms=0)
     before = held(redis)
     snapshot.read(redis, "p")
-    snapshot.dead_reasons(redis, "p")
 
     assert held(redis) == before

@@ -64,7 +64,7 @@ class Erasures:
     def client(self, url=None, kind=Client):
         return kind(vendor_access(url or self.flow.url, SECRET), request_timeout_s=0.5)
 
-    def worker(self, *, client=None, store=None, redis=None):
+    def worker(self, *, client=None, store=None, redis=None, purge=Purge):
         """Return the workflow of another process."""
         store, redis = store or self.store, redis or Redis.from_url(self.flow.redis_url)
         client = client or self.client()
@@ -73,7 +73,7 @@ class Erasures:
             store.steps,
             store.commands,
             self.fence_sync_on(redis, store),
-            Purge(redis, "p"),
+            purge(redis, "p"),
             client,
             ErasurePolicy(PASSES_S, LEASE_S, PROBE_S),
             lambda: self.now,
@@ -258,6 +258,101 @@ def test_two_workers_at_the_same_erasure_make_each_call_once(erasures, sandbox):
 
     assert erasures.state(erasure) == "completed"
     assert len(calls(sandbox)) == 3
+
+
+# One scan for all that are due.
+
+
+class CountedPurge(Purge):
+    """Notes the persons of each scan."""
+
+    scans = ()
+
+    def scan(self, subjects, keep_alive=lambda: None):
+        self.scans += (len(subjects),)
+        return super().scan(subjects, keep_alive)
+
+
+@pytest.mark.parametrize("are_fenced", [True, False])
+def test_one_scan_serves_all_erasures_that_are_due(erasures, are_fenced):
+    """100 erasures beside 600 000 waiting events took 95 s, a scan after the other."""
+    flow, service = erasures.flow, erasures.erasure_service
+    for n in range(6):
+        flow.append(n + 1, f"person-{n}")
+    if not are_fenced:
+        away = Redis(port=1, retry=None)
+        erasures.erasure_service = erasures.service(erasures.fence_sync_on(away, erasures.store))
+    ids = [erasures.forget(f"person-{n}") for n in range(6)]
+    erasures.erasure_service = service
+    worker = erasures.worker(purge=CountedPurge)
+    for _ in ids:
+        worker.sweep()
+
+    assert worker.purge.scans == (6, 6)
+    assert {erasures.state(one) for one in ids} == {"settling"}
+    removed = [erasures.shown(one)["removed"]["track:waiting"] for one in ids]
+    assert removed == [1, 2, 3, 4, 5, 6]
+    entries = ["received", "fenced", "purged", "quiesced", "intent", "result", "settling"]
+    assert all(erasures.kinds(one) == entries for one in ids)
+
+
+def test_a_run_scans_for_the_others_too_and_leaves_their_calls_to_their_own(erasures, sandbox):
+    first, second = erasures.forget("person-1"), erasures.forget("person-2")
+    worker = erasures.worker(purge=CountedPurge)
+    worker.run(first)
+    assert (erasures.state(first), erasures.state(second)) == ("settling", "quiesced")
+    worker.run(second)
+
+    assert erasures.state(second) == "settling"
+    assert worker.purge.scans == (2, 2)
+    assert len(calls(sandbox)) == 2
+
+
+def test_an_attempt_of_one_person_does_not_hold_up_the_erasure_of_another(erasures):
+    admitted(erasures.flow, OTHER, USER)
+    held, free = erasures.forget(USER), erasures.forget("person-2")
+    erasures.workflow.sweep()
+
+    assert (erasures.state(held), erasures.state(free)) == ("purged", "settling")
+
+
+def test_a_scan_does_not_take_an_erasure_that_another_worker_has(erasures):
+    first, second = erasures.forget("person-1"), erasures.forget("person-2")
+    claim = erasures.store.steps.claim(second, erasures.now, LEASE_S)
+    worker = erasures.worker(purge=CountedPurge)
+    worker.run(first)
+
+    assert worker.purge.scans == (1, 1)
+    assert erasures.state(second) == "fenced"
+    assert erasures.store.steps.extend(claim, erasures.now, LEASE_S)
+
+
+def test_more_ids_than_one_scan_takes_are_scanned_apart(erasures):
+    for n in range(3):
+        ids = tuple(f"device-{n}-{i}" for i in range(499))
+        erasures.forget(f"person-{n}", anonymous_ids=ids)
+    worker = erasures.worker(purge=CountedPurge)
+    for _ in range(3):
+        worker.sweep()
+
+    assert set(worker.purge.scans) == {1, 2}
+
+
+def test_when_redis_goes_away_in_a_scan_all_its_erasures_are_due_again_soon(erasures):
+    """A claim that was kept would keep them waiting until its lease expires."""
+    ids = [erasures.forget(f"person-{n}") for n in range(2)]
+
+    class Away(Purge):
+        def scan(self, *_):
+            raise RedisConnectionError
+
+    with pytest.raises(RedisConnectionError):
+        erasures.worker(purge=Away).run(ids[0])
+    erasures.time_passes(seconds=1.1)
+    assert sorted(erasures.store.steps.due(erasures.now)) == sorted(ids)
+    erasures.workflow.sweep()
+
+    assert {erasures.state(one) for one in ids} == {"settling"}
 
 
 # Quiesce: batches that are being sent.

@@ -2,6 +2,7 @@
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import pytest
@@ -12,6 +13,7 @@ from mm_tasks.erasure.request import ErasureRequest
 from mm_tasks.monitoring.metrics import collector
 from mm_tasks.runtime import Runtime
 from mm_tasks.settings import Settings
+from tests.conftest import embedded
 from tests.delivery.conftest import flush
 
 PERSON = "person-of-the-metrics"
@@ -20,9 +22,9 @@ PERSON = "person-of-the-metrics"
 class Scrape:
     """The samples of an exporter that was just asked."""
 
-    def __init__(self, runtime):
+    def __init__(self, runtime, kept_s=0):
         self.registry = CollectorRegistry()
-        self.registry.register(collector(runtime))
+        self.registry.register(collector(runtime, kept_s=kept_s))
 
     def __call__(self, name, **labels):
         return self.registry.get_sample_value(f"mm_tasks_{name}", labels)
@@ -127,6 +129,40 @@ def test_scrapes_at_once_count_each_step_once(current, scrape):
         sys.setswitchinterval(every_s)
 
     assert scrape("erasure_step_seconds_count", step="fenced") == 40
+
+
+@contextmanager
+def own_redis(tmp_path):
+    server = embedded()
+    server.start()
+    url = f"redis://127.0.0.1:{server.port}/0"
+    runtime = Runtime(Settings(redis_url=url, state_dir=tmp_path, project="p"))
+    yield server, runtime
+    runtime.worker_redis.close()
+
+
+def test_several_scrapes_within_five_seconds_make_one_read(tmp_path):
+    """Each read of 100 000 dead letters held Redis for 0.3 s, and one Prometheus is not alone."""
+    with own_redis(tmp_path) as (server, runtime):
+        scrape = Scrape(runtime, kept_s=60)
+        with ThreadPoolExecutor(8) as threads:
+            found = list(threads.map(lambda _: scrape("redis_up"), range(24)))
+        scripts = runtime.worker_redis.info("commandstats")["cmdstat_evalsha"]["calls"]
+        server.stop()
+
+    assert found == [1] * 24
+    # The first call loads the script.
+    assert scripts <= 2
+
+
+def test_a_redis_that_went_away_is_shown_by_the_next_scrape(tmp_path):
+    """Whatever was kept: a stale figure would show a healthy system."""
+    with own_redis(tmp_path) as (server, runtime):
+        scrape = Scrape(runtime, kept_s=60)
+        assert (scrape("redis_up"), scrape("fenced_ids")) == (1, 0)
+        server.stop()
+
+        assert (scrape("redis_up"), scrape("fenced_ids")) == (0, None)
 
 
 def test_an_unreachable_audit_database_hides_erasures_and_a_redis_events(redis_url, tmp_path):

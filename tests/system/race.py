@@ -99,14 +99,14 @@ class SteppingPurge(Purge):
         super().__init__(world.redis, PROJECT)
         self._world = world
 
-    def scan(self, tags, keep_alive=lambda: None):
+    def scan(self, subjects, keep_alive=lambda: None):
         def step():
             keep_alive()
             pause()
 
-        scan = super().scan(tags, step)
+        scans = super().scan(subjects, step)
         self._world.in_order()
-        return scan
+        return scans
 
 
 class CountedFence(Fence):

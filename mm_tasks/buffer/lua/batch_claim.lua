@@ -18,22 +18,23 @@
 -- ARGV[7]  found_again_ms  after its slot; then a flush counts it as forgotten
 --
 -- Returns the number of records claimed; 0 when no batch is ready, or not all fences
--- are loaded.
+-- are loaded; -1 after so many records of fenced subjects that it must be called again.
 -- Removes records of fenced subjects and counts them as erased.
--- Atomic. O(records). Lost reply: a flush finds the batch by its lease.
+-- Atomic. Looks at no more than RECORDS_MAX records. Lost reply: a flush finds the batch by its
+-- lease.
 
 if not is_loaded(KEYS[8]) then return 0 end
 local lane, id = ARGV[1], ARGV[4]
 local events_max, bytes_max = tonumber(ARGV[2]), tonumber(ARGV[3])
 local now = now_us()
-local STEP = 100
+local PAGE = 100
 
 local kept, gone, body, taken, body_gone = {}, {}, 0, 0, 0
-local oldest_ms, is_full = nil, false
+local oldest_ms, is_full, is_cut = nil, false, false
 repeat
-  local step = redis.call('LRANGE', KEYS[1], taken, taken + STEP - 1)
-  local is_fenced = fenced(KEYS[7], step, 15)
-  for i, record in ipairs(step) do
+  local page = redis.call('LRANGE', KEYS[1], taken, taken + PAGE - 1)
+  local is_fenced = fenced(KEYS[7], page, 15)
+  for i, record in ipairs(page) do
     local size = #record - HEADER
     if is_fenced[i] then
       gone[#gone + 1] = record
@@ -50,15 +51,18 @@ repeat
     taken = taken + 1
     body_gone = body_gone + size + 1
   end
-until is_full or #step < STEP
+  is_cut = taken >= RECORDS_MAX or body_gone >= BYTES_MAX
+until is_full or is_cut or #page < PAGE
 
 is_full = is_full or #kept >= events_max
+is_cut = is_cut and not is_full
 local is_ready = is_full or (oldest_ms and now / 1000 - oldest_ms >= tonumber(ARGV[5]))
+is_ready = is_ready and not is_cut
 if not is_ready and #gone == 0 then return 0 end
 redis.call('LTRIM', KEYS[1], taken, -1)
 if not is_ready then
   -- Only the erased records leave. The others go back to the head, in order.
-  for i = #kept, 1, -1 do redis.call('LPUSH', KEYS[1], kept[i]) end
+  if #kept > 0 then redis.call('LPUSH', KEYS[1], unpack(reversed(kept))) end
   for _, record in ipairs(kept) do body_gone = body_gone - (#record - HEADER + 1) end
   kept = {}
 end
@@ -67,7 +71,7 @@ count(KEYS[6], lane .. ':waiting_bytes', -body_gone)
 count(KEYS[6], lane .. ':erased', #gone)
 count(KEYS[6], 'held_bytes', -bytes_of(gone))
 caught(KEYS[9], KEYS[7], gone)
-if #kept == 0 then return 0 end
+if #kept == 0 then return is_cut and -1 or 0 end
 
 local slot = ARGV[6] == '' and now or tonumber(ARGV[6])
 redis.call('RPUSH', KEYS[2], unpack(kept))

@@ -10,6 +10,9 @@
 --   <lane>:outcome:<name>   requests by outcome
 --   <lane>:count_differs    answers whose count differs from ours
 --   <lane>:left_out         fields dropped from events of web requests: see producer.py
+--   <lane>:dead:<reason>    dead letters by the word of their burial: see `count_dead`
+--   dead_recount_ms         present while the letters are counted again: those buried later are
+--                           not counted by reason yet
 --   held_bytes              bytes of all records held: waiting, in batches, dead
 --
 -- At maxmemory Redis refuses a script whose first write allocates, and allows all writes of a
@@ -17,6 +20,8 @@
 -- LTRIM, even of nothing.
 
 local HEADER = 46
+-- A script that goes through a backlog looks at no more than this, and is called again.
+local RECORDS_MAX, BYTES_MAX = 2000, 2000000
 local NO_TAG = string.rep('\0', 16)
 
 local function now_us()
@@ -67,6 +72,13 @@ local function fenced(fence, records, offset)
   return result
 end
 
+-- Remove a key and free its values in the background: a set of a million takes half a second. A user
+-- of an earlier `users.acl` may not run UNLINK.
+local function unlink(key)
+  local reply = redis.pcall('UNLINK', key)
+  if type(reply) == 'table' then redis.call('DEL', key) end
+end
+
 local function run_id()
   return string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
 end
@@ -83,31 +95,91 @@ local function log_size(fences, new)
   return whole(math.max(tonumber(new), tonumber(redis.call('HGET', fences, 'log_size') or 0)))
 end
 
--- Does a record belong to a subject? `tags` maps each of their tags to true.
-local function is_of(record, tags)
+-- Return the positions of the tags in the arguments from `first` on, by tag; they begin with 1.
+local function positions(argv, first)
+  local tags = {}
+  for i = first, #argv do tags[argv[i]] = i - first + 1 end
+  return tags
+end
+
+-- Return the position of the tag that a record counts for, or nil: of its user, then of its visitor.
+local function position_in(tags, record)
   return tags[string.sub(record, 15, 30)] or tags[string.sub(record, 31, 46)]
 end
 
--- Return the arguments from `first` on as keys of a table.
-local function set_of(argv, first)
-  local set = {}
-  for i = first, #argv do set[argv[i]] = true end
-  return set
+-- Append the keys and numbers of a table to a reply.
+local function add_pairs(reply, numbers)
+  for key, number in pairs(numbers) do
+    reply[#reply + 1] = key
+    reply[#reply + 1] = number
+  end
+  return reply
 end
 
 -- Count records that the fence removed, by their subject's tag, for the report of the erasure.
 local function caught(key, fence, records)
+  local is_fenced, found = {}, {}
   for _, record in ipairs(records) do
     local tag = string.sub(record, 15, 30)
-    if redis.call('SISMEMBER', fence, tag) == 0 then tag = string.sub(record, 31, 46) end
-    redis.call('HINCRBY', key, tag, 1)
+    if is_fenced[tag] == nil then is_fenced[tag] = redis.call('SISMEMBER', fence, tag) == 1 end
+    if not is_fenced[tag] then tag = string.sub(record, 31, 46) end
+    found[tag] = (found[tag] or 0) + 1
   end
+  for tag, n in pairs(found) do redis.call('HINCRBY', key, tag, n) end
 end
 
 local function bytes_of(records)
   local sum = 0
   for _, record in ipairs(records) do sum = sum + #record end
   return sum
+end
+
+-- Return the values in reverse order: LPUSH of these puts them in front in their own order.
+local function reversed(values)
+  local result = {}
+  for i = #values, 1, -1 do result[#result + 1] = values[i] end
+  return result
+end
+
+-- Return the record of a dead letter, and the word of its burial.
+local function opened(letter)
+  local ends = string.find(letter, '\n', 1, true)
+  local reason = string.match(string.sub(letter, 1, ends), '"reason":%s*"([%w_]+)"')
+  return string.sub(letter, ends + 1), reason or 'unknown'
+end
+
+-- Count dead letters that come (by = 1) or go (by = -1), by lane and by reason. `letters` has no
+-- text for an unknown id. A recount counts the letters that it has not reached.
+-- Called while the letters are in `dead_at`, after the first write.
+local function count_dead(counts, dead_at, ids, letters, by)
+  local reached_ms = tonumber(redis.call('HGET', counts, 'dead_recount_ms') or nil)
+  local found = {}
+  for i, id in ipairs(ids) do
+    if letters[i] then
+      local field = string.match(id, '^[^:]+') .. ':dead'
+      found[field] = (found[field] or 0) + by
+      if not reached_ms or tonumber(redis.call('ZSCORE', dead_at, id)) <= reached_ms then
+        local _, reason = opened(letters[i])
+        field = field .. ':' .. reason
+        found[field] = (found[field] or 0) + by
+      end
+    end
+  end
+  for field, n in pairs(found) do count(counts, field, n) end
+end
+
+-- Remove dead letters and return their records, without those of unknown ids.
+local function take_dead(dead, dead_at, counts, ids)
+  local letters, records = {}, {}
+  for i, id in ipairs(ids) do
+    -- One by one, so that an id passed twice is taken once.
+    letters[i] = redis.call('HGET', dead, id)
+    redis.call('HDEL', dead, id)
+    if letters[i] then records[#records + 1] = opened(letters[i]) end
+  end
+  count_dead(counts, dead_at, ids, letters, -1)
+  for _, id in ipairs(ids) do redis.call('ZREM', dead_at, id) end
+  return records
 end
 
 -- Give a batch back, due at once.
@@ -143,15 +215,16 @@ local function bury_head(keys, lane, id, why, n, dead, dead_at)
   local before = tonumber(redis.call('HGET', keys[2], 'buried') or 0)
   local taken = take(keys, id, n)
   local now_ms = whole(math.floor(now_us() / 1000))
+  local ids, letters = {}, {}
   for i, record in ipairs(taken) do
-    local letter = lane .. ':' .. id .. ':' .. (before + i)
-    redis.call('HSET', dead, letter, why .. '\n' .. record)
-    redis.call('ZADD', dead_at, now_ms, letter)
+    ids[i], letters[i] = lane .. ':' .. id .. ':' .. (before + i), why .. '\n' .. record
+    redis.call('HSET', dead, ids[i], letters[i])
+    redis.call('ZADD', dead_at, now_ms, ids[i])
   end
   if redis.call('EXISTS', keys[2]) == 1 then
     redis.call('HSET', keys[2], 'buried', before + #taken)
   end
   count(keys[5], lane .. ':leased', -#taken)
-  count(keys[5], lane .. ':dead', #taken)
+  count_dead(keys[5], dead_at, ids, letters, 1)
   return #taken
 end

@@ -9,19 +9,7 @@
 -- Returns the number of letters removed; unknown ids do not count.
 -- Atomic. O(ids). Lost reply: the ids are gone, so a repeat changes nothing.
 
-local call, lane = redis.call, ARGV[1]
-local n, held = 0, 0
-for i = 2, #ARGV do
-  local letter = call('HGET', KEYS[1], ARGV[i])
-  -- One by one, so that an id passed twice is counted once.
-  call('HDEL', KEYS[1], ARGV[i])
-  call('ZREM', KEYS[2], ARGV[i])
-  if letter then
-    n = n + 1
-    held = held + #letter - string.find(letter, '\n', 1, true)
-  end
-end
-count(KEYS[3], lane .. ':dead', -n)
-count(KEYS[3], lane .. ':discarded', n)
-count(KEYS[3], 'held_bytes', -held)
-return n
+local records = take_dead(KEYS[1], KEYS[2], KEYS[3], {unpack(ARGV, 2)})
+count(KEYS[3], ARGV[1] .. ':discarded', #records)
+count(KEYS[3], 'held_bytes', -bytes_of(records))
+return #records

@@ -15,19 +15,7 @@
 -- Atomic. O(ids). Lost reply: the ids are gone, so a repeat changes nothing.
 
 local call, lane = redis.call, ARGV[1]
-local letters = {}
-for i = 2, #ARGV do
-  local letter = call('HGET', KEYS[1], ARGV[i])
-  -- One by one, so that an id passed twice is revived once.
-  call('HDEL', KEYS[1], ARGV[i])
-  call('ZREM', KEYS[2], ARGV[i])
-  if letter then letters[#letters + 1] = letter end
-end
-
-local records = {}
-for i, letter in ipairs(letters) do
-  records[i] = string.sub(letter, string.find(letter, '\n', 1, true) + 1)
-end
+local records = take_dead(KEYS[1], KEYS[2], KEYS[4], {unpack(ARGV, 2)})
 local is_fenced = fenced(KEYS[5], records, 15)
 local kept, gone = {}, {}
 for i, record in ipairs(records) do
@@ -38,7 +26,6 @@ end
 if #kept > 0 then call('RPUSH', KEYS[3], unpack(kept)) end
 -- As append counts them: a comma goes with each record's JSON.
 count(KEYS[4], lane .. ':waiting_bytes', bytes_of(kept) - (HEADER - 1) * #kept)
-count(KEYS[4], lane .. ':dead', -#records)
 count(KEYS[4], lane .. ':erased', #gone)
 count(KEYS[4], 'held_bytes', -bytes_of(gone))
 caught(KEYS[6], KEYS[5], gone)

@@ -19,21 +19,11 @@ local n = math.min(math.max(above, old), tonumber(ARGV[3]))
 if n <= 0 then return 0 end
 
 local ids = call('ZRANGE', KEYS[2], 0, n - 1)
-local letters = call('HMGET', KEYS[1], unpack(ids))
-call('HDEL', KEYS[1], unpack(ids))
-call('ZREM', KEYS[2], unpack(ids))
-
-local removed, held = {}, 0
-for i, id in ipairs(ids) do
-  if letters[i] then
-    local lane = string.match(id, '^[^:]+')
-    removed[lane] = (removed[lane] or 0) + 1
-    held = held + #letters[i] - string.find(letters[i], '\n', 1, true)
-  end
+local records, removed = take_dead(KEYS[1], KEYS[2], KEYS[3], ids), {}
+for _, id in ipairs(ids) do
+  local lane = string.match(id, '^[^:]+')
+  removed[lane] = (removed[lane] or 0) + 1
 end
-for lane, events in pairs(removed) do
-  count(KEYS[3], lane .. ':dead', -events)
-  count(KEYS[3], lane .. ':discarded', events)
-end
-count(KEYS[3], 'held_bytes', -held)
+for lane, events in pairs(removed) do count(KEYS[3], lane .. ':discarded', events) end
+count(KEYS[3], 'held_bytes', -bytes_of(records))
 return n

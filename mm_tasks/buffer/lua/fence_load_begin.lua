@@ -10,7 +10,8 @@
 --
 -- Returns {run_id of this server, known entries of the store's log} when the load began;
 -- {'loaded', …} or {'loading', …} when there is nothing to do or another load does it; {} when
--- the fence belongs to another audit store. Only the first changes anything. O(draft).
+-- the fence belongs to another audit store. Only the first changes anything. O(1): a draft is
+-- freed in the background.
 -- Lost reply: begin again, with the same token.
 
 local store = redis.call('HGET', KEYS[1], 'store')
@@ -22,6 +23,6 @@ local other = redis.call('HMGET', KEYS[1], 'loading', 'loading_ms')
 -- A clock may have gone back, by a failover.
 local is_alive = math.abs(now_ms - (tonumber(other[2]) or 0)) < tonumber(ARGV[3])
 if other[1] and other[1] ~= ARGV[2] and is_alive then return {'loading', log_size} end
-redis.call('DEL', KEYS[2])
+unlink(KEYS[2])
 redis.call('HSET', KEYS[1], 'store', ARGV[1], 'loading', ARGV[2], 'loading_ms', whole(now_ms))
 return {run_id(), log_size}
