@@ -30,7 +30,7 @@ _SCHEMES = {"http", "https"}
 
 @dataclass(frozen=True, slots=True)
 class VendorAccess:
-    """The host and the key of requests; the repr hides the key."""
+    """The host of requests, as `requests` writes its URL, and the key; the repr hides the key."""
 
     host: str
     key: SecretStr
@@ -38,15 +38,16 @@ class VendorAccess:
 
 def vendor_access(host: str, key: SecretStr | None) -> VendorAccess:
     """Check host and key; raise `ConfigurationError` naming the variable and the rule."""
+    url = _prepared(host)
     if key is None:
         msg = "MILLIMETRIC_KEY: is required by workers; give the project's secret key, sk_…"
         raise ConfigurationError(msg)
-    rules = {"KEY": _key_rule(key.get_secret_value()), "HOST": _host_rule(host)}
+    rules = {"KEY": _key_rule(key.get_secret_value()), "HOST": _host_rule(host) or _host_rule(url)}
     for name, rule in rules.items():
         if rule:
             msg = f"MILLIMETRIC_{name}: {rule}"
             raise ConfigurationError(msg)
-    return VendorAccess(host.rstrip("/"), key)
+    return VendorAccess(url.rstrip("/"), key)
 
 
 def check_proxy(url: str) -> None:
@@ -94,6 +95,17 @@ def _key_rule(key: str) -> str:
     if use := _OTHER_KEYS.get(key[:3]):
         return f"a {key[:3]} key {use}; give the sk_… key"
     return "" if _KEY.fullmatch(key) else "must have the shape sk_<environment>_<prefix>_<secret>"
+
+
+def _prepared(host: str) -> str:
+    """Return the URL as it is sent, in ASCII; '' if `requests` refuses it."""
+    # Producers check the settings too, and send no request.
+    import requests
+
+    try:
+        return requests.Request("POST", host).prepare().url or ""
+    except requests.RequestException:
+        return ""
 
 
 def _host_rule(host: str) -> str:

@@ -7,21 +7,20 @@ success needs the complete JSON body. Retries are not here: see `delivery/retry`
 from __future__ import annotations
 
 import json
-import ssl
 from functools import partial
 from importlib.metadata import version
 from logging import getLogger
 from typing import TYPE_CHECKING
-from urllib.parse import quote, urlsplit
+
+import requests
 
 from mm_tasks import failpoints
 from mm_tasks.client import egress
 from mm_tasks.client.access import tls_context
-from mm_tasks.client.connection import IdleConnections
-from mm_tasks.client.dial import Attempt, Dialer
-from mm_tasks.client.http1 import read_answer
+from mm_tasks.client.dial import Dialer
 from mm_tasks.client.outcome import Ambiguous, Outcome, Unavailable
 from mm_tasks.client.responses import classify, classify_forget
+from mm_tasks.client.transport import InDoubt, NotSent, WireAdapter, WireResponse
 from mm_tasks.events.lanes import IDENTIFY
 
 if TYPE_CHECKING:
@@ -29,10 +28,20 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mm_tasks.client.access import VendorAccess
-    from mm_tasks.client.connection import Connection
     from mm_tasks.client.http1 import Answer
 
 log = getLogger(__name__)
+
+
+class _Session(requests.Session):
+    """A session that ignores the target of a redirect.
+
+    Otherwise requests resolves it even without following it, and raises on a `Location` that is
+    no URL.
+    """
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Return None: no redirect is followed."""
 
 
 class Client:
@@ -54,17 +63,20 @@ class Client:
         self._host = access.host
         self._timeout_s = request_timeout_s
         tls = partial(tls_context, ca_file)
-        self._dialer = Dialer(access.host, proxy_url, tls=tls, look_up=look_up)
-        self._idle = IdleConnections()
-        url = urlsplit(access.host)
-        self._path = quote(url.path, safe="/%!$&'()*+,;=:@~")
-        self._head = (
-            f"Host: {url.netloc.encode('idna').decode()}\r\n"
-            f"Authorization: Bearer {access.key.get_secret_value()}\r\n"
-            "Content-Type: application/json\r\n"
-            "Accept-Encoding: identity\r\n"
-            f"User-Agent: mm-tasks/{version('mm-tasks')}\r\n"
+        adapter = WireAdapter(Dialer(access.host, proxy_url, tls=tls, look_up=look_up))
+        self._session = session = _Session()
+        # No proxy, password or authority of the environment.
+        session.trust_env = False
+        session.headers = requests.structures.CaseInsensitiveDict(
+            {
+                "Authorization": f"Bearer {access.key.get_secret_value()}",
+                "Content-Type": "application/json",
+                "Accept-Encoding": "identity",
+                "User-Agent": f"mm-tasks/{version('mm-tasks')}",
+            }
         )
+        session.mount("http://", adapter)
+        session.mount("https://", adapter)
 
     def __repr__(self) -> str:
         """Name the host, never the key."""
@@ -72,7 +84,7 @@ class Client:
 
     def close(self) -> None:
         """Close the connections."""
-        self._idle.close()
+        self._session.close()
 
     def send(self, lane: str, bodies: Sequence[bytes]) -> Outcome:
         """Send a batch of `track` or `backfill`, or the one record of an `identify` batch."""
@@ -103,43 +115,20 @@ class Client:
 
     def _outcome(self, path: str, body: bytes, classified: Callable[[Answer], Outcome]) -> Outcome:
         egress.admit(self._host)
-        attempt = Attempt(self._timeout_s)
+        if_failed: Outcome = Unavailable("connect")
         try:
-            return classified(self._exchange(attempt, path, body))
-        except Exception as error:  # noqa: BLE001 - whatever it is, it leaves no doubt or a doubt
-            kind, name = attempt.kind(error), type(error).__name__
+            request = requests.Request("POST", self._host + path, data=body)
+            prepared = self._session.prepare_request(request)
+            if_failed = Ambiguous("error")
+            response = self._session.send(prepared, timeout=self._timeout_s, allow_redirects=False)
+            assert isinstance(response, WireResponse)
+            return classified(response.answer)
+        except NotSent as error:
+            return Unavailable(error.kind)
+        except InDoubt as error:
+            return Ambiguous(error.kind)
+        except Exception as error:  # noqa: BLE001 - of requests, or Celery's soft time limit
+            name = type(error).__name__
         # The exception ends here: its frames hold the request, and that holds the key.
-        if not attempt.is_sent:
-            return Unavailable(kind)
-        if kind == "error":
-            log.warning("request_failed", extra={"error": name})
-        return Ambiguous(kind)
-
-    def _exchange(self, attempt: Attempt, path: str, body: bytes) -> Answer:
-        connection = self._idle.take() or self._dialer.open(attempt)
-        try:
-            connection.deadline = attempt.deadline
-            connection.deadline.left_s()
-            attempt.stage = "sent"
-            answer = self._answer(connection, path, body)
-        except BaseException:
-            connection.close()
-            raise
-        if answer.is_last:
-            connection.close()
-        else:
-            self._idle.give(connection)
-        return answer
-
-    def _answer(self, connection: Connection, path: str, body: bytes) -> Answer:
-        head = f"POST {self._path}{path} HTTP/1.1\r\n{self._head}Content-Length: {len(body)}"
-        try:
-            connection.write(f"{head}\r\n\r\n".encode() + body)
-        except (ConnectionError, ssl.SSLEOFError):
-            # A filter refuses a body before it has read it all, and closes.
-            answer = read_answer(connection)
-            if answer.status // 100 == 2:  # noqa: PLR2004 - HTTP
-                raise
-            answer.is_last = True
-            return answer
-        return read_answer(connection)
+        log.warning("request_failed", extra={"error": name})
+        return if_failed

@@ -1,12 +1,15 @@
 """The client against sockets that misbehave: doubt must never look like an answer."""
 
 import time
+from ssl import SSLContext
 
 import pytest
+import requests
 from pydantic import SecretStr
 
 from mm_tasks.client.access import vendor_access
 from mm_tasks.client.api import Client
+from mm_tasks.client.dial import Dialer
 from mm_tasks.client.outcome import (
     Ambiguous,
     Delivered,
@@ -16,6 +19,7 @@ from mm_tasks.client.outcome import (
     Response,
     Unauthorized,
 )
+from mm_tasks.client.transport import InDoubt, NotSent, WireAdapter
 from mm_tasks.errors import ConfigurationError
 from tests.client.conftest import KEY
 from tests.client.servers import closing, http
@@ -109,6 +113,43 @@ def test_only_a_secret_key_is_accepted(key):
 def test_a_host_that_would_leak_the_key_is_refused(host):
     with pytest.raises(ConfigurationError, match="MILLIMETRIC_HOST"):
         vendor_access(host, KEY)
+
+
+@pytest.mark.parametrize("host", ["https://☃.example", "https://*.example", "https://x:0"])
+def test_a_host_to_which_nothing_can_be_sent_is_refused(host):
+    with pytest.raises(ConfigurationError, match="MILLIMETRIC_HOST"):
+        vendor_access(host, KEY)
+
+
+def session_of(server):
+    session = requests.Session()
+    session.mount("http://", WireAdapter(Dialer(server.url, tls=SSLContext)))
+    return session
+
+
+def test_the_transport_answers_as_requests_does(vendor):
+    server = vendor(http(404, b"page", "A: b", "A: c"))
+    with session_of(server) as session:
+        response = session.post(server.url, data=b"x", timeout=5)
+
+    assert response.headers == {"Content-Length": "4", "A": "b, c"}
+    assert (response.status_code, response.content) == (404, b"page")
+    with pytest.raises(requests.HTTPError, match="404"):
+        response.raise_for_status()
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"), [(None, NotSent("refused")), (closing(b""), InDoubt("cut"))]
+)
+def test_a_request_without_an_answer_says_whether_it_left(vendor, answer, error):
+    """And nothing of the request."""
+    server = vendor(answer)
+    if answer is None:
+        server.stop()
+    with session_of(server) as session, pytest.raises(type(error)) as caught:
+        session.post(f"{server.url}/s3cret", data=b"s3cret", timeout=5)
+
+    assert (caught.value.args, caught.value.kind) == (error.args, error.kind)
 
 
 def test_the_key_is_in_no_repr():

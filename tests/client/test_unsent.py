@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from base64 import b64encode
+from importlib.metadata import version
 
 import pytest
 import trustme
@@ -19,7 +20,7 @@ from mm_tasks.errors import ConfigurationError
 from mm_tasks.monitoring import checks
 from mm_tasks.settings import Settings
 from tests.client.conftest import KEY
-from tests.client.servers import OK, closing
+from tests.client.servers import OK, closing, http
 
 # Hosts that are not loopback, at servers that are.
 pytestmark = pytest.mark.mm_tasks_real_host
@@ -157,6 +158,59 @@ def test_a_proxy_is_not_used_for_loopback(client, vendor, proxy):
         assert to.send("track", EVENT) == Delivered(1)
 
     assert not front.heads
+
+
+@pytest.fixture
+def environment(proxy, monkeypatch, tmp_path):
+    """What a host app may have for its own requests; returns its proxy."""
+    front = proxy()
+    (tmp_path / ".netrc").write_text("default login s3cret password s3cret")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "none.pem"))
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, front.url)
+    return front
+
+
+def test_the_environment_changes_nothing(environment, client, vendor, authority):
+    """And a cookie of the vendor is not sent back."""
+    answer = http(202, b'{"ok":true,"count":1}', "Set-Cookie: a=b")
+    server = vendor(answer, tls=authority.server("vendor.example"))
+    url = f"https://vendor.example:{server.port}"
+    to = client(f"{url}/a b", ca_file=authority.file, look_up=at_loopback)
+
+    assert [to.send("track", EVENT) for _ in range(2)] == [Delivered(1)] * 2
+    assert not environment.heads
+    (_, first, _), (_, second, _) = server.requests
+    assert first == second
+    line, *headers = first.decode().rstrip().split("\r\n")
+    assert line == "POST /a%20b/v1/batch HTTP/1.1"
+    assert sorted(headers) == [
+        "Accept-Encoding: identity",
+        f"Authorization: Bearer {KEY.get_secret_value()}",
+        "Content-Length: 26",
+        "Content-Type: application/json",
+        f"Host: vendor.example:{server.port}",
+        f"User-Agent: mm-tasks/{version('mm-tasks')}",
+    ]
+
+
+def test_the_name_of_the_request_is_the_one_that_is_looked_up(client, vendor, authority):
+    """Python and `requests` write `straße` differently; TLS, the look-up and `Host` must agree."""
+    names = []
+    server = vendor(OK, tls=authority.server("xn--strae-oqa.example"))
+
+    def look_up(name, port, **options):
+        names.append(name)
+        return at_loopback(name, port, **options)
+
+    url = f"https://straße.example:{server.port}"
+    to = client(url, ca_file=authority.file, look_up=look_up)
+
+    assert to.send("track", EVENT) == Delivered(1)
+    assert names == ["xn--strae-oqa.example"]
+    ((_, head, _),) = server.requests
+    assert f"Host: xn--strae-oqa.example:{server.port}\r\n".encode() in head
 
 
 def test_the_key_never_goes_through_a_proxy_in_the_clear():
