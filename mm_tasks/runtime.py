@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mm_tasks.buffer.batches import Batches, BatchLimits
 from mm_tasks.buffer.dead_letters import DeadLetters
 from mm_tasks.buffer.fence import Fence
+from mm_tasks.buffer.nudges import Nudges
 from mm_tasks.buffer.pauses import Pauses
 from mm_tasks.buffer.producer import Producer
 from mm_tasks.buffer.purge import Purge
@@ -70,10 +71,10 @@ class Runtime:
                 lane,
                 limits,
                 held_bytes_max=settings.buffer_bytes_max,
-                nudge_ms=round(settings.flush_interval_s * 1000),
             )
             for lane, limits in _batch_limits(settings).items()
         }
+        self.nudges = Nudges(self.producer_redis, settings.project)
         self.async_clients = AsyncClients(
             settings.redis_address,
             sentinels_s=PRODUCER_CONNECT_S,

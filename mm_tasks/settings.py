@@ -110,7 +110,7 @@ class Settings(BaseSettings):
     state_dir: Path = Field(default_factory=_state_dir)
     """Files of the embedded Redis, of the audit log and its checkpoints; a key."""
     project: str = Field(default="default", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
-    """The name in all Redis keys."""
+    """The name in all Redis keys, queues and messages."""
     batch_events_max: int = Field(default=limits.BATCH_EVENTS_MAX, ge=1, le=1000)
     """Events in one request."""
     batch_bytes_max: int = Field(default=limits.BATCH_BYTES_MAX, ge=1_000, le=262_144)

@@ -167,18 +167,18 @@ class World:
         self._is_owner = beside is None
         self.clock = Clock(folder / "redis.clock") if has_own_clock else None
         if beside is None:
-            self._port = free_port()
-            self._server = ValkeyServer(port=self._port, data_dir=folder / "redis", config=CONFIG)
+            self.port = free_port()
+            self.server = ValkeyServer(port=self.port, data_dir=folder / "redis", config=CONFIG)
             self._start_redis()
         else:
-            self._port, self._server = beside._port, beside._server
-        self.redis = Redis(port=self._port)
+            self.port, self.server = beside.port, beside.server
+        self.redis = Redis(port=self.port)
         self.env = {
             **{name: value for name, value in os.environ.items() if "MM_TASKS" not in name},
             "PYTHONPATH": str(Path(mm_tasks.__file__).parent.parent),
             "MILLIMETRIC_KEY": self.key,
-            "MM_TASKS_REDIS_URL": f"redis://127.0.0.1:{self._port}/0",
-            "MM_TASKS_BROKER_URL": f"redis://127.0.0.1:{self._port}/1",
+            "MM_TASKS_REDIS_URL": f"redis://127.0.0.1:{self.port}/0",
+            "MM_TASKS_BROKER_URL": f"redis://127.0.0.1:{self.port}/1",
             "MM_TASKS_STATE_DIR": str(folder),
             **settings,
         }
@@ -274,14 +274,14 @@ class World:
     def restart_redis(self, away_s: float) -> None:
         """SIGKILL Redis and start it again on the same AOF."""
         since = time.time()
-        self._server.terminate()
+        self.server.terminate()
         self.run_for(away_s)
         self._start_redis()
         self.outages.append((since, time.time()))
 
     def _start_redis(self) -> None:
         with patched_environment(self.clock.env if self.clock else {}):
-            self._server.start(timeout=60)
+            self.server.start(timeout=60)
 
     def officer(self, count: int, every_ms: int) -> Life:
         """Return the life of an officer, who has people erased while all else goes on."""
@@ -312,7 +312,7 @@ class World:
 
     def empty_broker(self) -> None:
         """Forget every Celery message."""
-        with Redis(port=self._port, db=1) as broker:
+        with Redis(port=self.port, db=1) as broker:
             broker.flushdb()
 
     def status(self) -> dict[str, Any]:
@@ -386,7 +386,7 @@ class World:
                 process.wait()
         self.redis.close()
         if self._is_owner:
-            self._server.stop()
+            self.server.stop()
 
     def _sandbox(self) -> str:
         command = ("-m", "mm_tasks.sandbox", "--port", "0")

@@ -15,7 +15,7 @@ settings.register_profile("fast", deadline=None, max_examples=10)
 
 OF_SERVERS = {"postgresql", "redis", "redis_url", "servers"}
 OF_POSTGRESQL = {"postgresql", "postgresql_url"}
-OF_PROCESSES = {"migrated", "mortal", "run_pytest", "serve", "servers", "stack"}
+OF_PROCESSES = {"stepping", "migrated", "mortal", "run_pytest", "serve", "servers", "stack"}
 # Tests that start processes without a fixture, and slow ones: by the beginning of their ids.
 PROCESSES = (
     "client/test_hop.py",
@@ -29,6 +29,8 @@ PROCESSES = (
 SLOW = (
     "buffer/test_dead_letters.py::test_no_sequence",
     "buffer/test_machine.py",
+    "delivery/test_clock_steps.py",
+    "delivery/test_doubts.py",
     "buffer/test_purge.py::test_nothing_of_the_person_stays_and_nothing_of_others_goes",
     "client/test_hop.py",
     "erasure/test_database.py::test_of_eight_processes",

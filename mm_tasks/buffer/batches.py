@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import uuid_utils
 
-from mm_tasks.buffer import histograms
+from mm_tasks.buffer import clock, histograms
 from mm_tasks.buffer.attempt import Admitted, Rejection
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.rate_limiter import SLOT_VALID_MS
@@ -41,7 +41,7 @@ CLAIMED_MAX = 500
 # After this, the message of a claimed batch counts as lost. A second message is harmless.
 FOUND_AGAIN_MS = SLOT_VALID_MS + 3000
 
-Bisected = Literal["old", "narrowed", "buried", "systematic", "refused"]
+Bisected = Literal["old", "narrowed", "buried", "systematic", "refused", "again"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +101,18 @@ class Batches:
         They are forgotten, due for a retry, or their lease expired. With `everything`, return
         the ids of all batches.
         """
-        until: str | int = "+inf"
-        if not everything:
-            seconds, micros = self._redis.time()
-            until = seconds * 1000 + micros // 1000
+        now = "+inf" if everything else clock.read(self._redis, self._project.name).now_ms
         leases = self._keys.leases
-        ids = self._redis.zrange(leases, "-inf", until, byscore=True, offset=0, num=limit)
+        ids = self._redis.zrange(leases, "-inf", now, byscore=True, offset=0, num=limit)
         return [str(batch_id, "ascii") for batch_id in ids]
+
+    def held_against(self, batch_ids: list[str]) -> set[str]:
+        """Return those whose first record may be stored already, or that a filter refused."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for batch_id in batch_ids:
+            pipeline.hmget(self._keys.batch(batch_id), "doubt", "passed")
+        found = zip(batch_ids, pipeline.execute(), strict=True)
+        return {batch_id for batch_id, fields in found if any(fields)}
 
     def assign_slot(
         self, batch_id: str, *, slot_us: int | None, found_again_ms: int = FOUND_AGAIN_MS
@@ -127,7 +132,7 @@ class Batches:
         holds = (project.fence, project.pause, keys.throttle, keys.outage)
         verdict, *rest = _BEGIN(
             self._redis,
-            (*self._places(batch_id), *holds, project.fences, project.caught),
+            (*self._places(batch_id), *holds, project.fences, project.caught, keys.failures),
             (self.lane, batch_id, token, slot, slot_valid_ms * 1000, lease_ms),
         )
         if verdict == b"admitted":
@@ -186,7 +191,7 @@ class Batches:
         Without an attempt, give back a batch that was never begun.
         """
         token, exchange = ("", None) if attempt is None else (attempt.token, attempt.exchange)
-        places = (*self._places(batch_id)[1:], self._project.histogram_counters)
+        places = (*self._places(batch_id), self._project.histogram_counters)
         args = (self.lane, batch_id, token, wait_ms, grace_ms, outcome, ambiguous)
         stats = histograms.of_request(self.lane, exchange)
         return bool(_RELEASE(self._redis, places, (*args, *stats)))

@@ -16,6 +16,7 @@ from itertools import islice
 from logging import getLogger
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mm_tasks.buffer import clock
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.records import HEADER_BYTES, STAMP_BYTES
 from mm_tasks.buffer.scripts import Script, pages
@@ -41,7 +42,8 @@ _TRIM, _RECOUNT = Script("dead_trim"), Script("dead_recount")
 class DeadLetter:
     """One record and the reason of its burial. `body` is the event's JSON, as it was sent.
 
-    `kind` is the kind of doubt if `reason` is `ambiguous`, otherwise ''.
+    `kind` is the kind of doubt if `reason` is `ambiguous`, otherwise ''. Its instants are of
+    Redis's clock, whatever steps that has made.
     """
 
     id: str
@@ -135,11 +137,12 @@ class DeadLetters:
         Reads in pages. A letter that stays throughout is yielded exactly once, even if other
         letters are buried, revived or discarded meanwhile.
         """
+        ahead_ms = clock.read(self._redis, self._keys.name).ahead_us // 1000
         if chosen.ids is None:
-            burials = self._burials(chosen, newest_first=newest_first)
+            burials = self._burials(chosen, ahead_ms, newest_first=newest_first)
         else:
             burials = self._burials_of(chosen.ids)
-        letters = (letter for page in burials for letter in self._read(page))
+        letters = (letter for page in burials for letter in self._read(page, ahead_ms))
         return islice(filter(chosen.matches, letters), chosen.limit)
 
     def counts(self, chosen: Filter = Filter()) -> Counter[Group]:
@@ -190,14 +193,16 @@ class DeadLetters:
             log.warning("dead_letters_trimmed", extra={"events": removed})
         return removed
 
-    def _burials(self, chosen: Filter, *, newest_first: bool) -> Iterator[Mapping[str, int]]:
+    def _burials(
+        self, chosen: Filter, ahead_ms: int, *, newest_first: bool
+    ) -> Iterator[Mapping[str, int]]:
         """Yield pages of ids and their times of burial, by time: ranks shift meanwhile.
 
         Many letters may be buried in one millisecond. So each page starts at the last time of
         the page before and skips the ids that it shares with it.
         """
-        first = "-inf" if chosen.since_ms is None else str(chosen.since_ms)
-        last = "+inf" if chosen.until_ms is None else f"({chosen.until_ms}"
+        first = "-inf" if chosen.since_ms is None else str(chosen.since_ms + ahead_ms)
+        last = "+inf" if chosen.until_ms is None else f"({chosen.until_ms + ahead_ms}"
         start, end = (last, first) if newest_first else (first, last)
         how = {"desc": newest_first, "withscores": True, "byscore": True}
         seen: set[str] = set()
@@ -217,23 +222,23 @@ class DeadLetters:
             times = zip(page, self._redis.zmscore(self._keys.dead_at, page), strict=True)
             yield {id_: int(at_ms) for id_, at_ms in times if at_ms is not None}
 
-    def _read(self, page: Mapping[str, int]) -> Iterator[DeadLetter]:
+    def _read(self, page: Mapping[str, int], ahead_ms: int) -> Iterator[DeadLetter]:
         if not page:
             return
         texts = self._redis.hmget(self._keys.dead, list(page))
         for (id_, at_ms), text in zip(page.items(), texts, strict=True):
             if text is not None:
-                yield _letter(id_, at_ms, text)
+                yield _letter(id_, at_ms, text, ahead_ms)
 
 
-def _letter(id_: str, at_ms: int, text: bytes) -> DeadLetter:
+def _letter(id_: str, at_ms: int, text: bytes, ahead_ms: int) -> DeadLetter:
     line, _, record = text.partition(b"\n")
     why = json.loads(line)
     return DeadLetter(
         id=id_,
         lane=id_.partition(":")[0],
-        buried_at_ms=at_ms,
-        accepted_at_ms=int(record[1:STAMP_BYTES]),
+        buried_at_ms=at_ms - ahead_ms,
+        accepted_at_ms=int(record[1:STAMP_BYTES]) - ahead_ms,
         reason=why.get("reason", "-"),
         status=why.get("status", 0),
         code=why.get("code", "-"),

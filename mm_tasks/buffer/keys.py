@@ -9,7 +9,7 @@ for both.
 A record is a header of 46 bytes and the event's JSON, verbatim:
 
     "1"           1 byte    format version
-    accepted_ms  13 digits  Redis's clock when it was stored, ms since the epoch
+    accepted_ms  13 digits  the project's clock when it was stored, ms since the epoch
     user tag     16 bytes   tag of `user_id`, or zeros
     anonymous    16 bytes   tag of `anonymous_id`, or zeros
 
@@ -20,12 +20,17 @@ from __future__ import annotations
 
 from mm_tasks.events.lanes import sharing
 
+# The only key that all projects of a server share. Hash of a project to the instant (ms) of a
+# heartbeat of one of its workers. No name of a project is empty.
+PROJECTS = "{mm:}:projects"
+
 
 class ProjectKeys:
     """Keys shared by all lanes of one project."""
 
     def __init__(self, project: str) -> None:
         """Take the name of the project."""
+        self.name = project
         self.prefix = prefix = f"{{mm:{project}}}:"
         # Hash of whole numbers: `<lane>:<place>` counts events, `held_bytes` bytes. The fields
         # are listed in `lua/common.lua`.
@@ -48,12 +53,22 @@ class ProjectKeys:
         # Hash, present while the key or the host is refused: reason, start, the next probe.
         self.pause = prefix + "pause"
         # Hash of `worker:<name>` and `beat:<host>` to `<ms> <queues>`: its last heartbeat, and
-        # those of our queues that the worker serves, with commas between.
+        # with commas between those of our queues that the worker serves, then
+        # `broker=<fingerprint>`, which a worker of an earlier release does not write.
         self.heartbeats = prefix + "signs"
+        # Hash of a kind of queue to `<asked_us> <times>`: when a flush or sweep was asked for that
+        # has not begun, and how often it had been asked for before; and of `<kind>:last` to when it
+        # was asked for last, begun or not: see `nudges`.
+        self.nudges = prefix + "nudges"
+        # Hash of the fingerprint of a broker to `<ms> <host>`: when a process of that host last
+        # published there: see `heartbeats`.
+        self.publishers = prefix + "publishers"
         # Never present. To overwrite it changes nothing, and fails on a server without writes.
         self.void = prefix + "void"
         # Hash of dead letters: `<lane>:<batch>:<n>` to a line of JSON, then the record.
         self.dead = prefix + "dead"
+        # Hash: the clock of the project, see `lua/common.lua`. Every stored instant is of it.
+        self.clock = clock_beside(prefix)
         # Zset of ids of dead letters, scored by the time of burial (ms).
         self.dead_at = prefix + "dead_at"
         # Hash of whole numbers that only grow: see `histograms`.
@@ -78,10 +93,8 @@ class LaneKeys:
         self.claimed = prefix + "claimed"
         # Zset of all batches, scored by the time at which a flush must handle them (ms).
         self.leases = prefix + "leases"
-        # String with an expiry: an attempt may be under way whose batch is gone already.
+        # String: until when (ms) an attempt may be under way whose batch is gone already.
         self.orphaned_request = prefix + "stray"
-        # String with an expiry: a flush was requested a moment ago.
-        self.nudge = prefix + "nudge"
 
         endpoint = f"{project.prefix}{sharing(lane)[0]}:"
         # String `until_us since_ms`, present during the wait of a 429 and shortly after.
@@ -102,10 +115,16 @@ class LaneKeys:
         `answered` (the attempt of the last definite answer, from which waits grow), and while
         a refused event is sought: `suspect` (it is one of the first so many), `refused`
         (events refused alone), `accepted`, `buried`, `passed` (events that the endpoint had
-        delivered when a filter refused this batch first).
+        delivered when a filter refused this batch first). `doubt` (how often it was
+        sent in doubt; records sent alone in doubt count in `sole`, and once when that were all).
         """
         return f"{self.prefix}batch:{batch_id}"
 
     def records(self, batch_id: str) -> str:
         """List of the batch's records."""
         return f"{self.prefix}records:{batch_id}"
+
+
+def clock_beside(key: str) -> str:
+    """Return the key of the clock of the project that a key belongs to."""
+    return key[: key.index("}:") + 2] + "clock"

@@ -18,8 +18,9 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from mm_tasks import failpoints
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.records import record
-from mm_tasks.buffer.scripts import Script
+from mm_tasks.buffer.scripts import Script, with_clock
 from mm_tasks.errors import BufferFull, BufferUnavailable
+from mm_tasks.events.lanes import QUEUES
 from mm_tasks.events.limits import BATCH_BRACKETS_BYTES
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class PackedConnection:
 class Producer:
     """Appends to one lane of one project. Holds a client and its idle connections."""
 
-    def __init__(  # noqa: PLR0913 - settings that are no part of a batch's limits
+    def __init__(
         self,
         redis: Redis,
         project: str,
@@ -112,7 +113,6 @@ class Producer:
         limits: BatchLimits,
         *,
         held_bytes_max: int,
-        nudge_ms: int = 1000,
     ) -> None:
         """Take everything as arguments; read and open nothing."""
         keys = ProjectKeys(project)
@@ -123,9 +123,10 @@ class Producer:
         self._lane = lane
         self._counts = keys.counts
         self._held_bytes_max = held_bytes_max
-        self._keys = (of_lane.waiting, keys.counts, keys.fence, of_lane.nudge)
+        self._keys = (of_lane.waiting, keys.counts, keys.fence, keys.nudges, keys.heartbeats)
         full = (limits.events_max, limits.bytes_max - BATCH_BRACKETS_BYTES)
-        self._args = (lane, held_bytes_max, *full, nudge_ms)
+        self._args = (lane, held_bytes_max, *full)
+        self._kind = QUEUES[lane]
         self._head = self.append_head()
 
     def append(self, entries: Sequence[Record]) -> Appended:
@@ -138,8 +139,8 @@ class Producer:
         return self.appended(self.call_append(self._connection, self._head, entries))
 
     async def aappend(self, redis: AsyncRedis, entries: Sequence[Record]) -> Appended:
-        """As `append`, on a client of the running event loop."""
-        args = (*self._args, *self._encode(entries))
+        """As `append`, on a client of the running event loop. Its `nudge` is always False."""
+        args = (*self._args, "", *self._encode(entries))
         try:
             reply = await _APPEND.acall(redis, self._keys, args)
         except RedisError as error:
@@ -151,8 +152,8 @@ class Producer:
 
     def append_head(self, keys: tuple[str, ...] = (), args: tuple[object, ...] = ()) -> PackedHead:
         """Pack the part of an append before its records, with more keys and arguments."""
-        keys = (*self._keys, *keys)
-        words = ("EVALSHA", _APPEND.sha, len(keys), *keys, *self._args, *args)
+        keys = with_clock((*self._keys, *keys))
+        words = ("EVALSHA", _APPEND.sha, len(keys), *keys, *self._args, self._kind, *args)
         packed = _resp_bulk_strings(str(word).encode() for word in words)
         return PackedHead(len(words), packed)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.exceptions import ResponseError
 
+from mm_tasks.buffer import clock
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.scripts import Script
 from mm_tasks.events.lanes import LANES
@@ -150,8 +151,14 @@ class Purge:
             found = _by_tag(tags, flat)
             yield _Step(place, found, dict.fromkeys(found, lease_ms))
         # Last, because a late success may have removed a batch of the list.
-        orphaned_ms = self._redis.pttl(keys.orphaned_request)
+        orphaned_ms = self._orphaned_ms(keys.orphaned_request)
         yield _Step(place, {}, dict.fromkeys(tags, orphaned_ms))
+
+    def _orphaned_ms(self, key: str) -> int:
+        ends_ms = int(self._redis.get(key) or 0)
+        if ends_ms == 1:  # written by an earlier release
+            return int(self._redis.pttl(key))
+        return ends_ms - clock.read(self._redis, self._keys.name).now_ms
 
     def _dead(self, tags: Sequence[bytes]) -> Iterator[_Step]:
         places = (self._keys.dead, self._keys.dead_at, self._keys.counts)

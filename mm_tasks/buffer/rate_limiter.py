@@ -1,4 +1,4 @@
-"""The shared rate: GCRA on Redis's clock that reserves slots ahead of time.
+"""The shared rate: GCRA on the project's clock that reserves slots ahead of time.
 
 A reservation returns the time of its slot, so a batch knows its countdown and no worker
 polls. `lua/rate_reserve.lua` has the arithmetic. A slot is valid for `SLOT_VALID_MS` after
@@ -23,7 +23,7 @@ _RESERVE = Script("rate_reserve")
 
 
 class Slot(NamedTuple):
-    """A reserved instant: the time until it, and its time on Redis's clock (µs).
+    """A reserved instant: the time until it, and its time on the project's clock (µs).
 
     `start_us` is None in a lane without a limit.
     """
@@ -48,8 +48,7 @@ class Limiter:
     def reserve(self, max_wait_s: float, *, now_us: int | None = None) -> Slot | None:
         """Reserve the next slot if it is at most `max_wait_s` away, otherwise return None.
 
-        All callers pass the same `max_wait_s`: a stored state further ahead than it allows
-        counts as a step of the clock. `now_us` is for tests.
+        Callers may pass different `max_wait_s`. `now_us` is for tests.
         """
         max_wait_us = round(max_wait_s * 1e6)
         args = (self._interval_us, self._burst, max_wait_us, "" if now_us is None else now_us)

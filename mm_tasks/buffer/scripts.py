@@ -1,7 +1,8 @@
 """Run the Lua scripts of `lua/` by their digest, and load a script that the server lacks.
 
-Every script starts with `lua/common.lua`. Redis forgets scripts when it restarts. Then the
-call is repeated once after loading, which is safe: a missing script has not run.
+Every script starts with `lua/base.lua` and, except append, `lua/common.lua`. Its last key is the
+clock of the project. Redis forgets scripts when it restarts. Then the call is repeated once after
+loading, which is safe: a missing script has not run.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from redis.exceptions import NoScriptError, ReadOnlyError
 
 from mm_tasks import failpoints
+from mm_tasks.buffer.keys import clock_beside
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -31,11 +33,13 @@ class Script:
     def __init__(self, name: str) -> None:
         """Read the script; `name` is a file of `lua/` without its ending."""
         self.name = name
-        self.text = _text("common") + _text(name)
+        starts = ("base",) if name == "append" else ("base", "common")
+        self.text = "".join(map(_text, (*starts, name)))
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
     def __call__(self, redis: Redis, keys: Sequence[str], args: Sequence[Any]) -> Any:
         """Run it atomically and return its reply; raises redis-py's errors."""
+        keys = with_clock(keys)
         failpoints.reach(self.name, "before")
         try:
             reply = redis.evalsha(self.sha, len(keys), *keys, *args)
@@ -51,6 +55,7 @@ class Script:
 
     async def acall(self, redis: AsyncRedis, keys: Sequence[str], args: Sequence[Any]) -> Any:
         """As a call, on a client of the running event loop."""
+        keys = with_clock(keys)
         failpoints.reach(self.name, "before")
         try:
             reply = await redis.evalsha(self.sha, len(keys), *keys, *args)
@@ -62,6 +67,11 @@ class Script:
             raise
         failpoints.reach(self.name, "after")
         return reply
+
+
+def with_clock(keys: Sequence[str]) -> tuple[str, ...]:
+    """Return the keys of a script and, last, the clock of their project."""
+    return (*keys, clock_beside(keys[0]))
 
 
 def pages(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

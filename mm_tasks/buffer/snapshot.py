@@ -9,12 +9,15 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mm_tasks.buffer import clock
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.scripts import Script
 from mm_tasks.events.lanes import LANES
 
 if TYPE_CHECKING:
     from redis import Redis
+
+    from mm_tasks.buffer.clock import Clock
 
 _SNAPSHOT = Script("snapshot")
 
@@ -39,14 +42,14 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A project at one instant of Redis's clock.
+    """A project at one instant of its clock. Instants are of that clock, but not `Paused.since`.
 
     `pause` is the pause of the project: empty, or `kind`, `status`, `code`, `since_ms` and
     more. `rate_tat_us` is the end of the last reserved slot, 0 before the first one.
     """
 
     project: str
-    now_us: int
+    clock: Clock
     counts: dict[str, int]
     pause: dict[str, str]
     fence_tags: int
@@ -102,7 +105,16 @@ class Snapshot:
     @property
     def paused_for_s(self) -> float:
         """Return the duration of the pause so far; 0 without one."""
-        return 0.0 if self.paused is None else self._since(self.paused.since)
+        return (
+            0.0
+            if self.paused is None
+            else self._since(self.paused.since + self.clock.ahead_us / 1e6)
+        )
+
+    @property
+    def now_us(self) -> int:
+        """Return the time of the project's clock."""
+        return self.clock.now_us
 
     def _since(self, at_s: float) -> float:
         return max(0.0, self.now_us / 1e6 - at_s)
@@ -117,20 +129,21 @@ class Snapshot:
         """Return why the project or one lane is stopped; None when nothing is."""
         if not self.fences_loaded and self.fences_why:
             reason = f"fences_not_loaded: - {self.fences_why}"
-            return Paused(reason, self.fences_since_ms / 1000)
+            return Paused(reason, self.clock.shown_s(self.fences_since_ms))
         for stop in (self.pause, *(lane.outage for lane in self.lanes.values())):
             if "kind" in stop:
                 reason = "{kind}: {status} {code}".format(**stop)
-                return Paused(reason, int(stop["since_ms"]) / 1000)
+                return Paused(reason, self.clock.shown_s(int(stop["since_ms"])))
         for lane in self.lanes.values():
             if lane.throttle_until_us > self.now_us:
-                return Paused("throttled: 429 rate_limited", lane.throttle_since_ms / 1000)
+                since = self.clock.shown_s(lane.throttle_since_ms)
+                return Paused("throttled: 429 rate_limited", since)
         return None
 
 
 @dataclass(frozen=True, slots=True)
 class Paused:
-    """`reason` is `<kind>: <status> <code>`; `since` is in seconds since the epoch."""
+    """`reason` is `<kind>: <status> <code>`; `since` is in seconds of Redis's clock."""
 
     reason: str
     since: float
@@ -147,11 +160,12 @@ def read(redis: Redis, project: str) -> Snapshot:
     lanes = [keys.lane(name) for name in LANES]
     of_lanes = [(k.waiting, k.claimed, k.leases, k.throttle, k.outage) for k in lanes]
     named = (keys.counts, keys.pause, keys.fence, keys.fences, keys.rate)
-    now_us, counts, pause, fence, tat_us, *rows = _SNAPSHOT(redis, (*named, *sum(of_lanes, ())), ())
+    places = (*named, *sum(of_lanes, ()))
+    redis_us, stored, counts, pause, fence, tat_us, *rows = _SNAPSHOT(redis, places, ())
     return Snapshot(
         project=project,
-        now_us=int(now_us),
-        counts={name: int(value) for name, value in _fields(counts).items()},
+        clock=clock.of(int(redis_us), _numbers(stored)),
+        counts=_numbers(counts),
         pause=_fields(pause),
         fence_tags=int(fence[0]),
         fences_loaded=bool(fence[1]),
@@ -167,6 +181,10 @@ def _lane(name: str, row: list[Any]) -> Lane:
     until_us, since_ms = map(int, throttle.split()) if throttle else (0, 0)
     oldest_ms = int(oldest) if oldest else None
     return Lane(name, waiting, oldest_ms, claimed, batches, until_us, since_ms, _fields(outage))
+
+
+def _numbers(flat: list[bytes]) -> dict[str, int]:
+    return {name: int(value) for name, value in _fields(flat).items()}
 
 
 def _fields(flat: list[bytes]) -> dict[str, str]:

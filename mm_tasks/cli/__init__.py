@@ -19,7 +19,6 @@ from mm_tasks.cli import top as top_view
 from mm_tasks.cli.output import log_to_stderr
 from mm_tasks.errors import MMTasksError
 from mm_tasks.events.json_schema import schemas
-from mm_tasks.events.lanes import ENDPOINTS
 from mm_tasks.monitoring.health import AGE_MAX_S
 
 # Local variables in a traceback would show keys and events.
@@ -206,12 +205,10 @@ def schema_command() -> None:
 def flush() -> None:
     """Make the workers send all waiting events now, in part-full batches too. Safe to repeat.
 
+    Exit 1 if no worker serves the queues, or none serves the broker that this command publishes to.
+
     Example: mm-tasks flush
     """
-    from mm_tasks.events.lanes import QUEUES
-    from mm_tasks.tasks.publisher import publish_options
-    from mm_tasks.tasks.worker import flush as task
+    from mm_tasks.cli import flush_command
 
-    for lane, *_ in ENDPOINTS:
-        options = {"queue": QUEUES[lane], **publish_options()}
-        task.apply_async((lane,), {"linger": False}, **options)
+    flush_command.run()

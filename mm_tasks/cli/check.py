@@ -12,7 +12,7 @@ from rich.table import Table
 from mm_tasks import runtime
 from mm_tasks.client.outcome import Delivered
 from mm_tasks.events.encode import encode_track
-from mm_tasks.monitoring import checks
+from mm_tasks.monitoring import checks, health
 from mm_tasks.settings import Settings, variable
 
 if TYPE_CHECKING:
@@ -31,7 +31,12 @@ def run(out: Console, *, send: bool) -> int:
     for name in Settings.model_fields:
         table.add_row(variable(name), masked(name, getattr(settings, name)))
     out.print(table)
-    results = [*checks.vendor(settings), *checks.server(current), *checks.erasures(current)]
+    results = [
+        *checks.vendor(settings),
+        *checks.server(current),
+        *checks.erasures(current),
+        *health.addresses(current.worker_redis, settings.project),
+    ]
     for name, state, sentence in results:
         # Not wrapped, so that programs can read a check from a line.
         line = f"[{_COLOURS[state]}]{state:8}[/] {name}: {sentence}"

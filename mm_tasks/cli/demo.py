@@ -101,7 +101,7 @@ def _configured(folder: Path) -> _Stores:
     """Return the stores of the settings, if they are empty."""
     runtime.configure(state_dir=folder)
     current = runtime.current()
-    # The whole database, since all projects share the queues and the log.
+    # The whole database, since all projects share its memory and the log.
     if current.worker_redis.dbsize():
         msg = "MM_TASKS_REDIS_URL: must name an empty database, since the demo leaves its own there"
         raise ConfigurationError(msg)

@@ -47,11 +47,12 @@ def _checks(
         if worker is not None:
             yield health.worker(found, worker, age_max_s)
         if is_all:
-            yield from health.queues(found, age_max_s)
+            yield from health.queues(found, project, age_max_s)
         if beat or is_all:
             yield health.beat(found, age_max_s)
         if is_all:
             yield health.writable(redis, project)
+            yield from health.addresses(redis, project)
     if is_all and current.settings.audit_url is not None:
         yield health.database(partial(_reach, current))
 

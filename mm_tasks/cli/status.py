@@ -15,7 +15,8 @@ from rich.table import Table
 
 from mm_tasks import runtime
 from mm_tasks.errors import AuditUnavailable, ConfigurationError
-from mm_tasks.monitoring import checks, status
+from mm_tasks.monitoring import checks, health, status
+from mm_tasks.timestamps import stamp_s
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,6 +28,8 @@ def run(out: Console, *, as_json: bool) -> None:
     """Print the status of the project, as tables or as JSON."""
     current = runtime.current()
     shown = status.read(current.worker_redis, current.settings.project)
+    addresses = health.addresses(current.worker_redis, current.settings.project)
+    shown["problems"] = [check.sentence for check in addresses if not check.is_ok]
     late: list[ErasureDeadline] = []
     why = ""
     try:
@@ -45,6 +48,11 @@ def run(out: Console, *, as_json: bool) -> None:
     typer.echo(f"paused: {paused['reason']}" if paused else "not paused")
     if shown["left_out"]:
         typer.echo(f"dropped: {shown['left_out']:,} unusable fields of web requests")
+    if shown["clock"]:
+        stepped_s, at_s = shown["clock"].values()
+        typer.echo(f"clock: Redis's clock stepped by {stepped_s:+,.0f} s at {stamp_s(at_s)}")
+    for problem in shown["problems"]:
+        typer.echo(f"problem: {problem}")
     for line in (_fence(shown["fence"]), _summary(shown["erasures"], why), *map(_deadline, late)):
         typer.echo(line)
 

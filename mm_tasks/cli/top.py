@@ -119,7 +119,7 @@ def _head(project: str, newest: Snapshot | None) -> Text:
     at = (
         ""
         if newest is None
-        else f"  {datetime.fromtimestamp(newest.now_us / 1e6, UTC):%H:%M:%S} UTC"
+        else f"  {datetime.fromtimestamp(newest.clock.redis_s, UTC):%H:%M:%S} UTC"
     )
     return Text(f"mm-tasks  project {project}{at}", style="bold")
 

@@ -106,15 +106,27 @@ def _probe(delivery: Delivery) -> Iterator[Dispatch]:
 def _probe_candidates(
     delivery: Delivery, refused: list[str], slot_us: int | None
 ) -> Iterator[tuple[Batches, str]]:
-    """Yield batches that were not refused in this pause, a new one included, then the others."""
-    last = []
+    """Yield the batches by what their last attempts showed.
+
+    First those that nothing speaks against, then a new one, then those that were sent in doubt or
+    refused by a filter, then those refused in this pause.
+    """
+    doubtful, last = [], []
     for buffer in delivery.endpoint:
         batch_ids = buffer.due(DUE_MAX, everything=True)
-        last += [(buffer, batch_id) for batch_id in batch_ids if batch_id in refused]
-        yield from ((buffer, batch_id) for batch_id in batch_ids if batch_id not in refused)
-        fresh = buffer.claim(slot_us=slot_us)
+        set_back = buffer.held_against(batch_ids)
+        for batch_id in batch_ids:
+            if batch_id in refused:
+                last.append((buffer, batch_id))
+            elif batch_id in set_back:
+                doubtful.append((buffer, batch_id))
+            else:
+                yield buffer, batch_id
+    for buffer in delivery.endpoint:
+        fresh = buffer.claim(slot_us=slot_us, linger=False)
         if fresh is not None:
             yield buffer, fresh
+    yield from doubtful
     yield from last
 
 

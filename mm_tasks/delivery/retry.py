@@ -111,8 +111,8 @@ def signal(
     match outcome:
         case Rejected(answer=answer) if attempt.paused == REJECTED:
             return Pause(REJECTED, answer)
-        case Delivered() | Rejected() | Filtered():
-            return None
+        case Delivered() | Rejected() | Filtered() | Ambiguous(kind="lease"):
+            return None  # that a worker died shows nothing about the vendor
         case Throttled(retry_after_s=retry_after_s):
             return Throttle(throttle_s(retry_after_s, attempt.in_a_row, random_s))
         case Unauthorized(answer=answer) | Misdirected(answer=answer):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from logging import getLogger
 from typing import TYPE_CHECKING, assert_never
 
-from mm_tasks.client.backoff import random_s
+from mm_tasks.client.backoff import backoff_s, random_s
 from mm_tasks.client.outcome import NAMES, Ambiguous
 from mm_tasks.delivery import retry
 
@@ -58,14 +58,18 @@ def _bisect(
     delivery: Delivery, batch_id: str, attempt: Admitted, kind: str, decision: retry.Bisect
 ) -> float | None:
     """Bisect a refused batch; pause when not its events are at fault, but everything is refused."""
-    answer, why = decision
+    (answer, why), buffer = decision, delivery.buffer
     if kind == retry.REJECTED:
         isolation_max = retry.ISOLATION_MAX
-        state = delivery.buffer.bisect(batch_id, attempt, why=why, isolation_max=isolation_max)
+        state = buffer.bisect(batch_id, attempt, why=why, isolation_max=isolation_max)
     else:
-        state = delivery.buffer.bisect_filtered(batch_id, attempt, why=why)
+        state = buffer.bisect_filtered(batch_id, attempt, why=why)
     if state == "buried":
         log.warning("event_buried", extra={"batch_id": batch_id})
+    if state == "again":
+        wait_s = backoff_s(attempt.attempt, random_s)
+        buffer.release(batch_id, None, wait_ms=round(wait_s * 1000), grace_ms=RETRY_GRACE_MS)
+        return wait_s
     is_paused = False
     if state in {"systematic", "refused"}:
         failures_max = retry.FILTERED_MAX if state == "refused" else 0

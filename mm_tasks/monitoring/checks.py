@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
+from mm_tasks.buffer import clock
 from mm_tasks.buffer.rate_limiter import SLOT_VALID_MS
 from mm_tasks.client.access import tls_context, vendor_access
 from mm_tasks.erasure.audit import tables
@@ -21,12 +22,14 @@ from mm_tasks.errors import AuditUnavailable, ConfigurationError
 from mm_tasks.events.limits import VENDOR_BATCH_BURST, VENDOR_BATCH_RATE_PER_S
 from mm_tasks.monitoring import status
 from mm_tasks.monitoring.health import Check
+from mm_tasks.timestamps import stamp_s
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from redis import Redis
 
+    from mm_tasks.buffer.clock import ClockStep
     from mm_tasks.erasure.audit.checkpoints import Checkpoint, CheckpointSinks
     from mm_tasks.erasure.audit.log import AuditLog
     from mm_tasks.runtime import Runtime
@@ -90,6 +93,7 @@ def server(current: Runtime) -> Iterator[Check]:
     yield _persistence(info)
     skew_s = max(before - seconds - micros / 1e6, seconds + micros / 1e6 - after, 0.0)
     yield _clock(skew_s)
+    yield _steps(clock.read(redis, current.settings.project).step)
 
 
 def _version(info: dict[str, Any]) -> Check:
@@ -127,6 +131,13 @@ def _clock(skew_s: float) -> Check:
         sentence = f"differs from Redis's by {skew_s:.1f} s; events get timestamps of this host"
         return Check("clock", "warning", sentence)
     return Check("clock", "ok", "agrees with Redis's")
+
+
+def _steps(step: ClockStep | None) -> Check:
+    if step is None:
+        return Check("clock of Redis", "ok", "no step was seen in the last day")
+    sentence = f"stepped by {step.by_s:+,.0f} s at {stamp_s(step.at_s)}; nothing is lost"
+    return Check("clock of Redis", "warning", sentence)
 
 
 def store(current: Runtime) -> Check:

@@ -12,16 +12,18 @@ from redis.exceptions import RedisError
 
 from mm_tasks.buffer import heartbeats
 from mm_tasks.errors import AuditUnavailable, ConfigurationError
-from mm_tasks.events.lanes import QUEUE_NAMES
+from mm_tasks.events.lanes import queue_names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from redis import Redis
 
-    from mm_tasks.buffer.heartbeats import Heartbeat
+    from mm_tasks.buffer.heartbeats import Heartbeat, Publisher
 
 AGE_MAX_S = 30.0
+# A process notes a publish at most every 30 s. After this time without one it is forgotten.
+_PUBLISHED_MAX_S = 300.0
 
 
 class Check(NamedTuple):
@@ -42,9 +44,9 @@ def worker(found: Mapping[str, Heartbeat], name: str, age_max_s: float) -> Check
     return _recent(f"worker {name}", found.get(f"worker:{name}"), age_max_s)
 
 
-def queues(found: Mapping[str, Heartbeat], age_max_s: float) -> Iterator[Check]:
-    """Yield for each of our queues whether a live worker serves it."""
-    for queue in QUEUE_NAMES:
+def queues(found: Mapping[str, Heartbeat], project: str, age_max_s: float) -> Iterator[Check]:
+    """Yield for each queue of the project whether a live worker serves it."""
+    for queue in queue_names(project):
         serving = [heartbeat for heartbeat in found.values() if queue in heartbeat.queues]
         alive = sorted(h.name for h in serving if h.age_s <= age_max_s)
         silent = ", ".join(f"{h.name} is silent for {h.age_s:.0f} s" for h in serving)
@@ -52,6 +54,41 @@ def queues(found: Mapping[str, Heartbeat], age_max_s: float) -> Iterator[Check]:
             yield Check(queue, "ok", f"served by {', '.join(alive)}")
         else:
             yield Check(queue, "problem", f"no worker serves it{': ' if silent else ''}{silent}")
+
+
+def serves_no_worker(found: Mapping[str, Heartbeat], broker: str) -> bool:
+    """Return whether it is certain that no live worker has this broker.
+
+    It is not while there is no worker, or one of a release that does not write its broker.
+    """
+    brokers = {h.broker for h in found.values() if h.kind == "worker" and h.age_s <= AGE_MAX_S}
+    return bool(brokers) and not brokers & {"", broker}
+
+
+def publishers(found: Mapping[str, Heartbeat], published: Iterable[Publisher]) -> Iterator[Check]:
+    """Yield a warning for each process that publishes where no worker listens."""
+    for publisher in published:
+        if publisher.age_s <= _PUBLISHED_MAX_S and serves_no_worker(found, publisher.broker):
+            sentence = (
+                f"{publisher.age_s:.0f} s ago a process on {publisher.host} published to a broker "
+                "that no worker of this project serves: it uses another app or another URL"
+            )
+            yield Check("broker", "warning", sentence)
+
+
+def addresses(redis: Redis, project: str) -> Iterator[Check]:
+    """Yield a line for each publisher whose broker no worker serves, and one for other projects.
+
+    Yields nothing where Redis does not answer.
+    """
+    try:
+        found = heartbeats.read(redis, project)
+        yield from publishers(found, heartbeats.read_publishers(redis, project))
+        others = ", ".join(heartbeats.other_projects(redis, project))
+    except RedisError:
+        return
+    if others:
+        yield Check("projects", "ok", f"on this server too: {others}; see docs/projects.md")
 
 
 def beat(found: Mapping[str, Heartbeat], age_max_s: float) -> Check:

@@ -28,7 +28,7 @@ FIELDS = frozenset(
     {
         *("attempt", "batch_id", "events", "outcome", "task", "wait_s"),
         *("at", "entry", "erasure", "guards", "head", "lines", "percent", "size", "state"),
-        *("errno", "error", "kind", "reason", "why"),
+        *("errno", "error", "kind", "project", "reason", "why"),
     }
 )
 # As Celery's own.

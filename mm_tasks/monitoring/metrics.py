@@ -57,6 +57,16 @@ _EVENTS = {
     "discarded": "Dead letters that a person or a bound removed.",
     "suppressed": "Events refused because their person is erased; never accepted.",
 }
+_MESSAGES = {
+    "messages_foreign": (
+        "foreign_messages",
+        "Messages of another project, which a worker put back to its queue.",
+    ),
+    "publishes_unserved": (
+        "unserved_publishes",
+        "Messages published to a broker that no worker of the project serves.",
+    ),
+}
 _HISTOGRAMS = {
     histograms.EVENTS: ("batch_events", "Events of each delivered batch."),
     histograms.FILL: ("batch_fill_ratio", "Share of the nearer limit, of each delivered batch."),
@@ -185,6 +195,7 @@ def _of_redis(redis: Redis, project: str) -> Iterator[Metric] | None:
         _of_events(read),
         _of_requests(read),
         _of_pauses(read),
+        _of_messages(read),
         _of_heartbeats(beats.values()),
         _of_histograms(counters, read.lanes),
     )
@@ -219,6 +230,11 @@ def _of_events(read: Snapshot) -> Iterator[Metric]:
     yield _by_lane("fields_dropped", help_text, read, "left_out")
 
 
+def _of_messages(read: Snapshot) -> Iterator[Metric]:
+    for name, (count, help_text) in _MESSAGES.items():
+        yield _counter(name, help_text, (), {(): read.counts.get(count, 0)})
+
+
 def _of_requests(read: Snapshot) -> Iterator[Metric]:
     # Shown from the start: Prometheus sees no increase in a series that begins with 1.
     outcomes = {(lane, name): 0 for lane in read.lanes for name in outcome.NAMES.values()}
@@ -242,6 +258,9 @@ def _of_pauses(read: Snapshot) -> Iterator[Metric]:
     kinds = {kind: int(kind == paused) for kind in PAUSES}
     yield _gauges("paused", "Whether sending is paused, by kind of reason.", "kind", kinds)
     yield _gauge("paused_seconds", "Duration of the pause so far.", read.paused_for_s)
+    step = read.clock.step
+    help_text = "The last step of Redis's clock, for a day; below 0 if back, 0 without one."
+    yield _gauge("clock_step_seconds", help_text, 0.0 if step is None else step.by_s)
     yield _gauge("fenced_ids", "Ids in the fence: those of erased persons.", read.fence_tags)
     yield _gauge("fences_loaded", "Whether this Redis has all of them.", int(read.fences_loaded))
 

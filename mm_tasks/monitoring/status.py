@@ -16,13 +16,14 @@ def read(redis: Redis, project: str) -> dict[str, Any]:
     """Return the status of a project, all lanes together, from one atomic read.
 
     `{"project", "paused": null | {"reason", "since"}, "counts", "oldest_waiting_s", "fence":
-    {"tags", "loaded"}, "left_out"}`. Counts are of events, except `ambiguous`, of requests that
-    may have been stored. `left_out` counts fields of web requests that were dropped because the
-    vendor would reject them. Erasures are in the audit database: see
-    `erasure/queries`.
+    {"tags", "loaded"}, "left_out", "clock": null | {"stepped_s", "at"}}`. Counts are of events,
+    except `ambiguous`, of requests that may have been stored. `left_out` counts fields of web
+    requests that were dropped because the vendor would reject them. `clock` is the last step of
+    Redis's clock, for a day. Erasures are in the audit database: see `erasure/queries`.
     """
     read_now = snapshot.read(redis, project)
     paused, age_s = read_now.paused, read_now.oldest_waiting_s
+    step = read_now.clock.step
     counts = {place: read_now.total(place) for place in (*PLACES, "ambiguous")}
     return {
         "project": project,
@@ -31,4 +32,5 @@ def read(redis: Redis, project: str) -> dict[str, Any]:
         "oldest_waiting_s": None if age_s is None else round(age_s, 3),
         "fence": {"tags": read_now.fence_tags, "loaded": read_now.fences_loaded},
         "left_out": read_now.total("left_out"),
+        "clock": None if step is None else {"stepped_s": step.by_s, "at": step.at_s},
     }

@@ -21,20 +21,37 @@ from mm_tasks.events import lanes
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mm_tasks.settings import Settings
+
 FLUSH, SEND_BATCH = "mm_tasks.flush", "mm_tasks.send_batch"
 RUN_ERASURE, SWEEP_ERASURES = "mm_tasks.run_erasure", "mm_tasks.sweep_erasures"
 # Shown by the broker's tools and the logs in place of the arguments of a caller.
 REDACTED = {"argsrepr": "(...)", "kwargsrepr": "{...}"}
-# Options of a publish, by the name of the task. They apply to `send_task` too.
-ROUTES: dict[str, dict[str, Any]] = {
-    "mm_tasks.track": {"queue": lanes.DELIVER_QUEUE, "serializer": "json", **REDACTED},
-    "mm_tasks.identify": {"queue": lanes.IDENTIFY_QUEUE, "serializer": "json", **REDACTED},
-    "mm_tasks.forget": {"queue": lanes.FORGET_QUEUE, "serializer": "json", **REDACTED},
-    FLUSH: {"queue": lanes.DELIVER_QUEUE, "serializer": "json"},
-    SEND_BATCH: {"queue": lanes.DELIVER_QUEUE, "serializer": "json"},
-    RUN_ERASURE: {"queue": lanes.FORGET_QUEUE, "serializer": "json"},
-    SWEEP_ERASURES: {"queue": lanes.FORGET_QUEUE, "serializer": "json"},
+# The kind of queue of each task.
+TASK_QUEUES = {
+    "mm_tasks.track": lanes.DELIVER_QUEUE,
+    "mm_tasks.identify": lanes.IDENTIFY_QUEUE,
+    "mm_tasks.forget": lanes.FORGET_QUEUE,
+    FLUSH: lanes.DELIVER_QUEUE,
+    SEND_BATCH: lanes.DELIVER_QUEUE,
+    RUN_ERASURE: lanes.FORGET_QUEUE,
+    SWEEP_ERASURES: lanes.FORGET_QUEUE,
 }
+_WITH_ARGUMENTS = {"mm_tasks.track", "mm_tasks.identify", "mm_tasks.forget"}
+# The header of a message that names its project.
+PROJECT_HEADER = "mm_tasks_project"
+
+
+def route(task: str) -> dict[str, Any] | None:
+    """Return the options of each publish of a task of ours, `send_task` too; None for others."""
+    if task not in TASK_QUEUES:
+        return None
+    redacted = REDACTED if task in _WITH_ARGUMENTS else {}
+    return {"queue": declared_queue(TASK_QUEUES[task]), "serializer": "json", **redacted}
+
+
+def _route(name: str, *_: Any, **__: Any) -> dict[str, Any] | None:
+    return route(name)
 
 
 def broker() -> redis_client.Broker:
@@ -67,41 +84,58 @@ def _configuration() -> dict[str, Any]:
         "task_ignore_result": True,
         "task_acks_late": True,
         "task_queues": queues(),
-        "task_default_queue": lanes.DELIVER_QUEUE,
-        "task_routes": ROUTES,
+        "task_default_queue": queue_name(lanes.DELIVER_QUEUE),
+        "task_routes": (_route,),
         "worker_prefetch_multiplier": 1,
+        # `inspect` shows the arguments of waiting messages, and `control` ends workers, to
+        # whoever reaches the broker.
+        "worker_enable_remote_control": False,
+        # A request that is cancelled may be stored, and its batch would be sent again.
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
         "worker_consumer": "mm_tasks.tasks.overrides:Consumer",
         "worker_soft_shutdown_timeout": min(settings.request_timeout_s + 2, settings.lease_s / 2),
         "worker_enable_soft_shutdown_on_idle": True,
         # No schedule file: all entries are intervals, and several beats are harmless.
         "beat_scheduler": "mm_tasks.tasks.overrides:Scheduler",
-        "beat_schedule": beat_schedule(settings.flush_interval_s),
+        "beat_schedule": beat_schedule(settings),
     }
+
+
+def queue_name(kind: str) -> str:
+    """Return the name of a queue of this process's project."""
+    return lanes.queue_name(runtime.current().settings.project, kind)
 
 
 def queues() -> list[Queue]:
     """Return our queues in the order in which they are served."""
-    return [_queue(name) for name in lanes.QUEUE_NAMES]
+    return [queue(name) for name in lanes.queue_names(runtime.current().settings.project)]
 
 
-def _queue(name: str) -> Queue:
+def queue(name: str) -> Queue:
+    """Return a queue as we declare it."""
     return Queue(name, Exchange(name, type="direct"), routing_key=name)
 
 
-def declared_queue(name: str) -> Any:
+def declared_queue(kind: str) -> Any:
     """Return a queue of ours as the current app declares it, else as we do.
 
     A host with `task_create_missing_queues = False` knows only the queues that it declares.
     """
-    return current_app().amqp.queues.get(name) or _queue(name)
+    name = queue_name(kind)
+    return current_app().amqp.queues.get(name) or queue(name)
 
 
-def beat_schedule(every_s: float) -> dict[str, Any]:
-    """Return the entries of beat. A message expires when the next one is due."""
+def beat_schedule(settings: Settings) -> dict[str, Any]:
+    """Return the entries of beat. What it publishes is bounded by `tasks/scheduled`."""
 
-    def entry(task: str, queue: str, *args: str) -> dict[str, Any]:
-        options = {"queue": queue, "expires": max(1.0, every_s)}
-        return {"task": task, "schedule": every_s, "args": args, "options": options}
+    def entry(task: str, kind: str, *args: str) -> dict[str, Any]:
+        options = {"queue": lanes.queue_name(settings.project, kind)}
+        return {
+            "task": task,
+            "schedule": settings.flush_interval_s,
+            "args": args,
+            "options": options,
+        }
 
     flushes = {
         f"mm_tasks-flush-{lane}": entry(FLUSH, lanes.QUEUES[lane], lane)

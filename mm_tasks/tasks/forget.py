@@ -57,7 +57,7 @@ class ForgetTask(InProcessTask):
     def _accept(self, fields: dict[str, Any], via: str = "call") -> ErasureReceipt:
         request = request_of(fields, datetime.now(UTC))
         accepted = runtime.current().erasure_service.request(request, via=via)
-        nudge(RUN_ERASURE, (accepted.id,), FORGET_QUEUE, expires_s=60)
+        nudge(RUN_ERASURE, (accepted.id,), FORGET_QUEUE)
         return ErasureReceipt(accepted.id, accepted.is_fenced)
 
     def _message_fields(self, args: tuple[Any, ...], fields: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002 - events differ

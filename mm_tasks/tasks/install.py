@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from celery.app.routes import MapRoute, prepare
 from celery.signals import beat_init, celeryd_after_setup, celeryd_init
 
+from mm_tasks import runtime
 from mm_tasks.errors import ConfigurationError
 from mm_tasks.settings import Settings
 from mm_tasks.tasks import celery_app, heartbeat_writer
@@ -74,25 +75,17 @@ def setting_warnings(host: Celery) -> list[str]:
 
     Reads its settings. A worker of the host that serves our queues logs the warnings at start.
     """
-    warnings = list(_setting_warnings(host.conf))
+    warnings = [*_message_warnings(host.conf), *_worker_warnings(host.conf)]
     if not _has_our_routes(host.conf):
         warnings.append("task_routes were replaced after mm_tasks.install(app): call it once more")
     return warnings
 
 
-def _setting_warnings(conf: Any) -> Iterator[str]:
+def _message_warnings(conf: Any) -> Iterator[str]:
     if not {"json", "application/json"} & set(conf.accept_content or ()):
         yield "accept_content is without json: workers refuse all messages of mm_tasks"
     if conf.task_protocol != 2:  # noqa: PLR2004 - its number
         yield "task_protocol 1 shows arguments in events: use 2"
-    if conf.worker_prefetch_multiplier != 1:
-        yield "worker_prefetch_multiplier is not 1: erasures wait behind prefetched messages"
-    if conf.worker_eta_task_limit is not None:
-        yield "worker_eta_task_limit is set: batches that wait for their time block erasures"
-    lease_s = Settings.model_fields["lease_s"].default
-    for name in ("task_time_limit", "task_soft_time_limit"):
-        if 0 < (getattr(conf, name) or lease_s) < lease_s:
-            yield f"{name} is below {lease_s} s: a request that is cut may be sent twice"
     options = conf.broker_transport_options or {}
     if options.get("visibility_timeout", _VISIBILITY_TIMEOUT_MIN_S) < _VISIBILITY_TIMEOUT_MIN_S:
         yield (
@@ -104,6 +97,27 @@ def _setting_warnings(conf: Any) -> Iterator[str]:
             yield f"task_annotations give our tasks another {name}: leave it as it is"
 
 
+def _worker_warnings(conf: Any) -> Iterator[str]:
+    if conf.worker_prefetch_multiplier != 1:
+        yield "worker_prefetch_multiplier is not 1: erasures wait behind prefetched messages"
+    if conf.worker_eta_task_limit is not None:
+        yield "worker_eta_task_limit is set: batches that wait for their time block erasures"
+    lease_s = Settings.model_fields["lease_s"].default
+    for name in ("task_time_limit", "task_soft_time_limit"):
+        if 0 < (getattr(conf, name) or lease_s) < lease_s:
+            yield f"{name} is below {lease_s} s: a request that is cut may be sent twice"
+    if conf.worker_cancel_long_running_tasks_on_connection_loss:
+        yield (
+            "worker_cancel_long_running_tasks_on_connection_loss is on, as in Celery 6 by default: "
+            "a request that is cut may be sent twice"
+        )
+    if conf.worker_enable_remote_control:
+        yield (
+            "worker_enable_remote_control is on: inspect and Flower show the arguments of track, "
+            "identify and forget that go through the broker"
+        )
+
+
 class _Routes:
     """Our routes. They precede the host's, whose route for all tasks, `*`, must not match ours."""
 
@@ -113,10 +127,8 @@ class _Routes:
 
     def __call__(self, name: str, *_: Any, **__: Any) -> dict[str, Any] | None:
         """Return the options of a publish; None if the host routes the task."""
-        route = celery_app.ROUTES.get(name)
-        if route is None or any(_names_task(table, name) for table in self._tables):
-            return None
-        return {**route, "queue": celery_app.declared_queue(route["queue"])}
+        is_hosts = any(_names_task(table, name) for table in self._tables)
+        return None if is_hosts else celery_app.route(name)
 
 
 def _names_task(table: Any, name: str) -> bool:
@@ -142,11 +154,11 @@ def _complete_settings(sender: Any, **_: Any) -> None:
 
 def _missing_entries(conf: Any) -> dict[str, Any]:
     try:
-        every_s = Settings.load().flush_interval_s
+        settings = runtime.load_settings()
     except ConfigurationError:
         # The host starts all the same. The first use of the settings raises and says why.
-        every_s = Settings.model_fields["flush_interval_s"].default
-    entries = celery_app.beat_schedule(every_s)
+        settings = Settings.model_construct()
+    entries = celery_app.beat_schedule(settings)
     return {name: entry for name, entry in entries.items() if name not in conf.beat_schedule}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from celery import beat
@@ -10,6 +11,9 @@ from celery.worker.consumer import Consumer as CeleryConsumer
 
 from mm_tasks import runtime
 from mm_tasks.monitoring import log_format
+
+# The last run of an entry that is due.
+_LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 class Consumer(CeleryConsumer):
@@ -35,7 +39,10 @@ class Consumer(CeleryConsumer):
 
 
 class Scheduler(beat.Scheduler):
-    """A schedule in memory whose connection is not closed during a publish.
+    """A schedule in memory that outlives a clock that is set back, and SIGTERM during a publish.
+
+    Celery waits until the clock has reached an entry's last run again. Here an entry whose last run
+    is in the future is due.
 
     Celery's handler of SIGTERM interrupts beat, closes the scheduler and raises SystemExit. Since
     5.7.0 this closes the connection too: a publish that waits for Redis fails with ValueError
@@ -48,10 +55,20 @@ class Scheduler(beat.Scheduler):
     def tick(self, *args: Any, **options: Any) -> float:
         """Publish at most one due entry; return the seconds until the next tick."""
         self._is_ticking = True
+        self._forget_the_future()
         try:
             return super().tick(*args, **options)
         finally:
             self._is_ticking = False
+
+    def _forget_the_future(self) -> None:
+        is_late = False
+        for entry in self.schedule.values():
+            last: Any = entry.last_run_at
+            if last > entry.default_now():
+                is_late, entry.last_run_at = True, _LONG_AGO
+        if is_late:
+            self.populate_heap()
 
     def close(self) -> None:
         """Close the connection, unless a tick uses it."""

@@ -13,10 +13,11 @@ from mm_tasks import runtime
 from mm_tasks.delivery.flush import flush as flush_lane
 from mm_tasks.delivery.send import send
 from mm_tasks.errors import AuditUnavailable
-from mm_tasks.events.lanes import QUEUES, TRACK, sharing
+from mm_tasks.events.lanes import FORGET_QUEUE, QUEUES, TRACK, sharing
 from mm_tasks.tasks import celery_app
 from mm_tasks.tasks.base import BaseTask
 from mm_tasks.tasks.publisher import priority_options, publish_failed, publish_options
+from mm_tasks.tasks.scheduled import ScheduledTask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +42,7 @@ def _left_to_next_run(task: str) -> Iterator[None]:
     log.warning("backend_unavailable", extra={"task": task, "error": kind})
 
 
-class Flush(BaseTask):
+class Flush(ScheduledTask):
     """Turns waiting records into batches and publishes a message for each: see `delivery/flush`.
 
     Flushes a lane and the lanes that share its endpoint. A failure of one does not stop the others.
@@ -49,9 +50,14 @@ class Flush(BaseTask):
 
     name = celery_app.FLUSH
 
+    def kind(self, args: tuple[Any, ...]) -> str:
+        """Return the kind of queue of the lane."""
+        return QUEUES[args[0] if args else TRACK]
+
     @_left_to_next_run("flush")
     def run(self, lane: str = TRACK, *, linger: bool = True) -> None:
         """Flush the lanes; with `linger=False`, send part-full batches at once."""
+        self.begin(lane)
         failures = [self._flush(sibling, linger=linger) for sibling in sharing(lane)]
         if lane == TRACK:
             runtime.current().trim_dead_letters()  # of all lanes
@@ -107,14 +113,19 @@ class RunErasure(BaseTask):
         runtime.current().erasures.run(erasure_id)
 
 
-class SweepErasures(BaseTask):
+class SweepErasures(ScheduledTask):
     """Takes the due steps of all erasures, and logs deadlines."""
 
     name = celery_app.SWEEP_ERASURES
 
+    def kind(self, args: tuple[Any, ...]) -> str:  # noqa: ARG002 - a sweep has none
+        """Return the kind of queue of all erasures."""
+        return FORGET_QUEUE
+
     @_left_to_next_run("sweep_erasures")
     def run(self) -> None:
         """Take all due steps."""
+        self.begin()
         runtime.current().erasures.sweep()
 
 

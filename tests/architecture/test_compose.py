@@ -13,7 +13,7 @@ from celery.bin.celery import celery as celery_command
 import mm_tasks
 from mm_tasks.client.access import vendor_access
 from mm_tasks.erasure.audit.database import Database
-from mm_tasks.events.lanes import DELIVER_QUEUE, FORGET_QUEUE, IDENTIFY_QUEUE
+from mm_tasks.events.lanes import queue_names
 from mm_tasks.settings import SECRETS_DIR, Settings, variable
 from mm_tasks.tasks.celery_app import app
 from tests.architecture.tree import COMMANDS, ROOT, assert_passes, options, text
@@ -86,10 +86,11 @@ def test_no_port_is_open_to_other_machines():
 
 def test_every_queue_has_a_worker_and_forget_has_its_own():
     """An erasure never waits behind a delivery."""
+    forget, deliver, identify = queue_names("default")
     queues = {name: option(name, "-Q").split(",") for name in WORKERS}
 
-    assert sorted(map(queues.get, REAL)) == [[DELIVER_QUEUE, IDENTIFY_QUEUE], [FORGET_QUEUE]]
-    assert queues["sandbox-worker"] == [FORGET_QUEUE, DELIVER_QUEUE, IDENTIFY_QUEUE]
+    assert sorted(map(queues.get, REAL)) == [[deliver, identify], [forget]]
+    assert queues["sandbox-worker"] == [forget, deliver, identify]
     # The audit log's checkpoints are logged at INFO; Celery's own level is WARNING.
     assert option("forget-worker", "--loglevel") == "info"
 

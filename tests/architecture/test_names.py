@@ -13,11 +13,12 @@ FAMILIES = {
     "fence": "fence",
     "heartbeat": "heartbeats",
     "pause": "pauses",
+    "nudge": "nudges",
     "purge": "purge",
     "rate": "rate_limiter",
     "snapshot": "snapshot",
 }
-# Of the producer, which has two scripts; `common.lua` is prepended to every script.
+# Of the producer, which has two scripts; `base.lua` and `common.lua` are prepended.
 WITHOUT_FAMILY = {"append": "producer", "count_dropped": "producer"}
 # Three public classes that a host names by their dotted path, one for each kind of server.
 PUBLIC_TWICE = {"VisitMiddleware"}
@@ -36,7 +37,7 @@ def test_there_are_scripts():
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_a_script_is_named_after_the_module_that_runs_it(script):
-    if script.stem == "common":
+    if script.stem in {"base", "common"}:
         return
     module = WITHOUT_FAMILY.get(script.stem) or FAMILIES[script.stem.partition("_")[0]]
 

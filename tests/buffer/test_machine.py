@@ -34,6 +34,7 @@ Sabotages of the scripts that turn this machine red, each tried on a copy:
 Time is an argument: every wait is over at once or far off.
 """
 
+import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -49,7 +50,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from mm_tasks.buffer import batches, histograms, purge
+from mm_tasks.buffer import batches, clock, histograms, purge
 from mm_tasks.buffer.attempt import Admitted, Rejection, RequestStats
 from mm_tasks.buffer.batches import BatchLimits
 from mm_tasks.buffer.fence import Fence
@@ -148,6 +149,8 @@ class Batch:
     generation: int = 0
     sent: int = 0
     suspect: int = 0
+    doubt: int = 0
+    sole: int = 0
     refused: int = 0
     accepted: int = 0
     buried: int = 0
@@ -225,8 +228,7 @@ class Lane(RuleBasedStateMachine):
         self.fences.load(STORE, set)
         self.purges = Purge(redis, "p")
         limits = BatchLimits(EVENTS_MAX, BYTES_MAX, linger_ms=HOUR_MS)
-        more = {"held_bytes_max": HELD_BYTES_MAX, "nudge_ms": HOUR_MS}
-        self.buffer = LaneBuffer(redis, "p", "track", limits, **more)
+        self.buffer = LaneBuffer(redis, "p", "track", limits, held_bytes_max=HELD_BYTES_MAX)
         self.pauses = Pauses(redis, "p", "track")
         self.model = Model()
         self.serial = 0
@@ -270,8 +272,12 @@ class Lane(RuleBasedStateMachine):
         self.tokens[batch_id] = []
 
     def now_ms(self):
-        seconds, micros = self.redis.time()
-        return seconds * 1000 + micros / 1000
+        return clock.read(self.redis, "p").now_us / 1000
+
+    def is_lingering(self, records):
+        """Has the first record waited for as long as a part-full batch may wait?"""
+        age_ms = self.now_ms() - int(records[0].stored[1:STAMP_BYTES])
+        return not 0 <= age_ms < HOUR_MS
 
     def slot_us(self, slot):
         now_us = round(self.now_ms() * 1000)
@@ -283,7 +289,7 @@ class Lane(RuleBasedStateMachine):
         now = snapshot(self.redis)
         changed = {key for key in now.keys() | self.seen if now.get(key) != self.seen.get(key)}
 
-        assert changed <= {KEYS.counts, *but}
+        assert changed <= {KEYS.counts, KEYS.clock, *but}
 
     def then(self, step, *args, **named):
         """Do a step inside of a rule and compare."""
@@ -331,7 +337,7 @@ class Lane(RuleBasedStateMachine):
         whom = [who for i, (_, who) in enumerate(given) if i not in refused]
         self.model.waiting += map(StoredRecord, stored, whom)
         self.model.counts.update(accepted=len(taken), suppressed=len(refused))
-        wants_nudge = bool(taken) and LANE.nudge not in self.seen and self.is_full_waiting()
+        wants_nudge = bool(taken) and KEYS.nudges not in self.seen and self.is_full_waiting()
         assert appended.nudge == wants_nudge
 
     def held_bytes(self):
@@ -370,6 +376,16 @@ class Lane(RuleBasedStateMachine):
         if is_loaded_again:
             self.load()
 
+    @rule(by_ms=st.sampled_from([-DAY_US // 1000, -600_000, -3000, 3000, 600_000]))
+    def clock_steps(self, by_ms):
+        """Redis's clock does, exactly as if: the project's clock is a sum, and was just stored."""
+        before_ms = self.now_ms()
+        self.redis.hset(KEYS.clock, "seen_us", round(before_ms * 1000))
+        self.redis.hincrby(KEYS.clock, "ahead_us", by_ms * 1000)
+        self.buffer.readiness()
+
+        assert -1 <= self.now_ms() - before_ms - max(0, by_ms) < HOUR_MS / 2
+
     # Erasures.
 
     @rule(people=st.sampled_from(CROWDS), is_once=st.booleans(), claims=st.booleans())
@@ -392,7 +408,7 @@ class Lane(RuleBasedStateMachine):
         scan = self.purges.scan({"people": tags}, went_on)["people"]
         expected = Counter({"track:waiting": self.purged(model.waiting, people) + sum(early)})
         self.moved()
-        sending_ms = max(0, self.redis.pttl(LANE.orphaned_request))
+        sending_ms = max(0, int(self.redis.get(LANE.orphaned_request) or 0) - now_ms)
         for batch_id in list(model.batches):
             n, left_ms = self.purged_batch(batch_id, people, now_ms)
             expected["track:batches"] += n
@@ -534,7 +550,7 @@ class Lane(RuleBasedStateMachine):
         unfenced = model.unfenced(model.waiting)
         kept = fullest(unfenced)
         is_full = len(kept) == EVENTS_MAX or len(kept) < len(unfenced)
-        if not kept or (linger and not is_full):
+        if not kept or (linger and not is_full and not self.is_lingering(kept)):
             assert batch_id is None
             model.catch(model.waiting, unfenced)
             model.waiting = unfenced
@@ -606,7 +622,9 @@ class Lane(RuleBasedStateMachine):
         model, now_ms = self.model, self.now_ms()
         slots_ms = [b.slot_us / 1000 for b in model.batches.values() if b.slot_us is not None]
         is_late = len(slots_ms) >= claimed_max or min(slots_ms, default=now_ms) < now_ms - late_ms
-        is_ready = model.waiting and (not linger or self.is_full_waiting())
+        is_ready = model.waiting and (
+            not linger or self.is_full_waiting() or self.is_lingering(model.waiting)
+        )
         cases = [
             ("unloaded", not model.is_loaded),
             ("paused", model.stop is not None),
@@ -664,8 +682,10 @@ class Lane(RuleBasedStateMachine):
             del model.batches[batch_id]
             return
         assert isinstance(begun, Admitted)
-        is_single = model.stop is not None and model.stop.kind == "filtered"
-        sent, batch.sent = batch.sent, is_single or (batch.suspect + 1) // 2 or len(kept)
+        is_single = model.stop is not None or model.failures > 0
+        part = (batch.suspect + 1) // 2 or len(kept)
+        part = 1 if is_single else math.ceil(part / 2 ** max(0, batch.doubt - 1))
+        sent, batch.sent = batch.sent, part
         # A success of the attempt before must not count for what only this one carries.
         batch.generation += 0 < sent < batch.sent
         assert begun.bodies == [record.body for record in kept[: batch.sent]]
@@ -725,7 +745,7 @@ class Lane(RuleBasedStateMachine):
         told = {"token": token, "count_differs": differs, "exchange": EXCHANGE}
         assert self.buffer.ack(batch_id, generation, **told) == n
         if is_stray and batch.found_ms > self.now_ms():
-            assert self.redis.pttl(LANE.orphaned_request) > 0
+            assert int(self.redis.get(LANE.orphaned_request)) > self.now_ms()
         self.model.failures = self.model.refusals = 0
         if not is_there:
             self.assert_unchanged(LANE.failures, LANE.refusals)
@@ -781,7 +801,7 @@ class Lane(RuleBasedStateMachine):
         whose=WHOSE | st.just("nobody"),
         wait_ms=WAITS_MS,
         grace_ms=WAITS_MS,
-        ambiguous=st.sampled_from(["", "cut"]),
+        ambiguous=st.sampled_from(["", "cut", "lease"]),
     )
     def release(self, which, whose, wait_ms, grace_ms, ambiguous):
         """With an empty token: a batch that nobody is sending, or it is refused."""
@@ -801,9 +821,20 @@ class Lane(RuleBasedStateMachine):
             self.assert_unchanged()
             return
         self.note(outcome, ambiguous)
+        if ambiguous and (batch.sent != 1 or batch.suspect or len(batch.records) == 1):
+            batch.doubt += 1
+        elif ambiguous == "cut":
+            self.rotated(batch)
+            batch.sole += 1
+            batch.doubt = batch.doubt or int(batch.sole >= len(batch.records))
         batch.state, batch.token, batch.slot_us = "released", None, None
         batch.due_ms = self.now_ms() + wait_ms
         batch.found_ms = batch.due_ms + grace_ms
+
+    def rotated(self, batch):
+        batch.records.append(batch.records.pop(0))
+        batch.generation += 1
+        batch.is_rotated = True
 
     @rule(which=WHICH, whose=WHOSE, isolation_max=st.sampled_from([0, 0, 2]))
     def bisect(self, which, whose, isolation_max):
@@ -853,11 +884,12 @@ class Lane(RuleBasedStateMachine):
             self.laid_aside(batch_id, batch, 1)
             batch.suspect, batch.passed = 0, delivered
         else:
-            assert result == "refused"
+            is_lone = len(batch.records) == 1
+            is_known = is_lone and batch.passed is not None and delivered and not is_probe
+            assert result == ("again" if is_known else "refused")
             batch.suspect, batch.passed = 1, delivered if batch.passed is None else batch.passed
-            if batch.sent == 1 and len(batch.records) > 1:
-                batch.records.append(batch.records.pop(0))
-                batch.generation += 1
+            if batch.sent == 1 and not is_lone:
+                self.rotated(batch)
             self.freed(batch)
 
     @rule(times=st.integers(2, 5), which=WHICH, other=WHICH)
@@ -1068,7 +1100,7 @@ class Lane(RuleBasedStateMachine):
             assert token == batch.token
             assert int(stored[b"attempt"]) == batch.attempt
             assert int(stored.get(b"cut", 0)) == batch.generation
-            for name in ("sent", "suspect", "refused", "accepted", "buried"):
+            for name in ("sent", "suspect", "doubt", "sole", "refused", "accepted", "buried"):
                 assert int(stored.get(name.encode(), 0)) == getattr(batch, name), name
             assert stored.get(b"passed") == (None if batch.passed is None else b"%d" % batch.passed)
             assert (due_ms > now_ms) == ((batch.due_ms or 0) > now_ms)
@@ -1110,7 +1142,7 @@ class Lane(RuleBasedStateMachine):
         known |= {key(id_) for key in (LANE.batch, LANE.records) for id_ in model.batches}
 
         assert known <= set(seen)
-        also = {LANE.nudge, LANE.orphaned_request, LANE.throttle}
+        also = {KEYS.nudges, LANE.orphaned_request, LANE.throttle, KEYS.clock}
         assert set(seen) - known <= {KEYS.counts, KEYS.histogram_counters, *also}
 
 

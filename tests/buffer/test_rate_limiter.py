@@ -34,9 +34,7 @@ def test_no_window_holds_more_slots_than_rate_and_burst_allow(redis, limiter, st
             starts.append(slot.start_us)
 
     assert starts == sorted(starts)
-    for i, first in enumerate(starts):
-        for j in range(i, len(starts)):
-            assert j - i + 1 <= BURST + (starts[j] - first) * RATE / 1e6 + 1e-6
+    assert_within(starts, RATE, BURST)
 
 
 def test_the_whole_rate_is_used_under_a_backlog(limiter):
@@ -62,12 +60,49 @@ def test_a_slot_too_far_off_changes_nothing(redis, limiter):
     assert redis.get(ProjectKeys("p").rate) == before
 
 
-def test_a_clock_that_steps_back_an_hour_stops_nothing(limiter):
+def test_a_state_that_nothing_explains_stops_nothing(limiter):
     limiter.reserve(MAX_WAIT_S, now_us=NOW)
     earlier = NOW - 3_600_000_000
     slot = limiter.reserve(MAX_WAIT_S, now_us=earlier)
 
     assert slot.start_us == earlier + 200_000
+
+
+def slots_of(callers, calls):
+    """Return the starts of all slots; a call is a caller's index and the time since the last."""
+    now, starts = NOW, []
+    for who, step_us in calls:
+        now += step_us
+        limiter, max_wait_s = callers[who]
+        slot = limiter.reserve(max_wait_s, now_us=now)
+        starts += [] if slot is None else [slot.start_us]
+    return sorted(starts)
+
+
+CALLS = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 900_000)), min_size=1, max_size=120)
+
+
+def test_workers_with_other_flush_intervals_keep_each_others_slots(limiter):
+    """As in a rolling deployment: one reserves 10 s ahead, the other a fifth of a second."""
+    calls = [(who, 100_000 if n == 0 else 0) for who in [0, 1] * 10 for n in range(60)]
+
+    assert_within(slots_of([(limiter, 10.0), (limiter, 0.2)], calls), RATE, BURST)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(CALLS)
+def test_workers_with_other_quotas_keep_the_larger_one(redis, limiter, calls):
+    redis.flushdb()
+    small = Limiter(redis, "p", "track", 2, 3)
+    starts = slots_of([(limiter, MAX_WAIT_S), (small, MAX_WAIT_S)], calls)
+
+    assert_within(starts, RATE, BURST)
+
+
+def assert_within(starts, rate, burst):
+    for i, first in enumerate(starts):
+        for j in range(i, len(starts)):
+            assert j - i + 1 <= burst + (starts[j] - first) * rate / 1e6 + 1e-6
 
 
 def test_after_a_throttle_the_burst_is_used_up(redis, limiter):
@@ -88,7 +123,7 @@ class Oracle:
     def reserve(self, now):
         interval, tolerance = 1_000_000 // RATE, (BURST - 1) * 1_000_000 // RATE
         max_wait = round(MAX_WAIT_S * 1e6)
-        horizon = now + max_wait + tolerance + interval
+        horizon = now + max_wait + tolerance + interval + 900_000_000
         if self.end is None or self.end > horizon:
             self.end = now + tolerance + interval
         slot = max(now, self.end - tolerance)
@@ -98,12 +133,12 @@ class Oracle:
         return slot
 
 
-STEP_US = st.integers(-3_000_000, 3_000_000) | st.integers(0, 400_000)
+STEP_US = st.integers(-3_000_000, 3_000_000) | st.integers(0, 400_000) | st.just(-1_000_000_000)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(STEP_US, max_size=60))
-def test_slots_are_those_of_the_oracle_also_where_the_clock_steps_back(redis, limiter, steps):
+def test_slots_are_those_of_the_oracle_whatever_is_stored(redis, limiter, steps):
     redis.flushdb()
     oracle, now = Oracle(), NOW
     for step in steps:

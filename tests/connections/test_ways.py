@@ -11,7 +11,6 @@ from kombu.exceptions import OperationalError
 from mm_tasks import runtime, track
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.errors import BufferUnavailable
-from mm_tasks.events.lanes import DELIVER_QUEUE
 from mm_tasks.tasks import publisher
 from mm_tasks.tasks.publisher import publish_options
 from tests.connections.servers import until
@@ -80,12 +79,12 @@ def test_the_broker_is_the_same_redis():
     """kombu spells TLS, sockets and sentinels in its own way."""
     options = publish_options()
     with options["connection"] as connection:
-        queue = connection.SimpleQueue(DELIVER_QUEUE)
+        queue = connection.SimpleQueue("mm.deliver")
         queue.put({"n": 1})
 
         assert queue.get(timeout=5).payload == {"n": 1}
     # In the database of the URL, not in the first.
-    assert runtime.current().worker_redis.exists(f"_kombu.binding.{DELIVER_QUEUE}")
+    assert runtime.current().worker_redis.exists("_kombu.binding.mm.deliver")
 
 
 def append_by_a_producer():
@@ -98,7 +97,7 @@ def append_by_an_event_loop():
 
 def publish():
     with publish_options()["connection"] as connection:
-        connection.SimpleQueue(DELIVER_QUEUE).put({})
+        connection.SimpleQueue("mm.deliver").put({})
 
 
 @pytest.mark.parametrize("append", [append_by_a_producer, append_by_an_event_loop])

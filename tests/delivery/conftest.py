@@ -25,6 +25,7 @@ from mm_tasks.delivery.send import send
 from mm_tasks.delivery.slots import Delivery, Policy
 from tests.buffer.lane_buffer import LaneBuffer, assert_adds_up
 from tests.conftest import load_fences
+from tests.stepping import stepping, stepping_server  # noqa: F401 - fixtures
 
 KEYS = ProjectKeys("p")
 SECRET = SecretStr("sk_test_abc_not-a-real-secret")

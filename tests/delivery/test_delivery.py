@@ -5,6 +5,7 @@ Every test ends with the counts adding up; the fixture sees to it.
 
 import json
 import socket
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
 
@@ -36,7 +37,8 @@ def assert_all_delivered(flow, sandbox, n, *, repeated=0):
     summary = sandbox.get("summary")
     assert summary["distinct"] == flow.counts()["delivered"] == n
     assert summary["duplicates"] == repeated
-    kept = {KEYS.counts, KEYS.histogram_counters, KEYS.rate, KEYS.fences, flow.keys.nudge}
+    kept = {KEYS.counts, KEYS.histogram_counters, KEYS.rate, KEYS.fences, KEYS.clock}
+    kept.add(KEYS.nudges)
     assert {key.decode() for key in flow.redis.keys()} <= kept  # noqa: SIM118 - Redis is no dict
 
 
@@ -221,7 +223,7 @@ def test_a_refused_connection_keeps_the_data_and_is_no_doubt(flow, sandbox, nobo
     assert flow.counts()["outcome:unavailable"] == 1
     assert "ambiguous" not in flow.counts()
     assert flow.counts()["leased"] == 4
-    flow.settle(flow.delivery(), 2)
+    flow.settle(flow.delivery(), 3)
     assert_all_delivered(flow, sandbox, 4)
 
 
@@ -297,6 +299,50 @@ def test_a_lone_event_that_a_filter_refuses_waits_until_another_passes(flow, del
     assert not flow.redis.exists(flow.keys.outage)
 
 
+def test_a_lone_event_that_a_filter_refuses_holds_nobody_up(flow, delivery, sandbox):
+    """The host was right a moment ago, and one body refused again and again says nothing new."""
+    sandbox.fault("status", status=403, body="<html>", poison=True, event="bad")
+    flow.append(4)
+    flow.settle(delivery, 1)
+    flow.append_bodies([BAD])
+    for _ in range(6):
+        flush_and_send(delivery)
+        assert not flow.redis.exists(KEYS.pause, flow.keys.outage)
+        flow.time_passes()
+    assert flow.counts()["leased"] == 1
+    flow.append_bodies([flow.body(9)])
+    flow.settle(delivery, 3)
+
+    assert (flow.counts()["delivered"], flow.counts()["dead"]) == (5, 1)
+    assert not flow.redis.exists(flow.keys.outage)
+
+
+def test_a_lone_refused_event_is_sent_again_after_a_growing_wait(flow, delivery, sandbox):
+    sandbox.fault("status", status=403, body="<html>", poison=True, event="bad")
+    flow.append(4)
+    flow.settle(delivery, 1)
+    flow.append_bodies([BAD])
+    (batch_id,) = flush(delivery)
+    assert send(delivery, batch_id) == 0
+
+    assert send(delivery, batch_id) > 0
+    assert flow.redis.hget(flow.keys.batch(batch_id), "due_ms") is not None
+    assert flush(delivery) == []
+
+
+def test_two_batches_refused_at_once_hold_others_up_for_one_probe(flow, delivery, sandbox):
+    """A filter dislikes one event of each; others are delivered meanwhile, and nothing stays."""
+    sandbox.fault("status", status=403, body="<html>", poison=True, event="bad")
+    flow.append(4)
+    flow.settle(delivery, 1)
+    flow.append_bodies([BAD, *map(flow.body, range(10, 13)), BAD, *map(flow.body, range(13, 16))])
+    flow.append_bodies(map(flow.body, range(20, 28)))
+    flow.settle(delivery, 8)
+
+    assert (flow.counts()["delivered"], flow.counts()["dead"]) == (18, 2)
+    assert not flow.redis.exists(KEYS.pause, flow.keys.outage)
+
+
 def test_a_batch_that_an_earlier_release_isolated_is_delivered(flow, delivery, sandbox):
     """Its workers share the Redis: they left `alone`, and `suspect` of a bisected batch."""
     batch_id = flow.claim(delivery)
@@ -340,12 +386,113 @@ def test_doubt_is_counted_and_the_batch_sent_again(flow, sandbox, fault, kind, r
     flow.append(8)
     doubtful, other = flush(delivery)
     assert send(delivery, doubtful) <= 1
-    assert send(delivery, other) is None
+    assert send(delivery, other) == 0
+    assert sandbox.get("requests")[-1]["events"] == 1
     assert flow.counts()["ambiguous"] == flow.counts()[f"ambiguous:{kind}"] == 1
     flow.settle(delivery, 2)
 
     assert_all_delivered(flow, sandbox, 8, repeated=repeated)
     assert flow.counts()["ambiguous"] == 1
+
+
+DOUBTS = {
+    "an unreadable 202": {"kind": "status", "status": 202, "body": "<html>", "store": True},
+    "a late answer": {"kind": "hang", "store": True, "for_s": 1},
+    "a 500": {"kind": "status", "status": 500, "store": True},
+}
+
+
+@pytest.mark.parametrize("doubt", DOUBTS.values(), ids=DOUBTS)
+def test_an_outage_that_stores_everything_repeats_what_was_under_way_and_one_event_a_request(
+    flow, sandbox, doubt
+):
+    """P3: each later request shows as much with one event as with a whole batch."""
+    delivery = flow.delivery(timeout_s=0.1)
+    sandbox.fault(**doubt, times=10_000)
+    flow.append(40)
+    for _ in range(14):
+        flush_and_send(delivery)
+        flow.time_passes()
+    sizes = [request["events"] for request in sandbox.get("requests")]
+    assert len(sizes) > 14
+    assert sizes == [4] + [1] * (len(sizes) - 1)
+
+    sandbox.post("faults")
+    flow.settle(delivery, 30)
+    summary = sandbox.get("summary")
+    assert summary["distinct"] == flow.counts()["delivered"] == 40
+    assert summary["duplicates"] <= sum(sizes)
+    # Nobody arrives a third time while there is an event that never was in doubt.
+    assert max(Counter(sandbox.get("ids")).values()) == 2
+    assert 4 in [request["events"] for request in sandbox.get("requests")[len(sizes) :]]
+
+
+def test_after_one_clear_answer_batches_in_doubt_go_whole(flow, sandbox):
+    delivery = flow.delivery(timeout_s=0.3)
+    sandbox.fault("cut_body", times=FAILURES_MAX)
+    flow.append(12)
+    while not flow.redis.exists(flow.keys.outage):
+        flush_and_send(delivery)
+        flow.time_passes()
+    n = requests_seen(sandbox)
+    flow.settle(delivery, 6)
+
+    first, *sizes = [request["events"] for request in sandbox.get("requests")[n:]]
+    assert (first, sorted(sizes)) == (1, [3, 4, 4])
+    assert_all_delivered(flow, sandbox, 12)
+
+
+def test_a_probe_carries_an_event_that_was_never_in_doubt_if_there_is_one(flow, delivery, sandbox):
+    """A new part-full batch before one that may be stored."""
+    sandbox.fault("cut_body", times=10_000, store=True)
+    flow.append(1)
+    while not flow.redis.exists(flow.keys.outage):
+        flush_and_send(delivery)
+        flow.time_passes()
+    flow.append_bodies([flow.body(7)])
+    send(delivery, probe_after_a_wait(flow, delivery))
+
+    assert sandbox.get("ids")[-1] == "e7"
+
+
+def test_workers_that_die_show_nothing_about_the_vendor(flow, delivery, sandbox):
+    batch_id = flow.claim(delivery)
+    for _ in range(FAILURES_MAX + 1):
+        begin_and_die(flow, batch_id)
+        flow.time_passes()
+        assert flush(delivery) == []
+        flow.time_passes()
+    assert not flow.redis.exists(flow.keys.outage, flow.keys.failures)
+    assert flush_and_send(delivery)[0] == [batch_id]
+
+    assert flow.counts()["ambiguous:lease"] == FAILURES_MAX + 1
+    flow.settle(delivery, 4)
+    assert_all_delivered(flow, sandbox, 4)
+
+
+def test_a_batch_that_is_too_large_to_be_answered_in_time_gets_smaller(flow, sandbox):
+    """A clear answer to one event alone must not bring all the others again and again."""
+    delivery = flow.delivery()
+    sandbox.fault("cut_body", store=True, times=3)
+    batch_id = flow.claim(delivery)
+    while flow.redis.exists(flow.keys.batch(batch_id)):
+        # Another batch was answered.
+        flow.redis.delete(flow.keys.failures)
+        flow.time_passes()
+        flush_and_send(delivery)
+
+    assert [request["events"] for request in sandbox.get("requests")] == [4, 4, 2, 1, 1, 1, 1]
+    assert_all_delivered(flow, sandbox, 4, repeated=10)
+
+
+def test_of_a_probe_in_doubt_one_event_is_parked(flow, sandbox):
+    delivery = flow.delivery(park_ambiguous=True)
+    sandbox.fault("cut_body", store=True, times=2)
+    flow.append(8)
+    flow.settle(delivery, 4)
+
+    assert (flow.counts()["dead"], flow.counts()["delivered"]) == (5, 3)
+    assert sandbox.get("summary")["duplicates"] == 0
 
 
 def test_parked_doubt_becomes_dead_letters_and_is_not_sent_again(flow, sandbox):
@@ -443,5 +590,5 @@ def test_an_admission_that_became_old_sends_nothing(flow, sandbox):
 
     assert requests_seen(sandbox) == 0
     assert flow.counts()["outcome:unavailable"] == 1
-    flow.settle(flow.delivery(), 2)
+    flow.settle(flow.delivery(), 3)
     assert_all_delivered(flow, sandbox, 4)

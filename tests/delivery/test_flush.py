@@ -8,6 +8,7 @@ import pytest
 from mm_tasks import runtime
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.events.encode import encode_track
+from mm_tasks.settings import Settings
 from mm_tasks.tasks.celery_app import beat_schedule
 from mm_tasks.tasks.receipts import entries
 from mm_tasks.tasks.worker import flush
@@ -69,6 +70,6 @@ def test_a_lane_that_cannot_be_flushed_blocks_no_other(redis, producers, broken,
 
 def test_beat_has_one_entry_for_each_endpoint():
     """Earlier workers would not know the task of a new entry."""
-    args = [entry["args"] for entry in beat_schedule(1.0).values()]
+    args = [entry["args"] for entry in beat_schedule(Settings()).values()]
 
     assert args == [("track",), ("identify",), ()]

@@ -8,30 +8,30 @@ import sys
 import threading
 import time
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 
 import pytest
 from celery.beat import Service
-from celery.signals import after_task_publish, beat_init
+from celery.signals import beat_init
 from redis import Redis
 from redis.exceptions import OutOfMemoryError, ReadOnlyError
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from mm_tasks import track
+from mm_tasks import runtime, track
 from mm_tasks.buffer import heartbeats
 from mm_tasks.buffer.heartbeats import Heartbeat
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.cli import app
-from mm_tasks.events.lanes import QUEUE_NAMES
+from mm_tasks.events.lanes import queue_names
 from mm_tasks.monitoring import health
 from mm_tasks.tasks import heartbeat_writer
-from mm_tasks.tasks.celery_app import FLUSH, queues
+from mm_tasks.tasks.celery_app import queues
+from mm_tasks.tasks.worker import flush
 from tests.conftest import embedded, held
 
 KEYS = ProjectKeys("p")
-QUEUES = list(QUEUE_NAMES)
+QUEUES = queue_names("p")
 AWAY = "redis://127.0.0.1:1/0"
 NAMES = (f"celery@{socket.gethostname()}", "other@host")
 
@@ -70,7 +70,7 @@ def test_a_heartbeat_has_a_process_its_queues_and_its_age(alive):
 
     assert set(found) == {f"worker:{NAMES[0]}", "worker:other@host", "beat:host"}
     assert other[:2] == ("worker", "other@host")
-    assert other.queues == ("mm.forget",)
+    assert other.queues == ("mm.p.forget",)
     assert other.age_s >= 12
     assert found["beat:host"].queues == ()
     heartbeats.delete(alive, "p", "beat", "host")
@@ -108,7 +108,8 @@ def test_a_probe_leaves_redis_and_the_state_directory_as_they_were(alive, ask, t
     assert not (tmp_path / "state").exists()
 
 
-def test_the_queues_are_those_that_workers_serve():
+def test_the_queues_are_those_that_workers_serve(fresh):
+    fresh(MM_TASKS_PROJECT="p")
     assert [queue.name for queue in queues()] == QUEUES
 
 
@@ -125,7 +126,10 @@ def test_all_is_well_where_each_queue_is_served_and_beat_ticks(ask):
 @pytest.mark.parametrize(
     ("who", "line"),
     [
-        ("worker:other@host", "problem  mm.forget: no worker serves it: other@host is silent for"),
+        (
+            "worker:other@host",
+            "mm.p.forget: no worker serves it: other@host is silent for",
+        ),
         ("beat:host", "problem  beat: is silent: last heartbeat"),
     ],
 )
@@ -140,12 +144,12 @@ def test_a_process_that_is_silent_for_too_long_is_named(alive, ask, who, line):
 
 
 def test_a_queue_without_a_worker_is_named(alive, ask):
-    """A worker that was started with `-Q mm.deliver` alone leaves erasures undone."""
+    """A worker that was started with `-Q mm.p.deliver` alone leaves erasures undone."""
     heartbeats.delete(alive, "p", "worker", "other@host")
     code, output = ask()
 
     assert code == 1
-    assert "problem  mm.forget: no worker serves it\n" in output
+    assert "problem  mm.p.forget: no worker serves it\n" in output
     alive.delete(KEYS.heartbeats)
     code, output = ask()
     assert code == 1
@@ -193,6 +197,59 @@ def test_a_replica_is_a_problem_because_it_takes_no_writes(alive, ask):
 
     assert code == 1
     assert "problem  Redis: does not answer, or takes no writes (ReadOnlyError)" in output
+
+
+def publish_from(redis, broker, age_s=0):
+    heartbeats.write_publisher(redis, "p", broker, "web-1")
+    written_ms, host = redis.hget(KEYS.publishers, broker).decode().split()
+    redis.hset(KEYS.publishers, broker, f"{int(written_ms) - round(age_s * 1000)} {host}")
+
+
+def worker_of(redis, broker):
+    heartbeats.write(redis, "p", "worker", NAMES[0], QUEUES, broker=broker)
+    heartbeats.delete(redis, "p", "worker", NAMES[1])
+
+
+def test_a_process_that_publishes_where_no_worker_listens_is_named(alive, ask):
+    """It did not import the app that has the tasks, and every tool said ok."""
+    worker_of(alive, "theirs")
+    publish_from(alive, "theirs")
+    assert ask()[0] == 0
+    publish_from(alive, "wrong", 12)
+    code, output = ask()
+
+    assert code == 1
+    assert "warning  broker: 12 s ago a process on web-1 published to a broker that no" in output
+    assert "wrong" not in output
+    publish_from(alive, "wrong", 400)
+    assert ask()[0] == 0
+
+
+@pytest.mark.parametrize("known", [(), ("theirs",)], ids=["none", "some"])
+def test_workers_that_do_not_tell_their_broker_raise_no_alarm(alive, ask, known):
+    """They are of an earlier release."""
+    publish_from(alive, "wrong")
+    for broker in known:
+        heartbeats.write(alive, "p", "worker", "new@host", QUEUES, broker=broker)
+
+    assert ask()[0] == 0
+
+
+def test_an_earlier_release_reads_the_queues_of_a_heartbeat_with_a_broker(alive):
+    """Both releases are there during an upgrade, and its health must not raise an alarm."""
+    worker_of(alive, "b")
+    _, _, queues = alive.hget(KEYS.heartbeats, f"worker:{NAMES[0]}").decode().partition(" ")
+
+    assert set(QUEUES) <= set(queues.split(","))
+    assert heartbeats.read(alive, "p")[f"worker:{NAMES[0]}"].queues == tuple(QUEUES)
+
+
+def test_other_projects_of_the_server_are_named(alive, ask):
+    heartbeats.write(alive, "shop", "worker", "w@h", ["mm.shop.forget"])
+    code, output = ask()
+
+    assert code == 0
+    assert "ok       projects: on this server too: shop" in output
 
 
 def test_an_unreachable_redis_is_named_and_the_database_is_still_checked(fresh, tmp_path):
@@ -309,17 +366,20 @@ def test_a_heartbeat_that_fails_is_logged_once_and_ends_nothing(fresh, caplog):
         server.stop()
 
 
-def test_a_beat_in_a_worker_writes_heartbeats_for_its_own_flushes_only(redis, redis_url, fresh):
+def test_a_beat_in_a_worker_writes_heartbeats_for_its_own_flushes_only(
+    redis, redis_url, fresh, monkeypatch
+):
     """With `worker -B` the worker's own nudges are published from the same process."""
     fresh(MM_TASKS_REDIS_URL=redis_url, MM_TASKS_PROJECT="p")
+    monkeypatch.setattr(heartbeat_writer, "_beat", heartbeat_writer._Beat())  # noqa: SLF001 - one a thread
     beat_init.send(sender=Service(track.app))
-    publish = partial(after_task_publish.send, sender=FLUSH)
-    thread = threading.Thread(target=publish)
+    runtime.current().nudges.ask("deliver")
+    thread = threading.Thread(target=flush.apply_async)
     thread.start()
     thread.join()
     assert heartbeats.read(redis, "p") == {}
 
-    publish()
+    flush.apply_async()
     assert [sign.kind for sign in heartbeats.read(redis, "p").values()] == ["beat"]
 
 

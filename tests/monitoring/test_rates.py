@@ -3,6 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mm_tasks.buffer.clock import Clock
 from mm_tasks.buffer.snapshot import Lane, Snapshot
 from mm_tasks.events.lanes import LANES
 from mm_tasks.monitoring.rates import WINDOW_S, RateWindow
@@ -16,7 +17,7 @@ def snapshot(at_s, **counts):
     fences = {"fence_tags": 0, "fences_loaded": True, "fences_why": "", "fences_since_ms": 0}
     lanes = {name: Lane(name, 0, None, 0, 0, 0, 0, {}) for name in LANES}
     now_us = NOW_US + round(at_s * 1e6)
-    return Snapshot("p", now_us, named, pause={}, rate_tat_us=0, lanes=lanes, **fences)
+    return Snapshot("p", Clock(now_us, 0), named, pause={}, rate_tat_us=0, lanes=lanes, **fences)
 
 
 def rates_of(*snapshots):

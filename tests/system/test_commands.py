@@ -11,6 +11,7 @@ import sys
 import pytest
 from redis import Redis
 
+from mm_tasks.buffer import heartbeats
 from tests.cli.test_erasure import in_this_process
 from tests.conftest import free_port
 from tests.system.accounting import waiting
@@ -112,6 +113,7 @@ def test_flush_sends_a_part_full_batch_at_once(stack, redis):
     stack.env["MM_TASKS_LINGER_S"] = "3600"
     stack.sandbox()
     stack.worker()
+    stack.wait(lambda: heartbeats.read(redis, "default"))
     stack.produce(TRACK)
     done = run(stack.env, "flush")
     stack.wait_for_events(1)

@@ -90,12 +90,13 @@ def without_fence(script_name, call):
     return script
 
 
-def blind_scan(self, tags, keep_alive, scan=Purge.scan):
-    return scan(self, tags, keep_alive)._replace(sending_ms=0)
+def blind_scan(self, subjects, keep_alive, scan=Purge.scan):
+    scans = scan(self, subjects, keep_alive)
+    return {name: found._replace(sending_ms=0) for name, found in scans.items()}
 
 
 def at_claim():
-    return batches, "_CLAIM", without_fence("batch_claim", "fenced(KEYS[7], step, 15)")
+    return batches, "_CLAIM", without_fence("batch_claim", "fenced(KEYS[7], page, 15)")
 
 
 def at_begin():

@@ -17,59 +17,12 @@ from kombu import Queue
 from mm_tasks import app, forget, identify, install, track
 from mm_tasks.errors import ConfigurationError, InvalidEvent
 from mm_tasks.tasks import registry, worker
-from mm_tasks.tasks.celery_app import _Owner
 from mm_tasks.tasks.install import setting_warnings
 from mm_tasks.timestamps import now
 
 NAMES = {task.name for task in registry.TASKS}
 ENTRIES = {"mm_tasks-flush-track", "mm_tasks-flush-identify", "mm_tasks-sweep-erasures"}
 OURS = {"mm.forget", "mm.identify", "mm.deliver"}
-
-
-@pytest.fixture
-def host(redis_url, stored, fresh):  # noqa: ARG001 - `stored` sets its own variables first
-    """A host with settings of its own in most places where ours go; its broker has a prefix."""
-    fresh(MM_TASKS_REDIS_URL=redis_url, MILLIMETRIC_KEY="sk_test_abc_x")
-    host = Celery("host", set_as_current=False)
-    host.conf.update(
-        broker_url=redis_url,
-        broker_transport_options={"global_keyprefix": "host:", "visibility_timeout": 900},
-        result_backend=redis_url,
-        task_serializer="pickle",
-        accept_content=["pickle", "json"],
-        task_routes={"*": {"queue": "slow"}, "host.quick": {"queue": "quick"}},
-        beat_schedule={"host-entry": {"task": "host.work", "schedule": 5.0}},
-        task_default_rate_limit="1/m",
-    )
-    yield host
-    host.close()
-    for kind in map(type, registry.TASKS):
-        kind._app = app  # noqa: SLF001 - as at import
-    _Owner.app = app
-    if app.finalized:
-        registry.register(app)
-
-
-@pytest.fixture
-def installed(host):
-    install(host)
-    return host
-
-
-@pytest.fixture
-def published(redis):
-    """Return a function that reads headers, arguments and fields of the messages of a queue."""
-
-    def read(queue):
-        messages = []
-        for raw in redis.lrange(f"host:{queue}", 0, -1):
-            message = json.loads(raw)
-            assert message["content-type"] == "application/json"
-            body = json.loads(base64.b64decode(message["body"]))
-            messages.append((message["headers"], body[0], body[1]))
-        return messages
-
-    return read
 
 
 def work(host, result):
@@ -409,13 +362,22 @@ def test_annotations_for_all_tasks_do_not_apply_to_ours(host, published, monkeyp
 
 def test_a_worker_of_the_host_logs_harmful_settings(host, caplog):
     host.conf.update(accept_content=["pickle"], task_time_limit=5)
+    host.conf.worker_cancel_long_running_tasks_on_connection_loss = True
     host.conf.broker_transport_options = {"visibility_timeout": 60}
     install(host)
     with caplog.at_level(logging.WARNING):
         start_worker(host)
 
-    for word in ("accept_content", "visibility_timeout", "task_time_limit", "prefetch"):
+    words = ("accept_content", "visibility_timeout", "task_time_limit", "prefetch")
+    for word in (*words, "connection_loss", "remote_control"):
         assert word in caplog.text
+
+
+def test_our_own_app_has_no_setting_that_it_warns_of(stored):  # noqa: ARG001 - its settings
+    """Celery's remote control shows arguments; its cancelling repeated 2 000 events."""
+    warnings = [sentence for sentence in setting_warnings(app) if "task_routes" not in sentence]
+
+    assert warnings == []
 
 
 def test_a_worker_that_serves_none_of_our_queues_logs_no_warning(installed, caplog):

@@ -7,7 +7,7 @@
 -- KEYS[5]  counts    hash
 -- KEYS[6]  failures  string
 -- KEYS[7]  refusals  string
--- KEYS[8]  stray     string
+-- KEYS[8]  stray     string: when the last lease of such a request ends, ms
 -- KEYS[9]  tallies   hash
 -- ARGV[1]  lane
 -- ARGV[2]  batch_id
@@ -29,8 +29,9 @@ if batch[1] ~= ARGV[3] or not batch[2] then return 0 end
 if batch[3] == 'sending' and batch[4] ~= ARGV[5] then
   local ends_ms = tonumber(redis.call('ZSCORE', KEYS[4], ARGV[2]) or 0)
   local left_ms = ends_ms - math.floor(now_us() / 1000)
-  if left_ms > math.max(0, redis.call('PTTL', KEYS[8])) then
-    redis.call('SET', KEYS[8], '1', 'PX', left_ms)
+  if left_ms > 0 and ends_ms > tonumber(redis.call('GET', KEYS[8]) or 0) then
+    -- Workers of earlier releases look at the expiry alone.
+    redis.call('SET', KEYS[8], whole(ends_ms), 'PX', whole(left_ms))
   end
 end
 local taken = take(KEYS, ARGV[2], tonumber(batch[2]))

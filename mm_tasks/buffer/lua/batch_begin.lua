@@ -11,6 +11,7 @@
 -- KEYS[9]  outage    hash
 -- KEYS[10] fences    hash
 -- KEYS[11] caught    hash
+-- KEYS[12] failures  string
 -- ARGV[1]  lane
 -- ARGV[2]  batch_id
 -- ARGV[3]  token     names this attempt
@@ -30,16 +31,17 @@
 --   {'admitted', attempt, attempts in a row without an answer, cut, number of records
 --    not sent, kind of the pause that this batch probes or '', records…}
 -- Only the last two change anything. O(records).
--- An attempt sends all records; if some at the head are suspect, the first half of those; as the
--- probe of a pause of kind `filtered`, one record.
+-- An attempt sends all records; if some at the head are suspect, the first half of those. It sends
+-- one record as the probe of a pause, and while the last attempts on the endpoint had no clear
+-- outcome: they may be stored, and this one may be too.
 -- Lost reply: the batch counts as being sent until the lease expires.
 
 local lane, id = ARGV[1], ARGV[2]
-local now = now_us()
-local batch = redis.call('HMGET', KEYS[2], 'state', 'suspect', 'sent')
+local batch = redis.call('HMGET', KEYS[2], 'state', 'suspect', 'sent', 'doubt')
 if not batch[1] then return {'gone'} end
 if batch[1] == 'sending' then return {'held'} end
 if not is_loaded(KEYS[10]) then return {'unloaded'} end
+local now = tick()
 
 local stop = redis.call('EXISTS', KEYS[7]) == 1 and KEYS[7] or KEYS[9]
 local pause = redis.call('HMGET', stop, 'kind', 'probe')
@@ -88,7 +90,9 @@ end
 
 local attempt = redis.call('HINCRBY', KEYS[2], 'attempt', 1)
 local sent = suspect == 0 and #kept or math.ceil(suspect / 2)
-if pause[1] == 'filtered' then sent = 1 end
+-- A vendor that stores small requests in time and large ones too late would get all of it each time.
+sent = math.ceil(sent / 2 ^ math.max(0, tonumber(batch[4] or 0) - 1))
+if pause[1] or redis.call('EXISTS', KEYS[12]) == 1 then sent = 1 end
 -- After a purge this part may be longer than the part that the previous attempt sent. A late
 -- success of that attempt must not count for records that it did not carry.
 if batch[3] and sent > tonumber(batch[3]) then redis.call('HINCRBY', KEYS[2], 'cut', 1) end

@@ -56,7 +56,9 @@ until is_full or is_cut or #page < PAGE
 
 is_full = is_full or #kept >= events_max
 is_cut = is_cut and not is_full
-local is_ready = is_full or (oldest_ms and now / 1000 - oldest_ms >= tonumber(ARGV[5]))
+local age_ms = oldest_ms and now / 1000 - oldest_ms
+-- A record of the future: see batch_readiness.
+local is_ready = is_full or (age_ms and (age_ms >= tonumber(ARGV[5]) or age_ms < 0))
 is_ready = is_ready and not is_cut
 if not is_ready and #gone == 0 then return 0 end
 redis.call('LTRIM', KEYS[1], taken, -1)

@@ -21,6 +21,8 @@
 --   'narrowed'  fewer are sent next
 --   'buried'    one dead letter; the rest is sent next
 --   'refused'   nothing is known to pass: count it, and pause after several in a row
+--   'again'     as before, but its one event was refused before, and the host is known to be right:
+--               do not count it, and send it later
 -- Lost reply: the same as a lost message. O(records sent).
 
 local lane, id = ARGV[1], ARGV[2]
@@ -50,11 +52,8 @@ end
 
 redis.call('HSETNX', KEYS[2], 'passed', whole(delivered))
 redis.call('HSET', KEYS[2], 'suspect', 1)
-if sent == 1 and redis.call('LLEN', KEYS[1]) > 1 then
-  local first = redis.call('LINDEX', KEYS[1], 0)
-  redis.call('LTRIM', KEYS[1], 1, -1)
-  redis.call('RPUSH', KEYS[1], first)
-  redis.call('HINCRBY', KEYS[2], 'cut', 1)
-end
+local is_lone = redis.call('LLEN', KEYS[1]) == 1
+if sent == 1 and not is_lone then rotate(KEYS[1], KEYS[2]) end
 free(KEYS[2], KEYS[3], KEYS[4], id)
-return 'refused'
+local is_known = is_lone and batch[4] and delivered > 0 and ARGV[5] ~= '1'
+return is_known and 'again' or 'refused'

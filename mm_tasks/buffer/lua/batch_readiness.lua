@@ -16,10 +16,10 @@
 --
 -- Returns 'unloaded' (not all fences are loaded), 'paused', 'throttled', 'late' (claimed batches
 -- are not sent in time), 'ready' (a batch can be claimed) or 'idle'.
--- Changes nothing. O(log n).
+-- Changes nothing but the clock. O(log n).
 
 if not is_loaded(KEYS[7]) then return 'unloaded' end
-local now = now_us()
+local now = tick()
 if redis.call('EXISTS', KEYS[4], KEYS[6]) > 0 then return 'paused' end
 local throttle = redis.call('GET', KEYS[5])
 if throttle and tonumber(string.match(throttle, '^%d+')) > now then return 'throttled' end
@@ -33,4 +33,5 @@ if redis.call('LLEN', KEYS[1]) >= tonumber(ARGV[2]) then return 'ready' end
 local bytes = tonumber(redis.call('HGET', KEYS[3], ARGV[1] .. ':waiting_bytes') or 0)
 if bytes - 1 > tonumber(ARGV[3]) then return 'ready' end
 local age_ms = now / 1000 - tonumber(string.sub(oldest, 2, 14))
-return age_ms >= tonumber(ARGV[4]) and 'ready' or 'idle'
+-- A record of the future: the clock stepped back while nobody flushed.
+return (age_ms >= tonumber(ARGV[4]) or age_ms < 0) and 'ready' or 'idle'

@@ -1,4 +1,4 @@
--- common: start of every script. The layout of a record is in keys.py.
+-- common: start of every script but append, after base.lua.
 --
 -- Fields of the hash `counts`, whole numbers:
 --   <lane>:accepted <lane>:leased <lane>:delivered <lane>:dead <lane>:erased
@@ -13,29 +13,67 @@
 --   <lane>:dead:<reason>    dead letters by the word of their burial: see `count_dead`
 --   dead_recount_ms         present while the letters are counted again: those buried later are
 --                           not counted by reason yet
+--   foreign_messages        messages of another project that a worker put back
+--   unserved_publishes      messages published where no worker of the project listens
 --   held_bytes              bytes of all records held: waiting, in batches, dead
+--
+-- Fields of the hash `clock`, µs: see `now_us` and `tick`.
+--   ahead_us       how far the project's clock is ahead of Redis's
+--   seen_us        the latest time of the project's clock that `tick` has stored
+--   resumed_us     end of the last gap between two ticks: idle, or Redis's clock stepped forward
+--   leapt_us       end of the last gap of more than an hour
+--   stepped_at_us  stepped_by_ms   the last step of Redis's clock, for `mm-tasks status`
 --
 -- At maxmemory Redis refuses a script whose first write allocates, and allows all writes of a
 -- script whose first write frees. So each script but append begins with a DEL, HDEL, ZREM or
 -- LTRIM, even of nothing.
 
-local HEADER = 46
 -- A script that goes through a backlog looks at no more than this, and is called again.
 local RECORDS_MAX, BYTES_MAX = 2000, 2000000
-local NO_TAG = string.rep('\0', 16)
+-- A step that `tick` stores late costs as much time, but each store is a write.
+local TICK_US = 200000
+-- Of a longer gap nobody knows whether it was as long as Redis's clock says.
+local GAP_US = 2000000
+local LEAP_US = 3600000000
+-- A smaller step is not shown.
+local STEP_SHOWN_US = 1000000
 
-local function now_us()
+local function redis_us()
   local t = redis.call('TIME')
   return t[1] * 1000000 + t[2]
 end
 
--- '%.0f': a Lua number becomes "1.7e+15" by default and would lose its µs.
-local function whole(number)
-  return string.format('%.0f', number)
+local function read_clock()
+  local stored = redis.call('HMGET', CLOCK, 'ahead_us', 'seen_us')
+  local ahead, seen = tonumber(stored[1] or 0), tonumber(stored[2] or 0)
+  return redis_us() + ahead, ahead, seen
 end
 
-local function count(key, field, by)
-  if by ~= 0 then redis.call('HINCRBY', key, field, whole(by)) end
+-- Return the time of the project's clock, which every stored instant is of. It runs as Redis's
+-- clock does, but stands still where that goes back.
+local function now_us()
+  local now, _, seen = read_clock()
+  return math.max(now, seen)
+end
+
+-- Return `now_us`, and store it, so that a later step back is noticed. Scripts that run often and
+-- may write call this instead.
+local function tick()
+  local now, ahead, seen = read_clock()
+  if seen <= now and now < seen + TICK_US then return now end
+  redis.call('HDEL', CLOCK, '')
+  if now < seen then
+    local by = seen - now
+    redis.call('HSET', CLOCK, 'ahead_us', whole(ahead + by))
+    if by >= STEP_SHOWN_US then
+      redis.call('HSET', CLOCK, 'stepped_at_us', whole(seen), 'stepped_by_ms', whole(-by / 1000))
+    end
+    return seen
+  end
+  redis.call('HSET', CLOCK, 'seen_us', whole(now))
+  if seen > 0 and now > seen + GAP_US then redis.call('HSET', CLOCK, 'resumed_us', whole(now)) end
+  if seen > 0 and now > seen + LEAP_US then redis.call('HSET', CLOCK, 'leapt_us', whole(now)) end
+  return now
 end
 
 -- Count the outcome of one attempt. `ambiguous` is the kind of doubt, '' if there is none.
@@ -53,23 +91,6 @@ local function tally(tallies, argv, first)
     redis.call('HINCRBY', tallies, argv[i], 1)
     redis.call('HINCRBY', tallies, argv[i + 1], argv[i + 2])
   end
-end
-
--- Return a list of booleans, one for each record: is its subject fenced?
--- `offset` is the position of the two tags, 15 in a stored record.
-local function fenced(fence, records, offset)
-  local result = {}
-  if #records == 0 or redis.call('EXISTS', fence) == 0 then return result end
-  local tags = {}
-  for i, record in ipairs(records) do
-    tags[2 * i - 1] = string.sub(record, offset, offset + 15)
-    tags[2 * i] = string.sub(record, offset + 16, offset + 31)
-  end
-  local found = redis.call('SMISMEMBER', fence, unpack(tags))
-  for i = 1, #records do
-    result[i] = found[2 * i - 1] == 1 or found[2 * i] == 1
-  end
-  return result
 end
 
 -- Remove a key and free its values in the background: a set of a million takes half a second. A user
@@ -188,6 +209,14 @@ local function free(batch, claimed, leases, id)
   redis.call('HDEL', batch, 'token', 'due_ms')
   redis.call('HSET', batch, 'state', 'released', 'answered', redis.call('HGET', batch, 'attempt'))
   redis.call('ZADD', leases, whole(math.floor(now_us() / 1000)), id)
+end
+
+-- Move the first record of a batch to the end. A late success must not count for the next one.
+local function rotate(records, batch)
+  local first = redis.call('LINDEX', records, 0)
+  redis.call('LTRIM', records, 1, -1)
+  redis.call('RPUSH', records, first)
+  redis.call('HINCRBY', batch, 'cut', 1)
 end
 
 -- Take the first n records off a batch and return them. The rest is due at once; an empty

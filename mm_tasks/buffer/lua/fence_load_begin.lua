@@ -20,7 +20,6 @@ local log_size = redis.call('HGET', KEYS[1], 'log_size') or '0'
 if ARGV[4] == '1' and is_loaded(KEYS[1]) then return {'loaded', log_size} end
 local now_ms = math.floor(now_us() / 1000)
 local other = redis.call('HMGET', KEYS[1], 'loading', 'loading_ms')
--- A clock may have gone back, by a failover.
 local is_alive = math.abs(now_ms - (tonumber(other[2]) or 0)) < tonumber(ARGV[3])
 if other[1] and other[1] ~= ARGV[2] and is_alive then return {'loading', log_size} end
 unlink(KEYS[2])

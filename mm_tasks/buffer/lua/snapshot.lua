@@ -7,14 +7,15 @@
 -- KEYS[5]  rate    string
 -- KEYS[6…] of each lane: waiting list, claimed zset, leases zset, throttle string, outage hash
 --
--- Returns {now_us, counts, pause, {tags, 1 if all fences are loaded for this server, reason of a
+-- Returns {Redis's time in µs, the fields of the clock, counts, pause, {tags, 1 if all fences are loaded for this server, reason of a
 -- failed load, since_ms}, rate, and of each lane {length of waiting, accepted_ms of its oldest
 -- record, size of claimed, of leases, throttle, outage}}; absent values are ''.
 -- Changes nothing. O(lanes).
 
 local call = redis.call
 local reply = {
-  whole(now_us()),
+  whole(redis_us()),
+  call('HGETALL', CLOCK),
   call('HGETALL', KEYS[1]),
   call('HGETALL', KEYS[2]),
   {
