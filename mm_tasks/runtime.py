@@ -94,6 +94,7 @@ class Runtime:
             vendor_access(settings.millimetric_host, settings.millimetric_key),
             request_timeout_s=settings.request_timeout_s,
             proxy_url=_text(settings.proxy_url),
+            ca_file=settings.ca_file,
         )
 
     @cached_property

@@ -20,6 +20,7 @@ import platformdirs
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from mm_tasks.client.access import check_proxy
 from mm_tasks.connections.url import SCHEMES, parse
 from mm_tasks.errors import ConfigurationError
 from mm_tasks.events import limits
@@ -127,7 +128,10 @@ class Settings(BaseSettings):
     request_timeout_s: _Positive = 10
     """For the whole exchange."""
     proxy_url: SecretStr | None = None
-    """The environment's proxy variables are not read."""
+    """For requests to the vendor, `http://[user:password@]host:port` or https. Not used for
+    loopback, and the environment's proxy variables are not read."""
+    ca_file: Path | None = None
+    """PEM file of the only authorities to trust for the vendor. Not set: the system's."""
     on_ambiguous: Literal["retry", "park"] = "retry"
     """What follows when a request may have been stored."""
     dead_events_max: int = Field(default=100_000, ge=1)
@@ -165,6 +169,13 @@ class Settings(BaseSettings):
         if url is not None:
             check = parse if info.field_name == "redis_url" else _broker_address
             check(url.get_secret_value())
+        return url
+
+    @field_validator("proxy_url")
+    @classmethod
+    def _is_a_proxy(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None:
+            check_proxy(url.get_secret_value())
         return url
 
     @field_validator("erasure_passes_s", mode="before")

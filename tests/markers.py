@@ -18,6 +18,8 @@ OF_POSTGRESQL = {"postgresql", "postgresql_url"}
 OF_PROCESSES = {"stepping", "migrated", "mortal", "run_pytest", "serve", "servers", "stack"}
 # Tests that start processes without a fixture, and slow ones: by the beginning of their ids.
 PROCESSES = (
+    "client/test_hop.py",
+    "client/test_unsent.py::test_a_child_forked",
     "system/",
     "testing/test_docs.py::test_the_examples_pass",
     "testing/test_sandbox.py",
@@ -30,6 +32,7 @@ SLOW = (
     "delivery/test_clock_steps.py",
     "delivery/test_doubts.py",
     "buffer/test_purge.py::test_nothing_of_the_person_stays_and_nothing_of_others_goes",
+    "client/test_hop.py",
     "erasure/test_database.py::test_of_eight_processes",
     "erasure/test_machine.py",
     "erasure/test_rows.py::test_no_remains",

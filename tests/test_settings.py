@@ -140,7 +140,8 @@ def test_check_masks_secrets_completely(folder):
     for name in Settings.model_fields:
         if name.endswith(("_password", "_url", "_key")):
             assert variable(name).startswith(("MM_TASKS_", "MILLIMETRIC_"))
-            form = "redis://hunter2@host/0" if name.endswith("_url") else "https://hunter2@host/x"
+            scheme = "http" if name == "proxy_url" else "redis"
+            form = f"{scheme}://hunter2@host" if name.endswith("_url") else "https://hunter2@host/x"
             (folder / variable(name)).write_text(form)
     settings = Settings.load()
 

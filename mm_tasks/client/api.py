@@ -1,40 +1,43 @@
 """The vendor's API over HTTP. Every call returns an `Outcome` and raises nothing.
 
-Doubt is `Ambiguous`: a request that may have been stored never counts as refused, and a
-success needs the complete JSON body, because a response cut inside its headers looks like an
-empty 200. Retries are not here: see `delivery/retry`.
+Doubt is `Ambiguous`: a request of which a byte may have left never counts as unsent, and a
+success needs the complete JSON body. Retries are not here: see `delivery/retry`.
 """
 
 from __future__ import annotations
 
 import json
+from functools import partial
 from importlib.metadata import version
+from logging import getLogger
 from typing import TYPE_CHECKING
 
 import requests
-from urllib3.exceptions import HTTPError
 
 from mm_tasks import failpoints
 from mm_tasks.client import egress
+from mm_tasks.client.access import tls_context
+from mm_tasks.client.dial import Dialer
 from mm_tasks.client.outcome import Ambiguous, Outcome, Unavailable
 from mm_tasks.client.responses import classify, classify_forget
-from mm_tasks.client.transport import CONNECT_TIMEOUT_S, DEADLINE, DeadlineAdapter
+from mm_tasks.client.transport import InDoubt, NotSent, WireAdapter, WireResponse
 from mm_tasks.events.lanes import IDENTIFY
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from mm_tasks.client.access import VendorAccess
+    from mm_tasks.client.http1 import Answer
 
-# A larger body is no response of this API.
-ANSWER_BYTES_MAX = 64 * 1024
+log = getLogger(__name__)
 
 
 class _Session(requests.Session):
     """A session that ignores the target of a redirect.
 
-    Otherwise requests resolves it even without following it: it would read the whole body, and
-    raise on a `Location` that is no URL.
+    Otherwise requests resolves it even without following it, and raises on a `Location` that is
+    no URL.
     """
 
     def get_redirect_target(self, resp: requests.Response) -> None:
@@ -42,17 +45,28 @@ class _Session(requests.Session):
 
 
 class Client:
-    """One process's connections to the vendor. Open it after a fork."""
+    """One process's connections to the vendor. A forked child opens its own."""
 
     def __init__(
-        self, access: VendorAccess, *, request_timeout_s: float = 10, proxy_url: str | None = None
+        self,
+        access: VendorAccess,
+        *,
+        request_timeout_s: float = 10,
+        proxy_url: str | None = None,
+        ca_file: Path | None = None,
+        look_up: Callable[..., object] | None = None,
     ) -> None:
-        """Open nothing yet. `request_timeout_s` bounds a whole exchange except DNS."""
+        """Open nothing yet. `request_timeout_s` bounds a whole exchange.
+
+        For `look_up` see `Dialer`. Raises `ConfigurationError`, as `Dialer` and `tls_context`.
+        """
         self._host = access.host
         self._timeout_s = request_timeout_s
+        tls = partial(tls_context, ca_file)
+        adapter = WireAdapter(Dialer(access.host, proxy_url, tls=tls, look_up=look_up))
         self._session = session = _Session()
+        # No proxy, password or authority of the environment.
         session.trust_env = False
-        session.proxies = {"http": proxy_url, "https": proxy_url} if proxy_url else {}
         session.headers = requests.structures.CaseInsensitiveDict(
             {
                 "Authorization": f"Bearer {access.key.get_secret_value()}",
@@ -61,7 +75,6 @@ class Client:
                 "User-Agent": f"mm-tasks/{version('mm-tasks')}",
             }
         )
-        adapter = DeadlineAdapter(max_retries=0, pool_maxsize=100)
         session.mount("http://", adapter)
         session.mount("https://", adapter)
 
@@ -96,54 +109,26 @@ class Client:
 
     def _post(self, path: str, body: bytes, step: str = "send") -> Outcome:
         failpoints.reach(step, "before")
-        outcome = self._exchange(path, body, is_forget=step == "forget")
+        outcome = self._outcome(path, body, classify_forget if step == "forget" else classify)
         failpoints.reach(step, "after")
         return outcome
 
-    def _exchange(self, path: str, body: bytes, *, is_forget: bool) -> Outcome:
+    def _outcome(self, path: str, body: bytes, classified: Callable[[Answer], Outcome]) -> Outcome:
         egress.admit(self._host)
-        DEADLINE.start(self._timeout_s)
+        if_failed: Outcome = Unavailable("connect")
         try:
-            with self._session.post(
-                self._host + path,
-                data=body,
-                stream=True,
-                allow_redirects=False,
-                timeout=(min(CONNECT_TIMEOUT_S, self._timeout_s), self._timeout_s),
-            ) as response:
-                answer = (response.status_code, response.headers, _read(response))
-                return classify_forget(*answer) if is_forget else classify(*answer)
-        except (requests.RequestException, HTTPError, OSError) as error:
-            kind = _kind(error)
-        # The exception ends here: it holds the request, and that holds the key.
-        if not DEADLINE.is_connected:
-            return Unavailable(kind)
-        return Ambiguous("timeout" if kind == "timeout" else "cut")
-
-
-def _kind(error: Exception) -> str:
-    causes: list[BaseException] = [error]
-    for cause in causes:  # grows by the causes of each
-        inner = (*cause.args, getattr(cause, "reason", None), cause.__cause__, cause.__context__)
-        causes += (e for e in inner if isinstance(e, BaseException) and e not in causes)
-    names = {type(cause).__name__ for cause in causes}
-    if names & {"NameResolutionError", "gaierror"}:
-        return "dns"
-    if names & {"ReadTimeoutError", "TimeoutError", "ConnectTimeoutError", "timeout"}:
-        return "timeout"
-    if names & {"SSLError", "SSLCertVerificationError"}:
-        return "tls"
-    return "refused" if "ConnectionRefusedError" in names else "connect"
-
-
-def _read(response: requests.Response) -> bytes | None:
-    """Return the complete body; None when it was cut, too long or too slow."""
-    try:
-        body: bytes = response.raw.read(ANSWER_BYTES_MAX + 1, decode_content=False)
-        if len(body) <= ANSWER_BYTES_MAX and not response.raw.read(1):
-            return body
-    except (HTTPError, OSError):
-        pass
-    # Unread bytes would be taken for the next response.
-    response.raw.close()
-    return None
+            request = requests.Request("POST", self._host + path, data=body)
+            prepared = self._session.prepare_request(request)
+            if_failed = Ambiguous("error")
+            response = self._session.send(prepared, timeout=self._timeout_s, allow_redirects=False)
+            assert isinstance(response, WireResponse)
+            return classified(response.answer)
+        except NotSent as error:
+            return Unavailable(error.kind)
+        except InDoubt as error:
+            return Ambiguous(error.kind)
+        except Exception as error:  # noqa: BLE001 - of requests, or Celery's soft time limit
+            name = type(error).__name__
+        # The exception ends here: its frames hold the request, and that holds the key.
+        log.warning("request_failed", extra={"error": name})
+        return if_failed

@@ -27,7 +27,7 @@ class Delivered:
 
 @dataclass(frozen=True, slots=True)
 class Throttled:
-    """429. `retry_after_s` is the requested wait, unclamped; None if it is unusable."""
+    """429. `retry_after_s` is the requested wait, at most 15 min; None if it is unusable."""
 
     answer: Response
     retry_after_s: float | None = None
@@ -58,7 +58,10 @@ class Filtered(_Refusal):
 
 @dataclass(frozen=True, slots=True)
 class Unavailable:
-    """No connection was made, so the request was provably not sent."""
+    """No byte of the request left, so it was provably not sent.
+
+    `kind` is `dns`, `connect`, `refused`, `timeout`, `tls`, `proxy`, or `late`: not even tried.
+    """
 
     kind: str
 
@@ -67,8 +70,8 @@ class Unavailable:
 class Ambiguous:
     """The request may have been stored.
 
-    `kind` is a short word for counting, never text of the response: `timeout`, `reset`, `cut`,
-    `unusable`, `lease` or the status.
+    `kind` is a short word for counting, never text of the response: `timeout`, `cut`, `unusable`,
+    `error` (an exception of ours or of Celery), `lease` or the status.
     """
 
     kind: str

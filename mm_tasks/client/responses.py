@@ -1,14 +1,17 @@
-"""Classify an HTTP response: status, headers and body become an `Outcome`."""
+"""Classify an HTTP answer: status, headers and body become an `Outcome`. Never raises."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+from mm_tasks.client.backoff import THROTTLE_MAX_S
 from mm_tasks.client.outcome import (
     Ambiguous,
     Delivered,
@@ -22,9 +25,14 @@ from mm_tasks.client.outcome import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from mm_tasks.client.http1 import Answer
 
 _CODE = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]*)?")
+# Any integer with as many digits fits into 64 bits; Python refuses to parse one with 4301.
+_INTEGER_DIGITS_MAX = 18
+# No request holds more events.
+_COUNT_MAX = 1_000_000
 # "Errors" of the vendor's API reference: the code is the contract, the text is not.
 _VENDOR_CODES = {
     *("invalid_payload", "rate_limited", "internal_error", "forget_failed", "upstream_failed"),
@@ -33,66 +41,83 @@ _VENDOR_CODES = {
 }
 
 
-def classify(status: int, headers: Mapping[str, str], body: bytes | None) -> Outcome:
-    """Return the outcome of a response; `body` is None when it could not be read to its end."""
-    fields = _json_object(body)
+def classify(answer: Answer) -> Outcome:
+    """Return the outcome of an answer. An unreadable body leaves doubt only after a success."""
+    status, fields = answer.status, _json_object(answer.body)
     code = fields.get("error")
-    answer = Response(status, code if isinstance(code, str) and _CODE.fullmatch(code) else "-")
+    response = Response(status, code if isinstance(code, str) and _CODE.fullmatch(code) else "-")
     if status in {200, 202}:
-        return _success(status, fields, body)
+        return _success(answer, fields)
     if status == HTTPStatus.TOO_MANY_REQUESTS:
-        return Throttled(answer, _retry_after_s(headers, fields))
+        return Throttled(response, _retry_after_s(answer, fields))
     if status in {400, 413, 422}:
-        return Rejected(answer)
+        return Rejected(response)
     if status // 100 not in {3, 4} or status == HTTPStatus.REQUEST_TIMEOUT:
-        return Ambiguous(str(status), status, answer.code)
-    if status >= HTTPStatus.BAD_REQUEST and answer.code not in _VENDOR_CODES:
-        return Filtered(answer)
-    return _refusal_of_call(answer)
+        return Ambiguous(str(status), status, response.code)
+    if status >= HTTPStatus.BAD_REQUEST and response.code not in _VENDOR_CODES:
+        return Filtered(response)
+    return _refusal_of_call(response)
 
 
-def classify_forget(status: int, headers: Mapping[str, str], body: bytes | None) -> Outcome:
+def classify_forget(answer: Answer) -> Outcome:
     """As `classify`, for `/v1/forget`: a success also has `queued`.
 
     A filter's refusal counts as one of the key or the host: the body holds nothing but an id.
     """
-    outcome = classify(status, headers, body)
+    outcome = classify(answer)
     if isinstance(outcome, Filtered):
         return _refusal_of_call(outcome.answer)
     if not isinstance(outcome, Delivered):
         return outcome
-    is_queued = status == HTTPStatus.OK and _json_object(body).get("queued") is True
-    return outcome if is_queued else Ambiguous("unusable", status)
+    is_queued = _json_object(answer.body).get("queued") is True
+    if is_queued and answer.status == HTTPStatus.OK:
+        return outcome
+    return Ambiguous("unusable", answer.status)
 
 
-def _refusal_of_call(answer: Response) -> Outcome:
-    return Unauthorized(answer) if answer.status in {401, 403} else Misdirected(answer)
+def _refusal_of_call(response: Response) -> Outcome:
+    return Unauthorized(response) if response.status in {401, 403} else Misdirected(response)
 
 
-def _success(status: int, fields: dict[str, Any], body: bytes | None) -> Outcome:
+def _success(answer: Answer, fields: dict[str, Any]) -> Outcome:
     if fields.get("ok") is not True:
-        return Ambiguous("cut" if body in {None, b""} else "unusable", status)
+        flaw = answer.flaw or ("unusable" if answer.body else "cut")
+        return Ambiguous(flaw, answer.status)
     count = fields.get("count")
-    return Delivered(count if type(count) is int else None)
+    return Delivered(count if type(count) is int and 0 <= count <= _COUNT_MAX else None)
 
 
 def _json_object(body: bytes | None) -> dict[str, Any]:
     try:
-        value = json.loads(body or b"")
+        value = json.loads(body or b"", parse_int=_number)
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
 
-def _retry_after_s(headers: Mapping[str, str], fields: dict[str, Any]) -> float | None:
+def _number(text: str) -> float:
+    return int(text) if len(text) <= _INTEGER_DIGITS_MAX else float(text)
+
+
+def _retry_after_s(answer: Answer, fields: dict[str, Any]) -> float | None:
     """Return the requested wait: `Retry-After` (RFC 9110, 10.2.3), or the field of the body."""
-    text = headers.get("Retry-After", "").strip()
-    if re.fullmatch(r"-?\d{1,9}(\.\d+)?", text):
-        return max(0.0, float(text))
-    try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        wait_s = fields.get("retry_after_s")
-    if isinstance(wait_s, bool) or not isinstance(wait_s, int | float):
+    text = answer.value("retry-after")
+    wait_s: Any = fields.get("retry_after_s")
+    if _NUMBER.fullmatch(text):
+        wait_s = float(text)
+    elif (until_s := _instant_s(text)) is not None:
+        # By the clock that wrote the date, if it wrote its own time too.
+        now_s = _instant_s(answer.value("date"))
+        wait_s = until_s - (time.time() if now_s is None else now_s)
+    if type(wait_s) not in {int, float} or math.isnan(wait_s):
         return None
-    return max(0.0, float(wait_s))
+    return max(0.0, min(THROTTLE_MAX_S, float(wait_s)))
+
+
+def _instant_s(text: str) -> float | None:
+    """Return the instant of a date in any form of HTTP; one without a zone is UTC."""
+    try:
+        date = parsedate_to_datetime(text)
+        return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None

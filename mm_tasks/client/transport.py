@@ -1,126 +1,122 @@
-"""HTTP connections with one deadline for the whole exchange.
+"""The transport of `requests` to one host: sends a prepared request, and reads its answer.
 
-`requests` times each read by itself, so a server that drips a byte a second holds a worker for
-ever. Here every socket call gets the time left of the exchange. `Deadline.is_connected` records
-whether a connection was made: only then can the vendor have stored anything.
+It says what `requests` cannot say by itself: whether a byte of the request may have left. One
+deadline is for the whole exchange. See ADR 17.
 """
 
 from __future__ import annotations
 
-import http.client
 import io
-import threading
-import time
+import ssl
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-from requests.adapters import HTTPAdapter
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+import requests
+from requests.adapters import BaseAdapter
+
+from mm_tasks.client.connection import IdleConnections
+from mm_tasks.client.dial import Attempt
+from mm_tasks.client.http1 import read_answer
 
 if TYPE_CHECKING:
-    import socket
-
-# A proxy may have closed an idle connection; finding out costs an ambiguous answer.
-IDLE_MAX_S = 15.0
-# P6 of docs/architecture.md: admission and first byte lie close together.
-CONNECT_TIMEOUT_S = 2.0
+    from mm_tasks.client.connection import Connection
+    from mm_tasks.client.dial import Dialer
+    from mm_tasks.client.http1 import Answer
 
 
-class Deadline(threading.local):
-    """The current request of this thread: when it must end, and whether it had a connection."""
-
-    ends_at: float = 0
-    is_connected: bool = False
-
-    def start(self, timeout_s: float) -> None:
-        """Begin a new exchange that ends `timeout_s` from now."""
-        self.ends_at = time.monotonic() + timeout_s
-        self.is_connected = False
-
-    def left_s(self) -> float:
-        """Return the time left; raise `TimeoutError` if none is left."""
-        left = self.ends_at - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        return left
+class _Failed(requests.ConnectionError):
+    def __init__(self, kind: str) -> None:
+        super().__init__(kind)
+        self.kind = kind
 
 
-DEADLINE = Deadline()
+class NotSent(_Failed):
+    """No byte of the request left. `kind` is that of `Unavailable`."""
 
 
-class _DeadlineReader(io.RawIOBase):
-    """The stream of a socket; every read gets the time left of the exchange."""
+class InDoubt(_Failed):
+    """A byte of the request may have left, and no answer came. `kind` is that of `Ambiguous`."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self._stream = sock.makefile("rb", buffering=0)
 
-    def readable(self) -> bool:
-        return True
+class WireResponse(requests.Response):
+    """A response that was read to its end. `content` is empty if `answer.body` is unreadable."""
 
-    def readinto(self, buffer: Any) -> int | None:
-        self._sock.settimeout(DEADLINE.left_s())
-        return self._stream.readinto(buffer)
+    def __init__(self, request: requests.PreparedRequest, answer: Answer) -> None:
+        """Show the answer as `requests` does."""
+        super().__init__()
+        self.request, self.url, self.answer = request, request.url or "", answer
+        self.status_code, self.reason = answer.status, ""
+        self.headers.update({name: ", ".join(values) for name, values in answer.fields.items()})
+        self.raw = io.BytesIO(answer.body or b"")
+
+
+class WireAdapter(BaseAdapter):
+    """Sends every request to the host of its dialer. Safe for threads and forks."""
+
+    def __init__(self, dialer: Dialer) -> None:
+        """Open nothing yet."""
+        super().__init__()
+        self._dialer = dialer
+        self._idle = IdleConnections()
+
+    def send(self, request: requests.PreparedRequest, *_: object, **options: Any) -> WireResponse:
+        """Return the response to a request with a body of bytes.
+
+        The option `timeout` bounds the whole exchange, in seconds. The other options are ignored:
+        the dialer decides about proxy and TLS. Raises `NotSent` or `InDoubt`. Any other exception
+        is not of the connection, and leaves a doubt too.
+        """
+        attempt = Attempt(options["timeout"])
+        try:
+            return WireResponse(request, self._exchange(attempt, request))
+        except Exception as error:
+            kind = attempt.kind(error)
+            if not attempt.is_sent:
+                raise NotSent(kind) from None
+            if kind == "error":
+                raise
+            raise InDoubt(kind) from None
 
     def close(self) -> None:
-        self._stream.close()
-        super().close()
+        """Close the connections."""
+        self._idle.close()
+
+    def _exchange(self, attempt: Attempt, request: requests.PreparedRequest) -> Answer:
+        data = _encoded(request)
+        connection = self._idle.take() or self._dialer.open(attempt)
+        try:
+            connection.deadline = attempt.deadline
+            connection.deadline.left_s()
+            attempt.stage = "sent"
+            answer = _answer(connection, data)
+        except BaseException:
+            connection.close()
+            raise
+        if answer.is_last:
+            connection.close()
+        else:
+            self._idle.give(connection)
+        return answer
 
 
-class _Response(http.client.HTTPResponse):
-    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
-        super().__init__(sock, *args, **kwargs)
-        self.fp.close()
-        self.fp = io.BufferedReader(_DeadlineReader(sock))
+def _encoded(request: requests.PreparedRequest) -> bytes:
+    lines = [f"{request.method} {request.path_url} HTTP/1.1"]
+    # `requests` leaves this one to its transport.
+    lines.append(f"Host: {urlsplit(request.url or '').netloc}")
+    for name, value in request.headers.items():
+        lines.append(f"{name}: {value if isinstance(value, str) else value.decode()}")
+    assert isinstance(request.body, bytes)
+    return "\r\n".join([*lines, "", ""]).encode() + request.body
 
 
-class _HTTPConnection(HTTPConnection):
-    """A connection whose every call gets the time left of the exchange."""
-
-    response_class: Any = _Response
-    sock: Any
-    _used_at: float = 0
-
-    def request(self, *args: Any, **kwargs: Any) -> None:
-        if self.sock is None:
-            self.connect()
-        DEADLINE.is_connected = True
-        self.sock.settimeout(DEADLINE.left_s())
-        super().request(*args, **kwargs)
-
-    def getresponse(self) -> Any:
-        response = super().getresponse()
-        self._used_at = time.monotonic()
-        return response
-
-    @property
-    def is_connected(self) -> bool:
-        is_idle = self._used_at and time.monotonic() - self._used_at > IDLE_MAX_S
-        return not is_idle and super().is_connected
-
-
-class _HTTPSConnection(_HTTPConnection, HTTPSConnection):
-    """The same over TLS: `super()` of the base is urllib3's HTTPS connection here."""
-
-
-class _HTTPPool(HTTPConnectionPool):
-    ConnectionCls = _HTTPConnection
-
-
-class _HTTPSPool(HTTPSConnectionPool):
-    ConnectionCls = _HTTPSConnection
-
-
-class DeadlineAdapter(HTTPAdapter):
-    """A `requests` adapter whose connections obey `DEADLINE`. It never repeats a request."""
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        """Use our pools."""
-        super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
-
-    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
-        """Use our pools behind a proxy too."""
-        manager = super().proxy_manager_for(*args, **kwargs)
-        manager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
-        return manager
+def _answer(connection: Connection, data: bytes) -> Answer:
+    try:
+        connection.write(data)
+    except (ConnectionError, ssl.SSLEOFError):
+        # A filter refuses a body before it has read it all, and closes.
+        answer = read_answer(connection)
+        if answer.status // 100 == 2:  # noqa: PLR2004 - HTTP
+            raise
+        answer.is_last = True
+        return answer
+    return read_answer(connection)

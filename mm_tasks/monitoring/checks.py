@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from mm_tasks.buffer import clock
 from mm_tasks.buffer.rate_limiter import SLOT_VALID_MS
-from mm_tasks.client.access import vendor_access
+from mm_tasks.client.access import tls_context, vendor_access
 from mm_tasks.erasure.audit import tables
 from mm_tasks.erasure.audit.log import head
 from mm_tasks.errors import AuditUnavailable, ConfigurationError
@@ -52,13 +52,20 @@ def start(current: Runtime) -> list[Check]:
 
 
 def vendor(settings: Settings) -> Iterator[Check]:
-    """Yield the checks of key, host and rate, from the settings alone."""
+    """Yield the checks of key, host, trust and rate, from the settings alone."""
     try:
         vendor_access(settings.millimetric_host, settings.millimetric_key)
     except ConfigurationError as error:
         yield Check("key and host", "problem", str(error))
     else:
         yield Check("key and host", "ok", "a secret key, and a host that keeps it secret")
+    try:
+        tls_context(settings.ca_file)
+    except ConfigurationError as error:
+        yield Check("trust", "problem", str(error))
+    else:
+        trusted = "MM_TASKS_CA_FILE's" if settings.ca_file else "the system's, else certifi's"
+        yield Check("trust", "ok", f"authorities for the vendor: {trusted}")
     rate, burst = settings.batch_rate_per_s, settings.batch_burst
     burst_max = VENDOR_BATCH_BURST - VENDOR_BATCH_RATE_PER_S * SLOT_VALID_MS / 1000
     if rate > VENDOR_BATCH_RATE_PER_S or burst > burst_max:

@@ -1,16 +1,15 @@
 """The client against sockets that misbehave: doubt must never look like an answer."""
 
-import contextlib
-import socket
-import threading
 import time
-from socketserver import ThreadingTCPServer
+from ssl import SSLContext
 
 import pytest
+import requests
 from pydantic import SecretStr
 
 from mm_tasks.client.access import vendor_access
 from mm_tasks.client.api import Client
+from mm_tasks.client.dial import Dialer
 from mm_tasks.client.outcome import (
     Ambiguous,
     Delivered,
@@ -18,56 +17,24 @@ from mm_tasks.client.outcome import (
     Misdirected,
     Rejected,
     Response,
-    Throttled,
     Unauthorized,
-    Unavailable,
 )
+from mm_tasks.client.transport import InDoubt, NotSent, WireAdapter
 from mm_tasks.errors import ConfigurationError
-
-KEY = SecretStr("sk_test_abc_s3cret_-x")
-
-
-class Server(ThreadingTCPServer):
-    """Answers each connection's first request with raw bytes, or a function of the socket."""
-
-    daemon_threads = True
-
-    def __init__(self, answer):
-        super().__init__(("127.0.0.1", 0), None)
-        self.answer = answer
-        self.received = b""
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
-        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
-
-    def finish_request(self, sock, _):
-        with contextlib.suppress(OSError):
-            while not self.received.endswith(b"]}") and (data := sock.recv(65536)):
-                self.received += data
-            self.answer(sock) if callable(self.answer) else sock.sendall(self.answer)
+from tests.client.conftest import KEY
+from tests.client.servers import closing, http
 
 
 @pytest.fixture
-def send():
-    servers = []
+def send(vendor, client):
+    """Send two events to a vendor that gives this answer and ends the connection."""
 
     def send(answer, timeout_s=10.0):
-        server = Server(answer)
-        servers.append(server)
-        client = Client(vendor_access(server.url, KEY), request_timeout_s=timeout_s)
-        outcome = client.send("track", [b'{"event":"a"}', b'{"event":"b"}'])
-        client.close()
-        send.server = server
-        return outcome
+        send.vendor = vendor(answer if callable(answer) else closing(answer))
+        to = client(send.vendor.url, request_timeout_s=timeout_s)
+        return to.send("track", [b'{"event":"a"}', b'{"event":"b"}'])
 
-    yield send
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-
-
-def http(status, body=b"", *headers):
-    head = "".join(f"{line}\r\n" for line in headers)
-    return f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\n{head}\r\n".encode() + body
+    return send
 
 
 def drip(sock):
@@ -114,30 +81,10 @@ def test_an_answer_is_classified(send, answer, expected):
     assert (type(outcome) if isinstance(expected, type) else outcome) == expected
 
 
-@pytest.mark.parametrize(
-    ("header", "seconds"),
-    [("7", 7), ("0", 0), ("-5", 0), ("soon", None), ("Wed, 21 Oct 2015 07:28:00 GMT", 0)],
-)
-def test_retry_after_is_read_or_unknown(send, header, seconds):
-    outcome = send(http(429, b"", f"Retry-After: {header}"))
-
-    assert isinstance(outcome, Throttled)
-    assert outcome.retry_after_s == seconds
-
-
 @pytest.mark.parametrize("answer", [lambda _: time.sleep(2), drip], ids=["silence", "drip"])
 def test_the_deadline_is_for_the_whole_request(send, answer):
     """A read timeout alone would let a drip of 60 bytes hold a worker for 6 s."""
     assert send(answer, timeout_s=0.5) == Ambiguous("timeout")
-
-
-def test_a_refused_connection_is_provably_unsent():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    client = Client(vendor_access(f"http://127.0.0.1:{port}", KEY))
-
-    assert client.send("track", [b"{}"]) == Unavailable("refused")
 
 
 def test_the_request_is_as_the_vendor_documents(send, monkeypatch, tmp_path):
@@ -145,7 +92,7 @@ def test_the_request_is_as_the_vendor_documents(send, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     assert send(http(202, b'{"ok":true,"count":2}')) == Delivered(2)
-    head, _, body = send.server.received.partition(b"\r\n\r\n")
+    ((_, head, body),) = send.vendor.requests
 
     assert body == b'{"events":[{"event":"a"},{"event":"b"}]}'
     assert head.startswith(b"POST /v1/batch HTTP/1.1")
@@ -166,6 +113,43 @@ def test_only_a_secret_key_is_accepted(key):
 def test_a_host_that_would_leak_the_key_is_refused(host):
     with pytest.raises(ConfigurationError, match="MILLIMETRIC_HOST"):
         vendor_access(host, KEY)
+
+
+@pytest.mark.parametrize("host", ["https://☃.example", "https://*.example", "https://x:0"])
+def test_a_host_to_which_nothing_can_be_sent_is_refused(host):
+    with pytest.raises(ConfigurationError, match="MILLIMETRIC_HOST"):
+        vendor_access(host, KEY)
+
+
+def session_of(server):
+    session = requests.Session()
+    session.mount("http://", WireAdapter(Dialer(server.url, tls=SSLContext)))
+    return session
+
+
+def test_the_transport_answers_as_requests_does(vendor):
+    server = vendor(http(404, b"page", "A: b", "A: c"))
+    with session_of(server) as session:
+        response = session.post(server.url, data=b"x", timeout=5)
+
+    assert response.headers == {"Content-Length": "4", "A": "b, c"}
+    assert (response.status_code, response.content) == (404, b"page")
+    with pytest.raises(requests.HTTPError, match="404"):
+        response.raise_for_status()
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"), [(None, NotSent("refused")), (closing(b""), InDoubt("cut"))]
+)
+def test_a_request_without_an_answer_says_whether_it_left(vendor, answer, error):
+    """And nothing of the request."""
+    server = vendor(answer)
+    if answer is None:
+        server.stop()
+    with session_of(server) as session, pytest.raises(type(error)) as caught:
+        session.post(f"{server.url}/s3cret", data=b"s3cret", timeout=5)
+
+    assert (caught.value.args, caught.value.kind) == (error.args, error.kind)
 
 
 def test_the_key_is_in_no_repr():
