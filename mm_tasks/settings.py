@@ -128,6 +128,8 @@ class Settings(BaseSettings):
     """For the whole exchange."""
     proxy_url: SecretStr | None = None
     """The environment's proxy variables are not read."""
+    on_buffer_unavailable: Literal["raise", "drop"] = "raise"
+    """What `track` and `identify` do when Redis is away or full; `drop` counts the event."""
     on_ambiguous: Literal["retry", "park"] = "retry"
     """What follows when a request may have been stored."""
     dead_events_max: int = Field(default=100_000, ge=1)

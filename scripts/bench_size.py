@@ -38,7 +38,10 @@ def measured(size: int, folder: Path) -> tuple[float, float, float]:
         redis = Redis(port=server.port)
         Fence(redis, "p").load("a store", frozenset)
         limits = BatchLimits(500, 1 << 20, 0)
-        producer = Producer(redis, "p", "track", limits, held_bytes_max=1 << 40)
+        client = redis_client.client(
+            parse(f"redis://127.0.0.1:{server.port}/0"), connect_s=5, answer_s=5
+        )
+        producer = Producer(client, Refusals("p"), "p", "track", limits, held_bytes_max=1 << 40)
         batches = Batches(redis, "p", "track", limits)
         before = redis.info("memory")["used_memory"], aof(folder)
         entry = Record(b"x" * size, "user", "visitor")

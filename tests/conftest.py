@@ -15,6 +15,8 @@ from mm_tasks import runtime
 from mm_tasks.buffer.fence import Fence
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.records import HEADER_BYTES
+from mm_tasks.connections.redis_client import client
+from mm_tasks.connections.url import parse
 from tests.markers import pytest_collection_modifyitems  # noqa: F401 - a hook of pytest
 
 # As in an activated environment: tests run the commands of this Python.
@@ -60,6 +62,13 @@ def redis(redis_url):
     client.flushdb()
     yield client
     client.close()
+
+
+def patient_client(redis):
+    """Return a client of ours for the same server, that waits for it."""
+    options = redis.connection_pool.connection_kwargs
+    url = f"redis://{options['host']}:{options['port']}/{options.get('db', 0)}"
+    return client(parse(url), connect_s=10, answer_s=10)
 
 
 def held(redis):

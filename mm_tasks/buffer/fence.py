@@ -80,7 +80,8 @@ class Fence:
 
     def check_store(self, store_id: str) -> None:
         """Raise `ConfigurationError` when the fence belongs to another audit store."""
-        _require_same_store(self.state().store_id in {None, store_id})
+        stored = self._redis.hget(self._keys.fences, "store")
+        _require_same_store(stored is None or stored == store_id.encode())
 
     def add(self, tags: Collection[bytes], store_id: str, log_size: int = 0) -> None:
         """Add these tags to the fence; it holds once this returns. Safe to repeat.

@@ -55,6 +55,7 @@ class VisitKeywords(TypedDict, total=False):
     forwarded: Collection[str]
     skip: str | None
     url_query: UrlQuery
+    best_effort: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ class VisitOptions:
     `skip`: a pattern of paths without a visit; None for no path.
     `url_query`: the part of the query to keep in url and referrer: `all`, the parameters of a
     `campaign` (`utm_…`, `fbclid`, `gclid`), or `none`.
+    `best_effort`: no event of a request raises because Redis is away or full; see `best_effort`.
     """
 
     cookie: str | None = "aid"
@@ -77,6 +79,7 @@ class VisitOptions:
     forwarded: Collection[str] = ()
     skip: str | None = SKIP
     url_query: UrlQuery = "all"
+    best_effort: bool = False
     _skips: re.Pattern[str] | None = field(init=False, repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:

@@ -29,6 +29,7 @@ from redis.exceptions import RedisError
 from mm_tasks import runtime
 from mm_tasks.buffer import heartbeats, histograms, snapshot
 from mm_tasks.buffer.keys import ProjectKeys
+from mm_tasks.buffer.refusals import REASONS
 from mm_tasks.client import outcome
 from mm_tasks.erasure.audit.protocol import BLOCKED, OPEN
 from mm_tasks.errors import AuditUnavailable, ConfigurationError
@@ -166,6 +167,11 @@ def _of_redis(redis: Redis, project: str) -> Iterator[Metric]:
 def _of_events(read: Snapshot) -> Iterator[Metric]:
     for place, help_text in _EVENTS.items():
         yield _by_lane(f"events_{place}", help_text, read, place)
+    # Shown from the start: Prometheus sees no increase in a series that begins with 1.
+    refused = {(lane, str(reason)): 0 for lane in read.lanes for reason in REASONS}
+    refused |= by_kind(read.counts, "refused")
+    help_text = "Events that calls did not store, by reason."
+    yield _counter("events_refused", help_text, ("lane", "reason"), refused)
     waiting = {name: lane.waiting for name, lane in read.lanes.items()}
     yield _gauges("events_waiting", "Events that wait for a batch.", "lane", waiting)
     yield _gauges("events_leased", "Events in batches.", "lane", read.by_lane("leased"))
@@ -179,7 +185,7 @@ def _of_events(read: Snapshot) -> Iterator[Metric]:
 
 
 def _of_requests(read: Snapshot) -> Iterator[Metric]:
-    # Shown from the start: Prometheus sees no increase in a series that begins with 1.
+    # As above.
     outcomes = {(lane, name): 0 for lane in read.lanes for name in outcome.NAMES.values()}
     outcomes |= by_kind(read.counts, "outcome")
     yield _counter("requests", "Requests by outcome.", ("lane", "outcome"), outcomes)

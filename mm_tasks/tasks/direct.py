@@ -23,7 +23,7 @@ from mm_tasks.tasks import on_commit
 from mm_tasks.tasks.base import BaseTask
 from mm_tasks.tasks.celery_app import FLUSH, REDACTED
 from mm_tasks.tasks.publisher import nudge, publish_options
-from mm_tasks.tasks.receipts import Receipt, entries, receipts_of
+from mm_tasks.tasks.receipts import Receipt, entries, receipts_of, refused
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -143,6 +143,10 @@ class EventTask(InProcessTask):
     delay_on_commit: Any = on_commit.delay_on_commit
     apply_async_on_commit = on_commit.apply_async_on_commit
 
+    def delay(self, /, *args: Any, **fields: Any) -> Receipt:
+        """Validate and store one event; drop it if Redis is away and the caller chose so."""
+        return self._append((self._encoded(args, fields),))[0]
+
     async def adelay(self, /, *args: Any, **fields: Any) -> Any:
         """Do as `delay` without blocking the event loop. A cancelled call may have stored."""
         return (await self._aappend((self._encoded(args, fields),)))[0]
@@ -155,11 +159,20 @@ class EventTask(InProcessTask):
         self._encoded(args, fields)
 
     def _accept(self, fields: dict[str, Any]) -> Receipt:
-        return self._append((self._encoded((), fields),))[0]
+        # Of a message, which is never dropped: it is retried.
+        return self._store((self._encoded((), fields),))[0]
 
     def _encoded(self, args: tuple[Any, ...], fields: dict[str, Any]) -> Encoded:
-        named = self._by_name(args, fields)
-        return self._encode(context.with_context(self.lane, named))
+        try:
+            named = self._by_name(args, fields)
+            return self._encode(context.with_context(self.lane, named))
+        except InvalidEvent:
+            self._count_invalid(1)
+            raise
+
+    def _count_invalid(self, events: int) -> None:
+        if events:
+            runtime.current().refusals.add(self.lane, "invalid", events)
 
     def _encode(self, fields: Mapping[str, Any]) -> Encoded:
         if self.lane == TRACK:
@@ -167,6 +180,13 @@ class EventTask(InProcessTask):
         return encode_identify(fields)
 
     def _append(self, part: Sequence[Encoded]) -> list[Receipt]:
+        """Store at most 1 000 events, or drop them if the caller chose so: see `refused`."""
+        try:
+            return self._store(part)
+        except (BufferFull, BufferUnavailable) as error:
+            return refused(self.lane, part, error)
+
+    def _store(self, part: Sequence[Encoded]) -> list[Receipt]:
         """Store at most 1 000 events with one script, and nudge a flush if a batch is full."""
         suppressed, is_full = runtime.current().producers[self.lane].append(entries(part))
         if is_full:
@@ -176,6 +196,9 @@ class EventTask(InProcessTask):
     async def _aappend(self, part: Sequence[Encoded]) -> list[Receipt]:
         # No nudge: it would block the event loop on the broker, and beat flushes anyway.
         current = runtime.current()
-        producer = current.producers[self.lane]
-        appended = await producer.aappend(current.async_clients.current(), entries(part))
+        producer, pool = current.producers[self.lane], current.async_clients.current()
+        try:
+            appended = await producer.aappend(pool, entries(part))
+        except (BufferFull, BufferUnavailable) as error:
+            return refused(self.lane, part, error)
         return receipts_of(part, appended.suppressed)

@@ -32,10 +32,8 @@ def here(redis, redis_url, fresh):  # noqa: ARG001 - `redis` empties the server
     fresh(MM_TASKS_REDIS_URL=redis_url)
     yield
     opened = runtime._process.runtime  # noqa: SLF001 - processes keep theirs to their end
-    for producer in opened.producers.values() if opened else ():
-        producer._redis.close()  # noqa: SLF001
-        for connection in producer._connection._idle:  # noqa: SLF001
-            connection.disconnect()
+    if opened is not None:
+        opened.producer_redis.close()
 
 
 @pytest.fixture
