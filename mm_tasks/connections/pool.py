@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import redis
@@ -114,8 +115,9 @@ class Pool(redis.ConnectionPool):
     def release(self, connection: Any) -> None:
         """Take a connection back, connected or not; wake the call that waits longest."""
         if connection.is_connected:
-            self._idle.append((connection, time.monotonic()))
-            self._close_idle(IDLE_MAX_S)
+            now_s = time.monotonic()
+            self._idle.append((connection, now_s))
+            self._close_idle(now_s - IDLE_MAX_S)
         else:
             self._unmade.append(None)
         if self._waiting:
@@ -124,7 +126,7 @@ class Pool(redis.ConnectionPool):
 
     def disconnect(self, inuse_connections: bool = True) -> None:  # noqa: ARG002, FBT001, FBT002 - redis-py's
         """Close all idle connections; those in use belong to their callers."""
-        self._close_idle(0.0)
+        self._close_idle(time.monotonic())
 
     def _turn(self, *, is_probe: bool) -> Any:
         if not self._waiting:
@@ -168,16 +170,14 @@ class Pool(redis.ConnectionPool):
             connection.disconnect()
         return connection
 
-    def _close_idle(self, longer_than_s: float) -> None:
-        """Close the connections that were idle for longer than this; the first is the oldest."""
-        before_s = time.monotonic() - longer_than_s
-        while self._idle and self._idle[0][1] <= before_s:
-            try:
+    def _close_idle(self, since_s: float) -> None:
+        """Close the connections that were not used since then; the first is the oldest."""
+        # Another thread may take the last one meanwhile.
+        with suppress(IndexError):
+            while self._idle[0][1] <= since_s:
                 connection, _ = self._idle.pop(0)
-            except IndexError:  # another thread took it
-                return
-            connection.disconnect()
-            self._unmade.append(None)
+                connection.disconnect()
+                self._unmade.append(None)
 
     def _reply(self, connection: Any, command: bytes, script: str, began_s: float) -> Any:
         try:
