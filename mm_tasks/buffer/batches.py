@@ -13,8 +13,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-import uuid_utils
-
+from mm_tasks import ids
 from mm_tasks.buffer import histograms
 from mm_tasks.buffer.attempt import Admitted, Rejection
 from mm_tasks.buffer.keys import ProjectKeys
@@ -234,4 +233,4 @@ class Batches:
 
 def new_id() -> str:
     """Return a new id for a batch or an attempt (UUIDv7, RFC 9562)."""
-    return str(uuid_utils.uuid7())
+    return ids.uuid7()

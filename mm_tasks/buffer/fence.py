@@ -12,8 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import uuid_utils
-
+from mm_tasks import ids
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.scripts import Script, pages
 from mm_tasks.errors import AuditChainBroken, ConfigurationError
@@ -113,7 +112,7 @@ class Fence:
         entries of the audit log. Raises `ConfigurationError` as `add` does, and
         `AuditChainBroken` when the log was longer before: the fence then stays as it is.
         """
-        keys, token = self._keys, str(uuid_utils.uuid7())
+        keys, token = self._keys, ids.uuid7()
         for _ in range(_LOADS_MAX):
             args = (store_id, token, *_CONDITIONS[when])
             begun = _LOAD_BEGIN(self._redis, (keys.fences, keys.fence_draft), args)

@@ -16,10 +16,9 @@ from logging import getLogger
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, get_args
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-import uuid_utils
 from redis.exceptions import RedisError
 
-from mm_tasks import runtime
+from mm_tasks import ids, runtime
 from mm_tasks.errors import ConfigurationError, MMTasksError
 from mm_tasks.events.context import valid_fields
 from mm_tasks.events.lanes import TRACK
@@ -141,7 +140,7 @@ class Visit:
             self._fields = {}
         elif options.issue_cookie and self._anonymous_id()[0] is None:
             # An outer application may have this middleware too: one visitor, one id.
-            self.issued = request.kept(_ISSUED, str(uuid_utils.uuid4()))
+            self.issued = request.kept(_ISSUED, ids.uuid4())
 
     def fields(self) -> Mapping[str, str]:
         """Return the shared fields of the events, only valid ones. Never raises."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import uuid_utils
 from sqlalchemy import select
 
+from mm_tasks import ids
 from mm_tasks.buffer import records
 from mm_tasks.erasure.audit import tables
 from mm_tasks.erasure.audit.protocol import OPEN
@@ -127,7 +127,7 @@ class ErasureCommands:
         values = {
             **counts,
             **{name: details[name] for name in ("requested_by", "reason", "mode")},
-            "id": str(uuid_utils.uuid7()),
+            "id": ids.uuid7(),
             "ids": SubjectIds(request.user_id, anonymous),
             "pseudonym": self._session.pseudonyms.of(request.user_id),
             "epoch": self._session.pseudonyms.epoch,
