@@ -87,7 +87,7 @@ class Runtime:
         )
 
     @cached_property
-    def worker_redis(self) -> redis_client.Client:
+    def worker_redis(self) -> redis_client.RedisClient:
         """Return the client of workers and commands, without a breaker: they wait for Redis."""
         return self._redis(WORKER_TIMEOUT_S, WORKER_TIMEOUT_S)
 
@@ -182,7 +182,7 @@ class Runtime:
 
     def _redis(
         self, connect_s: float, answer_s: float, breaker: Breaker | None = None
-    ) -> redis_client.Client:
+    ) -> redis_client.RedisClient:
         address = self.settings.redis_address
         timeouts = {"connect_s": connect_s, "answer_s": answer_s}
         return redis_client.client(address, **timeouts, breaker=breaker)
@@ -303,7 +303,7 @@ def configure(**values: Any) -> None:
 def current() -> Runtime:
     """Return the runtime of this process; the first call makes it.
 
-    Whoever needs a connection asks here each time: a forked child gets a runtime of its own.
+    A caller asks here each time, since a forked child gets a runtime of its own.
     """
     process = _current_process()
     if replacements := process.replacements:

@@ -16,7 +16,10 @@ from mm_tasks.buffer.attempt import Admitted
 from mm_tasks.buffer.batches import Batches, BatchLimits
 from mm_tasks.buffer.fence import Fence
 from mm_tasks.buffer.producer import Producer, Record
+from mm_tasks.buffer.refusals import Refusals
 from mm_tasks.cli import stack
+from mm_tasks.connections import redis_client
+from mm_tasks.connections.url import parse
 
 EVENTS = 20_000
 SIZES = (200, 300, 1000)

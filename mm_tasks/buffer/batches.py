@@ -13,13 +13,13 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from mm_tasks import ids
 from mm_tasks.buffer import histograms
 from mm_tasks.buffer.attempt import Admitted, Rejection
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.rate_limiter import SLOT_VALID_MS
 from mm_tasks.buffer.records import HEADER_BYTES
 from mm_tasks.buffer.scripts import Script
+from mm_tasks.events import ids
 from mm_tasks.events.lanes import sharing
 from mm_tasks.events.limits import BATCH_BRACKETS_BYTES
 

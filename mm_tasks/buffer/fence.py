@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from mm_tasks import ids
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.scripts import Script, pages
 from mm_tasks.errors import AuditChainBroken, ConfigurationError
+from mm_tasks.events import ids
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mm_tasks.buffer.refusals import Refusals
     from mm_tasks.connections.async_client import LoopPool
     from mm_tasks.connections.pool import Pool
-    from mm_tasks.connections.redis_client import Client
+    from mm_tasks.connections.redis_client import RedisClient
 
 # Lua's unpack fails near 8 000 values.
 APPEND_RECORDS_MAX = 1000
@@ -63,7 +63,7 @@ class Producer:
 
     def __init__(  # noqa: PLR0913 - settings that are no part of a batch's limits
         self,
-        redis: Client,
+        redis: RedisClient,
         refusals: Refusals,
         project: str,
         lane: str,

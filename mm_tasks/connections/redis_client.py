@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _BROKER_SENTINEL_S = 1.0
 
 
-class Client(redis.Redis):
+class RedisClient(redis.Redis):
     """redis-py's client on a `Pool`: its commands obey the breaker and tell it what they saw."""
 
     connection_pool: Pool
@@ -42,7 +42,7 @@ class Client(redis.Redis):
 
 def client(
     address: Address, *, connect_s: float, answer_s: float, breaker: Breaker | None = None
-) -> Client:
+) -> RedisClient:
     """Return a client that makes one attempt for each call, within these timeouts.
 
     All sentinels together may take as long as connecting. Without a breaker no call is refused.
@@ -52,7 +52,7 @@ def client(
         options["sentinels"] = Sentinels(address, timeout_s=connect_s)
     breaker = Breaker(probe_interval_s=0) if breaker is None else breaker
     pool = Pool(breaker, connect_s=connect_s, answer_s=answer_s, **options)
-    owner = Client(connection_pool=pool)
+    owner = RedisClient(connection_pool=pool)
     owner.auto_close_connection_pool = True
     return owner
 

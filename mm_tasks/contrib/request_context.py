@@ -18,8 +18,9 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from redis.exceptions import RedisError
 
-from mm_tasks import ids, runtime
+from mm_tasks import runtime
 from mm_tasks.errors import ConfigurationError, MMTasksError
+from mm_tasks.events import ids
 from mm_tasks.events.context import valid_fields
 from mm_tasks.events.lanes import TRACK
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import select
 
-from mm_tasks import ids
 from mm_tasks.buffer import records
 from mm_tasks.erasure.audit import tables
 from mm_tasks.erasure.audit.protocol import OPEN
@@ -22,6 +21,7 @@ from mm_tasks.erasure.queries import open_deadlines
 from mm_tasks.erasure.request import NAMES_SUBJECT, SUPPRESS, ErasureRequest, reference_rule
 from mm_tasks.erasure.rows import ErasureRows, Transition, ending, is_held, transaction
 from mm_tasks.errors import InvalidEvent, Problem
+from mm_tasks.events import ids
 from mm_tasks.timestamps import stamp
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic_core import to_json
 
-from mm_tasks import ids
 from mm_tasks.errors import EventTooLarge, InvalidEvent, Problem
+from mm_tasks.events import ids
 from mm_tasks.events.explain import UNREADABLE, refusal
 from mm_tasks.events.limits import BATCH_BRACKETS_BYTES, BATCH_BYTES_MAX
 from mm_tasks.events.properties import InvalidValue, check_size, plain_object, surely_fits

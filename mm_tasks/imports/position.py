@@ -17,7 +17,7 @@ from mm_tasks.errors import ImportRefused
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mm_tasks.connections.redis_client import Client
+    from mm_tasks.connections.redis_client import RedisClient
 
 _ELSEWHERE = -2
 # The position was there already: the chunk is stored, by us or by another importer.
@@ -51,7 +51,7 @@ class Step(NamedTuple):
 class Positions:
     """The positions of one project. Holds a client, no state of its own."""
 
-    def __init__(self, redis: Client, project: str) -> None:
+    def __init__(self, redis: RedisClient, project: str) -> None:
         """Take everything as arguments; nothing is opened here."""
         self._redis = redis
         self._key = ProjectKeys(project).imports

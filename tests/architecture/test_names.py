@@ -15,6 +15,7 @@ FAMILIES = {
     "pause": "pauses",
     "purge": "purge",
     "rate": "rate_limiter",
+    "refusals": "refusals",
     "snapshot": "snapshot",
 }
 # Of the producer, which has two scripts; `common.lua` is prepended to every script.

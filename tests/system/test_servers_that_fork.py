@@ -141,7 +141,9 @@ def test_uwsgi_with_four_processes_gives_each_caller_its_own_answer(stack, redis
         url = f"http://127.0.0.1:{port}/?"
         with ThreadPoolExecutor(8) as callers:
             answers = list(
-                callers.map(lambda n: requests.get(f"{url}{n}", timeout=30).text.split(), range(900))
+                callers.map(
+                    lambda n: requests.get(f"{url}{n}", timeout=30).text.split(), range(900)
+                )
             )
         kept = len(redis.client_list()) - 2
 

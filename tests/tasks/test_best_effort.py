@@ -1,4 +1,4 @@
-"""Redis away or full: what calls cost, what they return where events are dropped, and the counts."""
+"""Redis away or full: what calls cost, what they return if they drop, and the counts."""
 
 import asyncio
 import time

@@ -104,6 +104,13 @@ def url_of(state, form="redis://127.0.0.1:{}/0"):
         yield form.format(port)
 
 
+@contextmanager
+def own_url_of_a_sentinel_without_a_primary():
+    """A Redis that is no sentinel: it does not know the command."""
+    with own_server() as url:
+        yield url.replace("redis", "sentinel", 1) + "?master_name=events"
+
+
 SENTINEL = "sentinel://127.0.0.1:{}/0?master_name=events"
 SURELY_NOT = {
     "nobody listens": lambda: url_of(refused),
@@ -111,7 +118,7 @@ SURELY_NOT = {
     "a socket that does not exist": lambda: own_url("unix:///nowhere/redis.sock"),
     "connecting takes too long": lambda: url_of(silent),
     "no sentinel answers": lambda: url_of(refused, SENTINEL),
-    "no sentinel knows the primary": lambda: own_url_of_a_sentinel_without_a_primary(),
+    "no sentinel knows the primary": own_url_of_a_sentinel_without_a_primary,
     "no TLS": lambda: with_scheme("rediss", own_server()),
     "no password": lambda: own_server(lock),
     "a wrong password": lambda: own_server(lock, login=":wrong@"),
@@ -139,13 +146,6 @@ def own_url(url):
 def with_scheme(scheme, context):
     with context as url:
         yield url.replace("redis", scheme, 1)
-
-
-@contextmanager
-def own_url_of_a_sentinel_without_a_primary():
-    """A Redis that is no sentinel: it does not know the command."""
-    with own_server() as url:
-        yield url.replace("redis", "sentinel", 1) + "?master_name=events"
 
 
 def call_delay():

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import insert, select
 
-from mm_tasks import ids
 from mm_tasks.erasure.audit import tables
 from mm_tasks.erasure.audit.pseudonyms import SETTING
 from mm_tasks.errors import AuditUnavailable, ConfigurationError
+from mm_tasks.events import ids
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
