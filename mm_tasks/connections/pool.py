@@ -114,7 +114,7 @@ class Pool(redis.ConnectionPool):
 
     def release(self, connection: Any) -> None:
         """Take a connection back, connected or not; wake the call that waits longest."""
-        if connection.is_connected:
+        if connection._sock is not None:  # noqa: SLF001 - redis-py 6.4 has no name for it
             now_s = time.monotonic()
             self._idle.append((connection, now_s))
             self._close_idle(now_s - IDLE_MAX_S)
