@@ -204,6 +204,22 @@ def page(_request):
     return HttpResponse("x")
 
 
+@override_settings(MM_TASKS_VISIT={"best_effort": True})
+def test_with_best_effort_no_event_of_a_page_or_its_stream_raises(fresh, redis_url):
+    fresh(MM_TASKS_REDIS_URL="redis://127.0.0.1:1/0")
+
+    def stream(request):
+        page(request)
+        return StreamingHttpResponse(str(track.delay("streamed").reason) for _ in range(2))
+
+    response = middleware(stream)(RequestFactory().get("/"))
+
+    assert list(response) == [b"unavailable"] * 2
+    with pytest.raises(BufferUnavailable):
+        track.delay("after")
+    fresh(MM_TASKS_REDIS_URL=redis_url)
+
+
 def test_the_middleware_ends_with_the_request_and_lasts_through_its_stream(redis):
     def parts():
         track.delay("streamed")

@@ -104,6 +104,32 @@ def test_a_fork_without_hooks_shares_no_connection(stack, redis, program, events
     assert len(monitor.unshared()) == processes
 
 
+ENDS = """
+from mm_tasks.errors import InvalidEvent
+
+def invalid(n):
+    for _ in range(n):
+        try:
+            track.delay("")
+        except InvalidEvent:
+            pass
+
+invalid(3)
+pid = os.fork()
+if pid == 0:
+    invalid(20)
+    sys.exit(0)
+os.waitpid(pid, 0)
+"""
+
+
+def test_a_process_and_its_child_store_their_own_counts_of_refused_events_as_they_end(stack, redis):
+    """Neither of them stored an event that could have taken the counts along."""
+    run_program(stack, ENDS)
+
+    assert redis.hgetall("{mm:default}:counts") == {b"track:refused:invalid": b"23"}
+
+
 # An answer of another's call would be seen: every third visitor is erased.
 WSGI = """
 import os
