@@ -12,8 +12,7 @@ pool too. All waiting is by `threading`, which gevent replaces.
 from __future__ import annotations
 
 import threading
-import time
-from contextlib import suppress
+from time import monotonic
 from typing import Any
 
 import redis
@@ -71,7 +70,7 @@ class Pool(redis.ConnectionPool):
         errors of redis-py if it may have been: it was sent, and no answer came. After such an
         error the connection is closed, so that no late reply is taken for another's.
         """
-        began_s = time.monotonic()
+        began_s = monotonic()
         try:
             connection = self.get_connection()
         except Away:
@@ -79,7 +78,11 @@ class Pool(redis.ConnectionPool):
         except RedisError as error:
             raise NotApplied(type(error).__name__) from None
         try:
-            reply = self._reply(connection, command, script, began_s)
+            try:
+                reply = self._exchange(connection, command, began_s)
+            except NoScriptError:
+                self._load(connection, script)
+                reply = self._exchange(connection, command, began_s)
         except ANSWERS as error:
             self.breaker.answered()
             self._after_refusal(connection, error)
@@ -115,7 +118,7 @@ class Pool(redis.ConnectionPool):
     def release(self, connection: Any) -> None:
         """Take a connection back, connected or not; wake the call that waits longest."""
         if connection._sock is not None:  # noqa: SLF001 - redis-py 6.4 has no name for it
-            now_s = time.monotonic()
+            now_s = monotonic()
             self._idle.append((connection, now_s))
             self._close_idle(now_s - IDLE_MAX_S)
         else:
@@ -126,7 +129,7 @@ class Pool(redis.ConnectionPool):
 
     def disconnect(self, inuse_connections: bool = True) -> None:  # noqa: ARG002, FBT001, FBT002 - redis-py's
         """Close all idle connections; those in use belong to their callers."""
-        self._close_idle(time.monotonic())
+        self._close_idle(monotonic())
 
     def _turn(self, *, is_probe: bool) -> Any:
         if not self._waiting:
@@ -134,7 +137,7 @@ class Pool(redis.ConnectionPool):
                 return self._free()
             except IndexError:
                 pass
-        ends_at_s = time.monotonic() + self._call_s - _ANSWER_MIN_S
+        ends_at_s = monotonic() + self._call_s - _ANSWER_MIN_S
         with self._freed:
             self._waiting += 1
             try:
@@ -153,7 +156,7 @@ class Pool(redis.ConnectionPool):
             try:
                 return self._free()
             except IndexError:
-                left_s = ends_at_s - time.monotonic()
+                left_s = ends_at_s - monotonic()
                 if left_s <= 0:
                     msg = "no connection became free"
                     raise RedisConnectionError(msg) from None
@@ -166,24 +169,22 @@ class Pool(redis.ConnectionPool):
         except IndexError:
             self._unmade.pop()
             return self.connection_class(**self.connection_kwargs)
-        if time.monotonic() - used_s > IDLE_MAX_S:
+        if monotonic() - used_s > IDLE_MAX_S:
             connection.disconnect()
         return connection
 
     def _close_idle(self, since_s: float) -> None:
         """Close the connections that were not used since then; the first is the oldest."""
-        # Another thread may take the last one meanwhile.
-        with suppress(IndexError):
+        try:
             while self._idle[0][1] <= since_s:
                 connection, _ = self._idle.pop(0)
                 connection.disconnect()
                 self._unmade.append(None)
-
-    def _reply(self, connection: Any, command: bytes, script: str, began_s: float) -> Any:
-        try:
-            return self._exchange(connection, command, began_s)
-        except NoScriptError:
+        except IndexError:
+            # None is left, or another thread took it.
             pass
+
+    def _load(self, connection: Any, script: str) -> None:
         try:
             connection.send_command("SCRIPT", "LOAD", script, check_health=False)
             connection.read_response()
@@ -192,11 +193,10 @@ class Pool(redis.ConnectionPool):
             if isinstance(error, RedisTimeoutError):
                 self.breaker.failed()
             raise NotApplied(type(error).__name__) from None
-        return self._exchange(connection, command, began_s)
 
     def _exchange(self, connection: Any, command: bytes, began_s: float) -> Any:
         connection.send_packed_command((command,), check_health=False)
-        left_s = began_s + self._call_s - time.monotonic()
+        left_s = began_s + self._call_s - monotonic()
         # Seldom: it waited for its turn, or connecting was slow.
         if left_s < self._answer_s and not connection.can_read(timeout=max(0.0, left_s)):
             msg = "no answer in time"
