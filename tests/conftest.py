@@ -110,7 +110,14 @@ def fresh(monkeypatch):
     def set_and_forget(**variables):
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        runtime._process.runtime = None  # noqa: SLF001 - a process reads its settings once
+        forget()
+
+    def forget():
+        process = runtime._process  # noqa: SLF001 - a process reads its settings once
+        if process.runtime is not None:
+            # Processes keep their connections to their end.
+            process.runtime.producer_redis.close()
+        process.runtime = None
 
     yield set_and_forget
-    runtime._process.runtime = None  # noqa: SLF001
+    forget()

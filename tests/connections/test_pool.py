@@ -28,8 +28,7 @@ def connections(redis, redis_url, fresh):
 
     before = ids()
     fresh(MM_TASKS_REDIS_URL=redis_url)
-    yield lambda: len(ids() - before)
-    runtime.current().producer_redis.close()
+    return lambda: len(ids() - before)
 
 
 def in_threads(call, n):
