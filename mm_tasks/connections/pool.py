@@ -37,6 +37,8 @@ CONNECTIONS_MAX = 8
 IDLE_MAX_S = 30.0
 # What remains of a call's time for the answer, at least, after the wait for its turn.
 _ANSWER_MIN_S = 0.2
+# Time for a late loop of greenlets to read the reply that has arrived.
+_GRACE_S = 0.01
 # redis-py reports these answers of Redis as lost connections.
 ANSWERS = (ResponseError, AuthenticationError, AuthorizationError, BusyLoadingError)
 
@@ -201,7 +203,13 @@ class Pool(redis.ConnectionPool):
         if left_s < self._answer_s and not connection.can_read(timeout=max(0.0, left_s)):
             msg = "no answer in time"
             raise RedisTimeoutError(msg)
-        return connection.read_response()
+        try:
+            return connection.read_response(disconnect_on_error=False)
+        except RedisTimeoutError:
+            # A loop of greenlets that was held up finds the time over before it reads the reply.
+            if not connection.can_read(timeout=_GRACE_S):
+                raise
+            return connection.read_response()
 
     def _after_refusal(self, connection: Any, error: Exception) -> None:
         """Keep the connection, whose reply was read to its end, unless another may help.

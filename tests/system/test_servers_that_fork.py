@@ -188,8 +188,10 @@ import os
 import gevent
 from redis import Redis
 
-from mm_tasks import track
+from mm_tasks import runtime, track
 
+# How soon a call gives up is not the question here, on a machine that is busy.
+runtime.PRODUCER_CONNECT_S = runtime.PRODUCER_ANSWER_S = 30
 other = Redis.from_url(os.environ["MM_TASKS_REDIS_URL"])
 failed = []
 
