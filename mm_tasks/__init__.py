@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mm_tasks import errors as errors  # so that `mm_tasks.errors.BufferFull` works
 
 if TYPE_CHECKING:
+    from mm_tasks.events.best_effort import best_effort
     from mm_tasks.events.context import context
     from mm_tasks.tasks.celery_app import app
     from mm_tasks.tasks.install import install
@@ -27,6 +28,7 @@ __all__ = [
     "Receipt",
     "aclose",
     "app",
+    "best_effort",
     "context",
     "forget",
     "identify",
@@ -37,6 +39,7 @@ __all__ = [
 # The module of each name, imported at the first access. The pytest plugin, which is loaded in
 # each test run, therefore imports neither Celery nor Redis.
 _MODULES = {
+    "best_effort": "events.best_effort",
     "context": "events.context",
     "install": "tasks.install",
     "ErasureReceipt": "tasks.receipts",

@@ -6,6 +6,7 @@ socket would receive each other's replies.
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 from contextlib import contextmanager
@@ -21,10 +22,12 @@ from mm_tasks.buffer.pauses import Pauses
 from mm_tasks.buffer.producer import Producer
 from mm_tasks.buffer.purge import Purge
 from mm_tasks.buffer.rate_limiter import Limiter
+from mm_tasks.buffer.refusals import Refusals
 from mm_tasks.client.access import vendor_access
 from mm_tasks.client.api import Client
 from mm_tasks.connections import redis_client
 from mm_tasks.connections.async_client import AsyncClients
+from mm_tasks.connections.breaker import Breaker
 from mm_tasks.delivery.slots import Delivery, Policy
 from mm_tasks.erasure.fence_sync import PATIENCE_S, FenceSync
 from mm_tasks.erasure.service import ErasureService
@@ -38,7 +41,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pydantic import SecretStr
-    from redis import Redis
 
     from mm_tasks.erasure.audit.checkpoints import Checkpoint
     from mm_tasks.erasure.store import AuditStore
@@ -63,10 +65,13 @@ class Runtime:
         # A buffer for each lane, on a client that fails fast. Not a `cached_property`: in Python
         # 3.11 its lock belongs to the class. If another thread forks during the first call, the
         # child would wait for the lock for ever.
-        self.producer_redis = self._redis(PRODUCER_CONNECT_S, PRODUCER_ANSWER_S)
+        breaker = Breaker()
+        self.refusals = Refusals(settings.project)
+        self.producer_redis = self._redis(PRODUCER_CONNECT_S, PRODUCER_ANSWER_S, breaker)
         self.producers = {
             lane: Producer(
                 self.producer_redis,
+                self.refusals,
                 settings.project,
                 lane,
                 limits,
@@ -79,11 +84,12 @@ class Runtime:
             settings.redis_address,
             sentinels_s=PRODUCER_CONNECT_S,
             wait_s=PRODUCER_CONNECT_S + PRODUCER_ANSWER_S,
+            breaker=breaker,
         )
 
     @cached_property
-    def worker_redis(self) -> Redis:
-        """Return the client of workers and commands."""
+    def worker_redis(self) -> redis_client.RedisClient:
+        """Return the client of workers and commands, without a breaker: they wait for Redis."""
         return self._redis(WORKER_TIMEOUT_S, WORKER_TIMEOUT_S)
 
     @cached_property
@@ -176,9 +182,12 @@ class Runtime:
         dead_letters = DeadLetters(self.worker_redis, settings.project)
         dead_letters.trim(settings.dead_events_max, age_max_ms)
 
-    def _redis(self, connect_s: float, answer_s: float) -> Redis:
+    def _redis(
+        self, connect_s: float, answer_s: float, breaker: Breaker | None = None
+    ) -> redis_client.RedisClient:
         address = self.settings.redis_address
-        return redis_client.client(address, connect_s=connect_s, answer_s=answer_s)
+        timeouts = {"connect_s": connect_s, "answer_s": answer_s}
+        return redis_client.client(address, **timeouts, breaker=breaker)
 
 
 def _batch_limits(settings: Settings) -> dict[str, BatchLimits]:
@@ -225,38 +234,59 @@ def _checkpoint_hook(name: str | None) -> Callable[[Checkpoint], None] | None:
 
 
 class _Process:
-    """The runtime of this process, and the lock that guards its creation."""
+    """The runtime of one process, and the lock that guards its creation.
 
-    def __init__(self) -> None:
+    A child keeps a reference to its parent's: garbage collection would close sockets that the
+    parent still uses.
+    """
+
+    def __init__(self, parent: _Process | None = None) -> None:
+        self.pid = os.getpid()
         self.lock = threading.RLock()
         self.runtime: Runtime | None = None
-        self.configured: dict[str, Any] = {}
-        self.abandoned: list[Runtime] = []
-        self.replacements: tuple[Runtime, ...] = ()
-
-    def before_fork(self) -> None:
-        # Not during another thread's first call: pydantic builds some objects at their first
-        # use, and the child would wait for a half-built one for ever.
-        self.lock.acquire()
-
-    def after_in_parent(self) -> None:
-        # Read the lock now: a child that forks has a new one.
-        self.lock.release()
-
-    def after_in_child(self) -> None:
-        # Keep a reference: garbage collection would close sockets that the parent still uses.
-        if self.runtime is not None:
-            self.abandoned.append(self.runtime)
-        self.lock = threading.RLock()
-        self.runtime = None
+        self.parent = parent
+        self.configured: dict[str, Any] = {} if parent is None else parent.configured
+        self.replacements: tuple[Runtime, ...] = () if parent is None else parent.replacements
+        self.children: dict[int, _Process] = {}  # of the parent: in it, one at most
 
 
 _process = _Process()
+
+
+def _current_process() -> _Process:
+    """Return the state of this process; after a fork, by whatever program, a new one."""
+    global _process  # noqa: PLW0603 - the state of a process is global
+    process = _process
+    if process.pid != os.getpid():
+        # One step of the interpreter: all threads of a child get the same one. No lock: another
+        # thread of the parent may hold it at the fork, and will never release it in the child.
+        process = process.children.setdefault(os.getpid(), _Process(process))
+        _process = process
+    return process
+
+
+def _before_fork() -> None:
+    # Not during another thread's first call: pydantic builds some objects at their first
+    # use, and the child would wait for a half-built one for ever.
+    _current_process().lock.acquire()
+
+
+def _after_in_parent() -> None:
+    _current_process().lock.release()
+
+
+# A program that is not written in Python, such as uWSGI, may fork without these.
 os.register_at_fork(
-    before=_process.before_fork,
-    after_in_parent=_process.after_in_parent,
-    after_in_child=_process.after_in_child,
+    before=_before_fork, after_in_parent=_after_in_parent, after_in_child=_current_process
 )
+
+
+@atexit.register
+def _store_refusals() -> None:
+    """Let Redis take the last counts of this process, if it answers."""
+    current = _current_process().runtime
+    if current is not None:
+        current.refusals.store(current.producer_redis.connection_pool)
 
 
 def configure(**values: Any) -> None:
@@ -264,27 +294,32 @@ def configure(**values: Any) -> None:
 
     The first use reads them. Raises `ConfigurationError` after the first use.
     """
-    with _process.lock:
-        if _process.runtime is not None and values != _process.configured:
+    process = _current_process()
+    with process.lock:
+        if process.runtime is not None and values != process.configured:
             msg = "mm_tasks was used before it was configured; configure it earlier"
             raise ConfigurationError(msg)
-        _process.configured = values
+        process.configured = values
 
 
 def current() -> Runtime:
-    """Return the runtime of this process; the first call makes it."""
-    if replacements := _process.replacements:
+    """Return the runtime of this process; the first call makes it.
+
+    A caller asks here each time, since a forked child gets a runtime of its own.
+    """
+    process = _current_process()
+    if replacements := process.replacements:
         return replacements[-1]
-    if _process.runtime is None:
-        with _process.lock:
-            if _process.runtime is None:
-                _process.runtime = Runtime(load_settings())
-    return _process.runtime
+    if process.runtime is None:
+        with process.lock:
+            if process.runtime is None:
+                process.runtime = Runtime(load_settings())
+    return process.runtime
 
 
 def load_settings() -> Settings:
     """Read the settings, with the values of `configure`."""
-    return Settings.load(_process.configured)
+    return Settings.load(_current_process().configured)
 
 
 def log_form() -> LogFormat:
@@ -301,10 +336,13 @@ def replaced(by: Runtime) -> Iterator[None]:
 
     Of several replacements, the newest counts, in whatever order they end.
     """
-    with _process.lock:
-        _process.replacements += (by,)
+    process = _current_process()
+    with process.lock:
+        process.replacements += (by,)
     try:
         yield
     finally:
-        with _process.lock:
-            _process.replacements = tuple(r for r in _process.replacements if r is not by)
+        # A child leaves its own.
+        process = _current_process()
+        with process.lock:
+            process.replacements = tuple(r for r in process.replacements if r is not by)

@@ -132,6 +132,8 @@ class Settings(BaseSettings):
     loopback, and the environment's proxy variables are not read."""
     ca_file: Path | None = None
     """PEM file of the only authorities to trust for the vendor. Not set: the system's."""
+    on_buffer_unavailable: Literal["raise", "drop"] = "raise"
+    """What `track` and `identify` do when Redis is away or full; `drop` counts the event."""
     on_ambiguous: Literal["retry", "park"] = "retry"
     """What follows when a request may have been stored."""
     dead_events_max: int = Field(default=100_000, ge=1)

@@ -16,7 +16,10 @@ from mm_tasks.buffer.attempt import Admitted
 from mm_tasks.buffer.batches import Batches, BatchLimits
 from mm_tasks.buffer.fence import Fence
 from mm_tasks.buffer.producer import Producer, Record
+from mm_tasks.buffer.refusals import Refusals
 from mm_tasks.cli import stack
+from mm_tasks.connections import redis_client
+from mm_tasks.connections.url import parse
 
 EVENTS = 20_000
 SIZES = (200, 300, 1000)
@@ -38,7 +41,10 @@ def measured(size: int, folder: Path) -> tuple[float, float, float]:
         redis = Redis(port=server.port)
         Fence(redis, "p").load("a store", frozenset)
         limits = BatchLimits(500, 1 << 20, 0)
-        producer = Producer(redis, "p", "track", limits, held_bytes_max=1 << 40)
+        client = redis_client.client(
+            parse(f"redis://127.0.0.1:{server.port}/0"), connect_s=5, answer_s=5
+        )
+        producer = Producer(client, Refusals("p"), "p", "track", limits, held_bytes_max=1 << 40)
         batches = Batches(redis, "p", "track", limits)
         before = redis.info("memory")["used_memory"], aof(folder)
         entry = Record(b"x" * size, "user", "visitor")

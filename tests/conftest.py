@@ -15,6 +15,8 @@ from mm_tasks import runtime
 from mm_tasks.buffer.fence import Fence
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.records import HEADER_BYTES
+from mm_tasks.connections.redis_client import client
+from mm_tasks.connections.url import parse
 from tests.markers import pytest_collection_modifyitems  # noqa: F401 - a hook of pytest
 
 # As in an activated environment: tests run the commands of this Python.
@@ -62,6 +64,13 @@ def redis(redis_url):
     client.close()
 
 
+def patient_client(redis):
+    """Return a client of ours for the same server, that waits for it."""
+    options = redis.connection_pool.connection_kwargs
+    url = f"redis://{options['host']}:{options['port']}/{options.get('db', 0)}"
+    return client(parse(url), connect_s=10, answer_s=10)
+
+
 def held(redis):
     """Return all keys and values. A dump would depend on the order of the fields of a hash."""
     keys = list(redis.scan_iter(count=1000))
@@ -101,7 +110,14 @@ def fresh(monkeypatch):
     def set_and_forget(**variables):
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        runtime._process.runtime = None  # noqa: SLF001 - a process reads its settings once
+        forget()
+
+    def forget():
+        process = runtime._process  # noqa: SLF001 - a process reads its settings once
+        if process.runtime is not None:
+            # Processes keep their connections to their end.
+            process.runtime.producer_redis.close()
+        process.runtime = None
 
     yield set_and_forget
-    runtime._process.runtime = None  # noqa: SLF001
+    forget()

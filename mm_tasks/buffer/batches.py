@@ -13,8 +13,6 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-import uuid_utils
-
 from mm_tasks.buffer import clock, histograms
 from mm_tasks.buffer.attempt import Admitted, Rejection
 from mm_tasks.buffer.keys import ProjectKeys
@@ -22,6 +20,7 @@ from mm_tasks.buffer.rate_limiter import SLOT_VALID_MS
 from mm_tasks.buffer.records import HEADER_BYTES
 from mm_tasks.buffer.scheduled import Scheduled
 from mm_tasks.buffer.scripts import Script
+from mm_tasks.events import ids
 from mm_tasks.events.lanes import sharing
 from mm_tasks.events.limits import BATCH_BRACKETS_BYTES
 
@@ -241,4 +240,4 @@ class Batches:
 
 def new_id() -> str:
     """Return a new id for a batch or an attempt (UUIDv7, RFC 9562)."""
-    return str(uuid_utils.uuid7())
+    return ids.uuid7()

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import uuid_utils
-
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.scripts import Script, pages
 from mm_tasks.errors import AuditChainBroken, ConfigurationError
+from mm_tasks.events import ids
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -80,7 +79,8 @@ class Fence:
 
     def check_store(self, store_id: str) -> None:
         """Raise `ConfigurationError` when the fence belongs to another audit store."""
-        _require_same_store(self.state().store_id in {None, store_id})
+        stored = self._redis.hget(self._keys.fences, "store")
+        _require_same_store(stored is None or stored == store_id.encode())
 
     def add(self, tags: Collection[bytes], store_id: str, log_size: int = 0) -> None:
         """Add these tags to the fence; it holds once this returns. Safe to repeat.
@@ -112,7 +112,7 @@ class Fence:
         entries of the audit log. Raises `ConfigurationError` as `add` does, and
         `AuditChainBroken` when the log was longer before: the fence then stays as it is.
         """
-        keys, token = self._keys, str(uuid_utils.uuid7())
+        keys, token = self._keys, ids.uuid7()
         for _ in range(_LOADS_MAX):
             args = (store_id, token, *_CONDITIONS[when])
             begun = _LOAD_BEGIN(self._redis, (keys.fences, keys.fence_draft), args)

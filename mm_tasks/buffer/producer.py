@@ -3,34 +3,34 @@
 Each `append` is one script. Its errors are those of `mm_tasks.errors`: `BufferFull`
 and `BufferUnavailable`.
 
-Commands are packed here and not by redis-py, which packs a call, counts it and borrows
-a connection in about the time that Redis takes to answer. Each event would pay that.
+Commands are packed here and sent by `connections.pool`. What calls did not store is counted in
+`refusals`.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, OutOfMemoryError, RedisError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
 from mm_tasks import failpoints
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.records import record
 from mm_tasks.buffer.scheduled import STORE
-from mm_tasks.buffer.scripts import Script, with_clock
+from mm_tasks.buffer.scripts import Script, bulk_strings, with_clock
+from mm_tasks.connections.breaker import Away, NotApplied
 from mm_tasks.errors import BufferFull, BufferUnavailable
 from mm_tasks.events.lanes import QUEUES
 from mm_tasks.events.limits import BATCH_BRACKETS_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from redis import Redis
-    from redis.asyncio import Redis as AsyncRedis
+    from collections.abc import Sequence
 
     from mm_tasks.buffer.batches import BatchLimits
+    from mm_tasks.buffer.refusals import Refusals
+    from mm_tasks.connections.async_client import LoopPool
+    from mm_tasks.connections.pool import Pool
+    from mm_tasks.connections.redis_client import RedisClient
 
 # Lua's unpack fails near 8 000 values.
 APPEND_RECORDS_MAX = 1000
@@ -54,61 +54,20 @@ class Appended(NamedTuple):
 
 
 class PackedHead(NamedTuple):
-    """The constant words of an append command: their number and their RESP."""
+    """The constant words of a command: their script, their number and their RESP."""
 
+    script: Script
     words: int
     packed: bytes
 
 
-class PackedConnection:
-    """Sends commands that are packed already, on connections of its own.
-
-    They are redis-py's connections, made like those of the client's pool. Between calls
-    they are kept here. One thread at a time uses a connection; the last one used is the
-    first one used again.
-    """
-
-    def __init__(self, redis: Redis) -> None:
-        """Take the client whose pool configures the connections; open nothing."""
-        self._pool = redis.connection_pool
-        self._idle: list[Any] = []
-
-    def call(self, script: Script, command: bytes) -> Any:
-        """Run a script by its packed command and return the reply; raises redis-py's errors.
-
-        A connection is closed after any error, so that a late reply is never taken for
-        the reply to another command.
-        """
-        try:
-            connection = self._idle.pop()
-        except IndexError:
-            connection = self._pool.connection_class(**self._pool.connection_kwargs)
-        failpoints.reach(script.name, "before")
-        try:
-            _ensure_connected(connection)
-            connection.send_packed_command((command,), check_health=False)
-            try:
-                reply = connection.read_response()
-            except NoScriptError:
-                connection.send_command("SCRIPT", "LOAD", script.text)
-                connection.read_response()
-                connection.send_packed_command((command,), check_health=False)
-                reply = connection.read_response()
-        except BaseException:
-            connection.disconnect()
-            raise
-        finally:
-            self._idle.append(connection)
-        failpoints.reach(script.name, "after")
-        return reply
-
-
 class Producer:
-    """Appends to one lane of one project. Holds a client and its idle connections."""
+    """Appends to one lane of one project. Holds a client, no connection of its own."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - settings that are no part of a batch's limits
         self,
-        redis: Redis,
+        redis: RedisClient,
+        refusals: Refusals,
         project: str,
         lane: str,
         limits: BatchLimits,
@@ -119,7 +78,7 @@ class Producer:
         keys = ProjectKeys(project)
         of_lane = keys.lane(lane)
         self._redis = redis
-        self._connection = PackedConnection(redis)
+        self._refusals = refusals
         self._project = project
         self._lane = lane
         self._counts = keys.counts
@@ -128,8 +87,8 @@ class Producer:
         self._scheduled_keys = (of_lane.scheduled, keys.counts, keys.fence)
         full = (limits.events_max, limits.bytes_max - BATCH_BRACKETS_BYTES)
         self._args = (lane, held_bytes_max, *full)
-        self._kind = QUEUES[lane]
         self._head = self.append_head()
+        self._silent_head = _packed_head(_APPEND, self._keys, (*self._args, ""))
 
     def append(self, entries: Sequence[Record]) -> Appended:
         """Store all records whose subject is not fenced, in order, or none.
@@ -138,47 +97,51 @@ class Producer:
         bytes. Raises `BufferUnavailable` when Redis fails; its `maybe_stored` is how many
         records may be stored all the same.
         """
-        return self.appended(self.call_append(self._connection, self._head, entries))
+        return self.appended(self.call_append(self._redis.connection_pool, self._head, entries))
 
     def schedule(self, entries: Sequence[Record], delay_ms: int) -> Appended:
         """Do as `append`; the records become waiting `delay_ms` from now."""
         args = (self._lane, self._held_bytes_max, delay_ms)
         head = _packed_head(STORE, self._scheduled_keys, args)
-        return self.appended(self.call_append(self._connection, head, entries, STORE))
+        return self.appended(self.call_append(self._redis.connection_pool, head, entries))
 
-    async def aappend(self, redis: AsyncRedis, entries: Sequence[Record]) -> Appended:
-        """As `append`, on a client of the running event loop. Its `nudge` is always False."""
-        args = (*self._args, "", *self._encode(entries))
+    async def aappend(self, pool: LoopPool, entries: Sequence[Record]) -> Appended:
+        """As `append`, on the connections of the running event loop; `nudge` is always False."""
+        command = self._command(self._silent_head, entries)
+        failpoints.reach(_APPEND.name, "before")
         try:
-            reply = await _APPEND.acall(redis, self._keys, args)
+            reply = await pool.call(command, _APPEND.text)
         except RedisError as error:
             failed = _failed(error, len(entries))
         else:
+            failpoints.reach(_APPEND.name, "after")
+            if self._refusals.is_due:
+                await self._refusals.astore(pool)
             return self.appended(reply)
         # Raised outside of the handler: the original may quote a record.
         raise failed
 
     def append_head(self, keys: tuple[str, ...] = (), args: tuple[object, ...] = ()) -> PackedHead:
         """Pack the part of an append before its records, with more keys and arguments."""
-        return _packed_head(_APPEND, (*self._keys, *keys), (*self._args, self._kind, *args))
+        args = (*self._args, QUEUES[self._lane], *args)
+        return _packed_head(_APPEND, (*self._keys, *keys), args)
 
-    def call_append(
-        self,
-        connection: PackedConnection,
-        head: PackedHead,
-        entries: Sequence[Record],
-        script: Script = _APPEND,
-    ) -> Any:
-        """Run `append.lua` with a head of `append_head` and return its reply.
+    def call_append(self, pool: Pool, head: PackedHead, entries: Sequence[Record]) -> Any:
+        """Store records by the script of a head, and return its reply.
 
         Raises `BufferUnavailable`, or `BufferFull` when Redis is at its maxmemory.
         """
-        packed = _resp_bulk_strings(self._encode(entries))
-        command = b"*%d\r\n%b%b" % (head.words + len(entries), head.packed, packed)
+        command = self._command(head, entries)
+        failpoints.reach(head.script.name, "before")
         try:
-            return connection.call(script, command)
+            reply = pool.call(command, head.script.text)
         except RedisError as error:
             failed = _failed(error, len(entries))
+        else:
+            failpoints.reach(head.script.name, "after")
+            if self._refusals.is_due:
+                self._refusals.store(pool)
+            return reply
         # Raised outside of the handler: the original may quote a record.
         raise failed
 
@@ -198,40 +161,26 @@ class Producer:
         """Count fields dropped from events because the vendor would reject them."""
         self._redis.hincrby(self._counts, f"{self._lane}:left_out", n)
 
-    def _encode(self, entries: Sequence[Record]) -> list[bytes]:
+    def _command(self, head: PackedHead, entries: Sequence[Record]) -> bytes:
         assert len(entries) <= APPEND_RECORDS_MAX
-        return [record(self._project, *entry) for entry in entries]
+        records = bulk_strings(record(self._project, *entry) for entry in entries)
+        return b"*%d\r\n%b%b" % (head.words + len(entries), head.packed, records)
 
 
 def _packed_head(script: Script, keys: tuple[str, ...], args: tuple[object, ...]) -> PackedHead:
     keys = with_clock(keys)
     words = ("EVALSHA", script.sha, len(keys), *keys, *args)
-    return PackedHead(len(words), _resp_bulk_strings(str(word).encode() for word in words))
-
-
-def _resp_bulk_strings(words: Iterable[bytes]) -> bytes:
-    """Return words as bulk strings of RESP, the protocol of Redis."""
-    return b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words])
-
-
-def _ensure_connected(connection: Any) -> None:
-    """Connect, also when the server closed an idle connection."""
-    connection.connect()
-    try:
-        is_stale = connection.can_read(timeout=0)
-    except (RedisConnectionError, RedisTimeoutError, OSError):
-        is_stale = True
-    if is_stale:
-        connection.disconnect()
-        connection.connect()
+    return PackedHead(script, len(words), bulk_strings(str(word).encode() for word in words))
 
 
 def _failed(error: RedisError, count: int) -> BufferFull | BufferUnavailable:
     if isinstance(error, OutOfMemoryError):
         return BufferFull("Redis is at its maxmemory; nothing was stored")
-    # Only a broken connection leaves doubt; an error that Redis answered stored nothing.
-    is_doubtful = isinstance(error, RedisConnectionError | RedisTimeoutError)
+    if isinstance(error, Away):
+        return BufferUnavailable(str(error))
+    is_refused = isinstance(error, NotApplied | ResponseError)
+    why = str(error) if type(error) is NotApplied else type(error).__name__
+    doubt = "" if is_refused else "; it may have"
     return BufferUnavailable(
-        f"Redis did not store the event ({type(error).__name__})",
-        maybe_stored=count if is_doubtful else 0,
+        f"Redis did not store the event ({why}){doubt}", maybe_stored=0 if is_refused else count
     )

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from redis import Redis
-    from redis.asyncio import Redis as AsyncRedis
 
 Item = TypeVar("Item")
 
@@ -53,20 +52,15 @@ class Script:
         failpoints.reach(self.name, "after")
         return reply
 
-    async def acall(self, redis: AsyncRedis, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        """As a call, on a client of the running event loop."""
-        keys = with_clock(keys)
-        failpoints.reach(self.name, "before")
-        try:
-            reply = await redis.evalsha(self.sha, len(keys), *keys, *args)
-        except NoScriptError:
-            await redis.script_load(self.text)
-            reply = await redis.evalsha(self.sha, len(keys), *keys, *args)
-        except ReadOnlyError:
-            await redis.connection_pool.disconnect(inuse_connections=False)
-            raise
-        failpoints.reach(self.name, "after")
-        return reply
+
+def packed(words: Sequence[object]) -> bytes:
+    """Return a command as Redis reads it."""
+    return b"*%d\r\n%b" % (len(words), bulk_strings(str(word).encode() for word in words))
+
+
+def bulk_strings(words: Iterable[bytes]) -> bytes:
+    """Return words as bulk strings of RESP, the protocol of Redis."""
+    return b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words])
 
 
 def with_clock(keys: Sequence[str]) -> tuple[str, ...]:

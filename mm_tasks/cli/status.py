@@ -55,8 +55,17 @@ def run(out: Console, *, as_json: bool) -> None:
         typer.echo(f"clock: Redis's clock stepped by {stepped_s:+,.0f} s at {stamp_s(at_s)}")
     for problem in shown["problems"]:
         typer.echo(f"problem: {problem}")
+    if shown["counts"]["refused"]:
+        typer.echo(_refused(shown))
     for line in (_fence(shown["fence"]), _summary(shown["erasures"], why), *map(_deadline, late)):
         typer.echo(line)
+
+
+def _refused(shown: dict[str, Any]) -> str:
+    reasons = ", ".join(f"{events:,} {reason}" for reason, events in shown["refused"].items())
+    unanswered = shown["unanswered"]
+    doubt = f"; {unanswered:,} may be stored, for Redis did not answer" if unanswered else ""
+    return f"refused: {shown['counts']['refused']:,} events were not stored: {reasons}{doubt}"
 
 
 def _fence(fence: dict[str, Any]) -> str:

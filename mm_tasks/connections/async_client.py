@@ -1,4 +1,4 @@
-"""redis-py's asyncio clients: one for each event loop, with a few connections.
+"""Connections of redis-py's asyncio: a few for each event loop, none idle for long.
 
 A call that finds all connections in use waits as long as Redis answers the calls before it.
 Once Redis has been silent for `wait_s`, all waiting calls fail together. A loop that was held up
@@ -14,21 +14,23 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import redis.asyncio
+from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
 
+from mm_tasks.connections.breaker import NotApplied
+from mm_tasks.connections.pool import ANSWERS, CONNECTIONS_MAX, IDLE_MAX_S
 from mm_tasks.connections.redis_client import pool_options
 from mm_tasks.connections.sentinel import NOT_FOUND, SKIPPED, SentinelGroup, primary_in
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
+    from mm_tasks.connections.breaker import Breaker
     from mm_tasks.connections.url import Address
 
-# Each call is one short round trip, and one thread packs and reads them all: more connections
-# make nothing faster, and opening them all at once takes longer than a call may.
-_CONNECTIONS_MAX = 10
 # Time for a late loop to read the replies that have arrived.
 _GRACE_S = 0.1
 
@@ -84,84 +86,181 @@ class AsyncPrimaryTLS(AsyncPrimary, redis.asyncio.SSLConnection):
     """The same over TLS."""
 
 
-class _Client(redis.asyncio.Redis):
-    """One loop's client. A command waits for its turn and then for its reply."""
+class _Attempt:
+    """One command on one connection, and how far it got."""
 
-    ending: AsyncGenerator[None]  # closes the client at the end of its loop
+    def __init__(self, connection: Any, command: bytes, script: str) -> None:
+        """Take all of it; send nothing."""
+        self.connection = connection
+        self.step: Literal["connecting", "loading", "sent"] = "connecting"
+        self._command = command
+        self._script = script
 
-    def __init__(self, pool: redis.asyncio.ConnectionPool, wait_s: float) -> None:
-        """Own the pool; no command waits longer than this on a silent Redis."""
-        super().__init__(connection_pool=pool)
-        self.auto_close_connection_pool = True
+    async def reply(self) -> Any:
+        """Connect, send, and return the reply; raises redis-py's errors."""
+        connection = self.connection
+        await _ensure_connected(connection)
+        try:
+            return await self._exchange()
+        except NoScriptError:
+            self.step = "loading"
+        await connection.send_command("SCRIPT", "LOAD", self._script, check_health=False)
+        await connection.read_response()
+        return await self._exchange()
+
+    async def _exchange(self) -> Any:
+        self.step = "sent"
+        await self.connection.send_packed_command(self._command, check_health=False)
+        return await self.connection.read_response()
+
+
+class LoopPool:
+    """The connections of one loop. A call waits for its turn and then for its reply."""
+
+    ending: AsyncGenerator[None]  # closes the connections at the end of the loop
+
+    def __init__(self, make: Callable[[], Any], wait_s: float, breaker: Breaker) -> None:
+        """Take what makes a connection; no call waits longer than this on a silent Redis."""
+        self._make = make
         self._wait_s = wait_s
-        self._turns = asyncio.Semaphore(_CONNECTIONS_MAX)
+        self._breaker = breaker
+        self._turns = asyncio.Semaphore(CONNECTIONS_MAX)
+        # With the time of their last use; the last one used is the first one used again.
+        self._idle: list[tuple[Any, float]] = []
         self._answered_at = 0.0
 
-    async def execute_command(self, *args: Any, **options: Any) -> Any:
-        """As redis-py's; raises a plain `RedisError` if nothing was sent."""
+    async def call(self, command: bytes, script: str) -> Any:
+        """Run a packed EVALSHA of this script and return the reply; raises as `Pool.call`."""
         clock = asyncio.get_running_loop().time
         began = clock()
-        await self._take_turn(began)
+        await self._take_turn(began, is_probe=self._breaker.check())
+        attempt = _Attempt(await self._free(), command, script)
         try:
             async with _by(self._ends_at(began)):
-                answer = await super().execute_command(*args, **options)
-            self._answered_at = clock()
-        except TimeoutError:
-            msg = "no answer in time"
-            raise redis.TimeoutError(msg) from None
+                reply = await attempt.reply()
+        except (RedisError, TimeoutError) as error:
+            raise await self._failure(attempt, error) from None
+        except BaseException:
+            await attempt.connection.disconnect(nowait=True)
+            raise
         finally:
-            self._turns.release()
-        return answer
+            await self._release(attempt.connection)
+        self._answered_at = clock()
+        self._breaker.answered()
+        return reply
 
     async def finish(self) -> None:
         """Close all connections after the calls under way and those that wait."""
         try:
-            for _ in range(_CONNECTIONS_MAX):
+            for _ in range(CONNECTIONS_MAX):
                 await self._turns.acquire()
         finally:
             # TLS says goodbye, which a silent Redis does not answer.
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._wait_s):
-                    await self.aclose()
+                    await asyncio.gather(*(held.disconnect() for held, _ in self._idle))
 
-    async def _take_turn(self, began: float) -> None:
+    async def _take_turn(self, began: float, *, is_probe: bool) -> None:
         clock = asyncio.get_running_loop().time
         while True:
             try:
                 async with _by(self._ends_at(began)):
                     await self._turns.acquire()
-                    return
+                    break
             except TimeoutError:
                 # If Redis answered others meanwhile, this call only waits behind many.
                 if clock() >= self._ends_at(began):
                     msg = "no connection became free"
-                    raise redis.RedisError(msg) from None
+                    raise NotApplied(msg) from None
+        try:
+            # It may have opened meanwhile: then all that wait fail together.
+            _ = is_probe or self._breaker.check()
+        except BaseException:
+            self._turns.release()
+            raise
+
+    async def _free(self) -> Any:
+        if not self._idle:
+            return self._make()
+        connection, used_at = self._idle.pop()
+        if asyncio.get_running_loop().time() - used_at > IDLE_MAX_S:
+            await connection.disconnect(nowait=True)
+        return connection
+
+    async def _release(self, connection: Any) -> None:
+        now = asyncio.get_running_loop().time()
+        if connection.is_connected:
+            self._idle.append((connection, now))
+        self._turns.release()
+        while self._idle and self._idle[0][1] <= now - IDLE_MAX_S:
+            await self._idle.pop(0)[0].disconnect(nowait=True)
+
+    async def _failure(self, attempt: _Attempt, error: Exception) -> RedisError:
+        """Return the error to raise, and tell the breaker: see `Pool.call`."""
+        is_late = isinstance(error, TimeoutError | redis.TimeoutError)
+        is_answer = attempt.step != "connecting" and isinstance(error, ANSWERS)
+        if is_answer:
+            self._breaker.answered()
+        elif is_late or attempt.step == "connecting":
+            self._breaker.failed()
+        if not is_answer or not isinstance(error, ResponseError):
+            await attempt.connection.disconnect(nowait=True)
+        if isinstance(error, ReadOnlyError):
+            # A primary that became a replica keeps its connections: find the new primary.
+            for connection in (attempt.connection, *(held for held, _ in self._idle)):
+                await connection.disconnect(nowait=True)
+        if attempt.step == "sent" and isinstance(error, ResponseError):
+            return error
+        if attempt.step == "sent" and not is_answer:
+            return redis.TimeoutError("no answer in time") if is_late else redis.ConnectionError()
+        return NotApplied(type(error).__name__)
 
     def _ends_at(self, began: float) -> float:
         return max(began, self._answered_at) + self._wait_s
 
 
+async def _ensure_connected(connection: Any) -> None:
+    """Connect, also when the server closed an idle connection."""
+    await connection.connect()
+    try:
+        is_stale = await _has_data(connection)
+    except (redis.ConnectionError, redis.TimeoutError, OSError):
+        is_stale = True
+    if is_stale:
+        await connection.disconnect(nowait=True)
+        await connection.connect()
+
+
+def _has_data(connection: Any) -> Any:
+    # The older name is deprecated where the newer one exists.
+    has_new_name = hasattr(connection, "can_read")
+    return connection.can_read() if has_new_name else connection.can_read_destructive()
+
+
 class AsyncClients:
     """Clients, one for each event loop, that make one attempt for each call within a timeout."""
 
-    def __init__(self, address: Address, *, sentinels_s: float, wait_s: float) -> None:
+    def __init__(
+        self, address: Address, *, sentinels_s: float, wait_s: float, breaker: Breaker
+    ) -> None:
         """Take the timeout of a call, and the part of it for sentinels; open nothing."""
         self._address = address
         self._sentinels_s = sentinels_s
         self._wait_s = wait_s
+        self._breaker = breaker
         # A loop reads only its own entry, and each step on the dict is atomic: loops in threads
         # need no lock.
-        self._clients: dict[asyncio.AbstractEventLoop, _Client] = {}
+        self._clients: dict[asyncio.AbstractEventLoop, LoopPool] = {}
 
-    def current(self) -> redis.asyncio.Redis:
-        """Return the client of the running loop."""
+    def current(self) -> LoopPool:
+        """Return the connections of the running loop."""
         loop = asyncio.get_running_loop()
         if loop in self._clients:
             return self._clients[loop]
         for other in list(self._clients):
             if other.is_closed():
                 self._clients.pop(other, None)
-        client = _Client(self._pool(), self._wait_s)
+        client = LoopPool(self._make(), self._wait_s, self._breaker)
         client.ending = self._until_the_end(loop, client)
         # The loop ends each generator that has begun before it closes. This one runs to its
         # `yield` without waiting.
@@ -176,21 +275,18 @@ class AsyncClients:
         if client is not None:
             await client.ending.aclose()
 
-    def _pool(self) -> redis.asyncio.ConnectionPool:
+    def _make(self) -> Callable[[], Any]:
+        """Return the function that makes a connection, not connected yet."""
         options = pool_options(self._address, redis.asyncio, (AsyncPrimary, AsyncPrimaryTLS))
         if self._address.master_name:
             options["sentinels"] = AsyncSentinels(self._address, timeout_s=self._sentinels_s)
         # Without timeouts: a call has one deadline for everything, and redis-py's own would
         # not wait for a late loop.
-        return redis.asyncio.ConnectionPool(
-            max_connections=_CONNECTIONS_MAX,
-            socket_connect_timeout=None,
-            socket_timeout=None,
-            **options,
-        )
+        kind = options.pop("connection_class")
+        return partial(kind, socket_connect_timeout=None, socket_timeout=None, **options)
 
     async def _until_the_end(
-        self, loop: asyncio.AbstractEventLoop, client: _Client
+        self, loop: asyncio.AbstractEventLoop, client: LoopPool
     ) -> AsyncGenerator[None]:
         try:
             yield

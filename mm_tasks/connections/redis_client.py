@@ -12,6 +12,8 @@ from urllib.parse import quote
 
 import redis
 
+from mm_tasks.connections.breaker import Breaker
+from mm_tasks.connections.pool import Pool
 from mm_tasks.connections.sentinel import Primary, PrimaryTLS, Sentinels, sentinel_options
 
 if TYPE_CHECKING:
@@ -21,18 +23,38 @@ if TYPE_CHECKING:
 _BROKER_SENTINEL_S = 1.0
 
 
-def client(address: Address, *, connect_s: float, answer_s: float) -> redis.Redis:
+class RedisClient(redis.Redis):
+    """redis-py's client on a `Pool`: its commands obey the breaker and tell it what they saw."""
+
+    connection_pool: Pool
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Do as redis-py; raises `Away` at once while the breaker is open."""
+        breaker = self.connection_pool.breaker
+        try:
+            reply = super().execute_command(*args, **options)
+        except redis.TimeoutError:
+            breaker.failed()
+            raise
+        breaker.answered()
+        return reply
+
+
+def client(
+    address: Address, *, connect_s: float, answer_s: float, breaker: Breaker | None = None
+) -> RedisClient:
     """Return a client that makes one attempt for each call, within these timeouts.
 
-    All sentinels together may take as long as connecting.
+    All sentinels together may take as long as connecting. Without a breaker no call is refused.
     """
     options = pool_options(address, redis, (Primary, PrimaryTLS))
     if address.master_name:
         options["sentinels"] = Sentinels(address, timeout_s=connect_s)
-    pool = redis.ConnectionPool(
-        socket_connect_timeout=connect_s, socket_timeout=answer_s, **options
-    )
-    return redis.Redis.from_pool(pool)
+    breaker = Breaker(probe_interval_s=0) if breaker is None else breaker
+    pool = Pool(breaker, connect_s=connect_s, answer_s=answer_s, **options)
+    owner = RedisClient(connection_pool=pool)
+    owner.auto_close_connection_pool = True
+    return owner
 
 
 def pool_options(address: Address, library: Any, primaries: tuple[type, type]) -> dict[str, Any]:

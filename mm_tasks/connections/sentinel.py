@@ -88,7 +88,7 @@ class Primary(redis.Connection):
 
     def connect(self) -> None:
         """Connect to the current primary, unless connected."""
-        if not self.is_connected:
+        if self._sock is None:  # redis-py 6.4 has no name for it
             self.host, self.port = self._sentinels.primary()
         super().connect()
 

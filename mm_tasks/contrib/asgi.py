@@ -43,7 +43,7 @@ class VisitMiddleware:
             if visit.issued is not None:
                 send = _issuing(visit, send)
         # A server may handle a request in the context of the previous one.
-        with RequestScope(read):
+        with RequestScope(read, is_best_effort=self._options.best_effort):
             await self._app(scope, receive, send)
 
 

@@ -16,11 +16,11 @@ from logging import getLogger
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, get_args
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-import uuid_utils
 from redis.exceptions import RedisError
 
 from mm_tasks import runtime
 from mm_tasks.errors import ConfigurationError, MMTasksError
+from mm_tasks.events import ids
 from mm_tasks.events.context import valid_fields
 from mm_tasks.events.lanes import TRACK
 
@@ -55,6 +55,7 @@ class VisitKeywords(TypedDict, total=False):
     forwarded: Collection[str]
     skip: str | None
     url_query: UrlQuery
+    best_effort: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ class VisitOptions:
     `skip`: a pattern of paths without a visit; None for no path.
     `url_query`: the part of the query to keep in url and referrer: `all`, the parameters of a
     `campaign` (`utm_…`, `fbclid`, `gclid`), or `none`.
+    `best_effort`: no event of a request raises because Redis is away or full; see `best_effort`.
     """
 
     cookie: str | None = "aid"
@@ -77,6 +79,7 @@ class VisitOptions:
     forwarded: Collection[str] = ()
     skip: str | None = SKIP
     url_query: UrlQuery = "all"
+    best_effort: bool = False
     _skips: re.Pattern[str] | None = field(init=False, repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
@@ -138,7 +141,7 @@ class Visit:
             self._fields = {}
         elif options.issue_cookie and self._anonymous_id()[0] is None:
             # An outer application may have this middleware too: one visitor, one id.
-            self.issued = request.kept(_ISSUED, str(uuid_utils.uuid4()))
+            self.issued = request.kept(_ISSUED, ids.uuid4())
 
     def fields(self) -> Mapping[str, str]:
         """Return the shared fields of the events, only valid ones. Never raises."""

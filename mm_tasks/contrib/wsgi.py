@@ -38,7 +38,7 @@ class VisitMiddleware:
         visit = Visit(self._options, EnvironRequest(environ))
         if visit.issued is not None:
             start_response = _issuing(visit, start_response)
-        scope = RequestScope(visit.fields)
+        scope = RequestScope(visit.fields, is_best_effort=self._options.best_effort)
         with scope:
             body = self._app(environ, start_response)
         if type(body) is list or type(body) is tuple or _is_file(body, environ):

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
-import uuid_utils
 from sqlalchemy import select
 
 from mm_tasks.buffer import records
@@ -23,6 +22,7 @@ from mm_tasks.erasure.queries import open_deadlines
 from mm_tasks.erasure.request import NAMES_SUBJECT, SUPPRESS, ErasureRequest, reference_rule
 from mm_tasks.erasure.rows import ErasureRows, Transition, ending, is_held, transaction
 from mm_tasks.errors import InvalidEvent, Problem
+from mm_tasks.events import ids
 from mm_tasks.timestamps import stamp
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class ErasureCommands:
         values = {
             **counts,
             **{name: details[name] for name in ("requested_by", "reason", "mode")},
-            "id": str(uuid_utils.uuid7()),
+            "id": ids.uuid7(),
             "ids": SubjectIds(request.user_id, anonymous),
             "pseudonym": self._session.pseudonyms.of(request.user_id),
             "epoch": self._session.pseudonyms.epoch,

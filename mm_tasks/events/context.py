@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Unpack
 
 from mm_tasks.errors import InvalidEvent, Problem
+from mm_tasks.events.best_effort import begin_request, end_request
 from mm_tasks.events.encode import encode_track
 from mm_tasks.events.event_fields import IDENTIFY_FIELDS, SHARED_FIELDS
 from mm_tasks.events.lanes import IDENTIFY, TRACK
@@ -42,18 +43,23 @@ class RequestScope:
     step began and did not end, such as one in a stream, is restored in the next step.
     """
 
-    __slots__ = ("_inside", "_token")
+    __slots__ = ("_effort", "_inside", "_is_best_effort", "_token")
 
-    def __init__(self, read: Reader) -> None:
+    def __init__(self, read: Reader, *, is_best_effort: bool = False) -> None:
         """Begin without the fields of a `context` around the request."""
         self._inside: Reader | None = read
+        self._is_best_effort = is_best_effort
 
     def __enter__(self) -> None:
         """Begin a step."""
         self._token = _current.set(self._inside)
+        if self._is_best_effort:
+            self._effort = begin_request()
 
     def __exit__(self, *_: object) -> None:
         """End the step."""
+        if self._is_best_effort:
+            end_request(self._effort)
         self._inside = _current.get()
         try:  # noqa: SIM105 - `suppress` costs each request a microsecond
             _current.reset(self._token)

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-import uuid_utils
 from pydantic_core import to_json
 
 from mm_tasks.errors import EventTooLarge, InvalidEvent, Problem
+from mm_tasks.events import ids
 from mm_tasks.events.explain import UNREADABLE, refusal
 from mm_tasks.events.limits import BATCH_BRACKETS_BYTES, BATCH_BYTES_MAX
 from mm_tasks.events.properties import InvalidValue, check_size, plain_object, surely_fits
@@ -76,7 +76,7 @@ def _encode_valid(fields: Mapping[str, object], shape: Shape) -> Encoded:
             vendor_timestamp(present["timestamp"]) if "timestamp" in present else now()
         )
         if "event_id" not in present:
-            present["event_id"] = str(uuid_utils.uuid7())
+            present["event_id"] = ids.uuid7()
     if shape.free in present:
         present[shape.free] = plain_object(present[shape.free])
     event = shape.read(present)
@@ -85,5 +85,5 @@ def _encode_valid(fields: Mapping[str, object], shape: Shape) -> Encoded:
         raise InvalidValue(*rules.values())
     if shape.free in event and not surely_fits(len(body)):
         check_size(event[shape.free])
-    event_id = event.get("event_id") or str(uuid_utils.uuid7())
+    event_id = event.get("event_id") or ids.uuid7()
     return Encoded(event_id, body, event.get("user_id"), event.get("anonymous_id"))

@@ -11,13 +11,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from mm_tasks.buffer.keys import ProjectKeys
-from mm_tasks.buffer.producer import Appended, PackedConnection, Producer, Record
+from mm_tasks.buffer.producer import Appended, Producer, Record
 from mm_tasks.errors import ImportRefused
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from redis import Redis
+    from mm_tasks.connections.redis_client import RedisClient
 
 _ELSEWHERE = -2
 # The position was there already: the chunk is stored, by us or by another importer.
@@ -51,11 +51,10 @@ class Step(NamedTuple):
 class Positions:
     """The positions of one project. Holds a client, no state of its own."""
 
-    def __init__(self, redis: Redis, project: str) -> None:
+    def __init__(self, redis: RedisClient, project: str) -> None:
         """Take everything as arguments; nothing is opened here."""
         self._redis = redis
         self._key = ProjectKeys(project).imports
-        self._connection = PackedConnection(redis)
 
     def find(self, name: str) -> Position | None:
         """Return the position of an import, None if it is new; raises redis-py's errors."""
@@ -72,7 +71,7 @@ class Positions:
         """
         before = "" if step.before is None else step.before
         head = producer.append_head((self._key,), (name, before, step.after))
-        reply = producer.call_append(self._connection, head, entries)
+        reply = producer.call_append(self._redis.connection_pool, head, entries)
         if type(reply) is not list or reply[0] != _ELSEWHERE:
             return producer.appended(reply)
         if reply[1] == str(step.after).encode():

@@ -30,6 +30,7 @@ from redis.exceptions import RedisError
 from mm_tasks import runtime
 from mm_tasks.buffer import heartbeats, histograms, snapshot
 from mm_tasks.buffer.keys import ProjectKeys
+from mm_tasks.buffer.refusals import REASONS
 from mm_tasks.client import outcome
 from mm_tasks.erasure.audit.protocol import BLOCKED, OPEN
 from mm_tasks.errors import AuditUnavailable, ConfigurationError
@@ -217,6 +218,11 @@ def _of_histograms(counters: Mapping[str, int], lanes: Iterable[str]) -> Iterato
 def _of_events(read: Snapshot) -> Iterator[Metric]:
     for place, help_text in _EVENTS.items():
         yield _by_lane(f"events_{place}", help_text, read, place)
+    # Shown from the start: Prometheus sees no increase in a series that begins with 1.
+    refused = {(lane, str(reason)): 0 for lane in read.lanes for reason in REASONS}
+    refused |= by_kind(read.counts, "refused")
+    help_text = "Events that calls did not store, by reason."
+    yield _counter("events_refused", help_text, ("lane", "reason"), refused)
     waiting = {name: lane.waiting for name, lane in read.lanes.items()}
     yield _gauges("events_waiting", "Events that wait for a batch.", "lane", waiting)
     scheduled = read.by_lane("scheduled")
@@ -239,7 +245,7 @@ def _of_messages(read: Snapshot) -> Iterator[Metric]:
 
 
 def _of_requests(read: Snapshot) -> Iterator[Metric]:
-    # Shown from the start: Prometheus sees no increase in a series that begins with 1.
+    # As above.
     outcomes = {(lane, name): 0 for lane in read.lanes for name in outcome.NAMES.values()}
     outcomes |= by_kind(read.counts, "outcome")
     yield _counter("requests", "Requests by outcome.", ("lane", "outcome"), outcomes)

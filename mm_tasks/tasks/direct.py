@@ -26,7 +26,7 @@ from mm_tasks.tasks import countdown, on_commit
 from mm_tasks.tasks.base import BaseTask
 from mm_tasks.tasks.celery_app import FLUSH, REDACTED
 from mm_tasks.tasks.publisher import nudge, publish_options
-from mm_tasks.tasks.receipts import Receipt, entries, receipts_of
+from mm_tasks.tasks.receipts import Receipt, entries, receipts_of, refused
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -66,6 +66,8 @@ class InProcessTask(BaseTask):
             return self.delay(*(args or ()), **(kwargs or {}))
         if countdown.is_scheduled(options):
             delay_s = countdown.delay_s(options, datetime.now(UTC))
+            if not delay_s:
+                return self.delay(*(args or ()), **(kwargs or {}))
             return self._accept(self._by_name(tuple(args or ()), dict(kwargs or {})), delay_s)
         args = tuple(args or ())
         fields = self._message_fields(args, dict(kwargs or {}))
@@ -149,6 +151,10 @@ class EventTask(InProcessTask):
     delay_on_commit: Any = on_commit.delay_on_commit
     apply_async_on_commit = on_commit.apply_async_on_commit
 
+    def delay(self, /, *args: Any, **fields: Any) -> Receipt:
+        """Validate and store one event; drop it if Redis is away and the caller chose so."""
+        return self._append((self._encoded(args, fields),))[0]
+
     async def adelay(self, /, *args: Any, **fields: Any) -> Any:
         """Do as `delay` without blocking the event loop. A cancelled call may have stored."""
         return (await self._aappend((self._encoded(args, fields),)))[0]
@@ -161,16 +167,26 @@ class EventTask(InProcessTask):
         self._encoded(args, fields)
 
     def _accept(self, fields: dict[str, Any], delay_s: float = 0.0) -> Receipt:
-        return self._append((self._encoded((), fields, delay_s),), delay_s)[0]
+        part = (self._encoded((), fields, delay_s),)
+        # Without a delay it is of a message, which is never dropped: it is retried.
+        return (self._append(part, delay_s) if delay_s else self._store(part))[0]
 
     def _encoded(
         self, args: tuple[Any, ...], fields: dict[str, Any], delay_s: float = 0.0
     ) -> Encoded:
-        named = context.with_context(self.lane, self._by_name(args, fields))
-        if delay_s and self.lane == TRACK and named.get("timestamp") is None:
-            # It happens when it is due, as it did when a message carried it.
-            named["timestamp"] = datetime.now(UTC) + timedelta(seconds=delay_s)
-        return self._encode(named)
+        try:
+            named = context.with_context(self.lane, self._by_name(args, fields))
+            if delay_s and self.lane == TRACK and named.get("timestamp") is None:
+                # It happens when it is due, as it did when a message carried it.
+                named["timestamp"] = datetime.now(UTC) + timedelta(seconds=delay_s)
+            return self._encode(named)
+        except InvalidEvent:
+            self._count_invalid(1)
+            raise
+
+    def _count_invalid(self, events: int) -> None:
+        if events:
+            runtime.current().refusals.add(self.lane, "invalid", events)
 
     def _encode(self, fields: Mapping[str, Any]) -> Encoded:
         if self.lane == TRACK:
@@ -178,6 +194,13 @@ class EventTask(InProcessTask):
         return encode_identify(fields)
 
     def _append(self, part: Sequence[Encoded], delay_s: float = 0.0) -> list[Receipt]:
+        """Store at most 1 000 events, or drop them if the caller chose so: see `refused`."""
+        try:
+            return self._store(part, delay_s)
+        except (BufferFull, BufferUnavailable) as error:
+            return refused(self.lane, part, error)
+
+    def _store(self, part: Sequence[Encoded], delay_s: float = 0.0) -> list[Receipt]:
         """Store at most 1 000 events with one script, and nudge a flush if a batch is full."""
         producer, delay_ms = runtime.current().producers[self.lane], math.ceil(delay_s * 1000)
         suppressed, is_full = (
@@ -192,6 +215,9 @@ class EventTask(InProcessTask):
     async def _aappend(self, part: Sequence[Encoded]) -> list[Receipt]:
         # No nudge: it would block the event loop on the broker, and beat flushes anyway.
         current = runtime.current()
-        producer = current.producers[self.lane]
-        appended = await producer.aappend(current.async_clients.current(), entries(part))
+        producer, pool = current.producers[self.lane], current.async_clients.current()
+        try:
+            appended = await producer.aappend(pool, entries(part))
+        except (BufferFull, BufferUnavailable) as error:
+            return refused(self.lane, part, error)
         return receipts_of(part, appended.suppressed)

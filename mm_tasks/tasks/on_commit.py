@@ -4,9 +4,10 @@
 the caller. The event has the time of the call, and url, path, referrer and ids of its request.
 Outside a transaction it is stored at once.
 
-Redis may be away after the commit. Then `atomic()` raises `BufferUnavailable` or `BufferFull`,
-and later callbacks of the transaction do not run. With `robust=True` Django logs the error and
-continues.
+Redis may be away after the commit, when an exception helps nobody: the data is committed. So
+Django logs the error and continues, and the event is counted as refused. With `robust=False`
+`atomic()` raises `BufferUnavailable` or `BufferFull`, and later callbacks of the transaction do
+not run.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Planned:
 
 
 def delay_on_commit(
-    task: Any, /, *args: Any, using: str | None = None, robust: bool = False, **fields: Any
+    task: Any, /, *args: Any, using: str | None = None, robust: bool = True, **fields: Any
 ) -> Planned:
     """Validate now and store on commit; `using` names the database, as in Django."""
     encoded = task._encoded(args, fields)  # noqa: SLF001 - half of its `delay`
@@ -48,7 +49,7 @@ def apply_async_on_commit(
     kwargs: dict[str, Any] | None = None,
     *,
     using: str | None = None,
-    robust: bool = False,
+    robust: bool = True,
     **options: Any,
 ) -> None:
     """Call `apply_async` on commit, with options such as `countdown`, which begins then."""

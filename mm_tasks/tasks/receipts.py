@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from mm_tasks import runtime
 from mm_tasks.buffer.producer import APPEND_RECORDS_MAX, Record
 from mm_tasks.buffer.scripts import pages
 from mm_tasks.errors import BufferFull, BufferUnavailable, InvalidEvent
+from mm_tasks.events import best_effort
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -32,15 +34,18 @@ class ErasureReceipt:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """The id of a stored event. `accepted` is False if the event was not stored.
+    """The id of a stored event. `accepted` is False if it was not stored, with the `reason`.
 
-    Its person is then erased and suppressed. With `delay_many(…, on_error="skip")` it may also be
-    invalid, with the reason in `error`.
+    `suppressed`: its person is erased. `invalid`: a rule was broken, which `error` names; only
+    with `delay_many(…, on_error="skip")`. `unavailable`, `full`: Redis was away, or the buffer
+    full; only where such events are dropped, see `best_effort`. An event that is `unavailable`
+    may be stored all the same, if Redis did not answer in time.
     """
 
     id: str | None
     accepted: bool
     error: InvalidEvent | None = None
+    reason: Literal["suppressed", "invalid", "unavailable", "full"] | None = None
 
 
 def entries(part: Sequence[Encoded]) -> list[Record]:
@@ -50,7 +55,35 @@ def entries(part: Sequence[Encoded]) -> list[Record]:
 
 def receipts_of(part: Sequence[Encoded], suppressed: frozenset[int]) -> list[Receipt]:
     """Return the receipts of the events of one script."""
-    return [Receipt(event.id, position not in suppressed) for position, event in enumerate(part)]
+    return [
+        Receipt(event.id, accepted=False, reason="suppressed")
+        if position in suppressed
+        else Receipt(event.id, accepted=True)
+        for position, event in enumerate(part)
+    ]
+
+
+def refused(
+    lane: str, part: Sequence[Encoded], error: BufferFull | BufferUnavailable
+) -> list[Receipt]:
+    """Count events that were not stored; return their receipts, or raise the error.
+
+    `best_effort` and `MM_TASKS_ON_BUFFER_UNAVAILABLE` decide.
+    """
+    current = runtime.current()
+    reason = _reason(error)
+    current.refusals.add(lane, reason, len(part), error.maybe_stored)
+    is_dropped = best_effort.chosen()
+    if is_dropped is None:
+        is_dropped = current.settings.on_buffer_unavailable == "drop"
+    if not is_dropped:
+        raise error
+    current.refusals.log_dropped(reason, len(part))
+    return [Receipt(event.id, accepted=False, reason=reason) for event in part]
+
+
+def _reason(error: BufferFull | BufferUnavailable) -> Literal["full", "unavailable"]:
+    return "full" if isinstance(error, BufferFull) else "unavailable"
 
 
 def parts(validated: list[Encoded | InvalidEvent]) -> Iterator[Sequence[Encoded]]:
@@ -60,12 +93,18 @@ def parts(validated: list[Encoded | InvalidEvent]) -> Iterator[Sequence[Encoded]
 
 
 @contextmanager
-def counting(receipts: list[Receipt]) -> Iterator[None]:
-    """Add the number of events stored before a failure to its error."""
+def counting(
+    lane: str, receipts: list[Receipt], validated: list[Encoded | InvalidEvent]
+) -> Iterator[None]:
+    """Add the number of events stored before a failure to its error; count those after it."""
     try:
         yield
     except (BufferFull, BufferUnavailable) as error:
         error.stored = sum(receipt.accepted for receipt in receipts)
+        valid = sum(not isinstance(event, InvalidEvent) for event in validated)
+        untried = valid - len(receipts) - APPEND_RECORDS_MAX
+        if untried > 0:
+            runtime.current().refusals.add(lane, _reason(error), untried)
         raise
 
 
@@ -73,7 +112,7 @@ def in_order(stored: list[Receipt], validated: list[Encoded | InvalidEvent]) -> 
     """Return a receipt for each item, in the order of the items."""
     receipts = iter(stored)
     return [
-        Receipt(None, accepted=False, error=event)
+        Receipt(None, accepted=False, error=event, reason="invalid")
         if isinstance(event, InvalidEvent)
         else next(receipts)
         for event in validated

@@ -83,8 +83,8 @@ class TrackTask(EventTask):
         """
         validated = self._validated(items, on_error)
         stored: list[Receipt] = []
-        for part in parts(validated):
-            with counting(stored):
+        with counting(self.lane, stored, validated):
+            for part in parts(validated):
                 stored += self._append(part)
         return in_order(stored, validated)
 
@@ -92,8 +92,8 @@ class TrackTask(EventTask):
         """Do as `delay_many`; only the validation blocks the event loop."""
         validated = self._validated(items, on_error)
         stored: list[Receipt] = []
-        for part in parts(validated):
-            with counting(stored):
+        with counting(self.lane, stored, validated):
+            for part in parts(validated):
                 stored += await self._aappend(part)
         return in_order(stored, validated)
 
@@ -117,6 +117,7 @@ class TrackTask(EventTask):
                 problems = [replace(problem, index=index) for problem in error.problems]
                 validated.append(type(error)(problems))
         errors = [event for event in validated if isinstance(event, InvalidEvent)]
+        self._count_invalid(len(errors))
         if errors and on_error == "raise":
             raise InvalidEvent([problem for error in errors for problem in error.problems])
         return validated

@@ -17,6 +17,7 @@ from kombu import serialization
 from mm_tasks import runtime
 from mm_tasks.buffer.batches import new_id
 from mm_tasks.buffer.producer import Appended
+from mm_tasks.buffer.refusals import Refusals
 from mm_tasks.erasure.models import Opened
 from mm_tasks.events.lanes import BACKFILL, IDENTIFY, LANES, TRACK
 from mm_tasks.events.limits import BATCH_BRACKETS_BYTES
@@ -44,6 +45,7 @@ class RecordingRuntime:
         self._records = records
         self.producers = {lane: RecordingProducer(records, _RECORDED[lane]) for lane in LANES}
         self.async_clients = NoClients()
+        self.refusals = Refusals("recorded")
         self.erasure_service = RecordingErasureService(records)
 
     @cached_property
@@ -101,7 +103,7 @@ class RecordingProducer:
         positions = [n for n, entry in enumerate(entries) if not self._is_added(entry, delay_ms)]
         return Appended(frozenset(positions), nudge=False)
 
-    async def aappend(self, redis: None, entries: Sequence[Record]) -> Appended:  # noqa: ARG002 - as `Producer`
+    async def aappend(self, pool: None, entries: Sequence[Record]) -> Appended:  # noqa: ARG002 - as `Producer`
         """As `append`."""
         return self.append(entries)
 

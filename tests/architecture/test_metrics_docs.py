@@ -112,6 +112,7 @@ THROTTLED = 'requests_total{lane="track",outcome="throttled"}'
 AMBIGUOUS = 'requests_total{lane="track",outcome="ambiguous"}'
 WAITING = 'oldest_waiting_seconds{lane="track"}'
 DISCARDED, DEAD = 'events_discarded_total{lane="track"}', 'events_dead{lane="track"}'
+REFUSED = 'events_refused_total{lane="track",reason="unavailable"}'
 WORKER_A, WORKER_B = (f'worker_heartbeat_age_seconds{{worker="{name}"}}' for name in "ab")
 BEAT = 'beat_heartbeat_age_seconds{beat="a"}'
 ALL_IS_WELL = {
@@ -127,6 +128,7 @@ ALL_IS_WELL = {
     "buffer_bytes": "700x90",
     "buffer_max_bytes": "1000x90",
     DISCARDED: "5x90",
+    REFUSED: "3x90",
     DEAD: "9x90",
     "fences_loaded": "1x90",
     "erasure_deadline_used_ratio_max": "0.1x90",
@@ -153,6 +155,7 @@ TROUBLES = {
         "BufferFilling",
         6,
     ),
+    "Redis was away for a while": ({REFUSED: "0x30 7x90"}, "Refused", 33),
     "an event was refused": ({DEAD: "0x30 1x90"}, "DeadLetters", 33),
     "a bound discarded one": ({DISCARDED: "0x30 1x90"}, "DeadLetters", 33),
     "a row of timeouts": ({AMBIGUOUS: "0x20 1+1x90"}, "MaybeRepeated", 33),

@@ -17,6 +17,7 @@ FAMILIES = {
     "purge": "purge",
     "rate": "rate_limiter",
     "scheduled": "scheduled",
+    "refusals": "refusals",
     "snapshot": "snapshot",
 }
 # Of the producer, which has two scripts; `base.lua` and `common.lua` are prepended.

@@ -10,8 +10,10 @@ from mm_tasks.buffer.batches import Batches
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.producer import Producer
 from mm_tasks.buffer.records import HEADER_BYTES, STAMP_BYTES
+from mm_tasks.buffer.refusals import Refusals
 from mm_tasks.buffer.scripts import Script
 from mm_tasks.events.lanes import LANES
+from tests.conftest import patient_client
 
 # Before each scheduled record: see `keys`.
 SERIAL_BYTES = 16
@@ -24,16 +26,20 @@ class LaneBuffer(Batches):
 
     def __init__(self, redis, project, lane, limits, *, held_bytes_max=1 << 30, **more):
         super().__init__(redis, project, lane, limits)
+        self._client = patient_client(redis)
         self.producer = Producer(
-            redis, project, lane, limits, held_bytes_max=held_bytes_max, **more
+            self._client,
+            Refusals(project),
+            *(project, lane, limits),
+            held_bytes_max=held_bytes_max,
+            **more,
         )
         self.append = self.producer.append
         self.schedule = self.producer.schedule
 
     def close(self):
         """Leave no connection of the producer to the garbage collector."""
-        for connection in self.producer._connection._idle:  # noqa: SLF001 - never closed otherwise
-            connection.disconnect()
+        self._client.close()
 
     def claim(self, *, slot_us=None, found_again_ms=5000, linger=True):
         return super().claim(slot_us=slot_us, found_again_ms=found_again_ms, linger=linger)

@@ -592,7 +592,7 @@ def test_status_counts_erasures_and_creates_no_file(tmp_path, command):
     assert empty["fence"] == {"tags": 0, "loaded": False}
     assert set(empty) == {
         *("project", "paused", "counts", "oldest_waiting_s", "next_due_s", "clock", "problems"),
-        *("fence", "erasures", "left_out"),
+        *("fence", "erasures", "left_out", "refused", "unanswered"),
     }
     assert not list(tmp_path.iterdir())
     command.ask()
@@ -605,6 +605,18 @@ def test_status_counts_dropped_fields_of_web_requests(command, redis):
     redis.hset(KEYS.counts, "track:left_out", 2)
 
     assert "dropped: 2 unusable fields of web requests" in command("status").stdout
+
+
+def test_status_counts_refused_events_by_reason(command, redis):
+    assert "refused" not in command("status").stdout.partition("not paused")[2]
+    redis.hset(KEYS.counts, mapping={"track:refused:full": 2, "identify:refused:invalid": 3})
+    redis.hset(KEYS.counts, mapping={"track:refused:unavailable": 4, "track:unanswered": 1})
+    shown = command.status()
+
+    assert shown["refused"] == {"full": 2, "unavailable": 4, "invalid": 3}
+    assert (shown["counts"]["refused"], shown["unanswered"]) == (9, 1)
+    line = "refused: 9 events were not stored: 2 full, 4 unavailable, 3 invalid; 1 may be stored"
+    assert line in command("status").stdout
 
 
 def test_status_lists_overdue_and_blocked_erasures(store, command):

@@ -92,6 +92,11 @@ def test_every_other_command_and_key_is_refused(username, command, servers):
 
 PRODUCER = """
 from mm_tasks import forget, identify, track
+from mm_tasks.errors import InvalidEvent
+try:
+    track.delay("")
+except InvalidEvent:
+    pass
 track.delay("a", user_id="u")
 track.delay_many({"event": "a", "user_id": "u"} for _ in range(1000))
 identify.delay(anonymous_id="a", user_id="u")
@@ -115,6 +120,7 @@ def test_a_producer_needs_no_more_than_its_own_user(servers, sqlite_url, tmp_pat
 
     assert not printed
     assert not servers.alone.redis.acl_log()
+    assert servers.alone.redis.hget("{mm:default}:counts", "track:refused:invalid") == b"1"
     with Redis.from_url(f"redis://{at}/0") as redis, pytest.raises(NoPermissionError):
         redis.lrange("{mm:default}:track:waiting", 0, -1)
 

@@ -9,7 +9,6 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from mm_tasks import runtime
 from mm_tasks.monitoring import status
 from tests.system.processes import Stack
 
@@ -28,14 +27,8 @@ def stack(redis, redis_url, tmp_path):  # noqa: ARG001 - `redis` empties the ser
 
 @pytest.fixture
 def here(redis, redis_url, fresh):  # noqa: ARG001 - `redis` empties the server
-    """Let this process store in this Redis, and close its connections."""
+    """Let this process store in this Redis."""
     fresh(MM_TASKS_REDIS_URL=redis_url)
-    yield
-    opened = runtime._process.runtime  # noqa: SLF001 - processes keep theirs to their end
-    for producer in opened.producers.values() if opened else ():
-        producer._redis.close()  # noqa: SLF001
-        for connection in producer._connection._idle:  # noqa: SLF001
-            connection.disconnect()
 
 
 @pytest.fixture

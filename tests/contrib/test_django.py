@@ -168,20 +168,21 @@ def test_the_event_has_the_context_of_the_call_and_not_of_the_commit(redis):
     assert redis.llen("mm.deliver") == 0
 
 
-def test_a_redis_that_is_away_raises_out_of_the_transaction_unless_robust(fresh, redis_url):
-    """Django's own rule: then the later callbacks do not run, although all is committed."""
+def test_a_redis_that_is_away_raises_out_of_the_transaction_only_if_told_to(fresh, redis_url):
+    """By Django's rule the later callbacks do not run then, although all is committed."""
     fresh(MM_TASKS_REDIS_URL="redis://127.0.0.1:1/0")
     ran = []
 
     def commit():
         with transaction.atomic():
-            track.delay_on_commit("noted", user_id="u")
+            track.delay_on_commit("noted", user_id="u", robust=False)
             transaction.on_commit(lambda: ran.append("not reached"))
 
     with pytest.raises(BufferUnavailable):
         commit()
     with transaction.atomic():
-        track.delay_on_commit("noted", user_id="u", robust=True)
+        track.delay_on_commit("noted", user_id="u")
+        track.apply_async_on_commit(("noted",), {"user_id": "u"})
         transaction.on_commit(lambda: ran.append("reached"))
 
     assert ran == ["reached"]
@@ -202,6 +203,22 @@ def middleware(view):
 def page(_request):
     track.delay("seen")
     return HttpResponse("x")
+
+
+@override_settings(MM_TASKS_VISIT={"best_effort": True})
+def test_with_best_effort_no_event_of_a_page_or_its_stream_raises(fresh, redis_url):
+    fresh(MM_TASKS_REDIS_URL="redis://127.0.0.1:1/0")
+
+    def stream(request):
+        page(request)
+        return StreamingHttpResponse(str(track.delay("streamed").reason) for _ in range(2))
+
+    response = middleware(stream)(RequestFactory().get("/"))
+
+    assert list(response) == [b"unavailable"] * 2
+    with pytest.raises(BufferUnavailable):
+        track.delay("after")
+    fresh(MM_TASKS_REDIS_URL=redis_url)
 
 
 def test_the_middleware_ends_with_the_request_and_lasts_through_its_stream(redis):

@@ -30,6 +30,7 @@ from mm_tasks.buffer.batches import BatchLimits
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.producer import APPEND_RECORDS_MAX, Producer, Record
 from mm_tasks.buffer.records import tag
+from mm_tasks.buffer.refusals import Refusals
 from mm_tasks.buffer.scripts import Script
 from mm_tasks.errors import BufferFull, BufferUnavailable, ImportRefused
 from mm_tasks.imports.chunks import ChunkReader, RowEncoder, Stop
@@ -37,7 +38,7 @@ from mm_tasks.imports.columns import mapping, source
 from mm_tasks.imports.importer import Import, ImportResult, check
 from mm_tasks.imports.position import ALREADY_STORED, Position, Positions, Step
 from mm_tasks.imports.reader import CsvRows, Lines, json_rows, opened
-from tests.conftest import waiting_events
+from tests.conftest import patient_client, waiting_events
 
 KEYS = ProjectKeys("p")
 LIMITS = BatchLimits(events_max=500, bytes_max=256_000, linger_ms=0)
@@ -75,8 +76,11 @@ class Importer:
 
     def __init__(self, redis, held_bytes_max=1 << 30):
         self.redis = redis
-        self.producer = Producer(redis, "p", "track", LIMITS, held_bytes_max=held_bytes_max)
-        self.positions = Positions(redis, "p")
+        self._client = client = patient_client(redis)
+        self.producer = Producer(
+            client, Refusals("p"), "p", "track", LIMITS, held_bytes_max=held_bytes_max
+        )
+        self.positions = Positions(client, "p")
         self.stop = Stop()
 
     def run(  # noqa: PLR0913 - the options of a command
@@ -115,9 +119,7 @@ class Importer:
         return [event["event_id"] for event in self.stored()]
 
     def close(self):
-        for packed in (self.producer._connection, self.positions._connection):  # noqa: SLF001 - never closed
-            for connection in packed._idle:  # noqa: SLF001
-                connection.disconnect()
+        self._client.close()
 
 
 @pytest.fixture

@@ -48,12 +48,20 @@ def dropped():
 
 @contextmanager
 def running():
-    """Return the port of a server and the function that freezes it."""
+    """Return the port of a server and the function that freezes it, and returns how to thaw it."""
     server = embedded()
     server.start()
     pid = Redis(port=server.port).info("server")["process_id"]
-    yield server.port, lambda: os.kill(pid, signal.SIGSTOP)
-    os.kill(pid, signal.SIGCONT)
+
+    def thaw():
+        os.kill(pid, signal.SIGCONT)
+
+    def freeze():
+        os.kill(pid, signal.SIGSTOP)
+        return thaw
+
+    yield server.port, freeze
+    thaw()
     server.stop()
 
 

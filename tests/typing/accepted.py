@@ -50,6 +50,8 @@ identify.delay("u_abc", "user_42", {"plan": "pro"})
 identify.delay(anonymous_id="u_abc", user_id="user_42", traits={"plan": "pro"})
 with mm_tasks.context(anonymous_id="u_abc"):
     identify.delay(user_id="user_42")
+with mm_tasks.best_effort(), mm_tasks.best_effort(enabled=False):
+    reason: str | None = track.delay("page_viewed").reason
 identify.s(anonymous_id="u_abc", user_id="user_42")
 
 assert_type(forget.delay(user_id="u", requested_by="dpo"), ErasureReceipt)

@@ -5,6 +5,8 @@
 --   <lane>:discarded        events; with the length of `waiting` they satisfy accepted =
 --                           scheduled + waiting + leased + delivered + dead + erased + discarded
 --   <lane>:suppressed       events refused at append, never accepted
+--   <lane>:refused:<reason>  events that calls did not store; of them without an answer of Redis,
+--   <lane>:unanswered       so that they may be stored
 --   <lane>:waiting_bytes    bytes of JSON waiting, one comma for each event included
 --   <lane>:ambiguous        requests that may be stored; also by kind: <lane>:ambiguous:<kind>
 --   <lane>:outcome:<name>   requests by outcome

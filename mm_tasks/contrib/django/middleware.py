@@ -39,7 +39,7 @@ class VisitMiddleware:
     def __call__(self, request: Any) -> Any:
         """Serve one request."""
         visit = Visit(self._options, DjangoRequest(request))
-        scope = RequestScope(visit.fields)
+        scope = RequestScope(visit.fields, is_best_effort=self._options.best_effort)
         if self._is_async:
             return self._answer(request, visit, scope)
         with scope:

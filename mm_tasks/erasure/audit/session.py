@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from logging import getLogger
 from typing import TYPE_CHECKING
 
-import uuid_utils
 from sqlalchemy import insert, select
 
 from mm_tasks.erasure.audit import tables
 from mm_tasks.erasure.audit.pseudonyms import SETTING
 from mm_tasks.errors import AuditUnavailable, ConfigurationError
+from mm_tasks.events import ids
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,7 +91,7 @@ class AuditSession:
                 rule = f"names an empty database, and the checkpoints here are of {size} entries"
                 msg = f"MM_TASKS_AUDIT_URL: {rule}; put the log back, see docs/erasure.md"
                 raise ConfigurationError(msg)
-            store_id = str(uuid_utils.uuid7())
+            store_id = ids.uuid7()
             new = (1, store_id, tables.SCHEMA_VERSION, *key)
             connection.execute(insert(tables.store).values(new))
             return store_id
