@@ -30,6 +30,8 @@ HOUR_S, STEP_S = 3600.0, 600.0
 # An event, and a first call to forget, leave within this time of a worker that is there.
 FIRST_S = 5.0
 NIGHT_BYTES_MAX = 100_000
+# Of a hundred answers.
+SHARES = {"interim": 0.2, "gzip": 0.2, "page": 0.06, "late": 0.03, "cut": 0.08, "leftover": 0.1}
 
 
 def projects(plan: Plan) -> Run:
@@ -104,7 +106,9 @@ def longest_silence_s(here: World) -> float:
 
 def hops(plan: Plan) -> Run:
     """Let a hop send interim answers, and pack, replace, delay and cut the vendor's answers."""
-    return _behind_hop(plan, "--seed", str(plan.seed))
+    shares = (f"--fault={kind}={share}" for kind, share in SHARES.items())
+    # Longer than the request timeout.
+    return _behind_hop(plan, "--seed", str(plan.seed), "--late-s", "6", *shares)
 
 
 def filtered(plan: Plan) -> Run:
@@ -121,12 +125,13 @@ def _behind_hop(plan: Plan, *options: str, poison_every: int = 0) -> Run:
         once(here, here.officer(20, 1500))
         finish_producers(here)
         drain(here)
-        done = requests.get(f"{hop}/_hop", timeout=30).json()
-        for kind, number in done["counts"].items():
-            here.planned[f"hop: {kind}"] = Planned(number, 1)
+        counts = requests.get(f"{hop}/_hop", timeout=30).json()
+        kinds = ("filtered",) if poison_every else SHARES
+        here.planned |= {f"hop: {kind}": Planned(counts.get(kind, 0), 1) for kind in kinds}
+        spoiled = requests.get(f"{hop}/_hop/spoiled", timeout=30).json()
         paused = here.status()["paused"]
         broken = [f"after all arrived it is paused: {paused}"] if paused else []
-        return replace(here.left_behind(broken), spoiled=done["spoiled"])
+        return replace(here.left_behind(broken), spoiled=spoiled)
 
 
 def night(plan: Plan) -> Run:

@@ -4,8 +4,9 @@
 
 Prints its address in one line, and the counts as JSON at the end. Each fault is drawn for each
 request by itself, so that they meet in every mixture. `GET /_hop` returns the counts, and
-`POST /_hop` replaces the faults: `{"gzip": 0.5}`. The vendor answered already, and has perhaps
-stored, whatever becomes of its answer; only `filter` and a cut of the request come before.
+`POST /_hop` replaces the faults: `{"gzip": 0.5}`. `GET /_hop/spoiled` returns the instants at which
+an answer was made unreadable or late. The vendor answered already, and has perhaps stored,
+whatever becomes of its answer; only `filter` and a cut of the request come before.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import json
 import random
 import re
 import signal
+import time
 from collections import Counter
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -30,6 +32,7 @@ KINDS = {
     "cut": "the connection ends at a random byte of the request or of the answer",
     "leftover": "bytes that belong to no answer come behind it, perhaps a whole answer",
 }
+SPOILING = {"page", "late", "cut"}
 PAGE = b"<!doctype html><title>Please sign in</title>"
 INTERIM = (b"HTTP/1.1 103 Early Hints\r\nLink: </>\r\n\r\n", b"HTTP/1.1 102 Processing\r\n\r\n")
 OK = b'HTTP/1.1 202 Accepted\r\nContent-Length: 11\r\n\r\n{"ok":true}'
@@ -56,6 +59,7 @@ class Hop:
         self.faults: dict[str, float] = dict(options.fault)
         self.random = random.Random(options.seed)  # noqa: S311 - no secret
         self.counts = Counter[str]()
+        self.spoiled: list[float] = []
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer the requests of one connection."""
@@ -66,7 +70,12 @@ class Hop:
 
     async def answer(self, request: Message, writer: asyncio.StreamWriter) -> bool:
         """Answer one request; return whether the connection can carry another."""
-        if request.head.split()[1] == b"/_hop":
+        path = request.head.split()[1]
+        if path == b"/_hop/spoiled":
+            body = json.dumps(self.spoiled).encode()
+            writer.write(framed(b"HTTP/1.1 200 OK\r\n\r\n", body))
+            return True
+        if path == b"/_hop":
             writer.write(framed(b"HTTP/1.1 200 OK\r\n\r\n", self.control(request.body)))
             return True
         self.counts["requests"] += 1
@@ -82,6 +91,8 @@ class Hop:
         if answer is None:
             return False
         raw = self.changed(answer, drawn)
+        if drawn & SPOILING:
+            self.spoiled.append(time.time())
         if "late" in drawn:
             self.counts["late"] += 1
             await asyncio.sleep(self.late_s)

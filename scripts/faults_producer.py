@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 POISON = "poison_pill"
 # Soon enough for a producer that is killed young.
 POISON_FIRST = 19
-# Of a hundred calls, so many report several events, and so many a person.
-MANY_PERCENT, IDENTIFY_PERCENT = 5, 3
+# Of a hundred calls, so many report several events, a person, or an event for later.
+MANY_PERCENT, IDENTIFY_PERCENT, LATER_PERCENT = 5, 3, 5
 MANY = 10
 
 
@@ -87,6 +87,9 @@ def main(path: str, name: str, count: int, every_ms: int, poison_every: int) -> 
             steps.call(ids, lambda fields=fields: import_many(fields))
         elif size > 1:
             steps.call(ids, lambda fields=fields: track.delay_many(fields))
+        elif lot >= 100 - IDENTIFY_PERCENT - LATER_PERCENT and lot < 100 - IDENTIFY_PERCENT:
+            later = {"countdown": chance.uniform(0.2, 4)}
+            steps.call(ids, lambda f=fields, later=later: track.apply_async((), f[0], **later))
         elif lot >= 100 - IDENTIFY_PERCENT:
             who = {"anonymous_id": f"visitor-{ids[0]}", "user_id": "shopper"}
             steps.call([f"{who['anonymous_id']}|shopper"], lambda who=who: identify.delay(**who))

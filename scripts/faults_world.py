@@ -320,12 +320,12 @@ class World:
         return status.read(self.redis, self.project)
 
     def is_drained(self) -> bool:
-        """Say whether nothing waits and nothing is leased."""
+        """Say whether nothing is scheduled, waiting or leased."""
         try:
             counts = self.status()["counts"]
         except RedisError:
             return False
-        return counts["waiting"] == 0 and counts["leased"] == 0
+        return counts["waiting"] == counts["leased"] == counts["scheduled"] == 0
 
     def journal(self) -> list[dict[str, Any]]:
         """Return every request to the vendor, once all is over and late rows are stored."""
