@@ -141,7 +141,7 @@ class LoopPool:
         except (RedisError, TimeoutError) as error:
             raise await self._failure(attempt, error) from None
         except BaseException:
-            await attempt.connection.disconnect(nowait=True)
+            await _abandon(attempt.connection)
             raise
         finally:
             await self._release(attempt.connection)
@@ -184,7 +184,7 @@ class LoopPool:
             return self._make()
         connection, used_at = self._idle.pop()
         if asyncio.get_running_loop().time() - used_at > IDLE_MAX_S:
-            await connection.disconnect(nowait=True)
+            await _abandon(connection)
         return connection
 
     async def _release(self, connection: Any) -> None:
@@ -193,7 +193,7 @@ class LoopPool:
             self._idle.append((connection, now))
         self._turns.release()
         while self._idle and self._idle[0][1] <= now - IDLE_MAX_S:
-            await self._idle.pop(0)[0].disconnect(nowait=True)
+            await _abandon(self._idle.pop(0)[0])
 
     async def _failure(self, attempt: _Attempt, error: Exception) -> RedisError:
         """Return the error to raise, and tell the breaker: see `Pool.call`."""
@@ -204,11 +204,11 @@ class LoopPool:
         elif is_late or attempt.step == "connecting":
             self._breaker.failed()
         if not is_answer or not isinstance(error, ResponseError):
-            await attempt.connection.disconnect(nowait=True)
+            await _abandon(attempt.connection)
         if isinstance(error, ReadOnlyError):
             # A primary that became a replica keeps its connections: find the new primary.
             for connection in (attempt.connection, *(held for held, _ in self._idle)):
-                await connection.disconnect(nowait=True)
+                await _abandon(connection)
         if attempt.step == "sent" and isinstance(error, ResponseError):
             return error
         if attempt.step == "sent" and not is_answer:
@@ -227,8 +227,16 @@ async def _ensure_connected(connection: Any) -> None:
     except (redis.ConnectionError, redis.TimeoutError, OSError):
         is_stale = True
     if is_stale:
-        await connection.disconnect(nowait=True)
+        await _abandon(connection)
         await connection.connect()
+
+
+async def _abandon(connection: Any) -> None:
+    """Close a connection at once. A goodbye of TLS would outlive the loop."""
+    writer = connection._writer  # noqa: SLF001 - redis-py has no name for it
+    await connection.disconnect(nowait=True)
+    if writer is not None:
+        writer.transport.abort()
 
 
 def _has_data(connection: Any) -> Any:

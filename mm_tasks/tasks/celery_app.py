@@ -126,7 +126,7 @@ def declared_queue(kind: str) -> Any:
 
 
 def beat_schedule(settings: Settings) -> dict[str, Any]:
-    """Return the entries of beat. What it publishes is bounded by `tasks/scheduled`."""
+    """Return the entries of beat. What it publishes is bounded by `tasks/periodic`."""
 
     def entry(task: str, kind: str, *args: str) -> dict[str, Any]:
         options = {"queue": lanes.queue_name(settings.project, kind)}

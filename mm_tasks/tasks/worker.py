@@ -17,7 +17,7 @@ from mm_tasks.events.lanes import FORGET_QUEUE, QUEUES, TRACK, sharing
 from mm_tasks.tasks import celery_app
 from mm_tasks.tasks.base import BaseTask
 from mm_tasks.tasks.publisher import priority_options, publish_failed, publish_options
-from mm_tasks.tasks.scheduled import ScheduledTask
+from mm_tasks.tasks.periodic import PeriodicTask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +42,7 @@ def _left_to_next_run(task: str) -> Iterator[None]:
     log.warning("backend_unavailable", extra={"task": task, "error": kind})
 
 
-class Flush(ScheduledTask):
+class Flush(PeriodicTask):
     """Turns waiting records into batches and publishes a message for each: see `delivery/flush`.
 
     Flushes a lane and the lanes that share its endpoint. A failure of one does not stop the others.
@@ -113,7 +113,7 @@ class RunErasure(BaseTask):
         runtime.current().erasures.run(erasure_id)
 
 
-class SweepErasures(ScheduledTask):
+class SweepErasures(PeriodicTask):
     """Takes the due steps of all erasures, and logs deadlines."""
 
     name = celery_app.SWEEP_ERASURES

@@ -8,6 +8,8 @@ from mm_tasks.buffer.batches import BatchLimits
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.nudges import Nudges
 from mm_tasks.buffer.producer import Producer
+from mm_tasks.buffer.refusals import Refusals
+from tests.conftest import patient_client
 
 KEYS = ProjectKeys("p")
 SERVED = ("mm.p.deliver", "mm.p.identify")
@@ -125,7 +127,9 @@ def test_a_user_without_the_right_to_read_heartbeats_still_asks(redis, redis_url
 
 def test_full_batches_ask_once_a_second_however_fast_a_flush_begins(nudges, redis):
     """With a backlog every event finds a full batch, and each would publish a message."""
-    producer = Producer(redis, "p", "track", BatchLimits(1, 1000, 0), held_bytes_max=10_000)
+    limits = BatchLimits(1, 1000, 0)
+    client = patient_client(redis)
+    producer = Producer(client, Refusals("p"), "p", "track", limits, held_bytes_max=10_000)
 
     def append():
         return producer.append([(b"{}", None, None)]).nudge
@@ -141,3 +145,4 @@ def test_full_batches_ask_once_a_second_however_fast_a_flush_begins(nudges, redi
     # Beat has its own period.
     nudges.begin("deliver")
     assert nudges.ask("deliver")
+    client.close()

@@ -15,7 +15,7 @@ from mm_tasks.tasks import heartbeat_writer
 from mm_tasks.tasks.base import BaseTask
 
 
-class ScheduledTask(BaseTask):
+class PeriodicTask(BaseTask):
     """A task whose message says only: look whether there is something to do."""
 
     abstract = True
