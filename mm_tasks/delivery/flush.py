@@ -31,11 +31,11 @@ IDENTIFIES_A_MESSAGE = 25
 
 
 class Dispatch(NamedTuple):
-    """Batches of one lane to send with one message, and when."""
+    """Batches of one lane to send with one message, and the time until their slot."""
 
     lane: str
     batch_ids: list[str]
-    countdown_s: float
+    wait_s: float
 
 
 def flush(delivery: Delivery, *, linger: bool = True) -> Iterator[Dispatch]:

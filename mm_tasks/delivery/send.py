@@ -24,14 +24,16 @@ if TYPE_CHECKING:
 
 log = getLogger(__name__)
 
-# Sending waits this long for its slot inside the process; longer waits go back to Celery.
+# Sending waits this long for its slot inside the process; a later flush ends longer waits.
 SLEEP_MAX_S = 1.5
 # Not there, not answering, loading its AOF, or no longer the primary.
 _REDIS_AWAY = (RedisConnectionError, RedisTimeoutError, ReadOnlyError)
 
 
 def send(delivery: Delivery, batch_id: str) -> float | None:
-    """Make one attempt to send a batch; return in how many seconds to call again, or None.
+    """Make one attempt to send a batch; return in how many seconds it may be sent again, or None.
+
+    At 0 call again at once; after a longer wait a flush takes care of the batch.
 
     Raises what Redis raises: before the request at once, after it when Redis stays away for a
     whole lease. A later flush then finds the batch.

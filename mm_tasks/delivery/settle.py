@@ -16,12 +16,9 @@ if TYPE_CHECKING:
 
 log = getLogger(__name__)
 
-# The message of a retry has this long before a flush takes care of the batch.
-RETRY_GRACE_MS = 2000
-
 
 def settle(delivery: Delivery, batch_id: str, attempt: Admitted, outcome: Outcome) -> float | None:
-    """Apply an outcome; return in how many seconds to send the batch again, or None."""
+    """Apply an outcome; return in how many seconds the batch may be sent again, or None."""
     buffer, name = delivery.buffer, NAMES[type(outcome)]
     wait_s = _signal(delivery, batch_id, attempt, outcome)
     park = delivery.policy.park_ambiguous
@@ -45,9 +42,7 @@ def settle(delivery: Delivery, batch_id: str, attempt: Admitted, outcome: Outcom
             return None
         case retry.Retry(wait_s=own_wait_s):
             due_s = max(wait_s, own_wait_s)
-            kept = buffer.release(
-                batch_id, attempt, wait_ms=round(due_s * 1000), grace_ms=RETRY_GRACE_MS, **counted
-            )
+            kept = buffer.release(batch_id, attempt, wait_ms=round(due_s * 1000), **counted)
             # At 0 the project is paused, and a flush will choose its probe.
             return due_s if kept and due_s > 0 else None
         case _:
@@ -68,7 +63,7 @@ def _bisect(
         log.warning("event_buried", extra={"batch_id": batch_id})
     if state == "again":
         wait_s = backoff_s(attempt.attempt, random_s)
-        buffer.release(batch_id, None, wait_ms=round(wait_s * 1000), grace_ms=RETRY_GRACE_MS)
+        buffer.release(batch_id, None, wait_ms=round(wait_s * 1000))
         return wait_s
     is_paused = False
     if state in {"systematic", "refused"}:

@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 
 from mm_tasks import runtime
 from mm_tasks.delivery.flush import flush as flush_lane
-from mm_tasks.delivery.send import send
+from mm_tasks.delivery.send import SLEEP_MAX_S, send
 from mm_tasks.errors import AuditUnavailable
 from mm_tasks.events.lanes import FORGET_QUEUE, QUEUES, TRACK, sharing
 from mm_tasks.tasks import celery_app
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 log = getLogger(__name__)
-# No message waits longer than this in the memory of a worker. A flush finds later work again.
-_COUNTDOWN_MAX_S = 300
 
 
 @contextmanager
@@ -67,11 +65,14 @@ class Flush(PeriodicTask):
     def _flush(self, lane: str, *, linger: bool) -> Exception | None:
         try:
             for dispatch in flush_lane(runtime.current().deliveries[lane], linger=linger):
+                # Celery turns a countdown into an instant of this host's clock, and the receiver
+                # judges it by its own. Sending waits for a near slot by itself.
+                wait_s = dispatch.wait_s if dispatch.wait_s > SLEEP_MAX_S else None
                 # If this fails, a later flush finds the batch again.
                 send_batch.apply_async(
                     (dispatch.lane, dispatch.batch_ids),
                     queue=celery_app.declared_queue(QUEUES[dispatch.lane]),
-                    countdown=dispatch.countdown_s,
+                    countdown=wait_s,
                     **priority_options(dispatch.lane),
                     **publish_options(),
                 )
@@ -87,19 +88,13 @@ class SendBatch(BaseTask):
 
     @_left_to_next_run("send_batch")
     def run(self, lane: str, batch_ids: list[str]) -> None:
-        """Make one attempt for each batch, and schedule the next attempt."""
+        """Make one attempt for each batch. A flush takes care of those that must wait."""
         delivery = runtime.current().deliveries[lane]
         for batch_id in batch_ids:
-            wait_s = send(delivery, batch_id)
-            # The time is also in Redis: if the message is lost, a flush finds the batch.
-            # A task that runs eagerly has no message, and `retry` would not wait.
-            if wait_s is not None and not self.request.is_eager:
-                self.retry(
-                    args=(lane, [batch_id]),
-                    countdown=min(wait_s, _COUNTDOWN_MAX_S),
-                    throw=False,
-                    **publish_options(),
-                )
+            # A task that runs eagerly has no message to repeat.
+            if send(delivery, batch_id) == 0 and not self.request.is_eager:
+                # If the message is lost, a flush finds the batch.
+                self.retry(args=(lane, [batch_id]), countdown=0, throw=False, **publish_options())
 
 
 class RunErasure(BaseTask):
