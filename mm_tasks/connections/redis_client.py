@@ -13,7 +13,7 @@ from urllib.parse import quote
 import redis
 
 from mm_tasks.connections.breaker import Breaker
-from mm_tasks.connections.pool import Pool
+from mm_tasks.connections.pool import ANSWERS, Pool
 from mm_tasks.connections.sentinel import Primary, PrimaryTLS, Sentinels, sentinel_options
 
 if TYPE_CHECKING:
@@ -35,6 +35,10 @@ class RedisClient(redis.Redis):
             reply = super().execute_command(*args, **options)
         except redis.TimeoutError:
             breaker.failed()
+            raise
+        except ANSWERS:
+            # Such as NOSCRIPT of a Redis that is back: the script is loaded by a second call.
+            breaker.answered()
             raise
         breaker.answered()
         return reply

@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 from mm_tasks import runtime, track
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.connections import pool
+from mm_tasks.connections.breaker import PROBE_INTERVAL_S
 from mm_tasks.connections.pool import CONNECTIONS_MAX
 from mm_tasks.errors import BufferUnavailable
 
@@ -191,3 +192,16 @@ def test_a_connection_that_cannot_be_made_costs_no_turn(fresh):
         held.breaker.answered()
 
     assert len(held._unmade) == CONNECTIONS_MAX  # noqa: SLF001
+
+
+@pytest.mark.usefixtures("connections")
+def test_a_script_that_redis_lost_is_loaded_by_the_probe(redis):
+    """A restarted Redis has no scripts. Its answer says so, and must not count as silence."""
+    current = runtime.current()
+    assert current.nudges.ask("deliver")
+    current.nudges.begin("deliver")
+    current.producer_redis.connection_pool.breaker.failed()
+    redis.script_flush()
+    time.sleep(PROBE_INTERVAL_S)
+
+    assert current.nudges.ask("deliver")
