@@ -609,7 +609,8 @@ class World:
             if self.redis.pttl(orphaned_request) > before_ms + 5_000:  # leases grow by 10 s
                 self.orphans.add((batch.lane, batch.id, batch.holds))
             self.note("ack", batch.index, n)
-            if n and attempt.left:
+            # A late success counts for the records of the newest attempt, which may carry fewer.
+            if n and self.redis.exists(KEYS.lane(batch.lane).batch(batch.id)):
                 self._free(batch)
             elif n:
                 self.batches.pop(batch.id, None)
