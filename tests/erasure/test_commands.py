@@ -9,8 +9,10 @@ from mm_tasks.erasure.audit import tables
 from mm_tasks.erasure.audit.protocol import IllegalTransition
 from mm_tasks.erasure.audit.pseudonyms import Pseudonyms
 from mm_tasks.erasure.audit.verification import verify
+from mm_tasks.erasure.deadlines import one_month_after
 from mm_tasks.erasure.models import Opened, VendorAck
 from mm_tasks.errors import InvalidEvent
+from mm_tasks.timestamps import stamp
 from tests.erasure.stores import NOW, USER, VISITOR, after
 
 USER_TAG, VISITOR_TAG = tag("p", "user", USER), tag("p", "anonymous", VISITOR)
@@ -132,6 +134,15 @@ def test_a_field_that_the_log_may_not_hold_is_refused(sqlite_store, name, value)
     assert [problem.field for problem in refused.value.problems] == [name]
     assert USER not in str(refused.value)
     assert sqlite_store.entries() == []
+
+
+def test_a_receipt_in_the_future_means_now(store):
+    """The clock of the caller is ahead; refused, a message would fail for ever."""
+    id_ = store.ask(received_at=after(hours=1)).id
+
+    assert store.queries.show(id_)["received_at"] == stamp(NOW)
+    assert store.queries.show(id_)["due_at"] == stamp(one_month_after(NOW))
+    assert store.parsed("received")[0]["details"]["received_at"] == stamp(NOW)
 
 
 def test_a_short_id_may_be_part_of_a_ticket_by_chance(store):
