@@ -17,7 +17,7 @@ forget.delay(user_id="gone", requested_by="dpo")
 """
 MESSAGE = """
 from mm_tasks import forget
-forget.s("gone too", "dpo").delay()
+forget.apply_async(("gone too", "dpo"), queue="mm.forget")
 """
 # From the worker's first heartbeat.
 SECONDS = 5
