@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -79,7 +79,7 @@ def export(
     """
     written = -1  # the checkpoint is not an entry
     with destination(file, force=force) as opened:
-        for line in runtime.current().audit_store.log.export(datetime.now(UTC)):
+        for line in runtime.current().audit_store.log.export():
             opened.write(f"{line}\n".encode())
             written += 1
     typer.echo(f"{written} entries written", err=True)
@@ -94,7 +94,7 @@ def checkpoint(*, as_json: _Json = False) -> None:
     Example: mm-tasks audit checkpoint --json
     """
     log = runtime.current().audit_store.log
-    sealed = log.checkpoint(datetime.now(UTC))
+    sealed = log.checkpoint()
     if as_json:
         typer.echo(json.dumps(sealed._asdict()))
     else:

@@ -7,7 +7,6 @@ events are shown alone. The command creates nothing: no database, no key.
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -33,7 +32,7 @@ def run(out: Console, *, as_json: bool) -> None:
     late: list[ErasureDeadline] = []
     why = ""
     try:
-        shown["erasures"], known = current.audit_store.open_erasures(datetime.now(UTC))
+        shown["erasures"], known = current.audit_store.open_erasures()
         late = [deadline for deadline in known if deadline.mark]
     except (AuditUnavailable, ConfigurationError) as error:
         shown["erasures"], why = None, str(error)

@@ -94,7 +94,7 @@ class RefreshingView:
 
     def _read_erasures(self) -> None:
         try:
-            summary, self.deadlines = self.current.audit_store.open_erasures(datetime.now(UTC))
+            summary, self.deadlines = self.current.audit_store.open_erasures()
         except (AuditUnavailable, ConfigurationError) as error:
             self.erasures, self.deadlines = f"unknown: {error}", []
         else:
@@ -181,7 +181,7 @@ def _named(name: str, numbers: dict[str, int], nothing: str) -> Text:
 
 
 def _deadline(erasure: ErasureDeadline) -> Text:
-    left_s = (erasure.due_at - datetime.now(UTC)).total_seconds()
+    left_s = (erasure.due_at - erasure.read_at).total_seconds()
     left = f"{_span(left_s)} left" if left_s > 0 else f"overdue for {_span(-left_s)}"
     colour = "red" if erasure.mark >= 100 else "yellow" if erasure.mark else ""  # noqa: PLR2004 - percent
     return _line("", f"{erasure.id}  {erasure.state}, {left}", colour)

@@ -7,7 +7,6 @@ the reads.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy import select
@@ -20,7 +19,13 @@ from mm_tasks.erasure.deadlines import one_month_after
 from mm_tasks.erasure.models import Opened
 from mm_tasks.erasure.queries import open_deadlines
 from mm_tasks.erasure.request import NAMES_SUBJECT, SUPPRESS, ErasureRequest, reference_rule
-from mm_tasks.erasure.rows import ErasureRows, Transition, ending, is_held, transaction
+from mm_tasks.erasure.rows import (
+    FENCE_LEASE_S,
+    ErasureRows,
+    Transition,
+    ending,
+    transaction,
+)
 from mm_tasks.errors import InvalidEvent, Problem
 from mm_tasks.events import ids
 from mm_tasks.timestamps import stamp
@@ -34,8 +39,6 @@ if TYPE_CHECKING:
     from mm_tasks.erasure.audit.session import AuditSession
     from mm_tasks.erasure.models import ErasureDeadline
 
-# How long the caller has to raise the fence before the sweep does it.
-_FENCE_LEASE_S = 10
 _TOO_LATE = "(or eta) must end before the erasure is due, one month after its receipt"
 
 
@@ -47,33 +50,31 @@ class ErasureCommands:
         self._session = session
 
     def open_request(
-        self, request: ErasureRequest, now: datetime, *, via: str = "call", delay_s: float = 0.0
+        self, request: ErasureRequest, *, via: str = "call", delay_s: float = 0.0
     ) -> Opened:
         """Accept a request, or add it to the open erasure of the same user.
 
         Once this returns, the erasure is committed and will be done. New anonymous ids send
         an open erasure back to be fenced, and its worker loses the claim. `via` is one of
         `protocol.VIA`. With `delay_s` a new erasure is scheduled; a scheduled one begins at the
-        earliest time that was asked for, so without a delay at once. Raises `InvalidEvent`,
+        earliest time that was asked for, so without a delay at once. A `received_at` in the
+        future is of a clock that is ahead, and means now. Raises `InvalidEvent`,
         `AuditUnavailable` or `ConfigurationError`.
         """
-        request.check(now)
-        received_at = request.received_at or now
-        not_before = now + timedelta(seconds=delay_s) if delay_s > 0 else None
-        if not_before and not_before >= one_month_after(received_at):
-            raise InvalidEvent([Problem("countdown", _TOO_LATE)])
-        asked = _Asked(request, via, received_at, not_before)
+        request.check()
         with transaction(self._session) as rows:
+            received_at = min(request.received_at or rows.now, rows.now)
+            not_before = rows.in_(delay_s) if delay_s > 0 else None
+            if not_before and not_before >= one_month_after(received_at):
+                raise InvalidEvent([Problem("countdown", _TOO_LATE)])
+            asked = _Asked(request, via, received_at, not_before)
             row = _open_row(rows, request.user_id)
-            if row is None:
-                return self._open(rows, asked, now)
-            return _add(rows, row, asked, now)
+            return self._open(rows, asked) if row is None else _add(rows, row, asked)
 
     def cancel(
         self,
         erasure: str,
         requested_by: str,
-        now: datetime,
         kind: str = "cancelled",
         **details: str,
     ) -> None:
@@ -88,29 +89,29 @@ class ErasureCommands:
         with self._row(erasure, requested_by) as (rows, row):
             if original is not None:
                 rows.get(original, "original")
-            rows.advance(row, ending(kind, details, now, duplicate_of=original), now)
-            rows.unfence(erasure, now)
+            rows.advance(row, ending(kind, details, rows.now, duplicate_of=original))
+            rows.unfence(erasure)
         self._session.truncate_wal()
 
-    def lift(self, erasure: str, requested_by: str, now: datetime) -> None:
+    def lift(self, erasure: str, requested_by: str) -> None:
         """Lift the fence of a completed erasure. Raises as `cancel`."""
         with self._row(erasure, requested_by) as (rows, row):
-            rows.advance(row, [Transition("lifted", {"requested_by": requested_by})], now)
-            rows.unfence(erasure, now)
+            rows.advance(row, [Transition("lifted", {"requested_by": requested_by})])
+            rows.unfence(erasure)
 
-    def retry(self, erasure: str, requested_by: str, now: datetime) -> None:
+    def retry(self, erasure: str, requested_by: str) -> None:
         """Make the next call of a blocked erasure due now. Raises as `cancel`."""
         with self._row(erasure, requested_by) as (rows, row):
-            details, changes = {"requested_by": requested_by}, {"next_at": now}
-            rows.advance(row, [Transition("retried", details, changes)], now)
+            details, changes = {"requested_by": requested_by}, {"next_at": rows.now}
+            rows.advance(row, [Transition("retried", details, changes)])
 
-    def newly_overdue(self, now: datetime) -> list[ErasureDeadline]:
+    def newly_overdue(self) -> list[ErasureDeadline]:
         """Return open erasures that reached another mark since the last call, by deadline."""
         with self._session.read() as connection:
-            if not _unwarned(open_deadlines(connection, self._session.project, now)):
+            if not _unwarned(open_deadlines(self._session, connection)):
                 return []
         with transaction(self._session) as rows:
-            unwarned = _unwarned(open_deadlines(rows.connection, rows.project, now))
+            unwarned = _unwarned(open_deadlines(self._session, rows.connection))
             for deadline in unwarned:
                 rows.change(deadline.id, warned=deadline.mark)
         return unwarned
@@ -129,7 +130,7 @@ class ErasureCommands:
                 raise InvalidEvent([Problem("requested_by", rule)])
             yield rows, row
 
-    def _open(self, rows: ErasureRows, asked: _Asked, now: datetime) -> Opened:
+    def _open(self, rows: ErasureRows, asked: _Asked) -> Opened:
         request, received_at = asked.request, asked.received_at
         due_at = one_month_after(received_at)
         anonymous = list(dict.fromkeys(request.anonymous_ids))
@@ -145,13 +146,13 @@ class ErasureCommands:
             "tickets": [request.ticket] if request.ticket else [],
             "received_at": received_at,
             "due_at": due_at,
-            "accepted_at": now,
-            "next_at": asked.not_before or now,
+            "accepted_at": rows.now,
+            "next_at": asked.not_before or rows.now,
         }
         row = rows.insert(values, {**details, **counts, "due_at": stamp(due_at)})
-        rows.fence(row, "user", [request.user_id], now)
-        rows.fence(row, "anonymous", anonymous, now)
-        claim = None if asked.not_before else rows.lease(row, now, _FENCE_LEASE_S)
+        rows.fence(row, "user", [request.user_id])
+        rows.fence(row, "anonymous", anonymous)
+        claim = None if asked.not_before else rows.lease(row, FENCE_LEASE_S)
         return Opened(row["id"], is_fenced=False, claim=claim)
 
 
@@ -191,7 +192,7 @@ def _open_row(rows: ErasureRows, user_id: str) -> Row | None:
     return rows.connection.execute(query.order_by(erasure.id)).mappings().first()
 
 
-def _add(rows: ErasureRows, row: Row, asked: _Asked, now: datetime) -> Opened:
+def _add(rows: ErasureRows, row: Row, asked: _Asked) -> Opened:
     """Add a request to the open erasure of its user; start it if that is scheduled and this not."""
     known, user_id = row["ids"].anonymous, asked.request.user_id
     new = [id_ for id_ in dict.fromkeys(asked.request.anonymous_ids) if id_ not in known]
@@ -199,15 +200,15 @@ def _add(rows: ErasureRows, row: Row, asked: _Asked, now: datetime) -> Opened:
     transitions = [_ticket_added(row, asked)]
     if new:
         ids = SubjectIds(user_id, [*known, *new])
-        again = {} if is_scheduled else {"fenced_at": None, "next_at": now}
+        again = {} if is_scheduled else {"fenced_at": None, "next_at": rows.now}
         changes = {"ids": ids, "anonymous": len(known) + len(new), **again}
         transitions.append(Transition("anonymous_added", {"anonymous": len(new)}, changes))
     starts = is_scheduled and asked.not_before is None
-    row = (rows.start if starts else rows.advance)(row, transitions, now)
-    rows.fence(row, "anonymous", new, now)
+    row = (rows.start if starts else rows.advance)(row, transitions)
+    rows.fence(row, "anonymous", new)
     claim = None
-    if row["state"] == "received" and (new or not is_held(row, now)):
-        claim = rows.lease(row, now, _FENCE_LEASE_S)
+    if row["state"] == "received" and (new or not rows.is_held(row)):
+        claim = rows.lease(row, FENCE_LEASE_S)
     return Opened(row["id"], row["fenced_at"] is not None, claim)
 
 

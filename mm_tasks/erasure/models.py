@@ -6,6 +6,7 @@ Ids of a subject are in `Erasure` alone, and in no `repr`.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 from mm_tasks.buffer import records
@@ -32,11 +33,17 @@ _STEPS: Mapping[str, Step] = {
 
 # Erasures that have yet to scan the records; see `ErasureWorkflow`.
 TO_SCAN = ("received", "fenced", "purged")
+# The longest time between two steps in each state that has one. A later step is due at once: the
+# database's clock was set back since it was planned.
+WAITS = {
+    **dict.fromkeys(TO_SCAN, timedelta(minutes=1)),
+    **dict.fromkeys(protocol.BLOCKED, timedelta(days=1)),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Erasure:
-    """The state of one erasure at the time it was read. `ids` is None once they are wiped."""
+    """The state of one erasure at `read_at`, by the database. `ids` is None once they are wiped."""
 
     id: str
     project: str
@@ -48,15 +55,21 @@ class Erasure:
     acknowledged: int
     attempts: int
     removed: Mapping[str, int]
+    read_at: datetime
 
     @classmethod
-    def of(cls, row: RowMapping) -> Self:
+    def of(cls, row: RowMapping, now: datetime) -> Self:
         """Return the value of a row of `mm_erasures`, whose columns have the same names."""
-        return cls(**{column.name: row[column.name] for column in fields(cls)})
+        values = {**row, "read_at": now}
+        return cls(**{field.name: values[field.name] for field in fields(cls)})
 
-    def is_due(self, now: datetime) -> bool:
-        """Return whether the next step is due."""
-        return self.next_at is not None and self.next_at <= now
+    @property
+    def is_due(self) -> bool:
+        """Return whether the next step was due when the row was read."""
+        if self.next_at is None:
+            return False
+        wait = self.next_at - self.read_at
+        return wait <= timedelta() or wait > WAITS.get(self.state, timedelta.max)
 
     @property
     def user_id(self) -> str:
@@ -116,20 +129,20 @@ class VendorAck(NamedTuple):
     """The result of a call of the vendor.
 
     `status` is HTTP's; None without a response. `outcome` is a fixed word;
-    `protocol.ACKNOWLEDGED` is success. Otherwise `then` is one of `protocol.BLOCKED` and
-    `next_at` is the time of the next attempt; None waits for a person.
+    `protocol.ACKNOWLEDGED` is success. Otherwise `then` is one of `protocol.BLOCKED`, and the
+    next attempt follows `wait_s` after the result is recorded; None waits for a person.
     """
 
     status: int | None
     outcome: str
     then: str = ""
-    next_at: datetime | None = None
+    wait_s: float | None = None
 
 
 class ErasureDeadline(NamedTuple):
     """An open erasure that has used `mark` percent of its time, 0 below the first mark.
 
-    `warned` is the highest mark that was logged.
+    `warned` is the highest mark that was logged, `read_at` the database's time of the reading.
     """
 
     id: str
@@ -138,3 +151,4 @@ class ErasureDeadline(NamedTuple):
     due_at: datetime
     warned: int
     mark: int
+    read_at: datetime

@@ -103,14 +103,14 @@ class ErasureQueries:
             entries = [] if row is None else audit_log.entries(connection, erasure)
             return entries, audit_log.head(connection)
 
-    def summary(self, now: datetime) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Return the numbers of open, overdue and blocked erasures."""
-        return summarize(self.deadlines(now), now)
+        return summarize(self.deadlines())
 
-    def deadlines(self, now: datetime) -> list[ErasureDeadline]:
+    def deadlines(self) -> list[ErasureDeadline]:
         """Return all open erasures, by deadline."""
         with self._session.read() as connection:
-            return open_deadlines(connection, self._session.project, now)
+            return open_deadlines(self._session, connection)
 
     def _fenced(self, column: ColumnElement[Any]) -> Select[Any]:
         fenced = tables.suppressions.c
@@ -118,23 +118,24 @@ class ErasureQueries:
         return query.where(fenced.lifted_at.is_(None))
 
 
-def open_deadlines(connection: Connection, project: str, now: datetime) -> list[ErasureDeadline]:
+def open_deadlines(session: AuditSession, connection: Connection) -> list[ErasureDeadline]:
     """Return all open erasures of a project, by deadline."""
+    now = session.log.database.now(connection)
     column = tables.erasures.c
     query = select(column.id, column.state, column.received_at, column.due_at, column.warned)
-    query = query.where(column.project == project, column.state.in_(OPEN))
+    query = query.where(column.project == session.project, column.state.in_(OPEN))
     return [
-        ErasureDeadline(*row, mark=mark(row.received_at, row.due_at, now))
+        ErasureDeadline(*row, mark=mark(row.received_at, row.due_at, now), read_at=now)
         for row in connection.execute(query.order_by(column.due_at, column.id))
     ]
 
 
-def summarize(deadlines: Collection[ErasureDeadline], now: datetime) -> dict[str, Any]:
+def summarize(deadlines: Collection[ErasureDeadline]) -> dict[str, Any]:
     """Return the numbers of open, overdue and blocked erasures."""
     blocked = Counter(deadline.state for deadline in deadlines if deadline.state in BLOCKED)
     return {
         "open": len(deadlines),
-        "overdue": sum(deadline.due_at <= now for deadline in deadlines),
+        "overdue": sum(deadline.due_at <= deadline.read_at for deadline in deadlines),
         "blocked": blocked.total(),
         "blocked_reasons": dict(blocked),
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cached_property
 from logging import getLogger
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,7 +24,7 @@ from mm_tasks.erasure.models import Claim, Erasure
 from mm_tasks.timestamps import stamp
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy import RowMapping as Row
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 
     from mm_tasks.erasure.audit.session import AuditSession
 _log = getLogger(__name__)
+
+# How long the caller of `forget` has to raise the fence before the sweep does it.
+FENCE_LEASE_S = 10
+_LEASE_MAX_S = 86_400
 
 
 class Transition(NamedTuple):
@@ -45,16 +50,28 @@ class Transition(NamedTuple):
 def transaction(session: AuditSession) -> Iterator[ErasureRows]:
     """Run a transaction that no other one overlaps, and commit it."""
     with session.transaction() as connection:
-        yield ErasureRows(connection, session.project)
+        yield ErasureRows(connection, session.project, session.log.database.now)
 
 
 class ErasureRows:
     """The rows of one project's erasures; lives as long as its transaction."""
 
-    def __init__(self, connection: Connection, project: str) -> None:
-        """Take the connection of an open transaction."""
+    def __init__(
+        self, connection: Connection, project: str, clock: Callable[[Connection], datetime]
+    ) -> None:
+        """Take the connection of an open transaction, and the database's clock."""
         self.connection = connection
         self.project = project
+        self._clock = clock
+
+    @cached_property
+    def now(self) -> datetime:
+        """Return the time of this transaction, by the database: every instant it writes."""
+        return self._clock(self.connection)
+
+    def in_(self, seconds: float) -> datetime:
+        """Return the time so many seconds after `now`."""
+        return self.now + timedelta(seconds=seconds)
 
     def find(self, erasure: str) -> Row | None:
         """Return the row of an erasure, or None."""
@@ -73,10 +90,10 @@ class ErasureRows:
         state = protocol.step(None, "received", details).state
         self.connection.execute(insert(tables.erasures).values(**values, state=state))
         row = self.get(values["id"])
-        self._append(row, Transition("received", details), row["accepted_at"])
+        self._append(row, Transition("received", details))
         return row
 
-    def advance(self, row: Row, transitions: Sequence[Transition], now: datetime) -> Row:
+    def advance(self, row: Row, transitions: Sequence[Transition]) -> Row:
         """Make the transitions in order, each with its entry; return the new row.
 
         Raises `IllegalTransition` if one is not legal.
@@ -85,7 +102,7 @@ class ErasureRows:
         changes: dict[str, object] = {}
         for transition in transitions:
             state = protocol.step(state, transition.kind, transition.details, row["id"])
-            self._append(row, transition, now)
+            self._append(row, transition)
             changes |= transition.changes
         counts = {"acknowledged": state.acknowledged, "attempts": state.attempts}
         self.change(row["id"], **changes, **counts, state=state.state)
@@ -99,40 +116,53 @@ class ErasureRows:
         query = update(tables.erasures).where(tables.erasures.c.id == erasure)
         self.connection.execute(query.values(changes))
 
-    def lease(self, row: Row, now: datetime, lease_s: float) -> Claim:
+    def value(self, row: Row) -> Erasure:
+        """Return a row as a value of this time."""
+        return Erasure.of(row, self.now)
+
+    def is_held(self, row: Row, lease_s: float = _LEASE_MAX_S) -> bool:
+        """Return whether a worker has the erasure, and its lease has not expired.
+
+        A lease that ends more than `lease_s` from now counts as expired: the clock was set back.
+        """
+        until = row["lease_until"]
+        return until is not None and self.now < until <= self.in_(lease_s)
+
+    def lease(self, row: Row, lease_s: float) -> Claim:
         """Lease an erasure to the caller; an earlier claim is lost."""
         token = secrets.token_hex(16)
-        self.change(row["id"], token=token, lease_until=now + timedelta(seconds=lease_s))
-        return Claim(token, Erasure.of(row))
+        self.change(row["id"], token=token, lease_until=self.in_(lease_s))
+        return Claim(token, self.value(row))
 
-    def fence(self, row: Row, kind: str, ids: Iterable[str], now: datetime) -> None:
+    def fence(self, row: Row, kind: str, ids: Iterable[str]) -> None:
         """Fence ids of this kind on behalf of an erasure; those of a scheduled one from its start.
 
         Their tags are stored in each case: a second request finds the erasure by them.
         """
-        shared = {"erasure": row["id"], "project": self.project, "kind": kind, "since": now}
-        lifted_at = now if row["state"] == protocol.SCHEDULED else None
+        shared = {"erasure": row["id"], "project": self.project, "kind": kind, "since": self.now}
+        lifted_at = self.now if row["state"] == protocol.SCHEDULED else None
         for id_ in ids:
             tag = records.tag(self.project, kind, id_).hex()
             values = {**shared, "tag": tag, "lifted_at": lifted_at}
             self.connection.execute(insert(tables.suppressions).values(values))
 
-    def start(self, row: Row, transitions: Sequence[Transition], now: datetime) -> Row:
+    def start(self, row: Row, transitions: Sequence[Transition]) -> Row:
         """Start a scheduled erasure after these transitions: its fence is in force from now on."""
-        started = Transition("started", changes={"next_at": now})
+        started = Transition("started", changes={"next_at": self.now})
         query = update(tables.suppressions).where(tables.suppressions.c.erasure == row["id"])
-        self.connection.execute(query.values(since=now, lifted_at=None))
-        return self.advance(row, [*transitions, started], now)
+        self.connection.execute(query.values(since=self.now, lifted_at=None))
+        return self.advance(row, [*transitions, started])
 
-    def unfence(self, erasure: str, now: datetime) -> None:
+    def unfence(self, erasure: str) -> None:
         """Lift the fence of an erasure; ids that another one fences stay fenced."""
         column = tables.suppressions.c
         query = update(tables.suppressions).where(column.erasure == erasure)
-        self.connection.execute(query.where(column.lifted_at.is_(None)).values(lifted_at=now))
+        query = query.where(column.lifted_at.is_(None))
+        self.connection.execute(query.values(lifted_at=self.now))
 
-    def _append(self, row: Row, transition: Transition, now: datetime) -> None:
+    def _append(self, row: Row, transition: Transition) -> None:
         subject, details = (row["id"], row["pseudonym"], row["epoch"]), dict(transition.details)
-        entry = audit_log.StoredEntry(*subject, transition.kind, details, stamp(now))
+        entry = audit_log.StoredEntry(*subject, transition.kind, details, stamp(self.now))
         audit_log.append(self.connection, entry)
 
     def _state(self, row: Row) -> ErasureState:
@@ -150,11 +180,6 @@ class ErasureRows:
             waiting={a.attempt: a.n for a in attempts if a.outcome is None},
             wiped=row["ids"] is None,
         )
-
-
-def is_held(row: Row, now: datetime) -> bool:
-    """Return whether a worker has the erasure and its lease has not expired."""
-    return row["lease_until"] is not None and row["lease_until"] > now
 
 
 def ending(

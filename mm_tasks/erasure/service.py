@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from logging import getLogger
 from typing import TYPE_CHECKING
 
@@ -18,8 +17,6 @@ from mm_tasks.erasure.models import Opened
 from mm_tasks.errors import AuditUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from mm_tasks.erasure.commands import ErasureCommands
     from mm_tasks.erasure.fence_sync import FenceSync
     from mm_tasks.erasure.models import Claim
@@ -36,7 +33,6 @@ class ErasureService:
     steps: ErasureSteps
     commands: ErasureCommands
     fence_sync: FenceSync
-    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
 
     def request(
         self, request: ErasureRequest, *, via: str = "call", delay_s: float = 0.0
@@ -50,7 +46,7 @@ class ErasureService:
         # Without Redis the check is impossible here; raising the fence repeats it.
         with suppress(RedisError):
             self.fence_sync.check_store()
-        opened = self.commands.open_request(request, self.clock(), via=via, delay_s=delay_s)
+        opened = self.commands.open_request(request, via=via, delay_s=delay_s)
         if opened.claim is None:
             return opened
         return Opened(opened.id, self._raise_fence(opened.claim))
@@ -59,17 +55,17 @@ class ErasureService:
         self, erasure: str, requested_by: str, kind: str = "cancelled", **details: str
     ) -> None:
         """See `ErasureCommands.cancel`."""
-        self.commands.cancel(erasure, requested_by, self.clock(), kind, **details)
+        self.commands.cancel(erasure, requested_by, kind, **details)
         self._lower_fence()
 
     def lift(self, erasure: str, requested_by: str) -> None:
         """See `ErasureCommands.lift`."""
-        self.commands.lift(erasure, requested_by, self.clock())
+        self.commands.lift(erasure, requested_by)
         self._lower_fence()
 
     def retry(self, erasure: str, requested_by: str) -> None:
         """See `ErasureCommands.retry`."""
-        self.commands.retry(erasure, requested_by, self.clock())
+        self.commands.retry(erasure, requested_by)
 
     def _raise_fence(self, claim: Claim) -> bool:
         """Raise the fence, record it, and release the claim; return whether the fence is up."""
@@ -78,7 +74,7 @@ class ErasureService:
             try:
                 self.fence_sync.add(claim)
                 is_up = True
-                self.steps.mark_fenced(claim, self.clock())
+                self.steps.mark_fenced(claim)
             except RedisError as error:
                 _log.warning("fence_not_raised", extra={"error": type(error).__name__})
             self.steps.release(claim)

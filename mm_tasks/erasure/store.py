@@ -23,7 +23,6 @@ from mm_tasks.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from datetime import datetime
     from pathlib import Path
 
     from mm_tasks.erasure.models import ErasureDeadline
@@ -66,20 +65,20 @@ class AuditStore:
         """Return the queries of erasures; raises as `steps`."""
         return ErasureQueries(self._session)
 
-    def open_erasures(self, now: datetime) -> tuple[dict[str, Any], list[ErasureDeadline]]:
+    def open_erasures(self) -> tuple[dict[str, Any], list[ErasureDeadline]]:
         """Return the numbers of erasures, as `ErasureQueries.summary`, and all open ones.
 
         Creates neither the database nor the key. Raises `AuditUnavailable` or
         `ConfigurationError`.
         """
         if self.log.database.is_missing:
-            return summarize([], now), []
+            return summarize([]), []
         key_file = self.state_dir / pseudonyms.FILE
         if self.pseudonym_key is None and not key_file.exists():
             msg = f"{pseudonyms.SETTING}: not set, and the state directory has none"
             raise ConfigurationError(msg)
-        deadlines = self.queries.deadlines(now)
-        return summarize(deadlines, now), deadlines
+        deadlines = self.queries.deadlines()
+        return summarize(deadlines), deadlines
 
     @cached_property
     def _session(self) -> AuditSession:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from logging import getLogger
 from typing import TYPE_CHECKING
@@ -73,20 +72,19 @@ class ErasureWorkflow:
     purge: Purge
     client: Client
     policy: ErasurePolicy
-    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
 
     def run(self, erasure_id: str) -> None:
         """Take every step that is due, unless another worker has the claim.
 
         Raises Redis's errors and `AuditUnavailable`; a later sweep then finds the erasure.
         """
-        claim = self.steps.claim(erasure_id, self.clock(), self.policy.lease_s)
+        claim = self.steps.claim(erasure_id, self.policy.lease_s)
         try:
-            while claim is not None and claim.erasure.is_due(self.clock()):
+            while claim is not None and claim.erasure.is_due:
                 at_step = claim
                 claim = self._step(claim)
         except RedisError:
-            self.steps.release(at_step, self._in(_REDIS_AWAY_S))
+            self.steps.release(at_step, _REDIS_AWAY_S)
             raise
         if claim is not None:
             self.steps.release(claim)
@@ -100,12 +98,12 @@ class ErasureWorkflow:
             # The fence stays as it is; steps that do not need it continue.
             kind = type(error).__name__
             _log.error("fences_not_mended error=%s", kind, extra={"error": kind})
-        for erasure_id in self.steps.due(self.clock()):
+        for erasure_id in self.steps.due(self.policy.lease_s):
             if time.monotonic() > ends_at:
                 break
             with _apart(erasure_id):
                 self.run(erasure_id)
-        for late in self.commands.newly_overdue(self.clock()):
+        for late in self.commands.newly_overdue():
             about = {"erasure": late.id, "state": late.state, "percent": late.mark}
             message = "erasure_deadline erasure=%s state=%s percent=%d"
             _log.warning(message, *about.values(), extra=about)
@@ -114,7 +112,7 @@ class ErasureWorkflow:
         """Take the next step; return None if the erasure ended, or the claim is lost."""
         match claim.erasure.step:
             case "start":
-                return self.steps.start(claim, self.clock())
+                return self.steps.start(claim)
             case "fence":
                 return self._fence(claim)
             case "purge" | "quiesce":
@@ -128,7 +126,7 @@ class ErasureWorkflow:
 
     def _fence(self, claim: Claim) -> Claim | None:
         self.fence_sync.add(claim)
-        return self.steps.mark_fenced(claim, self.clock())
+        return self.steps.mark_fenced(claim)
 
     def _scan(self, claim: Claim) -> Claim | None:
         """Remove our own copies, and those of the other erasures that are due for a scan."""
@@ -140,7 +138,7 @@ class ErasureWorkflow:
             scans = self.purge.scan(subjects, self._keep_alive(claims))
         except RedisError:
             for other in others:
-                self.steps.release(other, self._in(_REDIS_AWAY_S))
+                self.steps.release(other, _REDIS_AWAY_S)
             raise
         for other in claims[1:]:
             with _apart(other.id):
@@ -152,8 +150,8 @@ class ErasureWorkflow:
     def _others(self, tags: int) -> list[Claim]:
         """Claim the other erasures that are due for a scan, as many as it takes besides `tags`."""
         others = []
-        for erasure_id in self.steps.due(self.clock(), states=TO_SCAN):
-            other = self.steps.claim(erasure_id, self.clock(), self.policy.lease_s)
+        for erasure_id in self.steps.due(self.policy.lease_s, states=TO_SCAN):
+            other = self.steps.claim(erasure_id, self.policy.lease_s)
             if other is None:
                 continue
             tags += len(other.erasure.tags)
@@ -168,23 +166,22 @@ class ErasureWorkflow:
 
         Otherwise a later scan repeats this soon.
         """
-        now = self.clock()
         if claim.erasure.step == "purge" or scan.removed.total():
-            return self.steps.mark_purged(claim, scan.removed, now)
+            return self.steps.mark_purged(claim, scan.removed)
         if not scan.sending_ms:
-            return self.steps.mark_quiesced(claim, self.policy.passes_s, now)
-        self.steps.release(claim, self._in(min(_QUIESCE_S, scan.sending_ms / 1000)))
+            return self.steps.mark_quiesced(claim, self.policy.passes_s)
+        self.steps.release(claim, min(_QUIESCE_S, scan.sending_ms / 1000))
         return None
 
     def _call(self, claim: Claim) -> Claim | None:
-        attempt = self.steps.intent(claim, self.clock())
+        attempt = self.steps.intent(claim)
         if attempt is None:
             self.steps.release(claim)
             return None
         ack = self._ack(claim.erasure, self.client.forget(claim.erasure.user_id))
         # An intent without a result is a call of which nobody can say how it ended.
         erasure = record_with_retry(
-            lambda: self.steps.result(attempt, ack, self.clock()),
+            lambda: self.steps.result(attempt, ack),
             (AuditUnavailable,),
             self.policy.lease_s / 2,
         )
@@ -202,11 +199,11 @@ class ErasureWorkflow:
         }[then]
         if isinstance(outcome, outcomes.Throttled):
             wait_s = throttle_s(outcome.retry_after_s, 1, random_s)
-        return VendorAck(status, word[:WORD_CHARACTERS_MAX], then, self._in(wait_s))
+        return VendorAck(status, word[:WORD_CHARACTERS_MAX], then, wait_s)
 
     def _complete(self, claim: Claim) -> Claim | None:
         word = self.purge.rewrite_aof(min(_AOF_WAIT_S, self.policy.lease_s / 2))
-        ended = self.steps.complete(claim, self.clock(), word)
+        ended = self.steps.complete(claim, word)
         if ended is not None and ended.mode == ONCE:
             self.fence_sync.load()
         return None
@@ -220,13 +217,10 @@ class ErasureWorkflow:
             nonlocal extend_at
             if time.monotonic() > extend_at:
                 for claim in claims:
-                    self.steps.extend(claim, self.clock(), lease_s)
+                    self.steps.extend(claim, lease_s)
                 extend_at = time.monotonic() + lease_s / 3
 
         return keep_alive
-
-    def _in(self, seconds: float) -> datetime:
-        return self.clock() + timedelta(seconds=seconds)
 
 
 @contextmanager

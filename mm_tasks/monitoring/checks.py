@@ -8,7 +8,6 @@ the rule, never a secret.
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
@@ -167,7 +166,7 @@ def erasures(current: Runtime) -> Iterator[Check]:
             missing = tables.guards_missing(connection)
         yield _guards(missing)
         yield _checkpoints(current.audit_store.log)
-        summary = current.audit_store.queries.summary(datetime.now(UTC))
+        summary = current.audit_store.queries.summary()
         is_late = summary["overdue"] + summary["blocked"] > 0
         yield Check("erasures", "warning" if is_late else "ok", in_words(summary))
     except AuditUnavailable as error:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -142,9 +141,8 @@ class Collector:
         yield _gauge("scrape_seconds", "Duration of this scrape.", time.monotonic() - began_s)
 
     def _of_audit(self, current: Runtime) -> Iterator[Metric]:
-        now = datetime.now(UTC)
         try:
-            summary, deadlines = current.audit_store.open_erasures(now)
+            summary, deadlines = current.audit_store.open_erasures()
             counters = self._counters(current)
         except (AuditUnavailable, ConfigurationError):
             yield _gauge("audit_up", "Whether the audit database answered.", 0)
@@ -157,7 +155,7 @@ class Collector:
         blocked = {state: summary["blocked_reasons"].get(state, 0) for state in sorted(BLOCKED)}
         yield _gauges("erasures_blocked", "Open erasures that wait.", "state", blocked)
         used = (
-            (now - erasure.received_at) / (erasure.due_at - erasure.received_at)
+            (erasure.read_at - erasure.received_at) / (erasure.due_at - erasure.received_at)
             for erasure in deadlines
             if erasure.due_at > erasure.received_at
         )

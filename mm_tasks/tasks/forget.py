@@ -58,7 +58,8 @@ class ForgetTask(InProcessTask):
     def _accept(
         self, fields: dict[str, Any], delay_s: float = 0.0, via: str = "call"
     ) -> ErasureReceipt:
-        request = request_of(fields, datetime.now(UTC))
+        # The clock of this host cannot judge the sender of a message.
+        request = request_of(fields, datetime.now(UTC) if via == "call" else None)
         service = runtime.current().erasure_service
         accepted = service.request(request, via=via, delay_s=delay_s)
         if not delay_s:

@@ -7,7 +7,6 @@ from the bytes that would be sent.
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -129,7 +128,7 @@ class RecordingErasureService:
 
         A request through the broker has `via="message"`, although it ran at once.
         """
-        request.check(datetime.now(UTC))
+        request.check()
         self._records.fail("forget")
         erasure = self._records.erasures.setdefault(request.user_id, new_id())
         if not delay_s:

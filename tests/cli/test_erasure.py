@@ -34,7 +34,7 @@ KEYS = ProjectKeys("default")
 SCRIPT = Path(__file__).parents[2] / "scripts" / "verify_audit.py"
 NOWHERE = "postgresql://127.0.0.1:1/nowhere"
 NOW = datetime.now(UTC)
-REFUSED = VendorAck(401, "unauthorized:invalid_api_key", "waiting_key", NOW + timedelta(days=9))
+REFUSED = VendorAck(401, "unauthorized:invalid_api_key", "waiting_key", 86_400)
 PERSONAL = (USER, VISITOR)
 PROGRAM = (sys.executable, "-m", "mm_tasks.cli")
 BY_DPO = ("--requested-by", "dpo")

@@ -5,6 +5,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 from sqlalchemy import NullPool, create_engine, text
 
@@ -26,18 +27,37 @@ DONE = VendorAck(200, "acknowledged")
 USER, VISITOR = "user-4f1c-secret", "visitor-77aa-secret"
 
 
-class Store:
-    """The parts over one database, as one process has them."""
+class Timed:
+    """A part of a store. An instant among the arguments of a call sets the database's clock."""
 
-    def __init__(self, url, folder, project="p", hook=None):
+    def __init__(self, store, part):
+        self._store = store
+        self._part = part
+
+    def __getattr__(self, name):
+        value = getattr(self._part, name)
+        return partial(self._call, value) if callable(value) else value
+
+    def _call(self, method, *arguments, **named):
+        for now in (one for one in arguments if isinstance(one, datetime)):
+            self._store.now = now
+        return method(*(one for one in arguments if not isinstance(one, datetime)), **named)
+
+
+class Store:
+    """The parts over one database, as one process has them. The database's clock is the test's."""
+
+    def __init__(self, url, folder, project="p", hook=None, clock=None):
         self.url = url
         self.folder = folder
-        self.database = Database(url)
+        self.now = NOW
+        self.clock = clock or (lambda: self.now)
+        self.database = Database(url, lambda _: self.clock())
         self.log = AuditLog(self.database, CheckpointSinks(folder / "checkpoints", hook))
         self.session = AuditSession(self.log, Pseudonyms(KEY), project)
-        self.steps = ErasureSteps(self.session)
-        self.commands = ErasureCommands(self.session)
-        self.queries = ErasureQueries(self.session)
+        self.steps = Timed(self, ErasureSteps(self.session))
+        self.commands = Timed(self, ErasureCommands(self.session))
+        self.queries = Timed(self, ErasureQueries(self.session))
 
     def ask(self, user_id=USER, now=NOW, delay_s=0, **fields):
         request = ErasureRequest(user_id, fields.pop("requested_by", "dpo"), **fields)

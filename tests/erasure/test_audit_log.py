@@ -36,7 +36,7 @@ DOCS = ROOT / "docs" / "erasure.md"
 
 
 def exported(store, path):
-    path.write_text("".join(f"{line}\n" for line in store.log.export(NOW)), "utf-8")
+    path.write_text("".join(f"{line}\n" for line in store.log.export()), "utf-8")
     return path
 
 
@@ -70,7 +70,7 @@ def test_each_line_names_the_hash_of_the_one_before(removed):
 def test_an_erasure_leaves_one_line_for_each_step_without_an_id(store):
     """The log outlives the erasure by years; its reader looks for one word of success."""
     erasure = store.completed(ticket="GDPR-1", anonymous_ids=(VISITOR,))
-    exported_text = "\n".join(store.log.export(NOW))
+    exported_text = "\n".join(store.log.export())
 
     called = ["intent", "result"]
     assert store.kinds() == [
@@ -93,7 +93,7 @@ def test_a_step_that_fails_leaves_neither_row_nor_line(store):
 
     def fail():
         with transaction(store.session) as rows:
-            row = rows.advance(rows.get(claim.id), [], NOW)
+            row = rows.advance(rows.get(claim.id), [])
             entry = StoredEntry(claim.id, row["pseudonym"], 1, "ticket_added", {}, "t")
             audit_log.append(rows.connection, entry)
             raise ZeroDivisionError
@@ -213,7 +213,7 @@ def test_the_script_verifies_an_empty_and_a_whole_export(store, tmp_path):
     path = exported(store, tmp_path / "audit.jsonl")
     assert verify_lines(path.read_text().splitlines()).size == 0
     assert check_with_script(path).returncode == 0
-    assert store.log.checkpoint(NOW).size == 0
+    assert store.log.checkpoint().size == 0
     assert store.log.outside.read() == []
     store.completed()
 
@@ -226,7 +226,7 @@ def test_a_checkpoint_names_the_size_and_the_head_of_the_log(store):
     store.ask()
 
     assert verify(store.log).checkpoints == 1
-    assert store.log.checkpoint(NOW)[:2] == (1, hash_of(store.entries()[-1]))
+    assert store.log.checkpoint()[:2] == (1, hash_of(store.entries()[-1]))
 
 
 # Refused by the database itself.

@@ -256,7 +256,7 @@ def test_a_query_for_open_erasures_reads_no_ended_one(sqlite_store):
     sqlite_store.completed(anonymous_ids=("a", "b"))
     late = sqlite_store.ask("late")
     sqlite_store.ask("late")
-    assert sqlite_store.steps.due(after(hours=1)) == [late.id]
+    assert sqlite_store.steps.due(60, after(hours=1)) == [late.id]
     assert len(sqlite_store.commands.newly_overdue(after(days=40))) == 1
     assert sqlite_store.queries.summary(after(days=40))["open"] == 1
     sqlite_store.commands.cancel(late.id, "dpo", NOW)

@@ -50,7 +50,7 @@ class Erasures(RuleBasedStateMachine):
 
     @rule()
     def claim_all(self):
-        for erasure in self.store.steps.due(self.now):
+        for erasure in self.store.steps.due(60, self.now):
             claim = self.store.steps.claim(erasure, self.now, 60)
             assert claim is not None, "what is due can be claimed"
             self.claims.append(claim)
@@ -94,9 +94,7 @@ class Erasures(RuleBasedStateMachine):
         if not self.attempts:
             return
         if answer is not DONE:
-            then, wait_s = answer
-            at = None if wait_s is None else self.now + timedelta(seconds=wait_s)
-            answer = VendorAck(503, "unavailable", then, at)
+            answer = VendorAck(503, "unavailable", *answer)
         self.store.steps.result(self.attempts[choice % len(self.attempts)], answer, self.now)
 
     @rule(choice=st.integers(0, 99), what=st.sampled_from(["cancel", "lift", "retry"]))
@@ -128,7 +126,7 @@ class Erasures(RuleBasedStateMachine):
         far = self.now + timedelta(days=365)
         open_ = {one["id"]: one for one in self.store.queries.listed(OPEN)}
         waiting = {name for name, one in open_.items() if one["state"] == "attention"}
-        assert set(self.store.steps.due(far)) | waiting == open_.keys()
+        assert set(self.store.steps.due(60, far)) | waiting == open_.keys()
 
 
 def test_in_any_order_the_log_verifies_and_nobody_is_lost():

@@ -187,3 +187,9 @@ def test_no_value_is_ever_in_the_text(values):
 def test_a_time_before_all_time_is_refused_like_any_other(moment):
     """In UTC it would be in the year 0, which Python does not have."""
     assert [field for field, _ in problems(received_at=moment)] == ["received_at"]
+
+
+def test_another_host_does_not_judge_a_receipt_by_its_clock():
+    tomorrow = NOW + timedelta(days=1)
+
+    assert request_of({**LEAST, "received_at": tomorrow}).received_at == tomorrow

@@ -52,7 +52,7 @@ def test_a_late_answer_is_in_the_log_and_does_not_count_twice(store):
     assert store.steps.result(lost, DONE, after(minutes=6)).state == "submitted"
     assert store.steps.result(again, DONE, after(minutes=6)).acknowledged == 1
     before = store.entries()
-    repeated = VendorAck(500, "ambiguous", "retrying", NOW)
+    repeated = VendorAck(500, "ambiguous", "retrying", 0)
     assert store.steps.result(again, repeated, NOW).acknowledged == 1
     assert store.entries() == before
     assert store.kinds()[-3:] == ["result", "result", "settling"]
@@ -74,7 +74,7 @@ def test_an_erasure_goes_from_request_to_completed(store):
     opened = store.ask(anonymous_ids=(VISITOR,))
     store.steps.release(opened.claim)
     steps, now = [], NOW
-    while store.steps.due(now := now + LATER):
+    while store.steps.due(60, now := now + LATER):
         claim = store.steps.claim(opened.id, now, 60)
         steps.append(claim.erasure.step)
         match claim.erasure.step:
@@ -107,18 +107,18 @@ def test_passes_are_due_counted_from_quiesce(store):
     assert erasure.state == "settling"
     assert erasure.next_at == after(seconds=900)
     store.steps.release(claim)
-    assert store.steps.due(after(seconds=899)) == []
-    assert store.steps.due(after(seconds=900)) == [claim.id]
+    assert store.steps.due(60, after(seconds=899)) == []
+    assert store.steps.due(60, after(seconds=900)) == [claim.id]
 
 
 @pytest.mark.parametrize("state", sorted(BLOCKED))
 def test_a_call_without_success_blocks_and_is_made_again(store, state):
     claim = store.quiesced()
-    erasure = store.call(claim, VendorAck(503, "unavailable", state, after(minutes=1)))
+    erasure = store.call(claim, VendorAck(503, "unavailable", state, 60))
     store.steps.release(claim)
 
     assert (erasure.state, erasure.step) == (state, "call")
-    assert store.steps.due(after(seconds=59)) == []
+    assert store.steps.due(60, after(seconds=59)) == []
     claim = store.steps.claim(claim.id, after(minutes=1), 60)
     assert store.call(claim, now=after(minutes=1)).state == "settling"
     [shown] = store.queries.show(claim.id)["passes"]
@@ -129,12 +129,12 @@ def test_a_pass_that_waits_for_a_person_is_due_once_they_ask(store):
     claim = store.quiesced()
     store.call(claim, VendorAck(404, "misdirected", "attention", None))
     store.steps.release(claim)
-    assert store.steps.due(after(days=300)) == []
+    assert store.steps.due(60, after(days=300)) == []
     assert store.steps.claim(claim.id, after(days=300), 60) is None
 
     store.commands.retry(claim.id, "dpo", after(days=1))
 
-    assert store.steps.due(after(days=1)) == [claim.id]
+    assert store.steps.due(60, after(days=1)) == [claim.id]
 
 
 def test_an_outcome_in_free_text_is_refused_and_leaves_the_call_without_an_answer(store):
@@ -142,7 +142,7 @@ def test_an_outcome_in_free_text_is_refused_and_leaves_the_call_without_an_answe
     before = store.entries()
 
     with pytest.raises(IllegalTransition, match="outcome"):
-        store.steps.result(attempt, VendorAck(500, "Oh no: user_42", "retrying", NOW), NOW)
+        store.steps.result(attempt, VendorAck(500, "Oh no: user_42", "retrying", 0), NOW)
     assert store.entries() == before
     [shown] = store.queries.show(attempt.erasure)["passes"]
     assert shown["sent_at"] == "2026-01-31T12:00:00.000Z"
@@ -187,13 +187,40 @@ def test_new_ids_during_the_last_call_start_another_round(store):
 
 def test_a_claim_can_be_kept_and_put_off(store):
     opened = store.ask()
-    assert store.steps.extend(opened.claim, NOW, 3600)
-    assert store.steps.due(after(minutes=30)) == []
+    assert store.steps.extend(opened.claim, NOW, 60)
+    assert store.steps.due(60, after(seconds=59)) == []
 
-    store.steps.release(opened.claim, next_at=after(hours=2))
+    store.steps.release(opened.claim, 30)
 
-    assert store.steps.due(after(hours=1)) == []
-    assert store.steps.due(after(hours=2)) == [opened.id]
+    assert store.steps.due(60, after(seconds=88)) == []
+    assert store.steps.due(60, after(seconds=89)) == [opened.id]
+
+
+def test_a_claim_ends_at_once_if_the_clock_was_set_back(store):
+    """A database that moved to a host with another time, or whose host was corrected."""
+    claim = store.steps.claim(store.ask(now=after(hours=-2)).id, after(hours=1), 60)
+    assert store.steps.due(60, NOW) == [claim.id]
+
+    assert store.steps.claim(claim.id, NOW, 60)
+    assert store.steps.due(60, after(seconds=59)) == []
+    assert store.steps.claim(claim.id, after(seconds=59), 60) is None
+
+
+def test_a_step_beyond_the_longest_wait_of_its_state_is_due(store):
+    to_fence = store.ask("to fence").claim
+    store.steps.release(to_fence, after(minutes=2), 1)
+    blocked = store.quiesced()
+    store.call(blocked, VendorAck(503, "unavailable", "retrying", 900), after(days=1))
+    store.steps.release(blocked)
+    settling = store.quiesced(user_id="settling")
+    store.call(settling)
+    store.steps.release(settling)
+
+    assert store.steps.due(60, NOW) == [to_fence.id, blocked.id]
+    assert [store.steps.claim(one, NOW, 60).id for one in store.steps.due(60, NOW)] == [
+        to_fence.id,
+        blocked.id,
+    ]
 
 
 def test_due_erasures_are_of_this_project_and_the_longest_due_first(url, tmp_path):
@@ -201,8 +228,8 @@ def test_due_erasures_are_of_this_project_and_the_longest_due_first(url, tmp_pat
     late, early = mine.ask("b", after(hours=1)), mine.ask("a")
     theirs = other.ask("a")
 
-    assert mine.steps.due(after(days=1)) == [early.id, late.id]
-    assert mine.steps.due(after(days=1), limit=1) == [early.id]
+    assert mine.steps.due(60, after(days=1)) == [early.id, late.id]
+    assert mine.steps.due(60, after(days=1), limit=1) == [early.id]
     assert mine.steps.claim(theirs.id, after(days=1), 60) is None
     assert mine.queries.show(theirs.id) is None
     verify(mine.log)

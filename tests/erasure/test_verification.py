@@ -8,7 +8,7 @@ from mm_tasks.erasure.audit.log import canonical, hash_of
 from mm_tasks.erasure.audit.verification import verify, verify_lines
 from mm_tasks.erasure.rows import Transition, transaction
 from mm_tasks.errors import AuditChainBroken
-from tests.erasure.stores import NOW, Store
+from tests.erasure.stores import Store
 from tests.erasure.test_audit_log import rewritten
 from tests.erasure.test_protocol import DETAILS
 
@@ -205,7 +205,7 @@ def test_a_disabled_guard_is_reported(postgresql_url, tmp_path):
 def test_a_checkpoint_kept_by_another_person_is_enough(sqlite_store):
     """The log output, or the officer's mailbox."""
     sqlite_store.completed()
-    lines, kept = list(sqlite_store.log.export(NOW)), sqlite_store.log.checkpoint(NOW)
+    lines, kept = list(sqlite_store.log.export()), sqlite_store.log.checkpoint()
     short = [*lines[:5], canonical({"at": "t", "head": hash_of(lines[4]), "size": 5})]
 
     assert verify_lines(lines, [kept]).size == 14
@@ -241,6 +241,6 @@ def test_a_log_of_thousands_is_verified_in_pages(sqlite_store):
     claim = sqlite_store.ask().claim
     with transaction(sqlite_store.session) as rows:
         row = rows.get(claim.id)
-        rows.advance(row, [Transition("ticket_added", DETAILS["ticket_added"])] * 2000, NOW)
+        rows.advance(row, [Transition("ticket_added", DETAILS["ticket_added"])] * 2000)
 
     assert verify(sqlite_store.log).size == 2001

@@ -45,7 +45,6 @@ class Erasures:
     def __init__(self, flow, store):
         self.flow = flow
         self.store = store
-        self.now = NOW
         self.opened = []
         self.fence_sync = self.fence_sync_on(flow.redis, store)
         self.erasure_service = self.service(self.fence_sync, store)
@@ -55,7 +54,7 @@ class Erasures:
 
     def service(self, fence_sync, store=None):
         store = store or self.store
-        return ErasureService(store.steps, store.commands, fence_sync, lambda: self.now)
+        return ErasureService(store.steps, store.commands, fence_sync)
 
     @staticmethod
     def fence_sync_on(redis, store):
@@ -76,8 +75,15 @@ class Erasures:
             purge(redis, "p"),
             client,
             ErasurePolicy(PASSES_S, LEASE_S, PROBE_S),
-            lambda: self.now,
         )
+
+    @property
+    def now(self):
+        return self.store.now
+
+    @now.setter
+    def now(self, now):
+        self.store.now = now
 
     def request(self, user_id=USER, **how):
         return self.erasure_service.request(ErasureRequest(user_id, "dpo", **how))
@@ -285,7 +291,8 @@ def test_a_sweep_alone_completes_every_erasure(erasures, sandbox):
 def test_two_workers_at_the_same_erasure_make_each_call_once(erasures, sandbox):
     """One has the claim; the other finds it taken."""
     erasure = erasures.forget()
-    others = [Store(erasures.store.url, erasures.store.folder) for _ in range(3)]
+    shared = erasures.store
+    others = [Store(shared.url, shared.folder, clock=lambda: erasures.now) for _ in range(3)]
     workers = [erasures.worker(store=other) for other in others]
     with ThreadPoolExecutor() as pool:
         for offset_s in PASSES_S:
@@ -385,7 +392,7 @@ def test_when_redis_goes_away_in_a_scan_all_its_erasures_are_due_again_soon(eras
     with pytest.raises(RedisConnectionError):
         erasures.worker(purge=Away).run(ids[0])
     erasures.time_passes(seconds=1.1)
-    assert sorted(erasures.store.steps.due(erasures.now)) == sorted(ids)
+    assert sorted(erasures.store.steps.due(LEASE_S, erasures.now)) == sorted(ids)
     erasures.workflow.sweep()
 
     assert {erasures.state(one) for one in ids} == {"settling"}
@@ -584,7 +591,7 @@ def test_a_call_without_a_recorded_result_is_made_again(erasures, sandbox):
     dying = erasures.worker(client=erasures.client(kind=Dying))
     with pytest.raises(KeyboardInterrupt):
         dying.run(erasure)
-    assert erasures.store.steps.due(erasures.now) == []
+    assert erasures.store.steps.due(LEASE_S, erasures.now) == []
     erasures.time_passes(seconds=LEASE_S + 1)
     erasures.complete(erasure)
 

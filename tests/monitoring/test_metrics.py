@@ -3,7 +3,6 @@
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -116,7 +115,7 @@ def test_a_pause_and_its_kind_are_shown(flow, sandbox, scrape):
 
 def test_erasures_are_shown_by_state_without_a_name(current, scrape):
     assert scrape("erasures_open", state="received") == 0
-    current.audit_store.commands.open_request(ErasureRequest(PERSON, "dpo"), datetime.now(UTC))
+    current.audit_store.commands.open_request(ErasureRequest(PERSON, "dpo"))
 
     assert scrape("audit_up") == 1
     assert scrape("erasures_open", state="received") == 1
@@ -129,9 +128,9 @@ def test_scrapes_at_once_count_each_step_once(current, scrape):
     """Two Prometheus servers are usual; what one of them has read, the other has too."""
     for n in range(40):
         claim = current.audit_store.commands.open_request(
-            ErasureRequest(f"{PERSON}-{n}", "dpo"), datetime.now(UTC)
+            ErasureRequest(f"{PERSON}-{n}", "dpo")
         ).claim
-        current.audit_store.steps.mark_fenced(claim, datetime.now(UTC))  # as a worker does
+        current.audit_store.steps.mark_fenced(claim)  # as a worker does
     every_s = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)  # threads take turns in the middle of a read
     try:

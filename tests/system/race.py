@@ -277,6 +277,7 @@ class World:
 
     def _make_parts(self):
         store, redis = self.store, self.redis
+        store.clock = self.clock
         self.buffers = self.ground.buffers
         self.letters = DeadLetters(redis, PROJECT)
         steps = Paused(
@@ -284,12 +285,12 @@ class World:
             claim=self._on_claimed,
             mark_fenced=self._on_fenced,
             complete=self._on_complete,
-            release=lambda _, claim, next_at=None: self._on_due(claim.id, next_at),
-            result=lambda erasure, *_: self._on_due(erasure.id, erasure.next_at),
+            release=lambda _, claim, wait_s=0: self._on_due(claim.id, wait_s),
+            result=lambda erasure, *_: self._on_result(erasure),
         )
         commands = Paused(store.commands, open_request=self._on_opened)
         self.fence_sync = FenceSync(Paused(CountedFence(self)), Paused(store.queries))
-        self.erasure_service = ErasureService(steps, commands, self.fence_sync, self.clock)
+        self.erasure_service = ErasureService(steps, commands, self.fence_sync)
         self.vendor = Vendor(self)
         self.workflow = ErasureWorkflow(
             steps,
@@ -298,7 +299,6 @@ class World:
             SteppingPurge(self),
             self.vendor,
             ErasurePolicy(passes_s=self.passes_s, lease_s=ERASURE_LEASE_S, probe_interval_s=5),
-            self.clock,
         )
 
     def _make_actors(self):
@@ -459,9 +459,12 @@ class World:
         if claim is not None:
             self.due_at[id_] = self.clock() + timedelta(seconds=ERASURE_LEASE_S)
 
-    def _on_due(self, id_, at):
-        self.due_at[id_] = at or self.clock()
-        wait_s = (self.due_at[id_] - self.clock()).total_seconds()
+    def _on_result(self, erasure):
+        at = erasure.next_at or self.clock()
+        self._on_due(erasure.id, (at - self.clock()).total_seconds())
+
+    def _on_due(self, id_, wait_s):
+        self.due_at[id_] = self.clock() + timedelta(seconds=wait_s)
         # An attempt that quiesce waits for ends later than the next look.
         if wait_s > 1:
             self.later(wait_s, self._nudge_eraser)

@@ -5,6 +5,9 @@ reads cannot change before it commits. A `read` transaction sees one moment.
 
 Nothing stays open between transactions (a few run a day), so a fork inherits no connection.
 Every failure of the database is `AuditUnavailable`, without a value in its text.
+
+Every instant that an erasure stores or compares is of the database's clock, which all hosts share.
+On SQLite that is the clock of its host.
 """
 
 from __future__ import annotations
@@ -22,9 +25,11 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from mm_tasks.erasure.audit import tables
 from mm_tasks.errors import AuditUnavailable, ConfigurationError
+from mm_tasks.timestamps import moment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from datetime import datetime
 
     from sqlalchemy.engine import Connection, Engine
 
@@ -35,6 +40,12 @@ _CONNECT_S = 5
 # Any constant does, as long as no other program of this database locks the same one.
 _LOCK = 0x6D6D5F7461736B73  # "mm_tasks"
 _WRITE = "mm_tasks_write"
+# The form of `timestamps`. On PostgreSQL not `now()`: a transaction begins before it has the lock.
+_NOW = {
+    "sqlite": "SELECT strftime('%Y-%m-%dT%H:%M:%fZ', 'now')",
+    "postgresql": "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', "
+    """'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')""",
+}
 
 _SQLITE_PRAGMAS = (
     f"busy_timeout={_WAIT_S * 1000}",
@@ -45,11 +56,17 @@ _SQLITE_PRAGMAS = (
 )
 
 
-class Database:
-    """One audit database. Opens nothing until the first transaction."""
+def server_time(connection: Connection) -> datetime:
+    """Return the time by the clock of the database, to the millisecond."""
+    return moment(connection.exec_driver_sql(_NOW[connection.dialect.name]).scalar_one())
 
-    def __init__(self, url: str) -> None:
+
+class Database:
+    """One audit database, and its clock `now`. Opens nothing until the first transaction."""
+
+    def __init__(self, url: str, now: Callable[[Connection], datetime] = server_time) -> None:
         """Take the SQLAlchemy URL of a SQLite file or of PostgreSQL; refuse any other."""
+        self.now = now
         self._url = _parsed(url)
         self._engine = _engine(self._url)
         self._is_made = False

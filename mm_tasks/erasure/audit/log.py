@@ -4,7 +4,7 @@ One line of JSON for each entry, stored verbatim beside its `seq`: 1, 2, 3 … w
 A line is UTF-8, its keys sorted, no spaces, no newline; text is escaped only where JSON
 demands it, numbers are whole. It has exactly these fields:
 
-    at       the time, by the clock of the writing process: UTC, YYYY-MM-DDTHH:MM:SS.mmmZ
+    at       the time, by the clock of the database: UTC, YYYY-MM-DDTHH:MM:SS.mmmZ
     details  the rest of the entry: fixed words, counts, statuses, times, references
     entry    the kind of the entry, one of `protocol.ENTRIES`
     epoch    the number of the pseudonym key that made `subject`
@@ -50,7 +50,6 @@ from mm_tasks.timestamps import stamp
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from datetime import datetime
 
     from sqlalchemy.engine import Connection
 
@@ -147,22 +146,23 @@ class AuditLog:
         if checkpoint is not None:
             self.outside.publish(checkpoint)
 
-    def checkpoint(self, now: datetime) -> Checkpoint:
+    def checkpoint(self) -> Checkpoint:
         """Return the end of the log, and publish it again unless the log is empty."""
         with self.database.read() as connection:
-            checkpoint = head(connection)._replace(at=stamp(now))
+            checkpoint = head(connection)._replace(at=stamp(self.database.now(connection)))
         if checkpoint.size:
             self.outside.publish(checkpoint)
         return checkpoint
 
-    def export(self, now: datetime) -> Iterator[str]:
+    def export(self) -> Iterator[str]:
         """Yield each line of an export without its newline, read at one moment."""
         size, last = 0, FIRST_PREV
         with self.database.read() as connection:
+            at = stamp(self.database.now(connection))
             for _, line in lines(connection):
                 size, last = size + 1, hash_of(line)
                 yield line
-        yield canonical({"at": stamp(now), "head": last, "size": size})
+        yield canonical({"at": at, "head": last, "size": size})
 
 
 def _seal(connection: Connection) -> Checkpoint | None:
