@@ -13,8 +13,12 @@ MODULES_MAX = 20
 FILE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 41
 NAMES_MAX = 15
-CORE_LINES_MAX = 7_300
-TEST_LINES_MAX = 23_500
+# 7 226 lines after the move. Since then: answers read to their end (client) 398, nudges, addresses
+# and countdowns (tasks) 321, few connections and a breaker (connections) 310, a clock, doubts,
+# scheduled records and bounds (buffer, delivery) 269, the database's clock and delayed requests
+# (erasure) 153, and what shows all this (monitoring, events, settings) 190.
+CORE_LINES_MAX = 8_950
+TEST_LINES_MAX = 29_000
 SUPPRESSIONS_PER_1000_LINES_MAX = 4
 # Of 1000 words of docstrings. A sentence with one of these usually avoids the noun.
 WORDS_PER_1000_MAX = {"what": 2, "whoever": 0}
