@@ -13,7 +13,7 @@ from importlib.resources import files
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from redis.exceptions import NoScriptError, ReadOnlyError
+from redis.exceptions import NoScriptError
 
 from mm_tasks import failpoints
 from mm_tasks.buffer.keys import clock_beside
@@ -45,10 +45,6 @@ class Script:
         except NoScriptError:
             redis.script_load(self.text)
             reply = redis.evalsha(self.sha, len(keys), *keys, *args)
-        except ReadOnlyError:
-            # A primary that became a replica keeps its connections: find the new primary.
-            redis.connection_pool.disconnect(inuse_connections=False)
-            raise
         failpoints.reach(self.name, "after")
         return reply
 

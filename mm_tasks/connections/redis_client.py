@@ -36,9 +36,12 @@ class RedisClient(redis.Redis):
         except redis.TimeoutError:
             breaker.failed()
             raise
-        except ANSWERS:
+        except ANSWERS as error:
             # Such as NOSCRIPT of a Redis that is back: the script is loaded by a second call.
             breaker.answered()
+            if isinstance(error, redis.ReadOnlyError):
+                # A primary that became a replica keeps its connections: find the new primary.
+                self.connection_pool.disconnect()
             raise
         breaker.answered()
         return reply
