@@ -54,7 +54,7 @@ BUGS = {
         "buffer/lua/batch_bisect.lua",
         "if sent > 1 then",
         "if sent > 3 then",
-        (60, 1, "BROKEN dead letters that the vendor would take: "),
+        (90, 1, "BROKEN dead letters that the vendor would take: "),
     ),
     "only the poison is ever refused": (
         "sandbox/faults.py",

@@ -18,8 +18,9 @@
 -- are not sent in time), 'ready' (a batch can be claimed) or 'idle'.
 -- Changes nothing but the clock. O(log n).
 
-if not is_loaded(KEYS[7]) then return 'unloaded' end
+-- First: the clock of the project goes on, whatever else holds.
 local now = tick()
+if not is_loaded(KEYS[7]) then return 'unloaded' end
 if redis.call('EXISTS', KEYS[4], KEYS[6]) > 0 then return 'paused' end
 local throttle = redis.call('GET', KEYS[5])
 if throttle and tonumber(string.match(throttle, '^%d+')) > now then return 'throttled' end
