@@ -30,6 +30,8 @@ HOUR_S, STEP_S = 3600.0, 600.0
 # An event, and a first call to forget, leave within this time of a worker that is there.
 FIRST_S = 5.0
 NIGHT_BYTES_MAX = 100_000
+# Beside a filter that refuses a few events, half of the others arrive within this time.
+PROMPT_S, HALF = 2.5, 0.5
 # Of a hundred answers.
 SHARES = {"interim": 0.2, "gzip": 0.2, "page": 0.06, "late": 0.03, "cut": 0.08, "leftover": 0.1}
 
@@ -62,7 +64,8 @@ def clocks(plan: Plan) -> Run:
     chance, times = plan.chance, 12
     with world(plan.folder, has_own_clock=True, **SETTINGS) as here:
         assert here.clock is not None
-        here.faults(vendor_faults.spread(vendor_faults.throttles(), chance, 4))
+        throttles = vendor_faults.throttles()
+        here.faults({name: {**throttles[name], "after": 5 * n} for n, name in enumerate(throttles)})
         worker_clocks = [Clock(plan.folder / f"worker{n}.clock", ahead) for n, ahead in AHEAD]
         for number, clock in enumerate(worker_clocks):
             command = (*worker(4), "-n", f"worker{number}@%h")
@@ -124,6 +127,7 @@ def _behind_hop(plan: Plan, *options: str, poison_every: int = 0) -> Run:
             once(here, here.producer(plan.events // 3, 15, poison_every))
         once(here, here.officer(20, 1500))
         finish_producers(here)
+        requests.post(f"{hop}/_hop", json={}, timeout=30)
         drain(here)
         counts = requests.get(f"{hop}/_hop", timeout=30).json()
         kinds = ("filtered",) if poison_every else SHARES
@@ -131,7 +135,21 @@ def _behind_hop(plan: Plan, *options: str, poison_every: int = 0) -> Run:
         spoiled = requests.get(f"{hop}/_hop/spoiled", timeout=30).json()
         paused = here.status()["paused"]
         broken = [f"after all arrived it is paused: {paused}"] if paused else []
+        if poison_every and (late := _share_late(here)) > HALF:
+            broken.append(f"{late:.0%} of the events arrived after {PROMPT_S} s or later")
         return replace(here.left_behind(broken), spoiled=spoiled)
+
+
+def _share_late(here: World) -> float:
+    """Return the share of the delivered events that were older than `PROMPT_S`."""
+    counted = {
+        name.decode().removeprefix("track:age_s:"): int(number)
+        for name, number in here.redis.hgetall(f"{{mm:{here.project}}}:tallies").items()
+        if name.startswith(b"track:age_s:") and not name.endswith(b":sum")
+    }
+    late = sum(n for bound, n in counted.items() if bound == "inf" or float(bound) > PROMPT_S)
+    here.planned["events that arrived in time"] = Planned(sum(counted.values()) - late, 1)
+    return late / max(1, sum(counted.values()))
 
 
 def night(plan: Plan) -> Run:
