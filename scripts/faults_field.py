@@ -116,11 +116,13 @@ def hops(plan: Plan) -> Run:
 
 def filtered(plan: Plan) -> Run:
     """Let a filter refuse every body that holds a word, with a page and without a code."""
-    return _behind_hop(plan, "--filter", POISON, poison_every=400)
+    return _behind_hop(plan, "--filter", POISON, poison_every=1000)
 
 
 def _behind_hop(plan: Plan, *options: str, poison_every: int = 0) -> Run:
-    with world(plan.folder, **SETTINGS) as here:
+    # With the vendor's limit: the search for a refused event must not use up the rate.
+    settings = {**SETTINGS, "MM_TASKS_BATCH_EVENTS_MAX": "500"}
+    with world(plan.folder, **settings) as here:
         hop = here.hop(*options)
         start(here, workers=2, beats=1)
         for _ in range(3):

@@ -16,8 +16,8 @@ from mm_tasks.errors import AuditUnavailable
 from mm_tasks.events.lanes import FORGET_QUEUE, QUEUES, TRACK, sharing
 from mm_tasks.tasks import celery_app
 from mm_tasks.tasks.base import BaseTask
-from mm_tasks.tasks.publisher import priority_options, publish_failed, publish_options
 from mm_tasks.tasks.periodic import PeriodicTask
+from mm_tasks.tasks.publisher import priority_options, publish_failed, publish_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
