@@ -31,7 +31,7 @@ HOUR_S, STEP_S = 3600.0, 600.0
 FIRST_S = 5.0
 NIGHT_BYTES_MAX = 100_000
 # Beside a filter that refuses a few events, half of the others arrive within this time.
-PROMPT_S, HALF = 2.5, 0.5
+PROMPT_S, HALF = 3.0, 0.5
 # Of a hundred answers.
 SHARES = {"interim": 0.2, "gzip": 0.2, "page": 0.06, "late": 0.03, "cut": 0.08, "leftover": 0.1}
 
@@ -116,7 +116,7 @@ def hops(plan: Plan) -> Run:
 
 def filtered(plan: Plan) -> Run:
     """Let a filter refuse every body that holds a word, with a page and without a code."""
-    return _behind_hop(plan, "--filter", POISON, poison_every=1000)
+    return _behind_hop(plan, "--filter", POISON, poison_every=3000)
 
 
 def _behind_hop(plan: Plan, *options: str, poison_every: int = 0) -> Run:
