@@ -79,7 +79,8 @@ def test_every_erasure_completes_although_workers_die_and_all_messages_are_lost(
             worker = solo(stack, failpoint)
             stack.wait(lambda worker=worker: killed(worker), 20)
         armed = [solo(stack, failpoint) for failpoint in KILLED_AT]
-        stack.wait(lambda: all(map(killed, armed)), 30)
+        # Each kill takes a message with it, and a lost flush or sweep is asked for again after 3 s.
+        stack.wait(lambda: all(map(killed, armed)), 90)
         for _ in range(2):
             worker = solo(stack)
             time.sleep(random.uniform(0.5, 2))
