@@ -29,6 +29,9 @@ from mm_tasks.buffer.fence import Fence
 from mm_tasks.buffer.producer import Producer, Record
 from mm_tasks.buffer.purge import Purge
 from mm_tasks.buffer.records import tag
+from mm_tasks.buffer.refusals import Refusals
+from mm_tasks.connections import redis_client
+from mm_tasks.connections.url import parse
 from mm_tasks.erasure.request import ErasureRequest
 from mm_tasks.monitoring.metrics import collector
 from mm_tasks.runtime import Runtime
@@ -80,7 +83,7 @@ class Server:
 
     def store(self, user_ids: Iterator[str], lane: str = "track") -> None:
         """Append an event of each of these users."""
-        producer = Producer(self.redis, "p", lane, LIMITS, held_bytes_max=1 << 40)
+        producer = _producer(self.url, lane)
         part: list[Record] = []
         for user_id in user_ids:
             part.append(Record(BODY, user_id, None))
@@ -92,6 +95,11 @@ class Server:
         """End the server."""
         self.redis.close()
         self._server.stop()
+
+
+def _producer(url: str, lane: str) -> Producer:
+    client = redis_client.client(parse(url), connect_s=10, answer_s=10)
+    return Producer(client, Refusals("p"), "p", lane, LIMITS, held_bytes_max=1 << 40)
 
 
 @contextmanager
@@ -203,7 +211,7 @@ def tracked_ms(url: str, meanwhile) -> float:  # noqa: ANN001
 
 def appends(url: str) -> list[float]:
     """Append for three seconds, about 200 times a second; return the time of each, in ms."""
-    producer = Producer(Redis.from_url(url), "p", "track", LIMITS, held_bytes_max=1 << 40)
+    producer = _producer(url, "track")
     times, ends_s = [], time.monotonic() + 3
     while time.monotonic() < ends_s:
         began_s = time.perf_counter()
