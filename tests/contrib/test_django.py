@@ -31,15 +31,17 @@ pytestmark = pytest.mark.usefixtures("here")
 @pytest.fixture(scope="module", autouse=True)
 def project():
     database = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
-    settings.configure(
-        ALLOWED_HOSTS=["testserver"],
-        DATABASES={"default": {**database}, "other": {**database}},
-        MIDDLEWARE=[OURS],
-        ROOT_URLCONF=Pages,
-        INSTALLED_APPS=["mm_tasks.contrib.django"],
-        USE_TZ=True,
-    )
-    django.setup()
+    # A pytest worker may leave this module and come back to it.
+    if not settings.configured:
+        settings.configure(
+            ALLOWED_HOSTS=["testserver"],
+            DATABASES={"default": {**database}, "other": {**database}},
+            MIDDLEWARE=[OURS],
+            ROOT_URLCONF=Pages,
+            INSTALLED_APPS=["mm_tasks.contrib.django"],
+            USE_TZ=True,
+        )
+        django.setup()
     yield
     connections.close_all()
 
