@@ -141,6 +141,24 @@ local function bytes_of(records)
   return sum
 end
 
+-- Append stored records to the waiting ones. Those of fenced subjects are removed instead, and
+-- counted as erased. Return the numbers of both. `keys`: waiting, counts, fence, caught.
+local function let_wait(keys, lane, records)
+  local is_fenced = fenced(keys[3], records, 15)
+  local kept, gone = {}, {}
+  for i, record in ipairs(records) do
+    local place = is_fenced[i] and gone or kept
+    place[#place + 1] = record
+  end
+  if #kept > 0 then redis.call('RPUSH', keys[1], unpack(kept)) end
+  -- As append counts them: a comma goes with each record's JSON.
+  count(keys[2], lane .. ':waiting_bytes', bytes_of(kept) - (HEADER - 1) * #kept)
+  count(keys[2], lane .. ':erased', #gone)
+  count(keys[2], 'held_bytes', -bytes_of(gone))
+  caught(keys[4], keys[3], gone)
+  return #kept, #gone
+end
+
 -- Return the values in reverse order: LPUSH of these puts them in front in their own order.
 local function reversed(values)
   local result = {}

@@ -21,17 +21,6 @@ call('ZREM', KEYS[1], unpack(members))
 
 local records = {}
 for i, member in ipairs(members) do records[i] = string.sub(member, SERIAL + 1) end
-local is_fenced = fenced(KEYS[4], records, 15)
-local kept, gone = {}, {}
-for i, record in ipairs(records) do
-  local place = is_fenced[i] and gone or kept
-  place[#place + 1] = record
-end
-if #kept > 0 then call('RPUSH', KEYS[2], unpack(kept)) end
--- As append counts them: a comma goes with each record's JSON.
-count(KEYS[3], lane .. ':waiting_bytes', bytes_of(kept) - (HEADER - 1) * #kept)
 count(KEYS[3], lane .. ':scheduled', -#records)
-count(KEYS[3], lane .. ':erased', #gone)
-count(KEYS[3], 'held_bytes', -bytes_of(gone))
-caught(KEYS[6], KEYS[4], gone)
+let_wait({KEYS[2], KEYS[3], KEYS[4], KEYS[6]}, lane, records)
 return #records
