@@ -71,7 +71,7 @@ class Ambiguous:
     """The request may have been stored.
 
     `kind` is a short word for counting, never text of the response: `timeout`, `cut`, `unusable`,
-    `error` (an exception of ours or of Celery), `lease` or the status.
+    `unreadable` (of a forget), `error` (an exception of ours or of Celery), `lease` or the status.
     """
 
     kind: str

@@ -67,6 +67,10 @@ def classify_forget(answer: Answer) -> Outcome:
     outcome = classify(answer)
     if isinstance(outcome, Filtered):
         return _refusal_of_call(outcome.answer)
+    if isinstance(outcome, Ambiguous) and outcome.kind == "unusable":
+        # A page of a hop says nothing; an object of JSON says something else than expected.
+        says_nothing = not _json_object(answer.body)
+        return Ambiguous("unreadable", answer.status) if says_nothing else outcome
     if not isinstance(outcome, Delivered):
         return outcome
     is_queued = _json_object(answer.body).get("queued") is True

@@ -244,7 +244,8 @@ def _classify(outcome: outcomes.Outcome) -> tuple[str, int | None, str]:
         case outcomes.Unavailable(kind=kind):
             return f"{name}:{kind}", None, "retrying"
         case outcomes.Ambiguous(kind=kind, status=status, code=code):
-            if kind == "unusable":
+            # Without a status there was no answer of HTTP that somebody could look at.
+            if kind == "unusable" and status is not None:
                 return kind, status, "attention"
             return f"{name}:{code if code != '-' else kind}", status, "retrying"
         case outcomes.Unauthorized(answer=answer):

@@ -547,6 +547,26 @@ def test_the_delay_of_a_429_is_kept(erasures, sandbox):
     assert 120 <= erasures.time_comes(erasure) <= 240
 
 
+SPOILED = {
+    "a page": {"body": "<!doctype html><title>Sign in</title>"},
+    "a page with 202": {"status": 202, "body": "<html>"},
+    "a body that nobody can decode": {
+        "body": '{"ok":true,"queued":true}',
+        "headers": {"Content-Encoding": "gzip"},
+    },
+}
+
+
+@pytest.mark.parametrize("how", SPOILED.values(), ids=SPOILED)
+def test_an_answer_that_a_hop_spoiled_is_asked_for_again_soon(erasures, sandbox, how):
+    """It says nothing that a person could judge, and an hour is long for somebody's erasure."""
+    erasure = meets(erasures, sandbox, **{"status": 200, **how})
+
+    assert erasures.state(erasure) == "retrying"
+    assert erasures.time_comes(erasure) <= 16
+    erasures.complete(erasure)
+
+
 ELSEWHERE = {"Location": "http://127.0.0.1:1/"}
 UNEXPECTED = {
     "200 that queued nothing": ({"status": 200, "body": '{"ok":true}'}, "unusable"),
