@@ -20,10 +20,14 @@ local function read_clock()
 end
 
 -- Return the time of the project's clock, which every stored instant is of. It runs as Redis's
--- clock does, but stands still where that goes back.
+-- clock does, but stands still where that goes back. Within a script it is read once.
+local read_us
 local function now_us()
-  local now, _, seen = read_clock()
-  return math.max(now, seen)
+  if not read_us then
+    local now, _, seen = read_clock()
+    read_us = math.max(now, seen)
+  end
+  return read_us
 end
 
 -- '%.0f': a Lua number becomes "1.7e+15" by default and would lose its µs.
