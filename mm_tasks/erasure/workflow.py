@@ -55,7 +55,7 @@ _AOF_WAIT_S = 20.0
 
 @dataclass(frozen=True, slots=True)
 class ErasurePolicy:
-    """The settings that the workflow needs. `passes_s` are counted from quiesce."""
+    """The settings that the workflow needs. For `passes_s` see `ErasureSteps.mark_quiesced`."""
 
     passes_s: tuple[float, ...] = (0, 900, 86_400)
     lease_s: float = 60

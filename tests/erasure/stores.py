@@ -78,9 +78,10 @@ class Store:
 
     def complete(self, claim, now=NOW, aof=""):
         """Call the vendor for every pass, and complete the erasure."""
-        for offset_s in PASSES_S:
-            self.call(claim, now=now + timedelta(seconds=offset_s))
-        return self.steps.complete(claim, now + timedelta(days=1), aof)
+        for wait_s in PASSES_S:
+            now += timedelta(seconds=wait_s)
+            self.call(claim, now=now)
+        return self.steps.complete(claim, now, aof)
 
     def entries(self):
         with self.database.read() as connection:
