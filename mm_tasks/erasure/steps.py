@@ -210,23 +210,48 @@ class ErasureSteps:
             _change_call(rows, attempt, **values, answered_at=rows.now)
             return rows.value(row)
 
-    def complete(self, claim: Claim, aof: str = "") -> Erasure | None:
+    def complete(self, claim: Claim) -> Erasure | None:
         """Record that every pass was acknowledged, and wipe the subject's ids.
 
-        `aof` is the result of the rewrite of Redis's AOF in a fixed word; '' if none was
-        started. None if the claim is lost. In mode `once` this also lifts the fence.
+        None if the claim is lost. In mode `once` this also lifts the fence.
         """
         with self._held(claim) as (rows, row):
             if row is None:
                 return None
-            transitions = [Transition("aof_rewritten", {"outcome": aof})] if aof else []
-            transitions += ending("completed", {"acknowledged": row["acknowledged"]}, rows.now)
+            details = {"acknowledged": row["acknowledged"]}
+            transitions = ending("completed", details, rows.now, aof="")
             if row["mode"] == ONCE:
                 transitions.append(Transition("lifted", {"requested_by": None}))
                 rows.unfence(claim.id)
             erasure = rows.value(rows.advance(row, transitions))
         self._session.truncate_wal()
         return erasure
+
+    def without_aof(self, limit: int) -> dict[str, str]:
+        """Return the completed erasures without a result of a rewrite of Redis's AOF, oldest first.
+
+        With the run_id of the server that began one for them, or ''.
+        """
+        column = tables.erasures.c
+        query = select(column.id, column.aof).where(column.project == self._session.project)
+        query = query.where(column.aof.is_not(None)).order_by(column.ended_at, column.id)
+        with self._session.read() as connection:
+            return {row.id: row.aof for row in connection.execute(query.limit(limit))}
+
+    def await_aof(self, erasures: Collection[str], run_id: str) -> None:
+        """Note that this server began a rewrite of its AOF after these erasures completed."""
+        with transaction(self._session) as rows:
+            column = tables.erasures.c
+            query = update(tables.erasures).where(column.id.in_(erasures))
+            rows.connection.execute(query.where(column.aof.is_not(None)).values(aof=run_id))
+
+    def record_aof(self, erasures: Collection[str], outcome: str) -> None:
+        """Record the result of the rewrite of Redis's AOF for these erasures, in a fixed word."""
+        with transaction(self._session) as rows:
+            for row in map(rows.get, erasures):
+                if row["aof"] is not None:
+                    result = Transition("aof_rewritten", {"outcome": outcome}, {"aof": None})
+                    rows.advance(row, [result])
 
     @contextmanager
     def _held(self, claim: Claim) -> Iterator[tuple[ErasureRows, Row | None]]:

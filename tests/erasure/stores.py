@@ -81,7 +81,10 @@ class Store:
         for wait_s in PASSES_S:
             now += timedelta(seconds=wait_s)
             self.call(claim, now=now)
-        return self.steps.complete(claim, now, aof)
+        erasure = self.steps.complete(claim, now)
+        if aof:
+            self.steps.record_aof([claim.id], aof)
+        return erasure
 
     def entries(self):
         with self.database.read() as connection:

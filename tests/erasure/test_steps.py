@@ -363,10 +363,17 @@ def test_due_erasures_are_of_this_project_and_the_longest_due_first(url, tmp_pat
     verify(mine.log)
 
 
-def test_the_result_of_the_aof_rewrite_is_recorded_with_the_end(store):
-    store.completed(aof="running")
+def test_the_result_of_the_aof_rewrite_is_recorded_once_after_the_end(store):
+    first, second = store.completed().id, store.completed(user_id="another").id
+    assert store.steps.without_aof(9) == {first: "", second: ""}
+    store.steps.await_aof([first], "server")
+    assert store.steps.without_aof(9) == {first: "server", second: ""}
+    for _ in range(2):
+        store.steps.record_aof([first], "rewritten")
+        store.steps.await_aof([first], "server")
 
-    assert store.kinds()[-3:] == ["aof_rewritten", "completed", "wiped"]
+    assert store.kinds().count("aof_rewritten") == 1
+    assert store.steps.without_aof(9) == {second: ""}
     verify(store.log)
 
 

@@ -123,10 +123,14 @@ erasures = sa.Table(
     sa.Column("duplicate_of", _ID, sa.ForeignKey("mm_erasures.id")),
     sa.Column("lease_until", _TIME),
     sa.Column("token", sa.String(32)),
+    # Of a completed erasure, until the result of a rewrite of Redis's AOF is recorded: the run_id
+    # of the server that began one, '' before.
+    sa.Column("aof", sa.String(40)),
     # The highest of `deadlines.MARKS` that was logged.
     sa.Column("warned", sa.Integer, nullable=False, default=0),
     sa.Index("mm_erasures_next", "project", "next_at"),
     sa.Index("mm_erasures_state", "project", "state"),
+    sa.Index("mm_erasures_aof", "project", "aof"),
 )
 
 passes = sa.Table(
