@@ -115,7 +115,7 @@ class ErasureRows:
 
         Raises `IllegalTransition` if one is not legal.
         """
-        state = self._state(row)
+        state = self._state(row, transitions)
         changes: dict[str, object] = {}
         for transition in transitions:
             state = protocol.step(state, transition.kind, transition.details, row["id"])
@@ -193,11 +193,18 @@ class ErasureRows:
         entry = audit_log.StoredEntry(*subject, transition.kind, details, stamp(self.now))
         audit_log.append(self.connection, entry, self._seals, transition.fences)
 
-    def _state(self, row: Row) -> ErasureState:
-        """Return the state that a replay of the erasure's entries must give."""
+    def _state(self, row: Row, transitions: Sequence[Transition]) -> ErasureState:
+        """Return the state that a replay of the erasure's entries must give.
+
+        Of its attempts it has those that the transitions need: the newest one, and each that
+        gets a result. There may be thousands.
+        """
         column = tables.passes.c
+        needed = {row["attempts"]}
+        needed |= {one.details["attempt"] for one in transitions if one.kind == "result"}
         query = select(column.attempt, column.n, column.round, column.outcome)
-        attempts = self.connection.execute(query.where(column.erasure == row["id"])).all()
+        query = query.where(column.erasure == row["id"], column.attempt.in_(needed))
+        attempts = self.connection.execute(query).all()
         current = (row["attempts"], row["round"])
         return ErasureState(
             state=row["state"],

@@ -79,9 +79,13 @@ class Store:
 
     def complete(self, claim, now=NOW, aof=""):
         """Call the vendor for every pass, and complete the erasure."""
-        for offset_s in PASSES_S:
-            self.call(claim, now=now + timedelta(seconds=offset_s))
-        return self.steps.complete(claim, now + timedelta(days=1), aof)
+        for wait_s in PASSES_S:
+            now += timedelta(seconds=wait_s)
+            self.call(claim, now=now)
+        erasure = self.steps.complete(claim, now)
+        if aof:
+            self.steps.record_aof([claim.id], aof)
+        return erasure
 
     def entries(self):
         with self.database.read() as connection:

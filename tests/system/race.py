@@ -36,6 +36,7 @@ from mm_tasks.buffer.batches import BatchLimits
 from mm_tasks.buffer.dead_letters import DeadLetters
 from mm_tasks.buffer.fence import Fence
 from mm_tasks.buffer.keys import ProjectKeys
+from mm_tasks.buffer.pauses import Pauses
 from mm_tasks.buffer.producer import Record
 from mm_tasks.buffer.purge import Purge
 from mm_tasks.buffer.records import HEADER_BYTES, tag
@@ -290,13 +291,15 @@ class World:
         )
         commands = Paused(store.commands, open_request=self._on_opened)
         self.fence_sync = FenceSync(Paused(CountedFence(self)), Paused(store.queries))
-        self.erasure_service = ErasureService(steps, commands, self.fence_sync)
+        pause = Pauses(redis, PROJECT, None)
+        self.erasure_service = ErasureService(steps, commands, self.fence_sync, pause)
         self.vendor = Vendor(self)
         self.workflow = ErasureWorkflow(
             steps,
             commands,
             self.fence_sync,
             SteppingPurge(self),
+            pause,
             self.vendor,
             ErasurePolicy(passes_s=self.passes_s, lease_s=ERASURE_LEASE_S, probe_interval_s=5),
         )
