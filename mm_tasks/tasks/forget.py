@@ -7,6 +7,7 @@ in it, and nothing is fenced meanwhile.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,10 @@ class ForgetTask(InProcessTask):
     ) -> ErasureReceipt:
         # The clock of this host cannot judge the sender of a message.
         request = request_of(fields, datetime.now(UTC) if via == "call" else None)
-        service = runtime.current().erasure_service
+        current = runtime.current()
+        if request.grace_s is None:
+            request = replace(request, grace_s=current.settings.erasure_grace_s)
+        service = current.erasure_service
         accepted = service.request(request, via=via, delay_s=delay_s)
         if not delay_s:
             nudge(RUN_ERASURE, (accepted.id,), FORGET_QUEUE)
