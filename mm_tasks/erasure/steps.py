@@ -23,6 +23,7 @@ from sqlalchemy import and_, case, insert, or_, select, update
 
 from mm_tasks.erasure.audit import tables
 from mm_tasks.erasure.audit.protocol import ACKNOWLEDGED, CALLED, OPEN, SCHEDULED, WAITING_KEY
+from mm_tasks.erasure.deadlines import first_call_at
 from mm_tasks.erasure.models import TO_SCAN, WAITS, Claim, Erasure, StepAttempt, VendorAck
 from mm_tasks.erasure.request import ONCE
 from mm_tasks.erasure.rows import (
@@ -135,14 +136,17 @@ class ErasureSteps:
         """Record that no attempt with the subject's events is in progress; plan the passes.
 
         `passes_s` has the wait before each pass: of the first from now, of each other one from the
-        acknowledged call before it. At least one.
+        acknowledged call before it. At least one. The first one waits for the erasure's
+        `call_after`.
         """
         with self._held(claim) as (rows, row):
+            if row is None:
+                return None
             changes = {
                 "quiesced_at": rows.now,
                 "round": tables.erasures.c.round + 1,
                 "passes_s": list(passes_s),
-                "next_at": rows.in_(passes_s[0]),
+                "next_at": first_call_at(rows.now, passes_s[0], row["call_after"]),
             }
             quiesced = Transition("quiesced", {"passes": len(passes_s)}, changes)
             return _advanced(claim, rows, row, quiesced)
@@ -213,7 +217,7 @@ class ErasureSteps:
     def complete(self, claim: Claim) -> Erasure | None:
         """Record that every pass was acknowledged, and wipe the subject's ids.
 
-        None if the claim is lost. In mode `once` this also lifts the fence.
+        None if the claim is lost. In mode `once` this also lowers the fence.
         """
         with self._held(claim) as (rows, row):
             if row is None:
@@ -221,8 +225,7 @@ class ErasureSteps:
             details = {"acknowledged": row["acknowledged"]}
             transitions = ending("completed", details, rows.now, aof="")
             if row["mode"] == ONCE:
-                fences = rows.unfence(claim.id)
-                transitions.append(Transition("lifted", {"requested_by": None}, fences=fences))
+                transitions.append(Transition("released", fences=rows.unfence(claim.id)))
             erasure = rows.value(rows.advance(row, transitions))
         self._session.truncate_wal()
         return erasure
@@ -322,11 +325,12 @@ def _change_call(rows: ErasureRows, call: StepAttempt, **values: object) -> None
 def _due_at(rows: ErasureRows, row: Row, n: int) -> datetime:
     """Return the planned time of a pass: its interval after the acknowledged pass before it.
 
-    The interval of the first pass counts from quiesce.
+    The first pass counts from quiesce, and waits for the erasure's `call_after`.
     """
-    since: datetime = row["quiesced_at"]
-    if n > 1:
-        acknowledged = _last_result(rows, row, n - 1, ACKNOWLEDGED)
-        assert acknowledged is not None, "a pass follows an acknowledged one"
-        since = acknowledged["answered_at"]
-    return since + timedelta(seconds=row["passes_s"][n - 1])
+    wait_s = row["passes_s"][n - 1]
+    if n == 1:
+        return first_call_at(row["quiesced_at"], wait_s, row["call_after"])
+    acknowledged = _last_result(rows, row, n - 1, ACKNOWLEDGED)
+    assert acknowledged is not None, "a pass follows an acknowledged one"
+    since: datetime = acknowledged["answered_at"]
+    return since + timedelta(seconds=wait_s)
