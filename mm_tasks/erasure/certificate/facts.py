@@ -1,18 +1,10 @@
-"""The receipt of an erasure, as plain text for the person or an auditor.
-
-It is made from the erasure's entries alone, so that each sentence can be checked against the
-log, and ends with the log's size and head. It states the vendor's acknowledgements, and
-nothing else about the vendor.
-
-The longer sentences are in `certificate.toml`. Pure: no clock, no I/O after the import.
-"""
+"""The facts of one erasure, as its entries in the log give them. Pure: no clock, no I/O."""
 
 from __future__ import annotations
 
-import tomllib
 from collections import Counter
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
 
 from mm_tasks.erasure.audit import protocol
 from mm_tasks.erasure.audit.protocol import ACKNOWLEDGED, BLOCKED, OPEN, SCHEDULED
@@ -21,167 +13,158 @@ from mm_tasks.errors import AuditChainBroken
 from mm_tasks.timestamps import moment, stamp
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
-    from mm_tasks.erasure.audit.checkpoints import Checkpoint
     from mm_tasks.erasure.audit.protocol import ErasureState
 
-    Entries = Sequence[dict[str, Any]]
+    Entry = dict[str, Any]
+    Entries = Sequence[Entry]
 
-_SENTENCES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
-
-
-def text(entries: Entries, end: Checkpoint, *, is_sqlite: bool, is_wal_empty: bool) -> str:
-    """Return the receipt of an erasure.
-
-    `end` is the head of the log when the entries were read. `is_wal_empty` is whether
-    SQLite's write-ahead log was truncated after the ids were wiped.
-    """
-    state = _replayed(entries)
-    kinds = [entry["entry"] for entry in entries]
-    newest = max((n for n, kind in enumerate(kinds) if kind == "anonymous_added"), default=0)
-    fresh = entries[newest:]
-    database = ""
-    if not is_sqlite:
-        database = _SENTENCES["database"]["postgresql"]
-    elif state.wiped:
-        database = _SENTENCES["database"]["emptied" if is_wal_empty else "left"]
-    sections = {
-        "Asked for": _requests(entries),
-        "Stopped and removed here": _removal(entries, fresh),
-        "At the vendor": _calls(entries, state),
-        "The plain ids": [_ids(entries)],
-        "Not done": _not_done(entries, fresh, state),
-        "What stays readable": _readable(entries, database),
-        "To be matched with": [f"the audit log of {end.size} entries, head {end.head}"],
-    }
-    first = entries[0]
-    receipt = (
-        f"Receipt of erasure {first['erasure']}\n"
-        f"project {first['details']['project']}, state {state.state}\n"
-        f"subject {first['subject']}, a pseudonym by key {first['epoch']}"
-    )
-    for title, lines in sections.items():
-        if body := "".join(f"\n  {line}" for line in lines):
-            receipt += f"\n\n{title}{body}"
-    return receipt
+# States that end an erasure before the vendor was called.
+UNCALLED = ("cancelled", "rejected", "duplicate_of")
+# Entries that end a completed erasure's fence.
+_LOWERED = ("lifted", "released")
+# Steps that each set of ids needs, in order.
+_STEPS = ("fenced", "purged", "quiesced")
 
 
-def _replayed(entries: Entries) -> ErasureState:
-    state: ErasureState | None = None
-    try:
-        for entry in entries:
-            state = protocol.step(state, entry["entry"], entry["details"], entry["erasure"])
-    except protocol.IllegalTransition:
-        msg = "the entries of this erasure do not follow the protocol; see mm-tasks audit verify"
-        raise AuditChainBroken(msg) from None
-    assert state is not None, "an erasure has entries"
-    return state
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """The entries of one erasure, in order, and the state that they give."""
 
+    entries: Entries
+    state: ErasureState
 
-def _requests(entries: Entries) -> Iterable[str]:
-    for entry in _of(entries, "received", "ticket_added"):
-        details = entry["details"]
-        ticket = f", ticket {details['ticket']}" if details["ticket"] is not None else ""
-        later = f", not to begin before {details['not_before']}" if "not_before" in details else ""
-        yield (
-            f"received {details['received_at']}, on the ground {details['reason']}{ticket}, "
-            f"requested by {details['requested_by']}{_SENTENCES['via'][details['via']]}{later}"
-        )
-    yield f"due {_due_at(entries)}"
+    @classmethod
+    def of(cls, entries: Entries) -> Self:
+        """Return the facts; raise `AuditChainBroken` if the entries break the protocol."""
+        state: ErasureState | None = None
+        try:
+            for entry in entries:
+                state = protocol.step(state, entry["entry"], entry["details"], entry["erasure"])
+        except protocol.IllegalTransition:
+            msg = "the entries of this erasure break the protocol; see mm-tasks audit verify"
+            raise AuditChainBroken(msg) from None
+        assert state is not None, "an erasure has entries"
+        return cls(entries, state)
 
+    def all(self, *kinds: str) -> Entries:
+        """Return the entries of these kinds."""
+        return [entry for entry in self.entries if entry["entry"] in kinds]
 
-def _removal(entries: Entries, fresh: Entries) -> Iterable[str]:
-    if fenced := _of(entries, "fenced"):
-        yield f"Since {fenced[0]['at']} at the latest, no event of this person is accepted, and"
-        yield "no request with such an event is started."
-    if len(fresh) < len(entries) and (again := _of(fresh, "fenced")):
-        yield f"For the anonymous ids added later, this applies since {again[-1]['at']}."
-    for entry in _of(entries, "lifted", *_SENTENCES["uncalled"]):
-        yield f"This ended at {entry['at']} ({entry['entry']})."
-    if purged := _of(entries, "purged"):
-        yield "Removed from our own copies:"
+    def last(self, *kinds: str) -> Entry | None:
+        """Return the last entry of these kinds, or None."""
+        return next(iter(self.all(*kinds)[::-1]), None)
+
+    def time_of(self, *kinds: str) -> str | None:
+        """Return the time of the last entry of these kinds, or None."""
+        entry = self.last(*kinds)
+        return None if entry is None else str(entry["at"])
+
+    @property
+    def first(self) -> Entry:
+        """Return the request that began the erasure."""
+        return self.entries[0]
+
+    @property
+    def requests(self) -> Entries:
+        """Return the first request, and each that was added to it."""
+        return self.all("received", "ticket_added")
+
+    @property
+    def status(self) -> str:
+        """Return the state in the four words of OpenDSR."""
+        if self.state.state == SCHEDULED:
+            return "pending"
+        if self.state.state in UNCALLED:
+            return "cancelled"
+        return "in_progress" if self.is_open else "completed"
+
+    @property
+    def is_open(self) -> bool:
+        """Return whether the erasure has not ended."""
+        return self.state.state in OPEN
+
+    @property
+    def is_blocked(self) -> bool:
+        """Return whether the erasure waits for an answer of the vendor that it can use."""
+        return self.state.state in BLOCKED
+
+    @property
+    def due_at(self) -> str:
+        """Return the earliest deadline of the requests."""
+        repeated = [entry["details"]["received_at"] for entry in self.all("ticket_added")]
+        due = [stamp(one_month_after(moment(at))) for at in repeated]
+        return str(min([self.first["details"]["due_at"], *due]))
+
+    @property
+    def begins_at(self) -> str | None:
+        """Return the earliest time at which a scheduled erasure begins; None without one."""
+        later = (entry["details"].get("not_before") for entry in self.requests)
+        return min((str(at) for at in later if at is not None), default=None)
+
+    @property
+    def anonymous(self) -> int:
+        """Return the number of anonymous ids."""
+        return sum(e["details"]["anonymous"] for e in self.all("received", "anonymous_added"))
+
+    @property
+    def stopped_at(self) -> str | None:
+        """Return since when events with the user id are refused; None before that."""
+        return next((str(entry["at"]) for entry in self.all("fenced")), None)
+
+    @property
+    def stopped_again_at(self) -> str | None:
+        """Return since when events with anonymous ids that were added later are refused."""
+        is_later = self.current is not self.entries
+        fenced = [entry["at"] for entry in self.current if entry["entry"] == "fenced"]
+        return str(fenced[-1]) if is_later and fenced else None
+
+    @property
+    def accepted_again_at(self) -> str | None:
+        """Return since when events are accepted again; None while they are refused."""
+        return self.time_of(*_LOWERED, *UNCALLED)
+
+    @property
+    def removed(self) -> dict[str, int]:
+        """Return the number of removed records by place; empty before the first search."""
         removed: Counter[str] = Counter()
-        for entry in purged:
+        for entry in self.all("purged"):
             removed.update(entry["details"]["removed"])
-        places = _SENTENCES["places"]
-        for place, number in removed.items():
-            yield f"  {number:>7} {place}: {places.get(place.rpartition(':')[2], 'events')}"
-    if quiesced := _of(fresh, "quiesced"):
-        yield f"At {quiesced[-1]['at']} none was on its way to the vendor any more."
+        return dict(removed)
 
+    @property
+    def quiesced_at(self) -> str | None:
+        """Return when no record with any of the ids was on its way to the vendor any more."""
+        times = [str(entry["at"]) for entry in self.current if entry["entry"] == "quiesced"]
+        return times[-1] if times else None
 
-def _calls(entries: Entries, state: ErasureState) -> Iterable[str]:
-    results = _of(entries, "result")
-    good = [entry for entry in results if entry["details"]["outcome"] == ACKNOWLEDGED]
-    others = [entry for entry in results if entry["details"]["outcome"] != ACKNOWLEDGED]
-    if good:
-        yield f"Acknowledged by the vendor {len(good)} {'time' if len(good) == 1 else 'times'}:"
-    else:
-        yield "Nothing was acknowledged by the vendor."
-    for entry in good:
-        call = "at {at}, call {details[attempt]} (pass {details[pass]}, {details[status]})"
-        yield f"  {call.format(**entry)}"
-    if others:
-        last = "the last one at {at}: {details[outcome]}".format(**others[-1])
-        yield f"{len(others)} more calls were not acknowledged; {last}"
-    if state.waiting:
-        yield f"The results of {len(state.waiting)} calls are not on record."
-    if good:
-        yield "The vendor's actions after its acknowledgement cannot be observed from here."
+    @property
+    def acknowledged(self) -> Entries:
+        """Return the results of the calls that the vendor acknowledged."""
+        results = self.all("result")
+        return [entry for entry in results if entry["details"]["outcome"] == ACKNOWLEDGED]
 
+    @property
+    def unacknowledged(self) -> Entries:
+        """Return the results of the other calls."""
+        results = self.all("result")
+        return [entry for entry in results if entry["details"]["outcome"] != ACKNOWLEDGED]
 
-def _ids(entries: Entries) -> str:
-    sentence: str = _SENTENCES["wiped" if _of(entries, "wiped") else "not_wiped"]
-    return sentence.format(*(entry["at"] for entry in _of(entries, "wiped")))
+    @property
+    def missing(self) -> list[str]:
+        """Return the steps on our side that an open erasure still lacks."""
+        done = {entry["entry"] for entry in self.current}
+        return [step for step in _STEPS if step not in done] if self.is_open else []
 
+    @property
+    def current(self) -> Entries:
+        """Return the entries since the last new ids: their steps cover every id."""
+        kinds = [entry["entry"] for entry in self.entries]
+        newest = max((n for n, kind in enumerate(kinds) if kind == "anonymous_added"), default=0)
+        return self.entries[newest:] if newest else self.entries
 
-def _not_done(entries: Entries, fresh: Entries, state: ErasureState) -> Iterable[str]:
-    if state.state in _SENTENCES["uncalled"]:
-        end = _of(entries, state.state)[-1]
-        how = _SENTENCES["uncalled"][state.state].format(**end["details"])
-        yield f"This erasure was {how} at {end['at']}, before the vendor was called."
-        yield "It was not carried out, and does not stop events of this person any more."
-    if state.state not in OPEN:
-        return
-    yield f"This erasure is NOT finished. It is due {_due_at(entries)}. Not done yet:"
-    if state.state == SCHEDULED:
-        yield f"- beginning it, at {_begins_at(entries)}; until then nothing is stopped or removed"
-    steps = _SENTENCES["missing"].items()
-    yield from (f"- {missing}" for kind, missing in steps if not _of(fresh, kind))
-    if not _of(fresh, "quiesced"):
-        yield "- the calls to the vendor that follow"
-    elif state.acknowledged < state.passes:
-        yield f"- of {state.passes} passes, {state.acknowledged} were acknowledged"
-    yield "- completing it, and wiping the plain ids"
-    if state.state in BLOCKED:
-        next_at = _of(entries, state.state)[-1]["details"]["next_at"]
-        when = f"the next call is due {next_at}" if next_at else "a person must run `retry`"
-        yield f"It is blocked ({state.state}): {when}."
-
-
-def _readable(entries: Entries, database: str) -> Iterable[str]:
-    aof = _SENTENCES["no_aof"]
-    if rewritten := _of(entries, "aof_rewritten"):
-        word, at = rewritten[-1]["details"]["outcome"], rewritten[-1]["at"]
-        aof = _SENTENCES["aof"].get(word, f"{word} was recorded at {{at}}.").format(at=at)
-    yield f"- Redis's AOF {aof}"
-    yield "- Earlier backups, snapshots, and exports of dead letters keep their content."
-    if database:
-        yield f"- {database}"
-    yield "- Kept on purpose: this log with its pseudonym, and a hash of each id for the fence."
-
-
-def _due_at(entries: Entries) -> str:
-    repeated = [entry["details"]["received_at"] for entry in _of(entries, "ticket_added")]
-    due = [stamp(one_month_after(moment(at))) for at in repeated]
-    return str(min([entries[0]["details"]["due_at"], *due]))
-
-
-def _begins_at(entries: Entries) -> str:
-    later = (entry["details"].get("not_before") for entry in entries)
-    return min(str(at) for at in later if at is not None)
-
-
-def _of(entries: Entries, *kinds: str) -> Entries:
-    return [entry for entry in entries if entry["entry"] in kinds]
+    def call_of(self, result: Entry) -> Entry:
+        """Return the intent of a result. The protocol promises it."""
+        attempt = result["details"]["attempt"]
+        return next(e for e in self.all("intent") if e["details"]["attempt"] == attempt)
