@@ -150,6 +150,7 @@ class Runtime:
             settings.state_dir,
             pseudonym_key=_text(settings.pseudonym_key),
             hook=_checkpoint_hook(settings.checkpoint_hook),
+            controller=settings.controller,
         )
 
     @cached_property

@@ -152,6 +152,8 @@ class Settings(BaseSettings):
     """Keys the audit log's pseudonyms. Not set: made up in the state directory."""
     checkpoint_hook: str | None = None
     """`package.module:function`, called with each checkpoint of the audit log."""
+    controller: str | None = Field(default=None, min_length=1, max_length=500)
+    """Name and contact of the controller, on receipts of erasures. It may have several lines."""
     erasure_passes_s: Annotated[tuple[_NotNegative, ...], NoDecode] = Field(
         default=(0, 900, 86_400), min_length=1
     )
