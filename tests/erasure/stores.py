@@ -9,6 +9,7 @@ from functools import partial
 
 from sqlalchemy import NullPool, create_engine, text
 
+from mm_tasks.erasure.audit.checkpoint_hook import CheckpointHook
 from mm_tasks.erasure.audit.checkpoints import CheckpointSinks
 from mm_tasks.erasure.audit.database import Database
 from mm_tasks.erasure.audit.log import AuditLog
@@ -53,7 +54,8 @@ class Store:
         self.now = NOW
         self.clock = clock or (lambda: self.now)
         self.database = Database(url, lambda _: self.clock())
-        self.log = AuditLog(self.database, CheckpointSinks(folder / "checkpoints", hook))
+        hooks = () if hook is None else (CheckpointHook(hook),)
+        self.log = AuditLog(self.database, CheckpointSinks(folder / "checkpoints", hooks))
         self.session = AuditSession(self.log, Pseudonyms(KEY), project)
         self.steps = Timed(self, ErasureSteps(self.session))
         self.commands = Timed(self, ErasureCommands(self.session))
