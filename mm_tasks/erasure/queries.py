@@ -5,11 +5,12 @@ No result holds an id of a subject; `subject` is its pseudonym.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import func, select
+from sqlalchemy import Text, func, select, type_coerce
 
 from mm_tasks.erasure.audit import log as audit_log
 from mm_tasks.erasure.audit import tables
@@ -82,13 +83,37 @@ class ErasureQueries:
             return {**_summary(row), "passes": _passes(attempts)}
 
     def listed(
-        self, states: Collection[str] | None = None, limit: int = _LISTED_MAX
+        self,
+        states: Collection[str] | None = None,
+        limit: int = _LISTED_MAX,
+        *,
+        ticket: str | None = None,
+        since: datetime | None = None,
     ) -> list[dict[str, Any]]:
-        """Return erasures as `show` does, without their passes, the newest first."""
+        """Return erasures as `show` does, without their passes, the newest first.
+
+        Only those in one of these states, with this ticket, and accepted `since` this time.
+        """
         column = tables.erasures.c
-        query = select(tables.erasures).where(column.project == self._session.project)
+        conditions: list[ColumnElement[bool]] = []
         if states is not None:
-            query = query.where(column.state.in_(states))
+            conditions.append(column.state.in_(states))
+        if ticket is not None:
+            # Not LIKE, which ignores the case on SQLite. The column is a list in JSON.
+            tickets = type_coerce(column.tickets, Text)
+            conditions.append(func.replace(tickets, json.dumps(ticket), "") != tickets)
+        if since is not None:
+            conditions.append(column.accepted_at >= since)
+        return self._summaries(limit, *conditions)
+
+    def find(self, user_id: str) -> list[dict[str, Any]]:
+        """Return the erasures of a person as `listed` does, by the pseudonym of the user id."""
+        pseudonym = self._session.pseudonyms.of(user_id)
+        return self._summaries(_LISTED_MAX, tables.erasures.c.pseudonym == pseudonym)
+
+    def _summaries(self, limit: int, *conditions: ColumnElement[bool]) -> list[dict[str, Any]]:
+        column = tables.erasures.c
+        query = select(tables.erasures).where(column.project == self._session.project, *conditions)
         query = query.order_by(column.accepted_at.desc(), column.id.desc()).limit(limit)
         with self._session.read() as connection:
             return [_summary(row) for row in connection.execute(query).mappings()]
