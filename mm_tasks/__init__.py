@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mm_tasks import errors as errors  # so that `mm_tasks.errors.BufferFull` works
 
 if TYPE_CHECKING:
+    from mm_tasks import erasures
     from mm_tasks.events.best_effort import best_effort
     from mm_tasks.events.context import context
     from mm_tasks.tasks.celery_app import app
@@ -32,6 +33,7 @@ __all__ = [
     "app",
     "best_effort",
     "context",
+    "erasures",
     "forget",
     "identify",
     "install",
@@ -57,6 +59,8 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
+    if name == "erasures":
+        return import_module("mm_tasks.erasures")
     module = import_module(f"mm_tasks.{_MODULES.get(name, 'tasks.registry')}")
     value = globals()[name] = getattr(module, name)
     return value

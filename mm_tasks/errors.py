@@ -9,7 +9,7 @@ MMTasksError
 ├── ImportRefused        fix the file or the options, then run the import again
 ├── AuditUnavailable     the erasure was not accepted; retry
 ├── AuditChainBroken     stop; the audit log was altered
-└── protocol.Illegal     this step of an erasure may not follow; read its state
+└── ErasureStateError    this step of an erasure may not follow; read its state
 
 No message holds a value: an error may be logged, and logs outlive erasures.
 Failures of one delivery attempt are values, not exceptions: see `client/outcome`.
@@ -25,6 +25,7 @@ __all__ = [
     "BufferFull",
     "BufferUnavailable",
     "ConfigurationError",
+    "ErasureStateError",
     "EventTooLarge",
     "ImportRefused",
     "InvalidEvent",
@@ -109,3 +110,7 @@ class AuditUnavailable(MMTasksError):
 
 class AuditChainBroken(MMTasksError):
     """The audit log does not verify: an entry was changed, removed or cut off."""
+
+
+class ErasureStateError(MMTasksError):
+    """The erasure does not exist, or its state does not allow this. Nothing was changed."""

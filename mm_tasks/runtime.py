@@ -30,6 +30,8 @@ from mm_tasks.connections import redis_client
 from mm_tasks.connections.async_client import AsyncClients
 from mm_tasks.connections.breaker import Breaker
 from mm_tasks.delivery.slots import Delivery, Policy
+from mm_tasks.erasure import hook_failures
+from mm_tasks.erasure.audit.checkpoint_hook import CheckpointHook
 from mm_tasks.erasure.fence_sync import PATIENCE_S, FenceSync
 from mm_tasks.erasure.service import ErasureService
 from mm_tasks.erasure.traces import TraceFinder
@@ -149,8 +151,8 @@ class Runtime:
             settings.project,
             settings.state_dir,
             pseudonym_key=_text(settings.pseudonym_key),
-            hook=_checkpoint_hook(settings.checkpoint_hook),
             controller=settings.controller,
+            hooks=self._checkpoint_hooks(),
         )
 
     @cached_property
@@ -198,6 +200,13 @@ class Runtime:
         age_max_ms = round(settings.dead_age_max_days * 86_400_000)
         dead_letters = DeadLetters(self.worker_redis, settings.project)
         dead_letters.trim(settings.dead_events_max, age_max_ms)
+
+    def _checkpoint_hooks(self) -> tuple[CheckpointHook, ...]:
+        call = _checkpoint_hook(self.settings.checkpoint_hook)
+        if call is None:
+            return ()
+        note_failed = partial(hook_failures.note, self.worker_redis, self.settings.project)
+        return (CheckpointHook(call, note_failed),)
 
     def _redis(
         self, connect_s: float, answer_s: float, breaker: Breaker | None = None

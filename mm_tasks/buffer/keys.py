@@ -44,6 +44,9 @@ class ProjectKeys:
         # during a load `loading` (its token) and `loading_ms` (its last heartbeat); while loads
         # fail `why` and `since_ms`.
         self.fences = prefix + "fences"
+        # Hash: `hook_failures` (how often the checkpoint hook failed; it only grows) and
+        # `hook_failed_ms` (when it failed last).
+        self.audit = prefix + "audit"
         # Set of tags that becomes `fence` once it is complete.
         self.fence_draft = prefix + "fence_draft"
         # Hash of tag to number of stored records that the fence removed from claims, batches and

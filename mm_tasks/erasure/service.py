@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
+from mm_tasks.erasure.audit import checkpoint_hook
 from mm_tasks.erasure.models import Opened
 from mm_tasks.errors import AuditUnavailable
 
@@ -48,10 +49,11 @@ class ErasureService:
         # Without Redis the check is impossible here; raising the fence repeats it.
         with suppress(RedisError):
             self.fence_sync.check_store()
-        opened = self.commands.open_request(request, via=via, delay_s=delay_s)
-        if opened.claim is None:
-            return opened
-        return Opened(opened.id, self._raise_fence(opened.claim))
+        with checkpoint_hook.deferred():
+            opened = self.commands.open_request(request, via=via, delay_s=delay_s)
+            if opened.claim is None:
+                return opened
+            return Opened(opened.id, self._raise_fence(opened.claim))
 
     def cancel(
         self, erasure: str, requested_by: str, kind: str = "cancelled", **details: str

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from mm_tasks.erasure.audit import pseudonyms
-from mm_tasks.erasure.audit.checkpoints import Checkpoint, CheckpointSinks
+from mm_tasks.erasure.audit.checkpoints import CheckpointSinks
 from mm_tasks.erasure.audit.database import Database
 from mm_tasks.erasure.audit.log import AuditLog
 from mm_tasks.erasure.audit.pseudonyms import Pseudonyms
@@ -23,9 +23,9 @@ from mm_tasks.erasure.steps import ErasureSteps
 from mm_tasks.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
+    from mm_tasks.erasure.audit.checkpoint_hook import CheckpointHook
     from mm_tasks.erasure.models import ErasureDeadline
 
 CHECKPOINTS = "checkpoints"
@@ -36,7 +36,7 @@ class AuditStore:
     """The audit store of one project. Opens nothing until it is used.
 
     `url` is the database's; `state_dir` has the checkpoints and the key. Without
-    `pseudonym_key` the first use creates a key there. `hook` is called with each checkpoint.
+    `pseudonym_key` the first use creates a key there. The hooks get each checkpoint.
     `controller` is named on receipts.
     """
 
@@ -44,13 +44,13 @@ class AuditStore:
     project: str
     state_dir: Path
     pseudonym_key: str | None = field(default=None, repr=False)
-    hook: Callable[[Checkpoint], None] | None = None
+    hooks: tuple[CheckpointHook, ...] = ()
     controller: str | None = None
 
     @cached_property
     def log(self) -> AuditLog:
         """Return the log; raises `ConfigurationError` for a URL of another database."""
-        outside = CheckpointSinks(self.state_dir / CHECKPOINTS, self.hook)
+        outside = CheckpointSinks(self.state_dir / CHECKPOINTS, self.hooks)
         return AuditLog(Database(self.url), outside, self._find_key)
 
     @property

@@ -27,7 +27,7 @@ from mm_tasks.buffer.purge import TAGS_MAX
 from mm_tasks.client import outcome as outcomes
 from mm_tasks.client.backoff import backoff_s, random_s, record_with_retry, throttle_s
 from mm_tasks.erasure import aof_rewrites
-from mm_tasks.erasure.audit import protocol
+from mm_tasks.erasure.audit import checkpoint_hook, protocol
 from mm_tasks.erasure.audit.protocol import ACKNOWLEDGED, WORD_CHARACTERS_MAX
 from mm_tasks.erasure.models import TO_SCAN, VendorAck
 from mm_tasks.erasure.request import ONCE
@@ -143,7 +143,7 @@ class ErasureWorkflow:
         """Take the next step; return None if the erasure ended, or the claim is lost."""
         match claim.erasure.step:
             case "start":
-                return self.steps.start(claim)
+                return self._start(claim)
             case "fence":
                 return self._fence(claim)
             case "purge" | "quiesce":
@@ -154,6 +154,11 @@ class ErasureWorkflow:
                 return self._complete(claim)
             case None:
                 return None
+
+    def _start(self, claim: Claim) -> Claim | None:
+        with checkpoint_hook.deferred():
+            started = self.steps.start(claim)
+            return None if started is None else self._fence(started)
 
     def _fence(self, claim: Claim) -> Claim | None:
         self.fence_sync.add(claim)

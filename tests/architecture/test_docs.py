@@ -13,7 +13,7 @@ FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 TEXTS = {path.name: path.read_text(encoding="utf-8") for path in FILES}
 OF_TESTS = {"MM_TASKS_TEST_REDIS_URL", "MM_TASKS_TEST_POSTGRESQL_URL", "MM_TASKS_PYTHON"}
 # Of Django: see docs/web.md.
-OF_DJANGO = {"MM_TASKS_VISIT"}
+OF_DJANGO = {"MM_TASKS_ERASURES_ALLOWED", "MM_TASKS_VISIT"}
 URLS = re.findall(r"MM_TASKS_(?:REDIS|BROKER)_URL=['\"]?([^'\"\s`]+)", TEXTS["connections.md"])
 
 

@@ -24,7 +24,8 @@ FAMILIES = {
 # Of the producer, which has two scripts; `base.lua` and `common.lua` are prepended.
 WITHOUT_FAMILY = {"append": "producer", "count_dropped": "producer"}
 # Three public classes that a host names by their dotted path, one for each kind of server.
-PUBLIC_TWICE = {"VisitMiddleware"}
+# `Erasure` is the public value, without ids, and that of the workflow.
+PUBLIC_TWICE = {"VisitMiddleware", "Erasure"}
 # Each folder keeps its data classes there, as Django's applications do.
 MODULES_TWICE = {"__init__", "models"}
 FOLDERS_OF_TESTS = {"architecture", "system", "typing"}

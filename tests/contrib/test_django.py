@@ -4,10 +4,8 @@ import asyncio
 import contextlib
 import io
 
-import django
 import pytest
 from asgiref.sync import iscoroutinefunction, sync_to_async
-from django.conf import settings
 from django.core.cache import caches
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 from django.core.management import call_command
@@ -24,25 +22,16 @@ from mm_tasks.errors import BufferUnavailable, InvalidEvent
 from mm_tasks.events.event_fields import IDENTIFY_FIELDS, TRACK_FIELDS
 from tests.conftest import waiting_events as stored
 from tests.contrib.conftest import dropped_fields
+from tests.contrib.django_project import configure
 
 pytestmark = pytest.mark.usefixtures("here")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def project():
-    database = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
-    # A pytest worker may leave this module and come back to it.
-    if not settings.configured:
-        settings.configure(
-            ALLOWED_HOSTS=["testserver"],
-            DATABASES={"default": {**database}, "other": {**database}},
-            MIDDLEWARE=[OURS],
-            ROOT_URLCONF=Pages,
-            INSTALLED_APPS=["mm_tasks.contrib.django"],
-            USE_TZ=True,
-        )
-        django.setup()
-    yield
+    configure()
+    with override_settings(MIDDLEWARE=[OURS], ROOT_URLCONF=Pages):
+        yield
     connections.close_all()
 
 

@@ -9,6 +9,7 @@ from functools import partial
 
 from sqlalchemy import NullPool, create_engine, text
 
+from mm_tasks.erasure.audit.checkpoint_hook import CheckpointHook
 from mm_tasks.erasure.audit.checkpoints import CheckpointSinks
 from mm_tasks.erasure.audit.database import Database
 from mm_tasks.erasure.audit.log import AuditLog
@@ -53,7 +54,8 @@ class Store:
         self.now = NOW
         self.clock = clock or (lambda: self.now)
         self.database = Database(url, lambda _: self.clock())
-        key, outside = Pseudonyms(KEY), CheckpointSinks(folder / "checkpoints", hook)
+        key, hooks = Pseudonyms(KEY), () if hook is None else (CheckpointHook(hook),)
+        outside = CheckpointSinks(folder / "checkpoints", hooks)
         self.log = AuditLog(self.database, outside, lambda: key)
         self.session = AuditSession(self.log, key, project)
         self.steps = Timed(self, ErasureSteps(self.session))

@@ -7,6 +7,7 @@ import json
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import datetime, timedelta
 from functools import partial
 
@@ -153,12 +154,37 @@ def url(request):
 
 
 @pytest.fixture
-def erasures(flow, store):
-    erasures = Erasures(flow, store)
-    yield erasures
-    for opened in erasures.opened:
-        opened.close()
+def erasures_on(flow):
+    """Return a function that makes them on a store of the test's own."""
+    with ExitStack() as closing:
+
+        def make(store):
+            erasures = Erasures(flow, store)
+            closing.callback(lambda: [opened.close() for opened in erasures.opened])
+            return erasures
+
+        yield make
+
+
+@pytest.fixture
+def erasures(erasures_on, store):
+    yield erasures_on(store)
     verify(store.log)
+
+
+@pytest.mark.parametrize("delay_s", [0, 60], ids=["at once", "for later"])
+def test_the_checkpoint_hook_begins_once_the_fence_is_up(flow, erasures_on, url, tmp_path, delay_s):
+    """A slow hook between the commit and the fence would leave the person tracked meanwhile."""
+    fenced = []
+    store = Store(url, tmp_path, hook=lambda _: fenced.append(flow.redis.scard("{mm:p}:fence")))
+    erasures = erasures_on(store)
+    erasures.erasure_service.request(ErasureRequest(USER, "dpo"), delay_s=delay_s)
+    if delay_s:
+        assert fenced == [0]
+        erasures.sweep_after(seconds=delay_s + 1)
+        del fenced[0]
+
+    assert fenced[0] == 1
 
 
 def calls(sandbox):

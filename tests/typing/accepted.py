@@ -7,7 +7,8 @@ from typing import Any, assert_type
 from celery import Celery, chain
 
 import mm_tasks
-from mm_tasks import ErasureReceipt, Receipt, forget, identify, track
+from mm_tasks import ErasureReceipt, Receipt, erasures, forget, identify, track
+from mm_tasks.erasures import Checkpoint, Erasure, ErasurePass, TimelineEntry
 from mm_tasks.events.typed_dicts import TrackItem
 from mm_tasks.testing import Recorded, Recorder, Sandbox, record, serve_sandbox
 
@@ -61,6 +62,28 @@ forget.delay(
     user_id="u", requested_by="dpo", received_at=datetime.now(UTC), anonymous_ids={"u_abc"}
 )
 forget.s(user_id="u", requested_by="dpo")
+
+assert_type(erasures.get("id"), Erasure | None)
+assert_type(erasures.find(user_id="u"), tuple[Erasure, ...])
+for erasure in erasures.list(
+    ticket="GDPR-1093", state="attention", since=datetime.now(UTC), limit=10, offset=10
+):
+    due: datetime = erasure.due_at
+    passes: tuple[ErasurePass, ...] | None = erasure.passes
+    assert_type(erasures.timeline(erasure.id), tuple[TimelineEntry, ...])
+    assert_type(erasures.receipt(erasure.id), str)
+    if "cancel" in erasure.actions:
+        erasures.cancel(erasure.id, requested_by="dpo")
+erasures.list(state=("retrying", "attention"))
+erasures.lift("id", requested_by="dpo")
+erasures.retry("id", requested_by="dpo")
+
+
+def hook(checkpoint: Checkpoint) -> None:
+    """Keep a checkpoint, as `MM_TASKS_CHECKPOINT_HOOK` does."""
+    assert_type(checkpoint.size, int)
+    assert_type(checkpoint.head, str)
+
 
 with record() as events:
     assert_type(events, Recorder)

@@ -1,6 +1,6 @@
 """Calls that a type checker must refuse, one in each marked line. Checked, never run."""
 
-from mm_tasks import context, forget, identify, track
+from mm_tasks import context, erasures, forget, identify, track
 from mm_tasks.testing import record
 
 track.delay()  # refused
@@ -29,6 +29,11 @@ forget.delay("u")  # refused
 forget.delay(user_id="u", requested_by="dpo", reason="because")  # refused
 forget.delay(user_id="u", requested_by="dpo", mode="later")  # refused
 forget.delay(user_id=1, requested_by="dpo")  # refused
+erasures.get(7)  # refused
+erasures.list(state="later")  # refused
+erasures.list("GDPR-1093")  # refused
+erasures.cancel("id")  # refused
+state = erasures.get("id").state  # refused
 context(plan="pro")  # refused
 fenced = track.delay("signup").fenced  # refused
 error = forget.delay("u", "dpo").error  # refused

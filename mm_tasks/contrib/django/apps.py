@@ -21,3 +21,4 @@ class MMTasksConfig(AppConfig):  # type: ignore[misc] # Django ships no types
         runtime.configure(**conf.explicit_settings())
         register(checks.settings_are_sound)
         register(checks.visits_are_sound)
+        register(checks.allowed_is_sound)

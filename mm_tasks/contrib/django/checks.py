@@ -27,6 +27,15 @@ def settings_are_sound(app_configs: Any, **_: Any) -> list[Any]:  # noqa: ARG001
     return errors
 
 
+def allowed_is_sound(app_configs: Any, **_: Any) -> list[Any]:  # noqa: ARG001 - Django's form
+    """Return an error if nobody can tell who may see erasures."""
+    try:
+        conf.allowed()
+    except ImproperlyConfigured as error:
+        return [Error(str(error), id="mm_tasks.E004")]
+    return []
+
+
 def visits_are_sound(app_configs: Any, **_: Any) -> list[Any]:  # noqa: ARG001 - Django's form
     """Return errors and warnings for options that are wrong or have no effect."""
     try:

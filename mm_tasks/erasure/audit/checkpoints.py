@@ -1,7 +1,7 @@
 """Checkpoints: the size and head of the audit log, out of reach of the database's owner.
 
 A chain of hashes detects a changed line, but not a missing tail. So after each commit size
-and head also go to a file, to the log output and to an optional hook.
+and head also go to a file, to the log output and to optional hooks.
 
 The file has a line for each: `<size> <head> <at>`, size in decimal, head in hex. An unreadable
 line (the disk was full, the machine went down) is skipped with a warning.
@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from mm_tasks.erasure.audit.database import create_private_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
+
+    from mm_tasks.erasure.audit.checkpoint_hook import CheckpointHook
 
 _log = getLogger(__name__)
 
@@ -34,15 +35,15 @@ class Checkpoint(NamedTuple):
 
 
 class CheckpointSinks:
-    """The checkpoints outside of the database: a file, the log output, a hook."""
+    """The checkpoints outside of the database: a file, the log output, hooks."""
 
-    def __init__(self, path: Path, hook: Callable[[Checkpoint], None] | None = None) -> None:
-        """Take the file, which the first checkpoint creates, and the hook."""
+    def __init__(self, path: Path, hooks: tuple[CheckpointHook, ...] = ()) -> None:
+        """Take the file, which the first checkpoint creates, and the hooks."""
         self._path = path
-        self._hook = hook
+        self._hooks = hooks
 
     def publish(self, checkpoint: Checkpoint) -> None:
-        """Write to all three. Never raises, because the entries are committed."""
+        """Write to all of them. Never raises, because the entries are committed."""
         fields = {"size": checkpoint.size, "head": checkpoint.head, "at": checkpoint.at}
         _log.info("audit_checkpoint size=%d head=%s at=%s", *checkpoint, extra=fields)
         try:
@@ -51,11 +52,8 @@ class CheckpointSinks:
             extra = {"errno": error.errno}
             message = "checkpoint_not_written size=%d errno=%s"
             _log.error(message, checkpoint.size, error.errno, extra=extra)
-        if self._hook is not None:
-            try:
-                self._hook(checkpoint)
-            except Exception as error:  # noqa: BLE001 - a host's code raises what it likes
-                _log.error("checkpoint_hook_failed", extra={"kind": type(error).__name__})
+        for hook in self._hooks:
+            hook.offer(checkpoint)
 
     def read(self) -> list[Checkpoint]:
         """Return the checkpoints of the file; an empty list if it does not exist."""

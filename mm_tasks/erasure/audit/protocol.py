@@ -35,7 +35,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mm_tasks.errors import MMTasksError
+from mm_tasks.errors import ErasureStateError
 from mm_tasks.timestamps import STAMP
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ _WORD = re.compile(r"[a-z0-9][a-z0-9_.:-]{0,63}", re.ASCII)
 VIA = frozenset({"call", "message"})
 
 
-class IllegalTransition(MMTasksError):
+class IllegalTransition(ErasureStateError):
     """Illegal transition. The message states the rule and never contains user data."""
 
 
