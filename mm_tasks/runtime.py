@@ -14,6 +14,7 @@ from functools import cached_property, partial
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
+from mm_tasks.buffer.audit_state import AuditState
 from mm_tasks.buffer.batches import Batches, BatchLimits
 from mm_tasks.buffer.dead_letters import DeadLetters
 from mm_tasks.buffer.fence import Fence
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
 
     from mm_tasks.erasure.audit.checkpoints import Checkpoint
+    from mm_tasks.erasure.daily_verification import DailyVerification
     from mm_tasks.erasure.store import AuditStore
 
 # A web request waits at most this long for Redis: connect, then one answer. No blind
@@ -152,15 +154,23 @@ class Runtime:
     @cached_property
     def erasure_service(self) -> ErasureService:
         """Return the door for erasure requests, on the client that fails fast."""
-        fence = Fence(self.producer_redis, self.settings.project)
         store = self.audit_store
-        return ErasureService(store.steps, store.commands, FenceSync(fence, store.queries))
+        return ErasureService(store.steps, store.commands, self._fence_sync(self.producer_redis))
 
     @cached_property
     def fence_sync(self) -> FenceSync:
         """Return the synchronization of the fences in Redis with SQL, for workers and commands."""
-        fence = Fence(self.worker_redis, self.settings.project)
-        return FenceSync(fence, self.audit_store.queries)
+        return self._fence_sync(self.worker_redis)
+
+    @cached_property
+    def audit_state(self) -> AuditState:
+        """Return the findings about the audit log, for workers and commands."""
+        return AuditState(self.worker_redis, self.settings.project)
+
+    @property
+    def daily_verification(self) -> DailyVerification:
+        """Return the daily verification of the audit log."""
+        return self.audit_store.daily_verification(self.audit_state, self.fence_sync.check_log)
 
     @cached_property
     def erasures(self) -> ErasureWorkflow:
@@ -181,6 +191,11 @@ class Runtime:
         age_max_ms = round(settings.dead_age_max_days * 86_400_000)
         dead_letters = DeadLetters(self.worker_redis, settings.project)
         dead_letters.trim(settings.dead_events_max, age_max_ms)
+
+    def _fence_sync(self, redis: redis_client.RedisClient) -> FenceSync:
+        project, store = self.settings.project, self.audit_store
+        state = AuditState(redis, project)
+        return FenceSync(Fence(redis, project), store.queries, store.continuity, state)
 
     def _redis(
         self, connect_s: float, answer_s: float, breaker: Breaker | None = None

@@ -40,10 +40,12 @@ class ProjectKeys:
         self.fence = prefix + "fence"
         # Hash: the owner of `fence`, and whether the fence is complete. `store` (id of the audit
         # store), `run_id` (of the server that it was loaded for: a restart or a failover changes
-        # it, FLUSHALL removes it), `log_size` (a lower bound of the entries of the audit log);
-        # during a load `loading` (its token) and `loading_ms` (its last heartbeat); while loads
-        # fail `why` and `since_ms`.
+        # it, FLUSHALL removes it), `log_size` and `log_head` (the audit log has at least so many
+        # entries, and that is the hash of the last of them); during a load `loading` (its token)
+        # and `loading_ms` (its last heartbeat); while loads fail `why` and `since_ms`.
         self.fences = prefix + "fences"
+        # Hash: the state of the audit log, as workers and commands found it: see `audit_state`.
+        self.audit = prefix + "audit"
         # Set of tags that becomes `fence` once it is complete.
         self.fence_draft = prefix + "fence_draft"
         # Hash of tag to number of stored records that the fence removed from claims, batches and

@@ -49,11 +49,6 @@ class ErasureQueries:
         """Return the id of the audit store, which is created if it is missing."""
         return self._session.store_id
 
-    def log_size(self) -> int:
-        """Return the number of entries in the log, of all projects."""
-        with self._session.read() as connection:
-            return audit_log.head(connection).size
-
     def fences(self) -> Iterator[bytes]:
         """Yield the tags of fenced ids, read at one moment; a tag may occur twice."""
         query = self._fenced(tables.suppressions.c.tag)

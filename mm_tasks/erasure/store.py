@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from mm_tasks.erasure.audit import pseudonyms
 from mm_tasks.erasure.audit.checkpoints import Checkpoint, CheckpointSinks
+from mm_tasks.erasure.audit.continuity import Continuity
 from mm_tasks.erasure.audit.database import Database
 from mm_tasks.erasure.audit.log import AuditLog
 from mm_tasks.erasure.audit.pseudonyms import Pseudonyms
 from mm_tasks.erasure.audit.session import AuditSession
 from mm_tasks.erasure.commands import ErasureCommands
+from mm_tasks.erasure.daily_verification import DailyVerification
 from mm_tasks.erasure.queries import ErasureQueries, summarize
 from mm_tasks.erasure.steps import ErasureSteps
 from mm_tasks.errors import ConfigurationError
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from mm_tasks.buffer.audit_state import AuditState
     from mm_tasks.erasure.models import ErasureDeadline
 
 CHECKPOINTS = "checkpoints"
@@ -64,6 +67,17 @@ class AuditStore:
     def queries(self) -> ErasureQueries:
         """Return the queries of erasures; raises as `steps`."""
         return ErasureQueries(self._session)
+
+    @cached_property
+    def continuity(self) -> Continuity:
+        """Return the comparison of the log with its witnesses; raises as `steps`."""
+        return Continuity(self._session)
+
+    def daily_verification(
+        self, state: AuditState, check_log: Callable[[], None]
+    ) -> DailyVerification:
+        """Return the daily verification, which keeps its findings in `state`; raises as `steps`."""
+        return DailyVerification(self._session, self.queries, state, check_log)
 
     def open_erasures(self) -> tuple[dict[str, Any], list[ErasureDeadline]]:
         """Return the numbers of erasures, as `ErasureQueries.summary`, and all open ones.

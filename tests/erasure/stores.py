@@ -10,6 +10,7 @@ from functools import partial
 from sqlalchemy import NullPool, create_engine, text
 
 from mm_tasks.erasure.audit.checkpoints import CheckpointSinks
+from mm_tasks.erasure.audit.continuity import Continuity
 from mm_tasks.erasure.audit.database import Database
 from mm_tasks.erasure.audit.log import AuditLog
 from mm_tasks.erasure.audit.pseudonyms import Pseudonyms
@@ -55,6 +56,7 @@ class Store:
         self.database = Database(url, lambda _: self.clock())
         self.log = AuditLog(self.database, CheckpointSinks(folder / "checkpoints", hook))
         self.session = AuditSession(self.log, Pseudonyms(KEY), project)
+        self.continuity = Continuity(self.session)
         self.steps = Timed(self, ErasureSteps(self.session))
         self.commands = Timed(self, ErasureCommands(self.session))
         self.queries = Timed(self, ErasureQueries(self.session))
