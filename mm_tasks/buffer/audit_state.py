@@ -11,7 +11,8 @@ The hash `audit` has these fields; instants are of the project's clock, in ms:
     verified       `<ms> <size>`: the last complete run, and the size of the log
     broken         `<ms> <rule>`: the last run found this, and no later one succeeded
     guards         `<ms> <names>`: triggers that were missing
-    hook_failed    `<ms> <n>`: the checkpoint hook failed so often since it last worked
+    hook_failures  `<n>`: how often the checkpoint hook failed
+    hook_failed_ms `<ms>`: when it failed last
 
 No value holds an id of a person or a tag.
 """
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-# A mark of a host that is gone ends by itself.
-_MARK_MS = 86_400_000
+# A mark of a host that is gone ends by itself after this time.
+_DAY_S = 86_400
 _OF_LOG = "log:"
 _RUN = ("began", "whole", "reached")
 # A step of the verification takes less time, or its worker died.
@@ -50,7 +51,7 @@ class AuditFindings:
     def differing(self) -> dict[str, str]:
         """Return the hosts that found that the log lacks entries, each with the reason."""
         marks = {name: value for name, value in self.fields.items() if name.startswith(_OF_LOG)}
-        recent = (name for name in marks if self.age_s(name) * 1000 < _MARK_MS)
+        recent = (name for name in marks if self.age_s(name) < _DAY_S)
         return {name.removeprefix(_OF_LOG): self._text(name) for name in sorted(recent)}
 
     @property
@@ -74,9 +75,9 @@ class AuditFindings:
         return self._text("guards")
 
     @property
-    def hook_failures(self) -> int:
-        """Return how often the checkpoint hook failed since it last worked."""
-        return int(self._text("hook_failed") or 0)
+    def has_hook_failed(self) -> bool:
+        """Return whether the checkpoint hook failed within a day."""
+        return self.age_s("hook_failed_ms") < _DAY_S
 
     @property
     def reached(self) -> LogEnd:
@@ -162,14 +163,6 @@ class AuditState:
             self._set("guards", missing)
         else:
             self._redis.hdel(self._key, "guards")
-
-    def hook_failed(self) -> None:
-        """Count a failure of the checkpoint hook."""
-        self._set("hook_failed", str(self.read().hook_failures + 1))
-
-    def hook_worked(self) -> None:
-        """Forget the failures of the checkpoint hook."""
-        self._redis.hdel(self._key, "hook_failed")
 
     def reset(self) -> None:
         """Forget the marks of all hosts, and verify from the first entry next."""

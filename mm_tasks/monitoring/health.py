@@ -119,9 +119,9 @@ def audit_problems(findings: AuditFindings) -> dict[str, str]:
         problems["audit_log_broken"] = f"does not verify: {findings.broken}"
     if findings.guards_missing:
         problems["guards_missing"] = f"guards are missing: {findings.guards_missing}"
-    if findings.hook_failures:
-        sentence = f"the checkpoint hook failed {findings.hook_failures:,} times since it worked"
-        problems["hook_failed"] = f"{sentence}; see mm-tasks audit checkpoint"
+    if findings.has_hook_failed:
+        sentence = "the checkpoint hook failed within the last day"
+        problems["hook_failed"] = f"{sentence}; mend it, then mm-tasks audit checkpoint"
     age_s = findings.verified_age_s
     if age_s is not None and age_s > VERIFIED_MAX_S:
         problems["not_verified"] = f"was not verified for {age_s / 86_400:,.1f} days"
