@@ -109,7 +109,19 @@ class AuditUnavailable(MMTasksError):
 
 
 class AuditChainBroken(MMTasksError):
-    """The audit log does not verify: an entry was changed, removed or cut off."""
+    """The audit log does not verify: an entry was changed, removed or cut off.
+
+    `reason` is a fixed word for logs and `mm-tasks status`.
+    """
+
+    def __init__(self, message: str, reason: str = "audit_log_broken") -> None:
+        """Take the sentence and the word."""
+        self.reason = reason
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[type[AuditChainBroken], tuple[str, str]]:
+        """Pickle by the arguments."""
+        return type(self), (str(self), self.reason)
 
 
 class ErasureStateError(MMTasksError):

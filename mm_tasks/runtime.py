@@ -14,6 +14,7 @@ from functools import cached_property, partial
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
+from mm_tasks.buffer.audit_state import AuditState
 from mm_tasks.buffer.batches import Batches, BatchLimits
 from mm_tasks.buffer.dead_letters import DeadLetters
 from mm_tasks.buffer.fence import Fence
@@ -46,7 +47,9 @@ if TYPE_CHECKING:
 
     from pydantic import SecretStr
 
+    from mm_tasks.erasure.adoption import Adoption
     from mm_tasks.erasure.audit.checkpoints import Checkpoint
+    from mm_tasks.erasure.daily_verification import DailyVerification
     from mm_tasks.erasure.store import AuditStore
 
 # A web request waits at most this long for Redis: connect, then one answer. No blind
@@ -158,10 +161,10 @@ class Runtime:
     @cached_property
     def erasure_service(self) -> ErasureService:
         """Return the door for erasure requests, on the client that fails fast."""
-        fence = Fence(self.producer_redis, self.settings.project)
         store = self.audit_store
         pause = Pauses(self.producer_redis, self.settings.project, None)
-        return ErasureService(store.steps, store.commands, FenceSync(fence, store.queries), pause)
+        fence_sync = self._fence_sync(self.producer_redis)
+        return ErasureService(store.steps, store.commands, fence_sync, pause)
 
     @property
     def traces(self) -> TraceFinder:
@@ -177,8 +180,23 @@ class Runtime:
     @cached_property
     def fence_sync(self) -> FenceSync:
         """Return the synchronization of the fences in Redis with SQL, for workers and commands."""
+        return self._fence_sync(self.worker_redis)
+
+    @cached_property
+    def audit_state(self) -> AuditState:
+        """Return the findings about the audit log, for workers and commands."""
+        return AuditState(self.worker_redis, self.settings.project)
+
+    @property
+    def daily_verification(self) -> DailyVerification:
+        """Return the daily verification of the audit log."""
+        return self.audit_store.daily_verification(self.audit_state, self.fence_sync.check_log)
+
+    @property
+    def adoption(self) -> Adoption:
+        """Return the adoption of a log that lost entries."""
         fence = Fence(self.worker_redis, self.settings.project)
-        return FenceSync(fence, self.audit_store.queries)
+        return self.audit_store.adoption(fence, self.audit_state)
 
     @cached_property
     def erasures(self) -> ErasureWorkflow:
@@ -207,6 +225,11 @@ class Runtime:
             return ()
         note_failed = partial(hook_failures.note, self.worker_redis, self.settings.project)
         return (CheckpointHook(call, note_failed),)
+
+    def _fence_sync(self, redis: redis_client.RedisClient) -> FenceSync:
+        project, store = self.settings.project, self.audit_store
+        state = AuditState(redis, project)
+        return FenceSync(Fence(redis, project), store.queries, store.continuity, state)
 
     def _redis(
         self, connect_s: float, answer_s: float, breaker: Breaker | None = None

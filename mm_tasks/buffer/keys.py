@@ -40,11 +40,12 @@ class ProjectKeys:
         self.fence = prefix + "fence"
         # Hash: the owner of `fence`, and whether the fence is complete. `store` (id of the audit
         # store), `run_id` (of the server that it was loaded for: a restart or a failover changes
-        # it, FLUSHALL removes it), `log_size` (a lower bound of the entries of the audit log);
-        # during a load `loading` (its token) and `loading_ms` (its last heartbeat); while loads
-        # fail `why` and `since_ms`.
+        # it, FLUSHALL removes it), `log_size` and `log_head` (the audit log has at least so many
+        # entries, and that is the hash of the last of them); during a load `loading` (its token)
+        # and `loading_ms` (its last heartbeat); while loads fail `why` and `since_ms`.
         self.fences = prefix + "fences"
-        # Hash: `hook_failures` (how often the checkpoint hook failed; it only grows) and
+        # Hash: the state of the audit log, as workers and commands found it: see `audit_state`. Also
+        # `hook_failures` (how often the checkpoint hook failed; it only grows) and
         # `hook_failed_ms` (when it failed last).
         self.audit = prefix + "audit"
         # Set of tags that becomes `fence` once it is complete.

@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from redis.exceptions import RedisError
 
 from mm_tasks import runtime
+from mm_tasks.cli import adopt
 from mm_tasks.cli.output import destination, fail
 from mm_tasks.erasure.audit import verification
+from mm_tasks.errors import AuditChainBroken
 from mm_tasks.timestamps import STAMP, moment, stamp
 
 if TYPE_CHECKING:
@@ -46,8 +49,8 @@ def verify(
     """Verify the log, or an export of it: exit 0 if it is intact, 1 with the first broken rule.
 
     The log is compared with its checkpoints in the database and in the state directory, and with
-    the work rows; an export with the checkpoints of the state directory, if there are any. Reads
-    only.
+    the work rows; an export with the checkpoints of the state directory, if there are any. Notes
+    the result of the log in Redis, for `status`, `health` and metrics, and changes nothing else.
 
     Example: mm-tasks audit verify
     """
@@ -104,14 +107,26 @@ def checkpoint(*, as_json: _Json = False) -> None:
         fail("the checkpoint could not be written to the state directory")
 
 
+app.command(name="adopt")(adopt.run)
+
+
 def _of_log() -> Report:
     log = runtime.current().audit_store.log
     if log.database.is_missing:
         fail("there is no audit log; see MM_TASKS_AUDIT_URL and MM_TASKS_STATE_DIR")
+    state = runtime.current().audit_state
     try:
-        return verification.verify(log)
+        report = verification.verify(log)
+    except AuditChainBroken as error:
+        with suppress(RedisError):
+            state.found_broken(str(error))
+        raise
     except OSError as error:
         fail(f"the checkpoints in the state directory cannot be read ({type(error).__name__})")
+    with suppress(RedisError):
+        state.verified(report.size)
+        state.guards(", ".join(report.guards_missing))
+    return report
 
 
 def _of_export(path: Path) -> Report:

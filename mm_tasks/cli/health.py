@@ -40,6 +40,7 @@ def _checks(
     is_all = worker is None and not beat
     try:
         found = heartbeats.read(redis, project)
+        findings = current.audit_state.read()
     except RedisError as error:
         # No further command: a server that hangs would delay the probe again.
         yield health.unavailable(error)
@@ -53,6 +54,7 @@ def _checks(
         if is_all:
             yield health.writable(redis, project)
             yield from health.addresses(redis, project)
+            yield from health.audit(findings)
     if is_all and current.settings.audit_url is not None:
         yield health.database(partial(_reach, current))
 

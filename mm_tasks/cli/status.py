@@ -28,7 +28,9 @@ def run(out: Console, *, as_json: bool) -> None:
     current = runtime.current()
     shown = status.read(current.worker_redis, current.settings.project)
     addresses = health.addresses(current.worker_redis, current.settings.project)
+    audit = health.audit_problems(current.audit_state.read())
     shown["problems"] = [check.sentence for check in addresses if not check.is_ok]
+    shown["problems"] += [f"audit log: {sentence}" for sentence in audit.values()]
     late: list[ErasureDeadline] = []
     why = ""
     try:

@@ -3,18 +3,24 @@
 `claim` and `begin` refuse to work on a Redis server on which the fence was not loaded, so a
 server that lost its memory sends no event of an erased subject. While SQL is unavailable it
 sends nothing, and `status` has the reason.
+
+A log that lacks an entry which Redis or a checkpoint of a host saw lowers no fence. The host that
+finds it marks that in Redis, and no other host loads a fence until the mark is gone.
 """
 
 from __future__ import annotations
 
 import time
+from functools import partial
 from logging import getLogger
 from typing import TYPE_CHECKING
 
 from mm_tasks.errors import AuditChainBroken, AuditUnavailable, ConfigurationError
 
 if TYPE_CHECKING:
-    from mm_tasks.buffer.fence import Fence, When
+    from mm_tasks.buffer.audit_state import AuditState
+    from mm_tasks.buffer.fence import Fence, LogEnd, When
+    from mm_tasks.erasure.audit.continuity import Continuity
     from mm_tasks.erasure.models import Claim
     from mm_tasks.erasure.queries import ErasureQueries
 
@@ -28,19 +34,65 @@ _log = getLogger(__name__)
 class FenceSync:
     """The fence of one project, in SQL and in Redis."""
 
-    def __init__(self, fence: Fence, queries: ErasureQueries) -> None:
-        """Take both; nothing is read here."""
+    def __init__(
+        self, fence: Fence, queries: ErasureQueries, continuity: Continuity, state: AuditState
+    ) -> None:
+        """Take the parts; nothing is read here."""
         self._fence = fence
         self._queries = queries
+        self._continuity = continuity
+        self._state = state
         self._seen: tuple[int, int] | None = None
 
     def check_store(self) -> None:
         """Raise `ConfigurationError` if the fence in Redis is of another audit store."""
         self._fence.check_store(self._queries.store_id)
 
+    def check_log(self) -> None:
+        """Raise `AuditChainBroken` if the log lacks an entry that Redis or this host saw."""
+        self._log_end(self._fence.state().known, whole=True)
+
     def add(self, claim: Claim) -> None:
-        """Fence the subject of an erasure in Redis. Raises Redis's errors."""
-        self._fence.add(claim.erasure.tags, self._queries.store_id, self._queries.log_size())
+        """Fence the subject of an erasure in Redis. Raises Redis's errors.
+
+        Works although the log lacks entries: then it does not move the known end of the log.
+        """
+        tags, store_id = claim.erasure.tags, self._queries.store_id
+        known = self._fence.add(tags, store_id)
+        try:
+            self._advance(known)
+        except AuditChainBroken:
+            # A load that began before this host marked the log may have lowered the fence.
+            self._fence.add(tags, store_id)
+
+    def _advance(self, known: LogEnd) -> None:
+        """Let Redis know the end of the log, which has this erasure's entry."""
+        while True:
+            end = self._log_end(known)
+            now = self._fence.advance(known, end)
+            if now.size >= end.size:
+                return
+            known = now  # of another process, with fewer entries: look for these too
+
+    def _log_end(self, known: LogEnd, *, whole: bool = False) -> LogEnd:
+        """Return the end of the log; raise `AuditChainBroken` if it lacks entries, and mark that.
+
+        If this host marked the log, all of its checkpoints are compared again.
+        """
+        marks = self._state.read().differing
+        is_marked = marks.pop(self._state.host, None) is not None
+        try:
+            end = self._continuity.end(known, whole=whole or is_marked)
+        except AuditChainBroken as error:
+            if self._state.mark_log(error.reason):
+                _log.error("audit_log_differs why=%s", error.reason, extra={"why": error.reason})
+            raise
+        if is_marked:
+            self._state.unmark_log()
+        for host, reason in marks.items():
+            msg = f"host {host} found that the audit log lacks entries; see mm-tasks audit adopt"
+            raise AuditChainBroken(msg, reason)
+        return end
 
     def load(self, when: When = "always") -> bool:
         """Replace the fence in Redis by the one in SQL, and mark this server as loaded.
@@ -48,8 +100,8 @@ class FenceSync:
         Returns False if another load is left to finish: see `Fence.load` for `when`. Raises
         `AuditUnavailable`, and `ConfigurationError` or `AuditChainBroken` as `Fence.load`.
         """
-        queries = self._queries
-        is_loaded = self._fence.load(queries.store_id, queries.fences, queries.log_size, when=when)
+        queries, log_end = self._queries, partial(self._log_end, whole=True)
+        is_loaded = self._fence.load(queries.store_id, queries.fences, log_end, when=when)
         _log.info("fences_loaded" if is_loaded else "fences_loaded_by_another")
         return is_loaded
 
@@ -67,8 +119,8 @@ class FenceSync:
             why = "audit_unavailable"
         except ConfigurationError:
             why = "audit_refused"
-        except AuditChainBroken:
-            why = "audit_log_cut"
+        except AuditChainBroken as error:
+            why = error.reason
         self._fence.note_failed(why)
         _log.error("fences_not_loaded why=%s", why, extra={"why": why})
         return False
@@ -85,12 +137,13 @@ class FenceSync:
         """Load the fence if Redis has another number of tags than SQL, or a load died.
 
         This repairs a fence that could not be added or lifted while Redis was away, and
-        removes the draft of a dead load.
+        removes the draft of a dead load. Raises `AuditChainBroken` if the log lacks entries.
         """
         state = self._fence.state()
+        self._log_end(state.known)
         if not state.is_loading:
-            # Each change of SQL's fence adds to the log. Counting a fence takes time.
-            seen = (state.tags, self._queries.log_size())
+            # Counting the tags in SQL opens each seal: a million take some seconds.
+            seen = (state.tags, self._queries.fence_sum())
             if seen == self._seen:
                 return
             if state.tags == self._queries.fence_count():

@@ -10,7 +10,7 @@ from collections import Counter
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Text, select, type_coerce
+from sqlalchemy import Text, func, select, type_coerce
 
 from mm_tasks.erasure.audit import log as audit_log
 from mm_tasks.erasure.audit import tables
@@ -52,11 +52,6 @@ class ErasureQueries:
         """Return the id of the audit store, which is created if it is missing."""
         return self._session.store_id
 
-    def log_size(self) -> int:
-        """Return the number of entries in the log, of all projects."""
-        with self._session.read() as connection:
-            return audit_log.head(connection).size
-
     def fences(self) -> Iterator[bytes]:
         """Yield the tags of fenced ids, read at one moment; a tag may occur twice.
 
@@ -70,6 +65,11 @@ class ErasureQueries:
     def fence_count(self) -> int:
         """Return the number of fenced tags, each counted once. Raises as `fences`."""
         return len(set(self.fences()))
+
+    def fence_sum(self) -> int:
+        """Return a number that changes whenever the fences in SQL do. Raises as `fences`."""
+        with self._session.read() as connection:
+            return audit_log.tail(connection, self._session.pseudonyms.seals).fences
 
     def show(self, erasure: str) -> dict[str, Any] | None:
         """Return an erasure, ready for JSON; None if it does not exist.

@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from mm_tasks.erasure.audit import checkpoint_hook
 from mm_tasks.erasure.models import Opened
-from mm_tasks.errors import AuditUnavailable
+from mm_tasks.errors import AuditChainBroken, AuditUnavailable
 
 if TYPE_CHECKING:
     from mm_tasks.buffer.pauses import Pauses
@@ -94,5 +94,5 @@ class ErasureService:
         """Load the fence of SQL into Redis; if that fails, the next sweep does it."""
         try:
             self.fence_sync.load()
-        except (RedisError, AuditUnavailable) as error:
+        except (RedisError, AuditUnavailable, AuditChainBroken) as error:
             _log.warning("fence_not_lowered", extra={"error": type(error).__name__})

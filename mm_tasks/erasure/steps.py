@@ -225,7 +225,8 @@ class ErasureSteps:
             details = {"acknowledged": row["acknowledged"]}
             transitions = ending("completed", details, rows.now, aof="")
             if row["mode"] == ONCE:
-                transitions.append(Transition("released", fences=rows.unfence(claim.id)))
+                fences = rows.unfence(claim.id, restored=True)
+                transitions.append(Transition("released", fences=fences))
             erasure = rows.value(rows.advance(row, transitions))
         self._session.truncate_wal()
         return erasure

@@ -10,14 +10,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from mm_tasks.erasure.adoption import Adoption
 from mm_tasks.erasure.audit import pseudonyms
 from mm_tasks.erasure.audit.checkpoints import CheckpointSinks
+from mm_tasks.erasure.audit.continuity import Continuity
 from mm_tasks.erasure.audit.database import Database
 from mm_tasks.erasure.audit.log import AuditLog
 from mm_tasks.erasure.audit.pseudonyms import Pseudonyms
 from mm_tasks.erasure.audit.session import AuditSession
 from mm_tasks.erasure.certificate.issuing import CertificateIssuer
 from mm_tasks.erasure.commands import ErasureCommands
+from mm_tasks.erasure.daily_verification import DailyVerification
 from mm_tasks.erasure.queries import ErasureQueries, summarize
 from mm_tasks.erasure.steps import ErasureSteps
 from mm_tasks.errors import ConfigurationError
@@ -25,6 +28,8 @@ from mm_tasks.errors import ConfigurationError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from mm_tasks.buffer.audit_state import AuditState
+    from mm_tasks.buffer.fence import Fence
     from mm_tasks.erasure.audit.checkpoint_hook import CheckpointHook
     from mm_tasks.erasure.models import ErasureDeadline
 
@@ -72,6 +77,21 @@ class AuditStore:
     def certificates(self) -> CertificateIssuer:
         """Return the issuer of receipts; raises as `steps`."""
         return CertificateIssuer(self._session, self.controller)
+
+    @cached_property
+    def continuity(self) -> Continuity:
+        """Return the comparison of the log with its witnesses; raises as `steps`."""
+        return Continuity(self._session)
+
+    def daily_verification(
+        self, state: AuditState, check_log: Callable[[], None]
+    ) -> DailyVerification:
+        """Return the daily verification, which keeps its findings in `state`; raises as `steps`."""
+        return DailyVerification(self._session, self.queries, state, check_log)
+
+    def adoption(self, fence: Fence, state: AuditState) -> Adoption:
+        """Return the adoption of a log that lost entries; raises as `steps`."""
+        return Adoption(self._session, fence, state)
 
     def open_erasures(self) -> tuple[dict[str, Any], list[ErasureDeadline]]:
         """Return the numbers of erasures, as `ErasureQueries.summary`, and all open ones.

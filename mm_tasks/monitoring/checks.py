@@ -17,7 +17,7 @@ from mm_tasks.buffer.rate_limiter import SLOT_VALID_MS
 from mm_tasks.client.access import tls_context, vendor_access
 from mm_tasks.erasure.audit import tables
 from mm_tasks.erasure.audit.log import head
-from mm_tasks.errors import AuditUnavailable, ConfigurationError
+from mm_tasks.errors import AuditChainBroken, AuditUnavailable, ConfigurationError
 from mm_tasks.events.limits import VENDOR_BATCH_BURST, VENDOR_BATCH_RATE_PER_S
 from mm_tasks.monitoring import status
 from mm_tasks.monitoring.health import Check
@@ -47,6 +47,8 @@ _REDIS, _DATABASE = "Redis", "audit database"
 def start(current: Runtime) -> list[Check]:
     """Return the checks of a worker's start, which waits for an unavailable store."""
     checks = [*vendor(current.settings), *server(current), store(current)]
+    if all(check.state != "problem" for check in checks):
+        log(current)  # The fence in Redis holds: a worker starts, and others see the finding.
     return [check for check in checks if check.name not in {_REDIS, _DATABASE}]
 
 
@@ -154,6 +156,20 @@ def store(current: Runtime) -> Check:
     return Check("audit store", "ok", f"{kind}, id {store_id}")
 
 
+def log(current: Runtime) -> Check:
+    """Return whether the log has all entries that Redis and this host saw; note it if not."""
+    try:
+        current.fence_sync.check_log()
+    except AuditChainBroken as error:
+        return Check("audit log", "problem", f"{error.reason}: {error}")
+    except AuditUnavailable as error:
+        return _unavailable(error)
+    except RedisError as error:
+        sentence = f"could not be compared: Redis does not answer ({type(error).__name__})"
+        return Check("audit log", "warning", sentence)
+    return Check("audit log", "ok", "has all entries that Redis and this host saw")
+
+
 def erasures(current: Runtime) -> Iterator[Check]:
     """Yield the checks of the audit store and its content; only one problem without it."""
     check = store(current)
@@ -166,6 +182,7 @@ def erasures(current: Runtime) -> Iterator[Check]:
             missing = tables.guards_missing(connection)
         yield _guards(missing)
         yield _checkpoints(current.audit_store.log)
+        yield log(current)
         summary = current.audit_store.queries.summary()
         is_late = summary["overdue"] + summary["blocked"] > 0
         yield Check("erasures", "warning" if is_late else "ok", in_words(summary))

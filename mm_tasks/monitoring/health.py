@@ -19,9 +19,17 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
+    from mm_tasks.buffer.audit_state import AuditFindings
     from mm_tasks.buffer.heartbeats import Heartbeat, Publisher
 
 AGE_MAX_S = 30.0
+# The kinds of findings about the audit log, in the metric `mm_tasks_audit_problem`.
+AUDIT_KINDS = (
+    *("audit_log_broken", "audit_log_cut", "audit_log_forked"),
+    *("guards_missing", "hook_failed", "not_verified"),
+)
+# A run a day, and one that was missed.
+VERIFIED_MAX_S = 172_800.0
 # A process notes a publish at most every 30 s. After this time without one it is forgotten.
 _PUBLISHED_MAX_S = 300.0
 
@@ -89,6 +97,35 @@ def addresses(redis: Redis, project: str) -> Iterator[Check]:
         return
     if others:
         yield Check("projects", "ok", f"on this server too: {others}; see docs/projects.md")
+
+
+def audit(findings: AuditFindings) -> Iterator[Check]:
+    """Yield a problem for each finding about the audit log, and otherwise its verification."""
+    problems = audit_problems(findings)
+    yield from (Check("audit log", "problem", sentence) for sentence in problems.values())
+    age_s = findings.verified_age_s
+    if not problems and age_s is not None:
+        size = findings.verified_size
+        yield Check("audit log", "ok", f"verified {age_s / 3600:,.0f} h ago: {size:,} entries")
+
+
+def audit_problems(findings: AuditFindings) -> dict[str, str]:
+    """Return a sentence for each finding about the audit log, by its kind, one of `AUDIT_KINDS`."""
+    problems = {}
+    for host, reason in findings.differing.items():
+        sentence = f"{reason}: it lacks entries, as {host} found; no fence is lowered"
+        problems[reason] = f"{sentence}; see mm-tasks audit adopt"
+    if findings.broken:
+        problems["audit_log_broken"] = f"does not verify: {findings.broken}"
+    if findings.guards_missing:
+        problems["guards_missing"] = f"guards are missing: {findings.guards_missing}"
+    if findings.has_hook_failed:
+        sentence = "the checkpoint hook failed within the last day"
+        problems["hook_failed"] = f"{sentence}; mend it, then mm-tasks audit checkpoint"
+    age_s = findings.verified_age_s
+    if age_s is not None and age_s > VERIFIED_MAX_S:
+        problems["not_verified"] = f"was not verified for {age_s / 86_400:,.1f} days"
+    return problems
 
 
 def beat(found: Mapping[str, Heartbeat], age_max_s: float) -> Check:

@@ -28,11 +28,13 @@ from redis.exceptions import RedisError
 
 from mm_tasks import runtime
 from mm_tasks.buffer import heartbeats, histograms, snapshot
+from mm_tasks.buffer.audit_state import AuditState
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.refusals import REASONS
 from mm_tasks.client import outcome
 from mm_tasks.erasure.audit.protocol import BLOCKED, OPEN
 from mm_tasks.errors import AuditUnavailable, ConfigurationError
+from mm_tasks.monitoring import health
 from mm_tasks.monitoring.erasure_durations import STEPS, ErasureDurations
 from mm_tasks.monitoring.rates import by_kind
 
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from prometheus_client import Metric
     from redis import Redis
 
+    from mm_tasks.buffer.audit_state import AuditFindings
     from mm_tasks.buffer.heartbeats import Heartbeat
     from mm_tasks.buffer.snapshot import Snapshot
     from mm_tasks.runtime import Runtime
@@ -187,6 +190,7 @@ def _of_redis(redis: Redis, project: str) -> Iterator[Metric] | None:
         read = snapshot.read(redis, project)
         raw: Any = redis.hgetall(ProjectKeys(project).histogram_counters)
         beats = heartbeats.read(redis, project)
+        findings = AuditState(redis, project).read()
     except RedisError:
         return None
     counters = {name.decode(): int(number) for name, number in raw.items()}
@@ -196,6 +200,7 @@ def _of_redis(redis: Redis, project: str) -> Iterator[Metric] | None:
         _of_pauses(read),
         _of_messages(read),
         _of_heartbeats(beats.values()),
+        _of_log(findings),
         _of_histograms(counters, read.lanes),
     )
 
@@ -205,6 +210,19 @@ def _of_heartbeats(beats: Collection[Heartbeat]) -> Iterator[Metric]:
         ages = {heartbeat.name: heartbeat.age_s for heartbeat in beats if heartbeat.kind == kind}
         help_text = f"Since the last heartbeat of a {kind}."
         yield _gauges(f"{kind}_heartbeat_age_seconds", help_text, kind, ages)
+
+
+def _of_log(findings: AuditFindings) -> Iterator[Metric]:
+    problems = health.audit_problems(findings)
+    kinds = {kind: int(kind in problems) for kind in health.AUDIT_KINDS}
+    yield _gauges("audit_problem", "Whether this was found about the audit log.", "kind", kinds)
+    help_text = "Since the audit log was verified."
+    age = GaugeMetricFamily("mm_tasks_audit_verified_age_seconds", help_text)
+    if findings.verified_age_s is not None:
+        age.add_metric((), findings.verified_age_s)
+    yield age
+    size = findings.verified_size
+    yield _gauge("audit_verified_entries", "Entries of the log when it was verified.", size)
 
 
 def _of_histograms(counters: Mapping[str, int], lanes: Iterable[str]) -> Iterator[Metric]:

@@ -109,7 +109,7 @@ class RunErasure(BaseTask):
 
 
 class SweepErasures(PeriodicTask):
-    """Takes the due steps of all erasures, and logs deadlines."""
+    """Takes the due steps of all erasures, logs deadlines, and verifies the log once a day."""
 
     name = celery_app.SWEEP_ERASURES
 
@@ -121,7 +121,9 @@ class SweepErasures(PeriodicTask):
     def run(self) -> None:
         """Take all due steps."""
         self.begin()
-        runtime.current().erasures.sweep()
+        current = runtime.current()
+        current.erasures.sweep()
+        current.daily_verification.step()
 
 
 flush: Any = Flush()

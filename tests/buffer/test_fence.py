@@ -26,7 +26,7 @@ import pytest
 
 from mm_tasks.buffer.attempt import Rejection
 from mm_tasks.buffer.batches import BatchLimits
-from mm_tasks.buffer.fence import Fence, FenceState
+from mm_tasks.buffer.fence import Fence, FenceState, LogEnd
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.producer import Record
 from mm_tasks.buffer.records import tag
@@ -249,13 +249,13 @@ def test_an_overtaken_load_adds_nothing_to_the_one_that_goes_on(redis):
     """Its tags may have been lowered since. Step by step, as no one process would do it."""
     begin_, add, end = map(Script, ("fence_load_begin", "fence_load_add", "fence_load_commit"))
     places = (KEYS.fences, KEYS.fence_draft)
-    run_id, _ = begin_(redis, places, (STORE, "first", 0, ""))
+    run_id, *_ = begin_(redis, places, (STORE, "first", 0, ""))
     begin_(redis, places, (STORE, "second", 0, ""))
     added = [add(redis, places, (token, *tags(token))) for token in ("first", "second")]
 
     assert added == [0, 1]
     whole = (*places, KEYS.fence)
-    assert [end(redis, whole, (one, run_id, 0)) for one in ("first", "second")] == [0, 1]
+    assert [end(redis, whole, (one, run_id, 0, "", 0, "")) for one in ("first", "second")] == [0, 1]
     assert fenced(redis) == tags("second")
 
 
@@ -264,7 +264,7 @@ def test_all_lost_during_a_load_is_loaded_again(redis, load_while):
     load_while(redis.flushall)
 
     assert_loaded(redis, load_while.sql, reads=2)
-    assert about(redis).keys() == {"store", "run_id", "log_size"}
+    assert about(redis).keys() == {"store", "run_id", "log_size", "log_head"}
 
 
 @pytest.mark.parametrize("another", ["raise", "load"])
@@ -378,7 +378,7 @@ def test_a_load_whose_sql_failed_does_not_stop_the_next(redis, fence):
 
     assert not redis.exists(KEYS.fence_draft)
     assert fence.load(STORE, lambda: tags(1), when="unless loaded")
-    assert about(redis).keys() == {"store", "run_id", "log_size"}
+    assert about(redis).keys() == {"store", "run_id", "log_size", "log_head"}
 
 
 def test_a_load_whose_sql_fails_leaves_the_fence_and_the_server_as_they_were(redis, fence):
@@ -437,7 +437,7 @@ def test_a_failed_load_says_why_and_since_when_until_one_succeeds(redis, fence):
     assert (about(redis)["why"], about(redis)["since_ms"]) == ("audit_refused", "1000")
     fence.load(STORE, set)
     loaded = about(redis)
-    assert loaded.keys() == {"store", "run_id", "log_size"}
+    assert loaded.keys() == {"store", "run_id", "log_size", "log_head"}
     fence.note_failed("audit_unavailable")  # by a worker that could not load them itself
     assert about(redis) == loaded
 
@@ -593,28 +593,83 @@ def test_at_maxmemory_nobody_fenced_is_stored_or_sent(full):
     assert full.hgetall(KEYS.caught) == {tag("p", "user", "u3"): b"1"}
 
 
-def test_a_log_that_became_shorter_lowers_nothing(redis, fence):
-    """A backup of the audit database was put back: what it forgot stays fenced."""
-    fence.load(STORE, lambda: tags(1, 2), lambda: 40)
-    fence.add(tags(3), STORE, 50)
-    fence.add(tags(4), STORE, 45)
-    with pytest.raises(AuditChainBroken):
-        fence.load(STORE, lambda: tags(1), lambda: 49)
-    assert fenced(redis) == tags(1, 2, 3, 4)
+# The end of the audit log. A log is a list of its heads here.
 
-    fence.load(STORE, lambda: tags(1), lambda: 50)
+
+def looked_for_in(log):
+    """Return a function that finds the known end of the log in this one."""
+
+    def log_end(known):
+        if log[known.size - 1 : known.size] != [known.head] and known.size:
+            msg = "it is another log"
+            raise AuditChainBroken(msg, "audit_log_forked")
+        return LogEnd(len(log), log[-1])
+
+    return log_end
+
+
+def test_the_known_end_of_the_log_moves_forward_only_for_a_caller_that_found_it(fence):
+    """Two processes add at once: the second must look for the end that the first stored."""
+    nothing = fence.add(tags(1), STORE)
+    first, second = LogEnd(5, "a"), LogEnd(6, "b")
+    assert nothing == LogEnd()
+    assert fence.advance(nothing, first) == first
+    assert fence.advance(nothing, second) == first
+    assert fence.advance(first, second) == second
+    assert fence.advance(second, first) == second
+
+    assert fence.add(tags(2), STORE) == fence.state().known == second
+
+
+def test_a_size_that_an_earlier_release_stored_gets_its_head(redis, fence):
+    fence.load(STORE, set)
+    redis.hset(KEYS.fences, "log_size", 5)
+    redis.hdel(KEYS.fences, "log_head")
+    assert fence.state().known == LogEnd(5, "")
+
+    assert fence.advance(LogEnd(5, ""), LogEnd(5, "e")) == LogEnd(5, "e")
+
+
+@pytest.mark.parametrize("log", ["abcd", "abxyz", "abxyzefg"], ids=["cut", "as long", "longer"])
+def test_a_load_from_a_log_that_lost_entries_lowers_nothing(redis, fence, log):
+    """A backup was put back: what it forgot stays fenced, also when the log has grown again."""
+    fence.load(STORE, lambda: tags(1, 2), looked_for_in([*"abcde"]))
+    before = about(redis)
+    with pytest.raises(AuditChainBroken):
+        fence.load(STORE, lambda: tags(1), looked_for_in([*log]))
+    assert fenced(redis) == tags(1, 2)
+    assert about(redis) == before
+
+    fence.load(STORE, lambda: tags(1), looked_for_in([*"abcdef"]))
     assert fenced(redis) == tags(1)
+    assert fence.state().known == LogEnd(6, "f")
+
+
+def test_a_log_that_loses_entries_while_it_is_read_lowers_nothing(redis, fence):
+    """The database fails over in the middle of a load."""
+    log = [*"abcde"]
+    fence.load(STORE, lambda: tags(1, 2), looked_for_in(log))
+
+    def read():
+        log[3:] = "xyz"
+        return tags(1)
+
+    with pytest.raises(AuditChainBroken):
+        fence.load(STORE, read, looked_for_in(log))
+    assert fenced(redis) == tags(1, 2)
 
 
 def test_a_log_that_grows_during_a_load_is_not_taken_for_a_cut_one(redis, fence):
-    """An erasure is accepted and its fence raised, before and while another process loads."""
-    sizes = iter([5, 6, 7])
-    fence.add(tags(1), STORE, 5)
+    """An erasure is accepted and its fence raised while another process loads."""
+    log = [*"abcde"]
+    fence.load(STORE, lambda: tags(1), looked_for_in(log))
 
     def read():
-        if not fenced(redis) >= tags(2):
-            fence.add(tags(2), STORE, 6)
-        return fenced(redis)
+        log.append("f")
+        fence.advance(fence.add(tags(2), STORE), LogEnd(6, "f"))
+        log.append("g")
+        return tags(1)
 
-    assert fence.load(STORE, read, lambda: next(sizes))
+    assert fence.load(STORE, read, looked_for_in(log))
     assert fenced(redis) == tags(1, 2)
+    assert fence.state().known == LogEnd(6, "f")

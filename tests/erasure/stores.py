@@ -11,6 +11,7 @@ from sqlalchemy import NullPool, create_engine, text
 
 from mm_tasks.erasure.audit.checkpoint_hook import CheckpointHook
 from mm_tasks.erasure.audit.checkpoints import CheckpointSinks
+from mm_tasks.erasure.audit.continuity import Continuity
 from mm_tasks.erasure.audit.database import Database
 from mm_tasks.erasure.audit.log import AuditLog
 from mm_tasks.erasure.audit.pseudonyms import Pseudonyms
@@ -58,6 +59,7 @@ class Store:
         outside = CheckpointSinks(folder / "checkpoints", hooks)
         self.log = AuditLog(self.database, outside, lambda: key)
         self.session = AuditSession(self.log, key, project)
+        self.continuity = Continuity(self.session)
         self.steps = Timed(self, ErasureSteps(self.session))
         self.commands = Timed(self, ErasureCommands(self.session))
         self.queries = Timed(self, ErasureQueries(self.session))

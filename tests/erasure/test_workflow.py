@@ -17,6 +17,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from sqlalchemy import event
 
 from mm_tasks.buffer.attempt import Admitted
+from mm_tasks.buffer.audit_state import AuditState
 from mm_tasks.buffer.fence import Fence
 from mm_tasks.buffer.pauses import Pauses
 from mm_tasks.buffer.producer import Record
@@ -62,7 +63,8 @@ class Erasures:
 
     @staticmethod
     def fence_sync_on(redis, store):
-        return FenceSync(Fence(redis, "p"), store.queries)
+        state = AuditState(redis, "p")
+        return FenceSync(Fence(redis, "p"), store.queries, store.continuity, state)
 
     def client(self, url=None, kind=Client):
         return kind(vendor_access(url or self.flow.url, SECRET), request_timeout_s=0.5)

@@ -32,6 +32,7 @@ from sqlalchemy import QueuePool, create_engine
 from sqlalchemy.event import listen
 
 from mm_tasks.buffer.attempt import Rejection
+from mm_tasks.buffer.audit_state import AuditState
 from mm_tasks.buffer.batches import BatchLimits
 from mm_tasks.buffer.dead_letters import DeadLetters
 from mm_tasks.buffer.fence import Fence
@@ -290,7 +291,9 @@ class World:
             result=lambda erasure, *_: self._on_result(erasure),
         )
         commands = Paused(store.commands, open_request=self._on_opened)
-        self.fence_sync = FenceSync(Paused(CountedFence(self)), Paused(store.queries))
+        state = AuditState(redis, PROJECT)
+        fence, queries = Paused(CountedFence(self)), Paused(store.queries)
+        self.fence_sync = FenceSync(fence, queries, Paused(store.continuity), state)
         pause = Pauses(redis, PROJECT, None)
         self.erasure_service = ErasureService(steps, commands, self.fence_sync, pause)
         self.vendor = Vendor(self)

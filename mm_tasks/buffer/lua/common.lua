@@ -97,9 +97,18 @@ local function is_loaded(fences)
   return loaded_for and loaded_for == run_id()
 end
 
--- Return a lower bound of the entries of the audit log: the larger of the stored and the new one.
-local function log_size(fences, new)
-  return whole(math.max(tonumber(new), tonumber(redis.call('HGET', fences, 'log_size') or 0)))
+-- Return size and head of the audit log as this Redis knows them: '0' and '' before the first
+-- fence. An earlier release stored the size alone.
+local function known_log(fences)
+  return redis.call('HGET', fences, 'log_size') or '0', redis.call('HGET', fences, 'log_head') or ''
+end
+
+-- Move the known size and head forward, for a caller that found `size` and `head` in the log.
+-- Nothing changes if others are known by now.
+local function advance_log(fences, size, head, new_size, new_head)
+  local known_size, known_head = known_log(fences)
+  if known_size ~= size or known_head ~= head or tonumber(new_size) < tonumber(size) then return end
+  redis.call('HSET', fences, 'log_size', new_size, 'log_head', new_head)
 end
 
 -- Return the positions of the tags in the arguments from `first` on, by tag; they begin with 1.

@@ -8,7 +8,7 @@
 --                    0 = replace it
 -- ARGV[4]  '1' = do nothing if all fences are loaded for this server, '' = load again
 --
--- Returns {run_id of this server, known entries of the store's log} when the load began;
+-- Returns {run_id of this server, known size, known head of the store's log} when the load began;
 -- {'loaded', …} or {'loading', …} when there is nothing to do or another load does it; {} when
 -- the fence belongs to another audit store. Only the first changes anything. O(1): a draft is
 -- freed in the background.
@@ -16,12 +16,12 @@
 
 local store = redis.call('HGET', KEYS[1], 'store')
 if store and store ~= ARGV[1] then return {} end
-local log_size = redis.call('HGET', KEYS[1], 'log_size') or '0'
-if ARGV[4] == '1' and is_loaded(KEYS[1]) then return {'loaded', log_size} end
+local size, head = known_log(KEYS[1])
+if ARGV[4] == '1' and is_loaded(KEYS[1]) then return {'loaded', size, head} end
 local now_ms = math.floor(now_us() / 1000)
 local other = redis.call('HMGET', KEYS[1], 'loading', 'loading_ms')
 local is_alive = math.abs(now_ms - (tonumber(other[2]) or 0)) < tonumber(ARGV[3])
-if other[1] and other[1] ~= ARGV[2] and is_alive then return {'loading', log_size} end
+if other[1] and other[1] ~= ARGV[2] and is_alive then return {'loading', size, head} end
 unlink(KEYS[2])
 redis.call('HSET', KEYS[1], 'store', ARGV[1], 'loading', ARGV[2], 'loading_ms', whole(now_ms))
-return {run_id(), log_size}
+return {run_id(), size, head}

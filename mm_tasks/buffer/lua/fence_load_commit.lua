@@ -6,7 +6,8 @@
 -- ARGV[1]  token
 -- ARGV[2]  run_id    that fence_load_begin returned; '' = give the load up, so that another
 --                    may begin
--- ARGV[3]  log_size  entries of the store's log before it was read
+-- ARGV[3]  size, ARGV[4] head          that fence_load_begin returned
+-- ARGV[5]  new_size, ARGV[6] new_head  of the store's log, which has the former: see fence_advance
 --
 -- Returns 1, or 0 when another load began, or the server lost its data (FLUSHALL, a restart, a
 -- failover): then the fence was not changed. The run_id matters because a restart could restore
@@ -23,5 +24,6 @@ redis.call('HDEL', KEYS[1], 'why', 'since_ms')
 -- Before the RENAME, which would free a fence of a million tags at once.
 unlink(KEYS[3])
 if redis.call('EXISTS', KEYS[2]) == 1 then redis.call('RENAME', KEYS[2], KEYS[3]) end
-redis.call('HSET', KEYS[1], 'run_id', ARGV[2], 'log_size', log_size(KEYS[1], ARGV[3]))
+redis.call('HSET', KEYS[1], 'run_id', ARGV[2])
+advance_log(KEYS[1], ARGV[3], ARGV[4], ARGV[5], ARGV[6])
 return 1

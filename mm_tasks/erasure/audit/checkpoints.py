@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from logging import getLogger
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -55,16 +56,29 @@ class CheckpointSinks:
         for hook in self._hooks:
             hook.offer(checkpoint)
 
-    def read(self) -> list[Checkpoint]:
-        """Return the checkpoints of the file; an empty list if it does not exist."""
+    def read(self, bytes_max: int | None = None) -> list[Checkpoint]:
+        """Return the checkpoints of the file; an empty list if it does not exist.
+
+        With `bytes_max` only those in so many bytes at its end.
+        """
         try:
-            lines = self._path.read_text("utf-8", errors="replace").splitlines()
+            with self._path.open("rb") as file:
+                start = max(0, file.seek(0, os.SEEK_END) - (bytes_max or sys.maxsize))
+                file.seek(start)
+                lines = file.read().decode("utf-8", errors="replace").splitlines()
         except (FileNotFoundError, NotADirectoryError):
             return []
+        lines = lines[1:] if start else lines  # the first one is probably cut
         matches = [match for line in lines if (match := _LINE.fullmatch(line))]
         if len(matches) < len(lines):
             _log.warning("checkpoints_unreadable", extra={"lines": len(lines) - len(matches)})
         return [Checkpoint(int(size), head, at) for size, head, at in map(re.Match.groups, matches)]
+
+    def set_aside(self, word: str) -> Path | None:
+        """Rename the file, so that the next checkpoint begins a new one; return its new path."""
+        if not self._path.exists():
+            return None
+        return self._path.rename(self._path.with_name(f"{self._path.name}.{word}"))
 
     def _append(self, line: bytes) -> None:
         if not self._path.exists():

@@ -131,6 +131,11 @@ STORE_ENTRIES: Mapping[str, frozenset[str]] = MappingProxyType(
     {
         # The tags were sealed: the upgrade of an older store. `rows` are in force.
         "sealed": frozenset({"rows", "schema_version"}),
+        # A person adopted a log that had lost entries: see `restored`.
+        "restored": frozenset(
+            {"known_head", "known_size", "project", "requested_by", "size", "tags"}
+        ),
+        "restored_lifted": frozenset({"original", "tags"}),
     }
 )
 
@@ -282,7 +287,8 @@ _is_stamp = _text(STAMP)
 
 # The form of each detail.
 _ALLOWED: Mapping[str, Callable[[object], bool]] = {
-    **dict.fromkeys(("rows", "schema_version"), _is_count),
+    **dict.fromkeys(("known_size", "rows", "schema_version", "size", "tags"), _is_count),
+    "known_head": _text(re.compile(r"[0-9a-f]{64}")),
     **dict.fromkeys(("acknowledged", "anonymous", "attempt", "calls", "pass", "passes"), _is_count),
     **dict.fromkeys(("mode", "outcome"), is_word),
     **dict.fromkeys(("call_after", "due_at", "not_before", "received_at"), _is_stamp),
