@@ -44,8 +44,8 @@ class ProjectKeys:
         # entries, and that is the hash of the last of them); during a load `loading` (its token)
         # and `loading_ms` (its last heartbeat); while loads fail `why` and `since_ms`.
         self.fences = prefix + "fences"
-        # Hash: the state of the audit log, as workers and commands found it: see `audit_state`. Also
-        # `hook_failures` (how often the checkpoint hook failed; it only grows) and
+        # Hash: the state of the audit log, as workers and commands found it: see `audit_state`.
+        # Also `hook_failures` (how often the checkpoint hook failed; it only grows) and
         # `hook_failed_ms` (when it failed last).
         self.audit = prefix + "audit"
         # Set of tags that becomes `fence` once it is complete.

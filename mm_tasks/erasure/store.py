@@ -26,6 +26,7 @@ from mm_tasks.erasure.steps import ErasureSteps
 from mm_tasks.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from mm_tasks.buffer.audit_state import AuditState
