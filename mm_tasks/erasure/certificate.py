@@ -133,8 +133,8 @@ def _calls(entries: Entries, state: ErasureState) -> Iterable[str]:
 
 def _failures(results: Entries) -> int:
     """Return the number of calls that were not acknowledged: of several, only the last may be."""
-    calls: int = sum(entry["details"].get("calls", 1) for entry in results)
-    return calls - sum(entry["details"]["outcome"] == ACKNOWLEDGED for entry in results)
+    calls = sum(int(entry["details"].get("calls", 1)) for entry in results)
+    return calls - len([one for one in results if one["details"]["outcome"] == ACKNOWLEDGED])
 
 
 def _ids(entries: Entries) -> str:

@@ -50,7 +50,11 @@ class Transition(NamedTuple):
 def transaction(session: AuditSession) -> Iterator[ErasureRows]:
     """Run a transaction that no other one overlaps, and commit it."""
     with session.transaction() as connection:
-        yield ErasureRows(connection, session.project, session.log.database.now)
+        rows = ErasureRows(connection, session.project, session.log.database.now)
+        yield rows
+    # After the commit: a log output that is full must not keep the lock.
+    for fields in rows.entries:
+        _log.info("erasure_entry erasure=%s entry=%s", *fields.values(), extra=fields)
 
 
 class ErasureRows:
@@ -63,6 +67,8 @@ class ErasureRows:
         self.connection = connection
         self.project = project
         self._clock = clock
+        # The ids and the kinds of the entries of this transaction.
+        self.entries: list[dict[str, str]] = []
 
     @cached_property
     def now(self) -> datetime:
@@ -106,9 +112,7 @@ class ErasureRows:
             changes |= transition.changes
         counts = {"acknowledged": state.acknowledged, "attempts": state.attempts}
         self.change(row["id"], **changes, **counts, state=state.state)
-        for transition in transitions:
-            fields = {"erasure": row["id"], "entry": transition.kind}
-            _log.info("erasure_entry erasure=%s entry=%s", *fields.values(), extra=fields)
+        self.entries += [{"erasure": row["id"], "entry": each.kind} for each in transitions]
         return self.get(row["id"])
 
     def change(self, erasure: str, **changes: object) -> None:
