@@ -59,7 +59,11 @@ def transaction(session: AuditSession) -> Iterator[ErasureRows]:
     """Run a transaction that no other one overlaps, and commit it."""
     with session.transaction() as connection:
         clock = session.log.database.now
-        yield ErasureRows(connection, session.project, clock, session.pseudonyms.seals)
+        rows = ErasureRows(connection, session.project, clock, session.pseudonyms.seals)
+        yield rows
+    # After the commit: a log output that is full must not keep the lock.
+    for fields in rows.entries:
+        _log.info("erasure_entry erasure=%s entry=%s", *fields.values(), extra=fields)
 
 
 class ErasureRows:
@@ -77,6 +81,8 @@ class ErasureRows:
         self.project = project
         self._clock = clock
         self._seals = seals
+        # The ids and the kinds of the entries of this transaction.
+        self.entries: list[dict[str, str]] = []
 
     @cached_property
     def now(self) -> datetime:
@@ -124,9 +130,7 @@ class ErasureRows:
             changes |= transition.changes
         counts = {"acknowledged": state.acknowledged, "attempts": state.attempts}
         self.change(row["id"], **changes, **counts, state=state.state)
-        for transition in transitions:
-            fields = {"erasure": row["id"], "entry": transition.kind}
-            _log.info("erasure_entry erasure=%s entry=%s", *fields.values(), extra=fields)
+        self.entries += [{"erasure": row["id"], "entry": each.kind} for each in transitions]
         return self.get(row["id"])
 
     def change(self, erasure: str, **changes: object) -> None:
