@@ -136,6 +136,7 @@ def _removal(facts: Facts, words: Wording) -> Section | None:
     rows = [
         (place, words.number(n), words.word("authority.places", place.rpartition(":")[2]))
         for place, n in removed.items()
+        if n
     ]
     header = words.list("authority.removed_header")
     return _section(words, "removal", text=text, header=header, rows=rows)
@@ -179,8 +180,8 @@ def _open(facts: Facts, words: Wording) -> Iterator[str]:
         yield words("authority.not_begun", at=words.precise(facts.begins_at))
     yield from (words(f"authority.missing.{step}") for step in facts.missing)
     if not facts.missing:
-        passes, acknowledged = facts.state.passes, facts.state.acknowledged
-        yield words("authority.passes", passes=passes, acknowledged=acknowledged)
+        acknowledged = facts.state.acknowledged
+        yield words.count("authority.passes", facts.state.passes, acknowledged=acknowledged)
     yield words("authority.wiping")
     if blocked := facts.is_blocked and facts.last(state):
         at = blocked["details"]["next_at"]
@@ -229,7 +230,7 @@ def _listed(details: Mapping[str, Any]) -> str:
 
 def _verified(evidence: Evidence, words: Wording) -> Iterator[str]:
     yield words("authority.verified_log", at=words.precise(evidence.read_at))
-    yield words("authority.end", size=words.number(evidence.size), head=evidence.head)
+    yield words.count("authority.end", evidence.size, head=evidence.head)
     places = {name: getattr(evidence, name) for name in ("database", "host", "outside")}
     yield words("authority.compared", **places)
     if not evidence.outside:
