@@ -109,8 +109,9 @@ def _asked(facts: Facts, words: Wording) -> Section | None:
         if details["via"] == "message":
             text.append(words("authority.via_message", seq=entry["seq"]))
     text.append(words("authority.due", at=words.precise(facts.due_at)))
-    if facts.begins_at is not None:
-        text.append(words("authority.not_before", at=words.precise(facts.begins_at)))
+    for key, at in (("not_before", facts.begins_at), ("call_after", facts.calls_after)):
+        if at is not None:
+            text.append(words(f"authority.{key}", at=words.precise(at)))
     header = words.list("authority.asked_header")
     return _section(words, "asked", text=text, header=header, rows=rows)
 
@@ -148,7 +149,8 @@ def _vendor(facts: Facts, words: Wording) -> Section | None:
     text.append(words.count("authority.acknowledged", len(good)))
     if others:
         at, outcome = words.precise(others[-1]["at"]), others[-1]["details"]["outcome"]
-        text.append(words.count("authority.not_acknowledged", len(others), at=at, outcome=outcome))
+        n = facts.failures
+        text.append(words.count("authority.not_acknowledged", n, at=at, outcome=outcome))
     if waiting:
         text.append(words.count("authority.no_result", waiting))
     if good:
@@ -160,7 +162,8 @@ def _vendor(facts: Facts, words: Wording) -> Section | None:
 
 def _call(result: Entry, words: Wording) -> tuple[str, ...]:
     details = result["details"]
-    return (words.exact(result["at"]), *(str(details[k]) for k in ("pass", "attempt", "status")))
+    numbers = (details["pass"], details["attempt"], details.get("calls", 1), details["status"])
+    return (words.exact(result["at"]), *map(str, numbers))
 
 
 def _open(facts: Facts, words: Wording) -> Iterator[str]:
@@ -185,8 +188,10 @@ def _open(facts: Facts, words: Wording) -> Iterator[str]:
     yield words("authority.wiping")
     if blocked := facts.is_blocked and facts.last(state):
         at = blocked["details"]["next_at"]
-        key = "authority.blocked_person" if at is None else "authority.blocked"
-        yield words(key, state=state, at=at and words.precise(at))
+        if at is None:
+            yield words.word("authority.waits", state)
+        else:
+            yield words("authority.blocked", state=state, at=words.precise(at))
 
 
 def _readable(facts: Facts, words: Wording, database: str) -> Iterator[str]:
