@@ -84,7 +84,7 @@ def entries_of(walk):
 def pages(entries, language, restored=()):
     """The pages for a person and for an authority."""
     facts, words = Facts.of(entries), Wording(language)
-    evidence = Evidence(entries, restored, TIME, 1234, HEAD, 5, 1, 0)
+    evidence = Evidence(entries, restored, TIME, 1234, HEAD, 5, 1, 0, 1)
     json.dumps({**person.data(facts), **authority.data(facts, evidence)})
     return (
         person.page(facts, evidence, words, CONTROLLER),
@@ -330,6 +330,8 @@ def test_a_receipt_names_the_log_and_the_checkpoints_that_it_was_compared_with(s
     counts = {"database": stored, "host": stored, "outside": 2}
     assert facts["log"] == {"size": size, "head": head, "checkpoints": counts}
     assert f"{stored} in the audit database" in " ".join(issued.page.as_text().split())
+    page = issuer(store).issue(erasure.id, Audience.PERSON, outside=outside).page.as_text()
+    assert f"agreed with {stored} earlier readings" in " ".join(page.split())
     assert not any(id_ in issued.render(form) for id_ in (USER, VISITOR) for form in Form)
 
 

@@ -109,8 +109,9 @@ def _asked(facts: Facts, words: Wording) -> Section | None:
         if details["via"] == "message":
             text.append(words("authority.via_message", seq=entry["seq"]))
     text.append(words("authority.due", at=words.precise(facts.due_at)))
-    if facts.begins_at is not None:
-        text.append(words("authority.not_before", at=words.precise(facts.begins_at)))
+    for key, at in (("not_before", facts.begins_at), ("call_after", facts.calls_after)):
+        if at is not None:
+            text.append(words(f"authority.{key}", at=words.precise(at)))
     header = words.list("authority.asked_header")
     return _section(words, "asked", text=text, header=header, rows=rows)
 
@@ -136,6 +137,7 @@ def _removal(facts: Facts, words: Wording) -> Section | None:
     rows = [
         (place, words.number(n), words.word("authority.places", place.rpartition(":")[2]))
         for place, n in removed.items()
+        if n
     ]
     header = words.list("authority.removed_header")
     return _section(words, "removal", text=text, header=header, rows=rows)
@@ -147,7 +149,8 @@ def _vendor(facts: Facts, words: Wording) -> Section | None:
     text.append(words.count("authority.acknowledged", len(good)))
     if others:
         at, outcome = words.precise(others[-1]["at"]), others[-1]["details"]["outcome"]
-        text.append(words.count("authority.not_acknowledged", len(others), at=at, outcome=outcome))
+        n = facts.failures
+        text.append(words.count("authority.not_acknowledged", n, at=at, outcome=outcome))
     if waiting:
         text.append(words.count("authority.no_result", waiting))
     if good:
@@ -159,7 +162,8 @@ def _vendor(facts: Facts, words: Wording) -> Section | None:
 
 def _call(result: Entry, words: Wording) -> tuple[str, ...]:
     details = result["details"]
-    return (words.exact(result["at"]), *(str(details[k]) for k in ("pass", "attempt", "status")))
+    numbers = (details["pass"], details["attempt"], details.get("calls", 1), details["status"])
+    return (words.exact(result["at"]), *map(str, numbers))
 
 
 def _open(facts: Facts, words: Wording) -> Iterator[str]:
@@ -179,13 +183,15 @@ def _open(facts: Facts, words: Wording) -> Iterator[str]:
         yield words("authority.not_begun", at=words.precise(facts.begins_at))
     yield from (words(f"authority.missing.{step}") for step in facts.missing)
     if not facts.missing:
-        passes, acknowledged = facts.state.passes, facts.state.acknowledged
-        yield words("authority.passes", passes=passes, acknowledged=acknowledged)
+        acknowledged = facts.state.acknowledged
+        yield words.count("authority.passes", facts.state.passes, acknowledged=acknowledged)
     yield words("authority.wiping")
     if blocked := facts.is_blocked and facts.last(state):
         at = blocked["details"]["next_at"]
-        key = "authority.blocked_person" if at is None else "authority.blocked"
-        yield words(key, state=state, at=at and words.precise(at))
+        if at is None:
+            yield words.word("authority.waits", state)
+        else:
+            yield words("authority.blocked", state=state, at=words.precise(at))
 
 
 def _readable(facts: Facts, words: Wording, database: str) -> Iterator[str]:
@@ -229,7 +235,7 @@ def _listed(details: Mapping[str, Any]) -> str:
 
 def _verified(evidence: Evidence, words: Wording) -> Iterator[str]:
     yield words("authority.verified_log", at=words.precise(evidence.read_at))
-    yield words("authority.end", size=words.number(evidence.size), head=evidence.head)
+    yield words.count("authority.end", evidence.size, head=evidence.head)
     places = {name: getattr(evidence, name) for name in ("database", "host", "outside")}
     yield words("authority.compared", **places)
     if not evidence.outside:

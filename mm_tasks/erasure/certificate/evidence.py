@@ -23,7 +23,8 @@ class Evidence(NamedTuple):
     """The entries of one erasure, and the verified log that they are from.
 
     `database`, `host` and `outside` are the numbers of checkpoints that were compared, by their
-    place. `restored` are the times at which the log was restored from a backup after the request.
+    place; `apart` counts those outside of the database, each size once. `restored` are the times
+    at which the log was restored from a backup after the request.
     """
 
     entries: Sequence[dict[str, Any]]
@@ -34,6 +35,7 @@ class Evidence(NamedTuple):
     database: int
     host: int
     outside: int
+    apart: int
 
 
 def read(session: AuditSession, erasure: str, outside: Sequence[Checkpoint]) -> Evidence | None:
@@ -62,5 +64,6 @@ def read(session: AuditSession, erasure: str, outside: Sequence[Checkpoint]) -> 
         for entry in found
         if entry["entry"] == "restored" and entry["seq"] > entries[0]["seq"]
     ]
-    counts = map(len, (stored, host, outside))
+    apart = {checkpoint.size for checkpoint in (*host, *outside)}
+    counts = map(len, (stored, host, outside, apart))
     return Evidence(entries, restored, read_at, report.size, report.head, *counts)

@@ -104,6 +104,12 @@ class Facts:
         return min((str(at) for at in later if at is not None), default=None)
 
     @property
+    def calls_after(self) -> str | None:
+        """Return the time before which the vendor is not called; None if a request has none."""
+        later = [entry["details"].get("call_after") for entry in self.requests]
+        return None if None in later else str(min(later))
+
+    @property
     def anonymous(self) -> int:
         """Return the number of anonymous ids."""
         return sum(e["details"]["anonymous"] for e in self.all("received", "anonymous_added"))
@@ -150,6 +156,12 @@ class Facts:
         """Return the results of the other calls."""
         results = self.all("result")
         return [entry for entry in results if entry["details"]["outcome"] != ACKNOWLEDGED]
+
+    @property
+    def failures(self) -> int:
+        """Return the number of calls that were not acknowledged; of an attempt only the last is."""
+        calls: int = sum(entry["details"].get("calls", 1) for entry in self.all("result"))
+        return calls - len(self.acknowledged)
 
     @property
     def missing(self) -> list[str]:

@@ -130,10 +130,9 @@ def _kept(facts: Facts, words: Wording) -> Iterator[str]:
 
 
 def _check(facts: Facts, evidence: Evidence, words: Wording) -> Iterator[str]:
-    compared = words.count("person.checking.compared", evidence.host + evidence.outside)
-    size = words.number(evidence.size)
+    compared = words.count("person.checking.compared", evidence.apart)
     yield f"{words('person.checking.verified')} {compared}"
-    yield words("person.checking.end", size=size, head=evidence.head)
+    yield words.count("person.checking.end", evidence.size, head=evidence.head)
     # Article 12(4) GDPR: whoever refuses to act has to name both.
     is_refused = facts.state.state == "rejected"
     rights = words(f"person.checking.{'remedies' if is_refused else 'rights'}")
