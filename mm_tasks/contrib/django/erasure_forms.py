@@ -30,7 +30,7 @@ class FindForm(forms.Form):  # type: ignore[misc] # Django ships no types
     )
 
 
-class RequestForm(FindForm, ByForm):  # type: ignore[misc] # Django ships no types
+class RequestForm(FindForm, ByForm):
     """A request for erasure."""
 
     anonymous_ids = forms.CharField(
