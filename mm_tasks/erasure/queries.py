@@ -23,7 +23,7 @@ from mm_tasks.timestamps import stamp
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
-    from sqlalchemy import RowMapping
+    from sqlalchemy import ColumnElement, RowMapping
     from sqlalchemy.engine import Connection
 
     from mm_tasks.erasure.audit.checkpoints import Checkpoint
