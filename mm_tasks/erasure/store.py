@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from mm_tasks.erasure.audit import pseudonyms
+from mm_tasks.erasure.audit import pseudonyms, timestamping
 from mm_tasks.erasure.audit.checkpoints import CheckpointSinks
 from mm_tasks.erasure.audit.database import Database
 from mm_tasks.erasure.audit.log import AuditLog
@@ -22,6 +22,7 @@ from mm_tasks.erasure.steps import ErasureSteps
 from mm_tasks.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from mm_tasks.erasure.audit.checkpoint_hook import CheckpointHook
@@ -64,6 +65,10 @@ class AuditStore:
     def queries(self) -> ErasureQueries:
         """Return the queries of erasures; raises as `steps`."""
         return ErasureQueries(self._session)
+
+    def record(self, kind: str, details: Mapping[str, object]) -> None:
+        """Append an entry about the store itself, one of `protocol.STORE_ENTRIES`."""
+        timestamping.record(self._session, kind, details)
 
     def open_erasures(self) -> tuple[dict[str, Any], list[ErasureDeadline]]:
         """Return the numbers of erasures, as `ErasureQueries.summary`, and all open ones.

@@ -111,6 +111,9 @@ STORE_ENTRIES: Mapping[str, frozenset[str]] = MappingProxyType(
     {
         # The tags were sealed: the upgrade of an older store. `rows` are in force.
         "sealed": frozenset({"rows", "schema_version"}),
+        # An authority stamped the checkpoint of this size, or did not: see `timestamping`.
+        "timestamped": frozenset({"size", "token"}),
+        "timestamp_failed": frozenset({"size", "outcome"}),
     }
 )
 
@@ -258,6 +261,8 @@ _ALLOWED: Mapping[str, Callable[[object], bool]] = {
     **dict.fromkeys(("rows", "schema_version"), _is_count),
     **dict.fromkeys(("mode", "outcome", "reason"), is_word),
     **dict.fromkeys(("due_at", "not_before", "received_at"), _is_stamp),
+    "size": _is_count,
+    "token": _text(re.compile(r"[0-9a-f]{64}")),
     **dict.fromkeys(("original", "project"), is_reference),
     **dict.fromkeys(("requested_by", "ticket"), _optional(is_reference)),
     "next_at": _optional(_is_stamp),
