@@ -149,14 +149,15 @@ class Runtime:
         from mm_tasks.erasure.store import AuditStore
 
         settings = self.settings
-        return AuditStore(
+        store = AuditStore(
             _audit_url(settings),
             settings.project,
             settings.state_dir,
             pseudonym_key=_text(settings.pseudonym_key),
             controller=settings.controller,
-            hooks=self._checkpoint_hooks(),
         )
+        store.hooks = self._checkpoint_hooks(store)
+        return store
 
     @cached_property
     def erasure_service(self) -> ErasureService:
@@ -219,12 +220,25 @@ class Runtime:
         dead_letters = DeadLetters(self.worker_redis, settings.project)
         dead_letters.trim(settings.dead_events_max, age_max_ms)
 
-    def _checkpoint_hooks(self) -> tuple[CheckpointHook, ...]:
-        call = _checkpoint_hook(self.settings.checkpoint_hook)
-        if call is None:
-            return ()
-        note_failed = partial(hook_failures.note, self.worker_redis, self.settings.project)
-        return (CheckpointHook(call, note_failed),)
+    def _checkpoint_hooks(self, store: AuditStore) -> tuple[CheckpointHook, ...]:
+        settings, redis = self.settings, self.worker_redis
+        calls: list[Callable[[Checkpoint], None]] = []
+        if hook := _checkpoint_hook(settings.checkpoint_hook):
+            calls.append(hook)
+        if settings.timestamp_url is not None:
+            from mm_tasks.erasure.audit.timestamping import Timestamper, Turns
+
+            calls.append(
+                Timestamper(
+                    settings.timestamp_url.get_secret_value(),
+                    settings.state_dir / "timestamps",
+                    store.record,
+                    Turns(redis, settings.project),
+                    settings.timestamp_interval_s,
+                )
+            )
+        note_failed = partial(hook_failures.note, redis, settings.project)
+        return tuple(CheckpointHook(call, note_failed) for call in calls)
 
     def _fence_sync(self, redis: redis_client.RedisClient) -> FenceSync:
         project, store = self.settings.project, self.audit_store

@@ -154,6 +154,10 @@ class Settings(BaseSettings):
     """`package.module:function`, called with each checkpoint of the audit log."""
     controller: str | None = Field(default=None, min_length=1, max_length=500)
     """Name and contact of the controller, on receipts of erasures. It may have several lines."""
+    timestamp_url: SecretStr | None = None
+    """An authority (RFC 3161) that stamps checkpoints of the audit log; extra `timestamp`."""
+    timestamp_interval_s: float = Field(default=86_400, ge=60, allow_inf_nan=False)
+    """At most one stamp this often, over all processes."""
     erasure_passes_s: Annotated[tuple[_NotNegative, ...], NoDecode] = Field(
         default=(0, 900, 86_400), min_length=1
     )
@@ -183,6 +187,14 @@ class Settings(BaseSettings):
     def _is_a_proxy(cls, url: SecretStr | None) -> SecretStr | None:
         if url is not None:
             check_proxy(url.get_secret_value())
+        return url
+
+    @field_validator("timestamp_url")
+    @classmethod
+    def _is_an_authority(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and not re.match("https?://.", url.get_secret_value()):
+            msg = "must begin with http:// or https://"
+            raise ValueError(msg)
         return url
 
     @field_validator("erasure_passes_s", mode="before")

@@ -48,6 +48,8 @@ class ProjectKeys:
         # Also `hook_failures` (how often the checkpoint hook failed; it only grows) and
         # `hook_failed_ms` (when it failed last).
         self.audit = prefix + "audit"
+        # String, present until the next time stamp of a checkpoint is due.
+        self.timestamp = prefix + "timestamp"
         # Set of tags that becomes `fence` once it is complete.
         self.fence_draft = prefix + "fence_draft"
         # Hash of tag to number of stored records that the fence removed from claims, batches and

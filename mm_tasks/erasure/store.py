@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from mm_tasks.erasure.adoption import Adoption
-from mm_tasks.erasure.audit import pseudonyms
+from mm_tasks.erasure.audit import pseudonyms, timestamping
 from mm_tasks.erasure.audit.checkpoints import CheckpointSinks
 from mm_tasks.erasure.audit.continuity import Continuity
 from mm_tasks.erasure.audit.database import Database
@@ -26,7 +26,7 @@ from mm_tasks.erasure.steps import ErasureSteps
 from mm_tasks.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from mm_tasks.buffer.audit_state import AuditState
@@ -93,6 +93,10 @@ class AuditStore:
     def adoption(self, fence: Fence, state: AuditState) -> Adoption:
         """Return the adoption of a log that lost entries; raises as `steps`."""
         return Adoption(self._session, fence, state)
+
+    def record(self, kind: str, details: Mapping[str, object]) -> None:
+        """Append an entry about the store itself, one of `protocol.STORE_ENTRIES`."""
+        timestamping.record(self._session, kind, details)
 
     def open_erasures(self) -> tuple[dict[str, Any], list[ErasureDeadline]]:
         """Return the numbers of erasures, as `ErasureQueries.summary`, and all open ones.

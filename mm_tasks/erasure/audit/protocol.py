@@ -136,6 +136,9 @@ STORE_ENTRIES: Mapping[str, frozenset[str]] = MappingProxyType(
             {"known_head", "known_size", "project", "requested_by", "size", "tags"}
         ),
         "restored_lifted": frozenset({"original", "tags"}),
+        # An authority stamped the checkpoint of this size, or did not: see `timestamping`.
+        "timestamped": frozenset({"size", "token"}),
+        "timestamp_failed": frozenset({"size", "outcome"}),
     }
 )
 
@@ -288,7 +291,7 @@ _is_stamp = _text(STAMP)
 # The form of each detail.
 _ALLOWED: Mapping[str, Callable[[object], bool]] = {
     **dict.fromkeys(("known_size", "rows", "schema_version", "size", "tags"), _is_count),
-    "known_head": _text(re.compile(r"[0-9a-f]{64}")),
+    **dict.fromkeys(("known_head", "token"), _text(re.compile(r"[0-9a-f]{64}"))),
     **dict.fromkeys(("acknowledged", "anonymous", "attempt", "calls", "pass", "passes"), _is_count),
     **dict.fromkeys(("mode", "outcome"), is_word),
     **dict.fromkeys(("call_after", "due_at", "not_before", "received_at"), _is_stamp),
