@@ -415,7 +415,7 @@ def test_a_receipt_for_the_person_names_the_controller_in_their_language(
 
 def test_a_receipt_is_not_printed_from_a_log_that_does_not_hold(store, command, tmp_path):
     id_ = store.completed().id
-    size = store.queries.log_size()
+    size = store.log.checkpoint().size
     (tmp_path / "kept").write_text(f"{size + 1} {'a' * 64} 2026-01-14T09:00:00.000Z\n")
 
     done = command("erasure", "show", id_, "--receipt", "--outside", str(tmp_path / "kept"))

@@ -359,7 +359,7 @@ def test_no_receipt_is_made_from_a_log_that_does_not_hold(store):
 @pytest.mark.parametrize(("more", "rule"), [(0, "it differs"), (1, "its tail was cut")])
 def test_no_receipt_is_made_against_a_checkpoint_from_elsewhere(sqlite_store, more, rule):
     id_ = sqlite_store.completed().id
-    outside = [Checkpoint(sqlite_store.queries.log_size() + more, HEAD, TIME)]
+    outside = [Checkpoint(len(list(sqlite_store.entries())) + more, HEAD, TIME)]
     # As on a host that never wrote to this log: nothing else contradicts.
     sqlite_store.log.outside._path.unlink()  # noqa: SLF001 - the file of the host
     with sqlite_store.tampering() as connection:
