@@ -311,7 +311,7 @@ def test_the_log_refuses_every_change_but_the_next_line(kind, request, tmp_path)
 @pytest.fixture
 def role_url(postgresql_url, tmp_path):
     """The tables are made by their owner; the role then gets the documented rights."""
-    _, rights, *_ = re.split(r"```sql\n|```", DOCS.read_text("utf-8"))
+    [rights, *_] = re.findall(r"```sql\n(.*?)```", DOCS.read_text("utf-8"), re.DOTALL)
     Store(postgresql_url, tmp_path).ask("someone before")
     engine = raw_engine(postgresql_url)
     with engine.begin() as connection:
