@@ -311,7 +311,7 @@ def test_the_receipt_of_a_completed_erasure_agrees_with_the_log(store, command):
     assert f"At {at(erasure['quiesced_at'])} no request with such an event was on its way" in text
     assert "3 calls were acknowledged by the processor." in text
     answers = (Wording(Language.EN).exact(row["answered_at"]) for row in erasure["passes"])
-    assert all(f"{answer} {n} {n} 200" in text for n, answer in enumerate(answers, 1))
+    assert all(f"{answer} {n} {n} 1 200" in text for n, answer in enumerate(answers, 1))
     assert f"wiped from the audit database at {at(erasure['ended_at'])}" in text
     assert "Redis's append-only file was rewritten at" in text
     assert "SQLite: the IDs were overwritten in the file, and its write-ahead log was" in text
