@@ -179,7 +179,7 @@ def erasures() -> list[bool]:
 
 
 def first_call() -> list[bool]:
-    """New erasures, beside 100 whose next call is due, 30 of them to complete, and a large AOF."""
+    """Ask for erasures beside 100 whose next call is due, 30 of which complete, and a large AOF."""
     folder = tempfile.TemporaryDirectory()
     with server(appendonly="yes") as valkey, vendor() as host, folder as state_dir:
         valkey.redis.flushdb()
@@ -242,7 +242,7 @@ def first_calls_s(runtime: Runtime, host: str) -> list[float]:
 def vendor() -> Iterator[str]:
     """Run a sandbox; yield its address."""
     command = (sys.executable, "-m", "mm_tasks.sandbox", "--port", "0")
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603 - ours
         try:
             yield served_by(process).url
         finally:

@@ -198,12 +198,15 @@ class ErasureWorkflow:
         return others
 
     def _purge_or_quiesce(self, claim: Claim, scan: Scan) -> Claim | None:
-        """Record that our own copies are removed; or quiesce, if none was left or in progress.
+        """Record that our own copies are removed; quiesce, if none was left or in progress.
 
-        Otherwise a later scan repeats this soon.
+        Otherwise a later scan repeats this soon. A first scan that finds nothing is the last one.
         """
         if claim.erasure.step == "purge" or scan.removed.total():
-            return self.steps.mark_purged(claim, scan.removed)
+            purged = self.steps.mark_purged(claim, scan.removed)
+            if purged is None or scan.removed.total():
+                return purged
+            claim = purged
         if not scan.sending_ms:
             return self.steps.mark_quiesced(claim, self.policy.passes_s)
         self.steps.release(claim, min(_QUIESCE_S, scan.sending_ms / 1000))

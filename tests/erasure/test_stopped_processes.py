@@ -1,4 +1,4 @@
-"""A process that is stopped (SIGSTOP, a lost host) in a transaction: the others go on within seconds.
+"""A process that is stopped (SIGSTOP, a lost host) in a transaction: the others soon go on.
 
 Each process stops itself before the commit of one kind of transaction, when it has all locks. Real
 time: PostgreSQL ends its session after a few seconds. When the process goes on, nothing of its

@@ -4,8 +4,8 @@ No two `write` transactions run at once, in any process of any host, so the rows
 reads cannot change before it commits. A `read` transaction sees one moment.
 
 A process that is stopped in a transaction, or whose host is lost, holds the lock until PostgreSQL
-ends its session, after `_IDLE_S`; when it goes on, its transaction fails. SQLite cannot do that: others
-fail after `_WAIT_S`, until the process goes on or ends.
+ends its session, after `_IDLE_S`; when it goes on, its transaction fails. SQLite cannot do that:
+others fail after `_WAIT_S`, until the process goes on or ends.
 
 Nothing stays open between transactions (a few run a day), so a fork inherits no connection.
 Every failure of the database is `AuditUnavailable`, without a value in its text.
