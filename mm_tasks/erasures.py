@@ -17,16 +17,17 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, get_args
 
 from mm_tasks import runtime
-from mm_tasks.erasure import certificate
 from mm_tasks.erasure.audit import protocol
 from mm_tasks.erasure.audit.checkpoints import Checkpoint
+from mm_tasks.erasure.certificate.issuing import Audience, Form
+from mm_tasks.erasure.certificate.wording import Language
 from mm_tasks.erasure.request import reference_rule
 from mm_tasks.erasure.timeline import sentence
-from mm_tasks.errors import AuditUnavailable, ErasureStateError, InvalidEvent, Problem
+from mm_tasks.errors import ErasureStateError, InvalidEvent, Problem
 from mm_tasks.timestamps import moment
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from datetime import datetime
 
 __all__ = [
@@ -198,18 +199,26 @@ def timeline(erasure_id: str) -> tuple[TimelineEntry, ...]:
     )
 
 
-def receipt(erasure_id: str) -> str:
-    """Return the receipt of an erasure as plain text, made from its entries in the log."""
-    store = runtime.current().audit_store
-    entries, end = store.queries.history(erasure_id)
-    if not entries:
+def receipt(
+    erasure_id: str,
+    *,
+    audience: Literal["person", "authority"] = "authority",
+    form: Literal["text", "json", "html"] = "text",
+    language: Literal["en", "de"] = "en",
+    outside: Iterable[Checkpoint] = (),
+) -> str:
+    """Return the receipt of an erasure, for the person or an authority.
+
+    The whole log is verified first, also against checkpoints that were kept `outside`. Raises
+    `AuditChainBroken` if it does not hold, and `ConfigurationError` for a person's receipt without
+    `MM_TASKS_CONTROLLER`.
+    """
+    issued = runtime.current().audit_store.certificates.issue(
+        erasure_id, Audience(audience), Language(language), tuple(outside)
+    )
+    if issued is None:
         raise ErasureStateError(_UNKNOWN)
-    database = store.log.database
-    try:
-        is_emptied = database.truncate_wal()
-    except AuditUnavailable:
-        is_emptied = False
-    return certificate.text(entries, end, is_sqlite=database.is_sqlite, is_wal_empty=is_emptied)
+    return issued.render(Form(form))
 
 
 def cancel(erasure_id: str, *, requested_by: str) -> None:

@@ -148,6 +148,7 @@ class Runtime:
             settings.project,
             settings.state_dir,
             pseudonym_key=_text(settings.pseudonym_key),
+            controller=settings.controller,
         )
         store.hooks = self._checkpoint_hooks(store)
         return store

@@ -156,6 +156,8 @@ class Settings(BaseSettings):
     """An authority (RFC 3161) that stamps checkpoints of the audit log; extra `timestamp`."""
     timestamp_interval_s: float = Field(default=86_400, ge=60, allow_inf_nan=False)
     """At most one stamp this often, over all processes."""
+    controller: str | None = Field(default=None, min_length=1, max_length=500)
+    """Name and contact of the controller, on receipts of erasures. It may have several lines."""
     erasure_passes_s: Annotated[tuple[_NotNegative, ...], NoDecode] = Field(
         default=(0, 900, 86_400), min_length=1
     )

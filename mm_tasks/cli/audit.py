@@ -73,7 +73,8 @@ def export(
     """Write the log: a line of JSON for each entry, then a checkpoint.
 
     Only you can read the file (mode 0600). Anybody can verify it, with `audit verify FILE`,
-    scripts/verify_audit.py, or jq and sha256sum. Safe to repeat: only --force replaces a file.
+    python -m mm_tasks.verify_export, or jq and sha256sum. Safe to repeat: only --force replaces a
+    file.
 
     Example: mm-tasks audit export audit.jsonl
     """

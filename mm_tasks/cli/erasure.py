@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.table import Column, Table
 
 from mm_tasks import runtime
+from mm_tasks.cli import receipt_options
 from mm_tasks.cli.output import fail, plain, show_table
-from mm_tasks.erasure import certificate
 from mm_tasks.erasure.audit import protocol
 from mm_tasks.erasure.request import MODES, Reason, reference_rule
-from mm_tasks.errors import AuditUnavailable, InvalidEvent, Problem
-
-if TYPE_CHECKING:
-    from mm_tasks.runtime import Runtime
+from mm_tasks.errors import InvalidEvent, Problem
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -123,29 +120,38 @@ def list_command(
 
 
 @app.command()
-def show(
+def show(  # noqa: PLR0913 - one for each option of a receipt
     id_: _Id,
     *,
     as_json: _Json = False,
     with_receipt: Annotated[
-        bool, typer.Option("--receipt", help="Print a certificate for others, as plain text.")
+        bool, typer.Option("--receipt", help="Verify the log, and print a receipt for others.")
     ] = False,
+    audience: receipt_options.For = None,
+    form: receipt_options.Format = None,
+    language: receipt_options.Lang = None,
+    outside: receipt_options.Outside = None,
 ) -> None:
     """Show one erasure: its state, removed events, and each pass at the vendor. Reads only.
 
-    --receipt states the facts of the audit log, and where data stays readable. It calls the
-    vendor's answers acknowledgements, since the vendor's data cannot be seen from here.
+    --receipt states the facts of the audit log, for an authority with every entry, for the person
+    in plain words. The whole log is verified first, and no receipt is printed if it does not hold.
+    Answers of the vendor are acknowledgements, since the vendor's data cannot be seen from here.
 
-    Example: mm-tasks erasure show 0197c2a4-… --receipt
+    Example: mm-tasks erasure show 0197c2a4-… --receipt --for person --format html > receipt.html
     """
-    if as_json and with_receipt:
-        rule = "prints text and cannot be combined with --json"
-        raise typer.BadParameter(rule, param_hint="--receipt")
-    current = runtime.current()
+    options = (audience, form, language, outside)
     if with_receipt:
-        typer.echo(_receipt(current, id_))
+        if as_json:
+            rule = "has forms of its own, and cannot be combined with --json: see --format"
+            raise typer.BadParameter(rule, param_hint="--receipt")
+        receipt = receipt_options.receipt(id_, *options)
+        typer.echo(fail(_UNKNOWN) if receipt is None else receipt)
         return
-    erasure = current.audit_store.queries.show(id_)
+    if any(options):
+        rule = "are of a receipt: add --receipt"
+        raise typer.BadParameter(rule, param_hint="--for, --format, --lang and --outside")
+    erasure = runtime.current().audit_store.queries.show(id_)
     if erasure is None:
         fail(_UNKNOWN)
     if as_json:
@@ -269,19 +275,6 @@ def _reference(field: str, value: str) -> str:
     if rule := reference_rule(value, ()):
         raise InvalidEvent([Problem(field, rule)])
     return value
-
-
-def _receipt(current: Runtime, id_: str) -> str:
-    entries, end = current.audit_store.queries.history(id_)
-    if not entries:
-        fail(_UNKNOWN)
-    database = current.audit_store.log.database
-    try:
-        # Truncated again, since the log does not record whether the wiping of the ids did it.
-        is_emptied = database.truncate_wal()
-    except AuditUnavailable:
-        is_emptied = False
-    return certificate.text(entries, end, is_sqlite=database.is_sqlite, is_wal_empty=is_emptied)
 
 
 def _passed(row: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from mm_tasks.erasure.audit.database import Database
 from mm_tasks.erasure.audit.log import AuditLog
 from mm_tasks.erasure.audit.pseudonyms import Pseudonyms
 from mm_tasks.erasure.audit.session import AuditSession
+from mm_tasks.erasure.certificate.issuing import CertificateIssuer
 from mm_tasks.erasure.commands import ErasureCommands
 from mm_tasks.erasure.queries import ErasureQueries, summarize
 from mm_tasks.erasure.steps import ErasureSteps
@@ -36,7 +37,8 @@ class AuditStore:
     """The audit store of one project. Opens nothing until it is used.
 
     `url` is the database's; `state_dir` has the checkpoints and the key. Without
-    `pseudonym_key` the first use creates a key there. The hooks get each checkpoint.
+    `pseudonym_key` the first use creates a key there. The hooks get each checkpoint. `controller`
+    is named on receipts.
     """
 
     url: str = field(repr=False)
@@ -44,6 +46,7 @@ class AuditStore:
     state_dir: Path
     pseudonym_key: str | None = field(default=None, repr=False)
     hooks: tuple[CheckpointHook, ...] = ()
+    controller: str | None = None
 
     @cached_property
     def log(self) -> AuditLog:
@@ -69,6 +72,11 @@ class AuditStore:
     def record(self, kind: str, details: Mapping[str, object]) -> None:
         """Append an entry about the store itself, one of `protocol.STORE_ENTRIES`."""
         timestamping.record(self._session, kind, details)
+
+    @property
+    def certificates(self) -> CertificateIssuer:
+        """Return the issuer of receipts; raises as `steps`."""
+        return CertificateIssuer(self._session, self.controller)
 
     def open_erasures(self) -> tuple[dict[str, Any], list[ErasureDeadline]]:
         """Return the numbers of erasures, as `ErasureQueries.summary`, and all open ones.

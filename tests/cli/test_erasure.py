@@ -12,7 +12,6 @@ import termios
 import time
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
@@ -21,9 +20,8 @@ from mm_tasks.buffer.fence import Fence
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.records import tag
 from mm_tasks.cli.check import masked
-from mm_tasks.erasure import certificate
-from mm_tasks.erasure.audit.checkpoints import Checkpoint
 from mm_tasks.erasure.audit.log import canonical
+from mm_tasks.erasure.certificate.wording import Language, Wording
 from mm_tasks.erasure.models import VendorAck
 from mm_tasks.erasure.request import ErasureRequest
 from tests.cli.in_process import in_this_process
@@ -31,7 +29,6 @@ from tests.erasure.stores import KEY, USER, VISITOR, Store
 from tests.system.processes import read_to_end, run
 
 KEYS = ProjectKeys("default")
-SCRIPT = Path(__file__).parents[2] / "scripts" / "verify_audit.py"
 NOWHERE = "postgresql://127.0.0.1:1/nowhere"
 NOW = datetime.now(UTC)
 REFUSED = VendorAck(401, "unauthorized:invalid_api_key", "waiting_key", 86_400)
@@ -75,8 +72,9 @@ class Commands:
     def status(self):
         return self.json("status")
 
-    def receipt(self, id_):
-        return self("erasure", "show", id_, "--receipt").stdout
+    def receipt(self, id_, *options):
+        """Return the receipt as one line, since it is wrapped."""
+        return " ".join(self("erasure", "show", id_, "--receipt", *options).stdout.split())
 
 
 @pytest.fixture
@@ -298,26 +296,29 @@ def test_an_unknown_erasure_is_one_sentence(store, command, name, options):
 # receipt
 
 
+def at(time, language=Language.EN):
+    return Wording(language).precise(time)
+
+
 def test_the_receipt_of_a_completed_erasure_agrees_with_the_log(store, command):
     id_ = store.completed(now=NOW, aof="rewritten", ticket="GDPR-1").id
     text, erasure = command.receipt(id_), command.shown(id_)
 
-    assert f"received {erasure['received_at']}, on the ground gdpr_17_1_b, ticket GDPR-1" in text
-    assert f"Since {erasure['fenced_at']} at the latest, no event" in text
-    assert re.search(r" 2 track:waiting: waiting to be sent", text)
-    assert f"At {erasure['quiesced_at']} none was on its way to the vendor any more." in text
-    assert "Acknowledged by the vendor 3 times:" in text
-    assert all(f"at {row['answered_at']}, call {row['n']} " in text for row in erasure["passes"])
-    assert f"Wiped from our records at {erasure['ended_at']}" in text
-    assert "Redis's AOF was rewritten at" in text
-    assert "SQLite file; its write-ahead log was emptied" in text
+    received = Wording(Language.EN).exact(erasure["received_at"])
+    assert f"{received} GDPR-1 dpo consent was withdrawn, Article 17(1)(b) GDPR" in text
+    assert f"Since {at(erasure['fenced_at'])} at the latest, no event" in text
+    assert "track:waiting 2 waiting to be sent" in text
+    assert f"At {at(erasure['quiesced_at'])} no request with such an event was on its way" in text
+    assert "3 calls were acknowledged by the processor." in text
+    answers = (Wording(Language.EN).exact(row["answered_at"]) for row in erasure["passes"])
+    assert all(f"{answer} {n} {n} 1 200" in text for n, answer in enumerate(answers, 1))
+    assert f"wiped from the audit database at {at(erasure['ended_at'])}" in text
+    assert "Redis's append-only file was rewritten at" in text
+    assert "SQLite: the IDs were overwritten in the file, and its write-ahead log was" in text
     assert not any(absent in text for absent in ("through the broker", "PostgreSQL", "Not done"))
-    assert "delete" not in text.lower()
     sealed = command.json("audit", "checkpoint")
-    assert text.endswith(f"the audit log of {sealed['size']} entries, head {sealed['head']}\n")
-    refused = command("erasure", "show", id_, "--receipt", "--json")
-    assert refused.returncode == 2
-    assert "--receipt" in refused.stderr
+    end = f"The log then had {sealed['size']} entries. The hash of the last one was"
+    assert f"{end} {sealed['head']}." in text
 
 
 def test_the_receipt_of_a_scheduled_erasure_says_when_it_begins(store, command):
@@ -326,8 +327,9 @@ def test_the_receipt_of_a_scheduled_erasure_says_when_it_begins(store, command):
     text, erasure = command.receipt(opened.id), command.shown(opened.id)
 
     assert erasure["state"] == "scheduled"
-    assert f"- beginning it, at {erasure['not_before']}; until then nothing is stopped" in text
-    assert f", not to begin before {erasure['not_before']}" in text
+    begins = at(erasure["not_before"])
+    assert f"- It begins at {begins}. Until then nothing is stopped or removed." in text
+    assert f"It was not to begin before {begins}." in text
 
 
 def test_the_receipt_of_an_unfinished_erasure_names_each_missing_step(store, command):
@@ -337,23 +339,24 @@ def test_the_receipt_of_an_unfinished_erasure_names_each_missing_step(store, com
     text = command.receipt(claim.id)
 
     assert "NOT finished" in text
-    assert "of 3 passes, 1 were acknowledged" in text
-    assert "Acknowledged by the vendor 1 time:" in text
+    assert "1 of 3 passes were acknowledged by the processor." in text
+    assert "1 call was acknowledged by the processor." in text
+    assert "1 call was not acknowledged, at" in text
     assert "unauthorized:invalid_api_key" in text
-    assert "It is blocked (waiting_key): the next call is due" in text
-    assert "Not wiped yet" in text
-    assert "AOF has no rewrite on record" in text
+    assert "It is blocked (waiting_key). The next call is due at" in text
+    assert "The plain IDs are in one row of the audit database until the erasure ends." in text
+    assert "append-only file has no rewrite on record" in text
 
 
 def test_the_receipt_of_a_new_erasure_claims_nothing_and_names_the_broker(store, command):
     request = ErasureRequest("another", "dpo")
     text = command.receipt(store.commands.open_request(request, NOW, via="message").id)
 
-    assert "requested by dpo, in a message through the broker" in text
-    assert "stopping the events is not recorded" in text
-    assert "removing our own copies is not recorded" in text
-    assert "Nothing was acknowledged by the vendor." in text
-    assert "no event of this person is accepted" not in text
+    assert "A request with entry 1 reached us in a message through the broker." in text
+    assert "Stopping the events is not on record." in text
+    assert "Removing the controller's own copies is not on record." in text
+    assert "No call was acknowledged by the processor." in text
+    assert "no event with the user ID is accepted" not in text
 
 
 def test_anonymous_ids_added_later_are_open_until_they_are_done(store, command):
@@ -363,31 +366,78 @@ def test_anonymous_ids_added_later_are_open_until_they_are_done(store, command):
     before = command.receipt(claim.id)
     store.steps.mark_fenced(claim, NOW + timedelta(hours=1))
 
-    assert "stopping the events is not recorded" in before
-    assert "events may still be on their way to the vendor" in before
-    assert "none was on its way" not in before
-    assert "For the anonymous ids added later, this applies since" in command.receipt(claim.id)
+    assert "Stopping the events is not on record." in before
+    assert "Events may still be on their way to the processor" in before
+    assert "was on its way" not in before
+    assert "For the anonymous IDs added later, this applies since" in command.receipt(claim.id)
 
 
 @pytest.mark.parametrize(
-    ("aof", "database", "sentence", "is_readable"),
+    ("aof", "is_readable"),
+    [("rewritten", 0), ("off", 0), ("running", 1), ("failed", 1), ("refused", 1), ("", 1)],
+)
+def test_the_receipt_names_redis_where_it_keeps_removed_data(store, command, aof, is_readable):
+    text = command.receipt(store.completed(aof=aof).id)
+
+    assert "Redis's append-only file" in text
+    assert ("removed data stays readable there" in text) == is_readable
+
+
+def test_the_receipt_names_a_wal_that_may_keep_wiped_ids(store, command, tmp_path):
+    id_ = store.completed().id
+    with closing(sqlite3.connect(tmp_path / "audit.sqlite")) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM mm_erasures").fetchone()
+        store.ask("another")
+
+        assert "could NOT be emptied yet" in command.receipt(id_)
+
+
+def test_a_receipt_for_the_person_names_the_controller_in_their_language(
+    stack, store, command, tmp_path
+):
+    """From ticket to a page that can be printed."""
+    id_ = store.completed(ticket="GDPR-1093").id
+    words = ("erasure", "show", id_, "--receipt", "--for", "person", "--lang", "de")
+    refused = command(*words)
+    stack.env["MM_TASKS_CONTROLLER"] = "Beispiel GmbH, Berlin\nDatenschutz: 030 1234567"
+    (tmp_path / "kept").write_bytes((tmp_path / "checkpoints").read_bytes())
+    page = command(*words, "--format", "html", "--outside", str(tmp_path / "kept")).stdout
+    receipt = json.loads(command(*words, "--format", "json").stdout)
+
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("mm-tasks: MM_TASKS_CONTROLLER: is not set")
+    assert page.startswith('<!DOCTYPE html>\n<html lang="de">')
+    assert "Beispiel GmbH, Berlin\nDatenschutz: 030 1234567</dd>" in page
+    assert "(Aktenzeichen GDPR-1093)" in page
+    assert (receipt["receipt"], receipt["lang"], receipt["status"]) == ("person", "de", "completed")
+
+
+def test_a_receipt_is_not_printed_from_a_log_that_does_not_hold(store, command, tmp_path):
+    id_ = store.completed().id
+    size = store.queries.log_size()
+    (tmp_path / "kept").write_text(f"{size + 1} {'a' * 64} 2026-01-14T09:00:00.000Z\n")
+
+    done = command("erasure", "show", id_, "--receipt", "--outside", str(tmp_path / "kept"))
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "its tail was cut" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "rule"),
     [
-        ("rewritten", {}, "Redis's AOF", False),
-        ("off", {}, "Redis's AOF", False),
-        ("running", {}, "Redis's AOF", True),
-        ("failed", {}, "Redis's AOF", True),
-        ("refused", {}, "Redis's AOF", True),
-        ("off", {"is_wal_empty": False}, "could NOT be emptied yet", False),
-        ("off", {"is_sqlite": False}, "dead tuple until it is vacuumed", False),
+        (["--receipt", "--json"], "see --format"),
+        (["--for", "person"], "add --receipt"),
+        (["--lang", "de"], "add --receipt"),
+        (["--receipt", "--outside", "/nowhere"], "must be a file of checkpoints"),
     ],
 )
-def test_the_receipt_names_places_that_keep_wiped_data(store, aof, database, sentence, is_readable):
-    entries, end = store.queries.history(store.completed(aof=aof).id)
-    assert isinstance(end, Checkpoint)
-    text = certificate.text(entries, end, **{"is_sqlite": True, "is_wal_empty": True, **database})
+def test_options_that_do_not_fit_are_refused(store, command, options, rule):
+    done = command("erasure", "show", store.completed().id, *options)
 
-    assert sentence in text
-    assert ("stays readable there" in text) == is_readable
+    assert done.returncode == 2
+    assert rule in done.stderr
 
 
 # cancel, lift, retry, reject, duplicate
@@ -402,7 +452,7 @@ def test_cancel_lowers_the_fence_and_cannot_be_repeated(redis, command):
     assert (again.returncode, again.stderr) == (1, rule)
     assert redis.scard(KEYS.fence) == 0
     assert command.shown(id_)["is_wiped"]
-    assert "cancelled at" in command.receipt(id_)
+    assert "was cancelled at" in command.receipt(id_)
     assert "It was not carried out" in command.receipt(id_)
 
 
@@ -507,7 +557,7 @@ def file(store, command, tmp_path):
 
 def test_an_export_is_private_and_verified_by_both_programs(store, command, tmp_path, file):
     printed, report = command("audit", "export"), command.json("audit", "verify", str(file))
-    script = [sys.executable, SCRIPT, file, tmp_path / "checkpoints"]
+    script = [sys.executable, "-m", "mm_tasks.verify_export", file, tmp_path / "checkpoints"]
     theirs = subprocess.run(script, capture_output=True, text=True, check=False)
 
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -782,8 +832,8 @@ def test_an_erasure_from_request_to_receipt(stack, redis, command):
     stack.wait(lambda: command.shown(id_)["state"] == "completed")
     text = command.receipt(id_)
 
-    assert "Acknowledged by the vendor 2 times:" in text
-    assert "Redis's AOF was off" in text
+    assert "2 calls were acknowledged by the processor." in text
+    assert "Redis's append-only file was off" in text
     assert command("audit", "verify").returncode == 0
     assert command.status()["erasures"]["open"] == 0
     assert command("erasure", "lift", id_, *BY_DPO).returncode == 0

@@ -149,7 +149,7 @@ def verify(log: AuditLog, elsewhere: Iterable[Checkpoint] = ()) -> Report:
     outside = [*log.outside.read(), *elsewhere]
     with log.database.read() as connection:
         stored = connection.execute(select(tables.checkpoints)).all()
-        chain = Chain(_heads([*stored, *outside]), key)
+        chain = Chain(heads_at([*stored, *outside]), key)
         for seq, line in lines(connection):
             chain.add(seq, line)
         report = chain.finish(tables.guards_missing(connection))
@@ -161,7 +161,7 @@ def verify(log: AuditLog, elsewhere: Iterable[Checkpoint] = ()) -> Report:
 
 def verify_lines(exported: Iterable[str], checkpoints: Iterable[Checkpoint] = ()) -> Report:
     """Verify an export with its last line, against checkpoints from elsewhere, or raise."""
-    chain = Chain(_heads(checkpoints))
+    chain = Chain(heads_at(checkpoints))
     *entries, last = [*exported] or [""]
     for seq, line in enumerate(entries, 1):
         chain.add(seq, line)
@@ -173,7 +173,7 @@ def verify_lines(exported: Iterable[str], checkpoints: Iterable[Checkpoint] = ()
     return report
 
 
-def _heads(checkpoints: Iterable[Any]) -> dict[int, str]:
+def heads_at(checkpoints: Iterable[Any]) -> dict[int, str]:
     """Return the head at each size; raise if two checkpoints differ."""
     heads: dict[int, str] = {}
     for checkpoint in checkpoints:
