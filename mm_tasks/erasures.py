@@ -27,7 +27,7 @@ from mm_tasks.errors import ErasureStateError, InvalidEvent, Problem
 from mm_tasks.timestamps import moment
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from datetime import datetime
 
 __all__ = [
@@ -200,19 +200,25 @@ def timeline(erasure_id: str) -> tuple[TimelineEntry, ...]:
 
 
 def receipt(
-    erasure_id: str, *, audience: str = "authority", form: str = "text", language: str = "en"
+    erasure_id: str,
+    *,
+    audience: Literal["person", "authority"] = "authority",
+    form: Literal["text", "json", "html"] = "text",
+    language: Literal["en", "de"] = "en",
+    outside: Iterable[Checkpoint] = (),
 ) -> str:
-    """Verify the log and return the receipt of an erasure, made from its entries alone.
+    """Return the receipt of an erasure, for the person or an authority.
 
-    `audience` is `person` or `authority`, `form` `text`, `json` or `html`, `language` `en` or
-    `de`; another word is a `ValueError`. Raises `AuditChainBroken` if the log does not hold, and
-    `ConfigurationError` for a person's receipt without `MM_TASKS_CONTROLLER`.
+    The whole log is verified first, also against checkpoints that were kept `outside`. Raises
+    `AuditChainBroken` if it does not hold, and `ConfigurationError` for a person's receipt without
+    `MM_TASKS_CONTROLLER`.
     """
-    issuer = runtime.current().audit_store.certificates
-    certificate = issuer.issue(erasure_id, Audience(audience), Language(language))
-    if certificate is None:
+    issued = runtime.current().audit_store.certificates.issue(
+        erasure_id, Audience(audience), Language(language), tuple(outside)
+    )
+    if issued is None:
         raise ErasureStateError(_UNKNOWN)
-    return certificate.render(Form(form))
+    return issued.render(Form(form))
 
 
 def cancel(erasure_id: str, *, requested_by: str) -> None:

@@ -11,7 +11,7 @@ from mm_tasks import erasures, forget, runtime
 from mm_tasks.erasure.audit import protocol
 from mm_tasks.erasure.models import VendorAck
 from mm_tasks.erasure.timeline import SENTENCES, sentence
-from mm_tasks.errors import ErasureStateError, InvalidEvent
+from mm_tasks.errors import ConfigurationError, ErasureStateError, InvalidEvent
 from tests.erasure.conftest import postgresql, postgresql_url, sqlite_url, url
 from tests.erasure.stores import USER, VISITOR
 
@@ -67,7 +67,11 @@ def test_an_erasure_is_followed_from_its_request_to_its_receipt():
     texts = [entry.text for entry in erasures.timeline(erasure)]
     assert "Events removed from our own copies: 3." in texts
     assert "Call 2 ended: the vendor acknowledged it (200)." in texts
-    assert erasures.receipt(erasure).startswith(f"Receipt of erasure {erasure}")
+    assert erasure in erasures.receipt(erasure)
+    german = erasures.receipt(erasure, language="de", form="html")
+    assert 'lang="de"' in german
+    with pytest.raises(ConfigurationError, match="MM_TASKS_CONTROLLER"):
+        erasures.receipt(erasure, audience="person")
 
 
 def test_erasures_are_found_by_person_ticket_state_and_time_the_newest_first():

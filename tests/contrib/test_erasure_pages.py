@@ -105,10 +105,31 @@ def test_an_officer_requests_follows_cancels_and_hands_over_a_receipt(client):
     assert act.status_code == 302
     assert erasures.get(erasure.id).state == "cancelled"
     receipt = client.get(f"{HOME}{erasure.id}/receipt/")
-    assert f"Receipt of erasure {erasure.id}" in text(receipt)
-    saved = client.get(f"{HOME}{erasure.id}/receipt/?download=1")
-    assert f'filename="erasure-{erasure.id}.txt"' in saved.headers["Content-Disposition"]
-    assert text(saved).startswith("Receipt of erasure")
+    assert "Record of a request for erasure" in text(receipt)
+
+
+def test_a_receipt_is_shown_and_downloaded_for_each_reader_and_language(client, fresh):
+    fresh(MM_TASKS_CONTROLLER="Example Ltd, Exampletown")
+    url = f"{HOME}{forget.delay(USER, 'dpo').id}/receipt/"
+
+    german = client.get(f"{url}?audience=person&language=de")
+    assert "Bestätigung" in text(german)
+    page = client.get(f"{url}?audience=person&language=de&form=html")
+    assert text(page).lower().startswith("<!doctype html>")
+    assert '-person-de.html"' in page.headers["Content-Disposition"]
+    facts = client.get(f"{url}?form=json").json()
+    assert (facts["receipt"], facts["lang"]) == ("authority", "en")
+    assert (
+        client.get(f"{url}?form=text&audience=nobody").headers["Content-Type"].startswith("text/")
+    )
+
+
+def test_a_receipt_for_a_person_needs_the_controller(client):
+    url = f"{HOME}{forget.delay(USER, 'dpo').id}/receipt/"
+    refused = client.get(f"{url}?audience=person")
+
+    assert refused.status_code == 503
+    assert "MM_TASKS_CONTROLLER" in text(refused)
 
 
 def test_no_page_but_the_confirmation_and_no_log_has_an_id_of_a_person(client, caplog):

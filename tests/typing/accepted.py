@@ -72,6 +72,7 @@ for erasure in erasures.list(
     passes: tuple[ErasurePass, ...] | None = erasure.passes
     assert_type(erasures.timeline(erasure.id), tuple[TimelineEntry, ...])
     assert_type(erasures.receipt(erasure.id), str)
+    erasures.receipt(erasure.id, audience="person", form="html", language="de")
     if "cancel" in erasure.actions:
         erasures.cancel(erasure.id, requested_by="dpo")
 erasures.list(state=("retrying", "attention"))

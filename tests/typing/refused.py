@@ -33,6 +33,7 @@ erasures.get(7)  # refused
 erasures.list(state="later")  # refused
 erasures.list("GDPR-1093")  # refused
 erasures.cancel("id")  # refused
+erasures.receipt("id", language="fr")  # refused
 state = erasures.get("id").state  # refused
 context(plan="pro")  # refused
 fenced = track.delay("signup").fenced  # refused

@@ -30,6 +30,13 @@ _ONE, _ACT, _RECEIPT, _FIND = (
 )
 _PAGE = 50
 _UNAVAILABLE = 503
+# The first of each is the default.
+_RECEIPTS = {"audience": ("authority", "person"), "language": ("en", "de")}
+_CONTENT_TYPES = {
+    "html": "text/html; charset=utf-8",
+    "text": "text/plain; charset=utf-8",
+    "json": "application/json",
+}
 _EFFECTS = {
     "cancel": "The vendor is not called, and events of this person are accepted again. Events that "
     "were removed stay removed.",
@@ -148,11 +155,20 @@ def _one(page: Callable[..., Any], request: Any, erasure: str) -> Any:
 
 def _receipt(page: Callable[..., Any], request: Any, erasure: str) -> Any:
     _found(erasure)
-    text = mm_tasks.erasures.receipt(erasure)
-    if "download" not in request.GET:
-        return page("erasure_receipt", f"Receipt of erasure {erasure}", erasure=erasure, text=text)
-    headers = {"Content-Disposition": f'attachment; filename="erasure-{erasure}.txt"'}
-    return HttpResponse(text, content_type="text/plain; charset=utf-8", headers=headers)
+    chosen: dict[str, Any] = {
+        name: next((one for one in choices if one == request.GET.get(name)), choices[0])
+        for name, choices in _RECEIPTS.items()
+    }
+    form: Any = request.GET.get("form")
+    if form not in _CONTENT_TYPES:
+        title, text = f"Receipt of erasure {erasure}", mm_tasks.erasures.receipt(erasure, **chosen)
+        forms = list(_CONTENT_TYPES)
+        return page("erasure_receipt", title, text=text, choices=_RECEIPTS, forms=forms, **chosen)
+    receipt = mm_tasks.erasures.receipt(erasure, form=form, **chosen)
+    suffix = "txt" if form == "text" else form
+    name = f"erasure-{erasure}-{chosen['audience']}-{chosen['language']}.{suffix}"
+    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    return HttpResponse(receipt, content_type=_CONTENT_TYPES[form], headers=headers)
 
 
 def _act(page: Callable[..., Any], request: Any, erasure: str, action: str) -> Any:

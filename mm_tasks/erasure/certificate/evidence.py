@@ -49,7 +49,7 @@ def read(session: AuditSession, erasure: str, outside: Sequence[Checkpoint]) -> 
     found = []
     with session.read() as connection:
         stored = connection.execute(select(tables.checkpoints)).all()
-        chain = Chain(heads_at([*stored, *host, *outside]))
+        chain = Chain(heads_at([*stored, *host, *outside]), session.pseudonyms)
         for seq, line in lines(connection):
             chain.add(seq, line)
             if any(text in line for text in texts):
