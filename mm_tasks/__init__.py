@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from mm_tasks.tasks.install import install
     from mm_tasks.tasks.receipts import ErasureReceipt, Receipt
     from mm_tasks.tasks.registry import aclose, forget, identify, track
+    from mm_tasks.tasks.suppression import ais_erased, is_erased
 
 __all__ = [
     "ErasureReceipt",
     "Receipt",
     "aclose",
+    "ais_erased",
     "app",
     "best_effort",
     "context",
@@ -35,6 +37,7 @@ __all__ = [
     "forget",
     "identify",
     "install",
+    "is_erased",
     "track",
 ]
 
@@ -47,6 +50,8 @@ _MODULES = {
     "ErasureReceipt": "tasks.receipts",
     "Receipt": "tasks.receipts",
     "app": "tasks.celery_app",
+    "is_erased": "tasks.suppression",
+    "ais_erased": "tasks.suppression",
 }
 
 

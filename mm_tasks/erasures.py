@@ -59,6 +59,7 @@ State: TypeAlias = Literal[
     "waiting_key",
     "attention",
     "completed",
+    "completed_once",
     "lifted",
     "cancelled",
     "rejected",

@@ -23,6 +23,7 @@ from mm_tasks.buffer.producer import Producer
 from mm_tasks.buffer.purge import Purge
 from mm_tasks.buffer.rate_limiter import Limiter
 from mm_tasks.buffer.refusals import Refusals
+from mm_tasks.buffer.subjects import Subjects
 from mm_tasks.client.access import vendor_access
 from mm_tasks.client.api import Client
 from mm_tasks.connections import redis_client
@@ -33,6 +34,7 @@ from mm_tasks.erasure import hook_failures
 from mm_tasks.erasure.audit.checkpoint_hook import CheckpointHook
 from mm_tasks.erasure.fence_sync import PATIENCE_S, FenceSync
 from mm_tasks.erasure.service import ErasureService
+from mm_tasks.erasure.traces import TraceFinder
 from mm_tasks.erasure.workflow import ErasurePolicy, ErasureWorkflow
 from mm_tasks.errors import ConfigurationError
 from mm_tasks.events.lanes import BACKFILL, IDENTIFY, TRACK
@@ -82,6 +84,7 @@ class Runtime:
             for lane, limits in _batch_limits(settings).items()
         }
         self.nudges = Nudges(self.producer_redis, settings.project)
+        self.subjects = Subjects(self.producer_redis, settings.project)
         self.async_clients = AsyncClients(
             settings.redis_address,
             sentinels_s=PRODUCER_CONNECT_S,
@@ -159,6 +162,17 @@ class Runtime:
         fence = Fence(self.producer_redis, self.settings.project)
         store = self.audit_store
         return ErasureService(store.steps, store.commands, FenceSync(fence, store.queries))
+
+    @property
+    def traces(self) -> TraceFinder:
+        """Return the finder of what is here of a person, on the client that fails fast."""
+        return TraceFinder(self.audit_store.queries, self.subjects)
+
+    @property
+    def patient_traces(self) -> TraceFinder:
+        """Return the same for commands, which wait for Redis."""
+        subjects = Subjects(self.worker_redis, self.settings.project)
+        return TraceFinder(self.audit_store.queries, subjects)
 
     @cached_property
     def fence_sync(self) -> FenceSync:

@@ -162,6 +162,9 @@ class Settings(BaseSettings):
         default=(0, 900, 86_400), min_length=1
     )
     """When /v1/forget is called, counted from quiesce."""
+    erasure_grace_s: float | None = Field(default=None, ge=0, le=limits.GRACE_MAX_S)
+    """How long after a request /v1/forget is not called, so that it can be cancelled. Not set: 0,
+    and an hour for requests by `mm-tasks`."""
 
     @field_validator("redis_url", "audit_url")
     @classmethod

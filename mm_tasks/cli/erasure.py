@@ -1,30 +1,36 @@
 """`mm-tasks erasure …`: request, show, stop and retry erasures of persons.
 
-Ids of a person are read from a prompt or from stdin, never from the command line, which
-other users of the host can see and shells remember. No output contains one.
+Ids of a person are read as `persons` says. No output contains one, but a file of `scan`.
 """
 
 from __future__ import annotations
 
 import json
-import sys
-from typing import Annotated, Any
+from collections import Counter
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Column, Table
 
 from mm_tasks import runtime
-from mm_tasks.cli import receipt_options
-from mm_tasks.cli.output import fail, plain, show_table
+from mm_tasks.cli import persons, receipt_options
+from mm_tasks.cli.output import fail, new_private_file, plain, show_table
 from mm_tasks.erasure.audit import protocol
 from mm_tasks.erasure.request import MODES, Reason, reference_rule
 from mm_tasks.errors import InvalidEvent, Problem
+
+if TYPE_CHECKING:
+    from mm_tasks.tasks.receipts import ErasureReceipt
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
     help="Request the erasure of a person, and follow its progress.",
 )
+
+# Unless --grace or the setting says otherwise.
+_GRACE_S = 3600
 
 _UNKNOWN = "there is no such erasure"
 _WORD = "must be a fixed word: small letters, digits and _.:-, at most 64 characters"
@@ -36,6 +42,15 @@ _By = Annotated[
 _Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 
+def _time(text: str) -> datetime:
+    try:
+        at = datetime.fromisoformat(text)
+        return (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        rule = "must be ISO 8601, in UTC unless it has an offset"
+        raise typer.BadParameter(rule) from None
+
+
 # Accepts extra arguments, since the parser's own message would show an id among them.
 @app.command(context_settings={"allow_extra_args": True})
 def request(  # noqa: PLR0913 - one for each field of a request
@@ -45,20 +60,32 @@ def request(  # noqa: PLR0913 - one for each field of a request
     ticket: Annotated[
         str | None, typer.Option(help="Your reference of the request; kept for ever.")
     ] = None,
-    reason: Annotated[str | None, typer.Option(help=f"One of {', '.join(Reason)}.")] = None,
+    reason: Annotated[
+        str | None, typer.Option(help=f"The ground, if stated: one of {', '.join(Reason)}.")
+    ] = None,
     received_at: Annotated[
         str | None, typer.Option(metavar="TIME", help="ISO 8601 with an offset; default: now.")
     ] = None,
-    anonymous_ids: Annotated[
-        bool, typer.Option("--anonymous-ids", help="Read anonymous ids after the user id.")
-    ] = False,
+    anonymous_ids: persons.WithAnonymous = False,
     mode: Annotated[str | None, typer.Option(help=f"One of {', '.join(MODES)}.")] = None,
+    grace: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="Call the vendor no earlier; default: MM_TASKS_ERASURE_GRACE_S, or an hour.",
+        ),
+    ] = None,
+    exact: persons.Exact = False,
+    show: persons.Shown = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask to confirm.")] = False,
     as_json: _Json = False,
 ) -> None:
     """Erase everything held about a person, here and at the vendor; print the erasure's id.
 
-    The user id is read from a hidden prompt, or from the first line of stdin; with
-    --anonymous-ids each further line is an anonymous id. Safe to repeat: while an erasure of this
+    The user id is read from the first line of stdin; with --anonymous-ids each further line is an
+    anonymous id. On a terminal each id is asked for twice, and before anything is done the command
+    says what is here of the person and asks to confirm. Until the grace is over the erasure can be
+    cancelled; the person's events are refused at once. Safe to repeat: while an erasure of this
     person is open, its id is printed and the ticket is added to it.
 
     Example: mm-tasks erasure request --requested-by dpo --ticket GDPR-1093 < user_id.txt
@@ -66,29 +93,28 @@ def request(  # noqa: PLR0913 - one for each field of a request
     if context.args:
         rule = "is not an argument: the user id is read from a prompt or from stdin"
         raise typer.BadParameter(rule, param_hint="ID")
-    user_id, others = _ids(anonymous=anonymous_ids)
     from mm_tasks.tasks.registry import forget
 
+    ids = persons.read(anonymous=anonymous_ids, exact=exact, shown=show)
+    if ids.is_typed and not yes:
+        persons.confirm(ids)
+    if grace is None and runtime.current().settings.erasure_grace_s is None:
+        grace = _GRACE_S
     fields: Any = {
-        "user_id": user_id,
-        "anonymous_ids": others or None,
+        "user_id": ids.user_id,
+        "anonymous_ids": ids.anonymous_ids or None,
         "requested_by": requested_by,
         "ticket": ticket,
         "reason": reason,
         "received_at": received_at,
         "mode": mode,
+        "grace_s": grace,
     }
-    receipt = forget.delay(**fields)
-    if as_json:
-        typer.echo(json.dumps({"id": receipt.id, "fenced": receipt.fenced}))
-        return
-    up = "the fence is up"
-    pending = "the fence is NOT up yet: the next sweep of a worker raises it"
-    typer.echo(f"erasure {receipt.id}: {up if receipt.fenced else pending}")
+    _show_receipt(forget.delay(**fields), as_json=as_json)
 
 
 @app.command(name="list")
-def list_command(
+def list_command(  # noqa: PLR0913 - its options
     *,
     state: Annotated[
         list[str] | None, typer.Option(help="Only erasures in this state; repeatable.")
@@ -96,18 +122,79 @@ def list_command(
     is_open: Annotated[
         bool, typer.Option("--open", help="Only erasures that have not ended.")
     ] = False,
+    ticket: Annotated[str | None, typer.Option(help="Only erasures with this ticket.")] = None,
+    since: Annotated[
+        datetime | None,
+        typer.Option(
+            parser=_time, metavar="TIME", help="Only erasures accepted then or later; ISO 8601."
+        ),
+    ] = None,
     as_json: _Json = False,
     limit: Annotated[int, typer.Option(min=1, help="Show at most so many, the newest.")] = 50,
 ) -> None:
     """List erasures, the newest first, without ids of persons. Reads only.
 
-    Example: mm-tasks erasure list --open
+    Example: mm-tasks erasure list --ticket GDPR-1093
     """
     if not protocol.STATES.issuperset(state or ()):
         rule = f"must be one of {', '.join(sorted(protocol.STATES))}"
         raise typer.BadParameter(rule, param_hint="--state")
     states = {*(state or ()), *(protocol.OPEN if is_open else ())}
-    rows = runtime.current().audit_store.queries.listed(states or None, limit)
+    queries = runtime.current().audit_store.queries
+    _show_list(queries.listed(states or None, limit, ticket=ticket, since=since), as_json=as_json)
+
+
+@app.command()
+def find(
+    *, exact: persons.Exact = False, show: persons.Shown = False, as_json: _Json = False
+) -> None:
+    """List the erasures of a person, also completed ones, by the user id. Reads only.
+
+    The user id is read as by `request`. Needs the pseudonym key. An anonymous id finds nothing:
+    after the end the database has no trace of it that can be searched; `scan` shows its fence.
+
+    Example: mm-tasks erasure find < user_id.txt
+    """
+    ids = persons.read(anonymous=False, exact=exact, shown=show)
+    _show_list(runtime.current().audit_store.queries.find(ids.user_id), as_json=as_json)
+
+
+@app.command()
+def scan(
+    *,
+    anonymous_ids: persons.WithAnonymous = False,
+    events: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Write the events found to this new private file."),
+    ] = None,
+    exact: persons.Exact = False,
+    show: persons.Shown = False,
+    as_json: _Json = False,
+) -> None:
+    """Count what is here of a person: events by place, the fence, the erasures. Removes nothing.
+
+    Ids are read as by `request`. An event that moves meanwhile may count twice, or not at all.
+    --events is for requests under Art. 15: one JSON object a line. Delivered events are not here.
+
+    Example: mm-tasks erasure scan --anonymous-ids --events found.jsonl < ids.txt
+    """
+    ids = persons.read(anonymous=anonymous_ids, exact=exact, shown=show)
+    traces = runtime.current().patient_traces.scan(ids.user_id, ids.anonymous_ids)
+    if events is not None:
+        with new_private_file(events, "--events") as file:
+            for event in traces.events:
+                file.write(b'{"event":%b,"place":"%b"}\n' % (event.body, event.place.encode()))
+    if not as_json:
+        for line in persons.found(traces, len(ids.anonymous_ids)):
+            typer.echo(line)
+        return
+    counts = Counter(event.place for event in traces.events)
+    erasures = [{name: row[name] for name in ("id", "state")} for row in traces.erasures]
+    shown = {"events": counts, "fenced": traces.fenced, "erasures": erasures}
+    typer.echo(json.dumps(shown))
+
+
+def _show_list(rows: list[dict[str, Any]], *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({"erasures": rows}))
         return
@@ -244,31 +331,20 @@ def duplicate(
     typer.echo("noted as a duplicate: the vendor was not called for it")
 
 
-def _ids(*, anonymous: bool) -> tuple[str, list[str]]:
-    """Return the user id and the anonymous ids, from hidden prompts or the lines of stdin."""
-    if sys.stdin is not None and sys.stdin.isatty():
-        user_id = _prompted("user id (not shown)")
-        others = iter(lambda: _prompted("anonymous id (not shown; none: done)"), "")
-        return user_id, list(others) if anonymous else []
-    text = b"" if sys.stdin is None else sys.stdin.buffer.read()
-    try:
-        first, *rest = text.decode().removesuffix("\n").split("\n")
-    except UnicodeDecodeError:
-        rest = None
-    if rest is None:
-        raise InvalidEvent([Problem("user_id", "must be read from text in UTF-8")])
-    if any(line.endswith("\r") for line in (first, *rest)):
-        rule = "must be read from lines that end in a newline without a carriage return"
-        raise InvalidEvent([Problem("user_id", rule)])
-    if any(rest) and not anonymous:
-        rule = "must be the only line, unless --anonymous-ids declares the others"
-        raise InvalidEvent([Problem("user_id", rule)])
-    return first, rest if anonymous else []
-
-
-def _prompted(question: str) -> str:
-    # On stderr: stdout may be for programs.
-    return str(typer.prompt(question, default="", show_default=False, hide_input=True, err=True))
+def _show_receipt(receipt: ErasureReceipt, *, as_json: bool) -> None:
+    row = runtime.current().audit_store.queries.show(receipt.id)
+    call_after = None if row is None else row["call_after"]
+    if as_json:
+        shown = {name: getattr(receipt, name) for name in ("id", "fenced", "seen")}
+        typer.echo(json.dumps({**shown, "call_after": call_after}))
+        return
+    up = "the fence is up"
+    pending = "the fence is NOT up yet: the next sweep of a worker raises it"
+    typer.echo(f"erasure {receipt.id}: {up if receipt.fenced else pending}")
+    if call_after is not None:
+        typer.echo(f"the vendor is not called before {call_after}; until then it can be cancelled")
+    if receipt.seen is False:
+        typer.echo(persons.UNSEEN)
 
 
 def _reference(field: str, value: str) -> str:

@@ -14,7 +14,7 @@ from sqlalchemy import select
 from mm_tasks.erasure.audit import tables
 from mm_tasks.erasure.audit.protocol import OPEN, SCHEDULED
 from mm_tasks.erasure.audit.tables import SubjectIds
-from mm_tasks.erasure.deadlines import one_month_after
+from mm_tasks.erasure.deadlines import first_call_at, one_month_after
 from mm_tasks.erasure.models import Opened
 from mm_tasks.erasure.queries import open_deadlines
 from mm_tasks.erasure.request import NAMES_SUBJECT, SUPPRESS, ErasureRequest, reference_rule
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from mm_tasks.erasure.audit.session import AuditSession
     from mm_tasks.erasure.models import ErasureDeadline
 
-_TOO_LATE = "(or eta) must end before the erasure is due, one month after its receipt"
+_TOO_LATE = "must end before the erasure is due, one month after its receipt"
 
 
 class ErasureCommands:
@@ -56,17 +56,21 @@ class ErasureCommands:
         Once this returns, the erasure is committed and will be done. New anonymous ids send
         an open erasure back to be fenced, and its worker loses the claim. `via` is one of
         `protocol.VIA`. With `delay_s` a new erasure is scheduled; a scheduled one begins at the
-        earliest time that was asked for, so without a delay at once. A `received_at` in the
-        future is of a clock that is ahead, and means now. Raises `InvalidEvent`,
-        `AuditUnavailable` or `ConfigurationError`.
+        earliest time that was asked for, so without a delay at once. The vendor is not called
+        before the request's `grace_s` are over; of several requests the earliest time holds. A
+        `received_at` in the future is of a clock that is ahead, and means now. Raises
+        `InvalidEvent`, `AuditUnavailable` or `ConfigurationError`.
         """
         request.check()
         with transaction(self._session) as rows:
             received_at = min(request.received_at or rows.now, rows.now)
             not_before = rows.in_(delay_s) if delay_s > 0 else None
             if not_before and not_before >= one_month_after(received_at):
-                raise InvalidEvent([Problem("countdown", _TOO_LATE)])
-            asked = _Asked(request, via, received_at, not_before)
+                raise InvalidEvent([Problem("countdown", f"(or eta) {_TOO_LATE}")])
+            call_after = rows.in_(request.grace_s) if request.grace_s else None
+            if call_after and call_after >= one_month_after(received_at):
+                raise InvalidEvent([Problem("grace_s", _TOO_LATE)])
+            asked = _Asked(request, via, received_at, not_before, call_after)
             row = _open_row(rows, self._session.pseudonyms.of(request.user_id))
             return self._open(rows, asked) if row is None else _add(rows, row, asked)
 
@@ -148,6 +152,7 @@ class ErasureCommands:
             "due_at": due_at,
             "accepted_at": rows.now,
             "next_at": asked.not_before or rows.now,
+            "call_after": asked.call_after,
         }
         row = rows.insert(values, {**details, **counts, "due_at": stamp(due_at)})
         claim = None if asked.not_before else rows.lease(row, FENCE_LEASE_S)
@@ -155,24 +160,26 @@ class ErasureCommands:
 
 
 class _Asked(NamedTuple):
-    """A request, how and when it was received, and when it may begin if not at once."""
+    """A request, how and when it was received; when it may begin, and when the vendor be called."""
 
     request: ErasureRequest
     via: str
     received_at: datetime
     not_before: datetime | None
+    call_after: datetime | None
 
     def details(self, mode: str) -> dict[str, object]:
         """Return the details that the entries of a first and of a repeated request share."""
-        later = {} if self.not_before is None else {"not_before": stamp(self.not_before)}
+        reason = self.request.reason
+        times = {"not_before": self.not_before, "call_after": self.call_after}
         return {
             "requested_by": self.request.requested_by,
             "ticket": self.request.ticket,
-            "reason": str(self.request.reason),
+            "reason": None if reason is None else str(reason),
             "received_at": stamp(self.received_at),
             "mode": mode,
             "via": self.via,
-            **later,
+            **{name: stamp(at) for name, at in times.items() if at is not None},
         }
 
 
@@ -209,19 +216,26 @@ def _add(rows: ErasureRows, row: Row, asked: _Asked) -> Opened:
 def _ticket_added(row: Row, asked: _Asked) -> Transition:
     """Return the transition of a repeated request.
 
-    The earlier deadline holds, the earlier beginning of a scheduled erasure, and the mode that
-    refuses more events.
+    The earlier deadline holds, the earlier beginning of a scheduled erasure, the earlier first
+    call, and the mode that refuses more events.
     """
     request = asked.request
     mode = SUPPRESS if SUPPRESS in (row["mode"], request.mode) else row["mode"]
     is_known = request.ticket is None or request.ticket in row["tickets"]
+    call_after = row["call_after"]
+    if call_after is not None:
+        call_after = None if asked.call_after is None else min(call_after, asked.call_after)
     changes = {
+        "call_after": call_after,
         "tickets": row["tickets"] + ([] if is_known else [request.ticket]),
         "mode": mode,
         "due_at": min(row["due_at"], one_month_after(asked.received_at)),
     }
     if row["state"] == SCHEDULED and asked.not_before is not None:
         changes["next_at"] = min(row["next_at"], asked.not_before)
+    if row["state"] == "quiesced":
+        first_at = first_call_at(row["quiesced_at"], row["passes_s"][0], call_after)
+        changes["next_at"] = first_at
     return Transition("ticket_added", asked.details(mode), changes)
 
 

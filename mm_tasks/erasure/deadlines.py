@@ -1,9 +1,9 @@
-"""The deadline of an erasure. Pure: the caller brings the time."""
+"""The deadline of an erasure, and its first call. Pure: the caller brings the time."""
 
 from __future__ import annotations
 
 import calendar
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 # The workflow logs a warning at these parts of the time allowed, in percent.
 MARKS = (50, 80, 100)
@@ -25,3 +25,9 @@ def mark(received_at: datetime, due_at: datetime, now: datetime) -> int:
     # Not in days: months differ in length.
     passed, allowed = now - received_at, due_at - received_at
     return max((percent for percent in MARKS if passed * 100 >= allowed * percent), default=0)
+
+
+def first_call_at(quiesced_at: datetime, pass_s: float, call_after: datetime | None) -> datetime:
+    """Return when the first pass is due: `pass_s` after quiesce, and not before `call_after`."""
+    planned = quiesced_at + timedelta(seconds=pass_s)
+    return planned if call_after is None else max(planned, call_after)

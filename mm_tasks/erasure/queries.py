@@ -34,6 +34,7 @@ _LISTED_MAX = 1000
 _SHOWN = (
     *("id", "project", "state", "mode", "anonymous", "epoch", "requested_by", "tickets", "reason"),
     *("received_at", "due_at", "accepted_at", "fenced_at", "quiesced_at", "ended_at", "next_at"),
+    "call_after",
     *("passes_s", "acknowledged", "attempts", "removed", "duplicate_of"),
 )
 _SHOWN_OF_PASS = ("round", "n", "due_at", "sent_at", "answered_at", "status", "outcome")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mm_tasks.erasure.audit import protocol
 from mm_tasks.errors import InvalidEvent, Problem
 from mm_tasks.events.explain import field_problem
-from mm_tasks.events.limits import ID_CHARACTERS_MAX, USER_ID_CHARACTERS_MAX
+from mm_tasks.events.limits import GRACE_MAX_S, ID_CHARACTERS_MAX, USER_ID_CHARACTERS_MAX
 from mm_tasks.events.rules import too_long_rule
 
 if TYPE_CHECKING:
@@ -50,15 +50,20 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ErasureRequest:
-    """A request for erasure. `received_at` None means now."""
+    """A request for erasure. `received_at` None means now.
+
+    `reason` None: nobody stated one. `grace_s` None: as `MM_TASKS_ERASURE_GRACE_S`, which `forget`
+    puts in; here it means 0.
+    """
 
     user_id: str = field(repr=False)
     requested_by: str
-    reason: str = Reason.CONSENT_WITHDRAWN
+    reason: str | None = None
     ticket: str | None = None
     received_at: datetime | None = None
     anonymous_ids: tuple[str, ...] = field(default=(), repr=False)
     mode: str = SUPPRESS
+    grace_s: float | None = None
 
     def check(self) -> None:
         """Raise `InvalidEvent` with each broken rule but that of a future: see `request_of`."""
@@ -93,6 +98,7 @@ def request_of(arguments: Mapping[str, object], now: datetime | None = None) -> 
         "reason": lambda value: _choice_rule(value, Reason),
         "mode": lambda value: _choice_rule(value, MODES),
         "anonymous_ids": _ids_rule,
+        "grace_s": _grace_rule,
     }
     for name, rule_of in rules.items():
         if name in values and (rule := rule_of(values[name])):
@@ -135,6 +141,12 @@ def _ids_rule(ids: Any) -> str:
     if len(ids) > ANONYMOUS_IDS_MAX:
         return f"must be at most {ANONYMOUS_IDS_MAX} ids"
     return max((_id_rule(id_, ID_CHARACTERS_MAX) for id_ in ids), default="")
+
+
+def _grace_rule(grace_s: Any) -> str:
+    is_number = isinstance(grace_s, int | float) and not isinstance(grace_s, bool)
+    holds = is_number and 0 <= grace_s <= GRACE_MAX_S
+    return "" if holds else f"must be a number of seconds from 0 to {GRACE_MAX_S}"
 
 
 def _id_rule(id_: str, characters_max: int) -> str:

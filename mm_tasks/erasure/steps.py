@@ -23,6 +23,7 @@ from sqlalchemy import and_, insert, or_, select, update
 
 from mm_tasks.erasure.audit import tables
 from mm_tasks.erasure.audit.protocol import ACKNOWLEDGED, OPEN, SCHEDULED
+from mm_tasks.erasure.deadlines import first_call_at
 from mm_tasks.erasure.models import WAITS, Claim, Erasure, StepAttempt, VendorAck
 from mm_tasks.erasure.request import ONCE
 from mm_tasks.erasure.rows import (
@@ -128,14 +129,17 @@ class ErasureSteps:
     def mark_quiesced(self, claim: Claim, passes_s: Sequence[float]) -> Claim | None:
         """Record that no attempt with the subject's events is in progress; plan the passes.
 
-        `passes_s` has the time of each call of the vendor, counted from now; at least one.
+        `passes_s` has the time of each call of the vendor, counted from now; at least one. The
+        first one waits for the erasure's `call_after`.
         """
         with self._held(claim) as (rows, row):
+            if row is None:
+                return None
             changes = {
                 "quiesced_at": rows.now,
                 "round": tables.erasures.c.round + 1,
                 "passes_s": list(passes_s),
-                "next_at": rows.in_(passes_s[0]),
+                "next_at": first_call_at(rows.now, passes_s[0], row["call_after"]),
             }
             quiesced = Transition("quiesced", {"passes": len(passes_s)}, changes)
             return _advanced(claim, rows, row, quiesced)
@@ -181,7 +185,7 @@ class ErasureSteps:
         """Record that every pass was acknowledged, and wipe the subject's ids.
 
         `aof` is the result of the rewrite of Redis's AOF in a fixed word; '' if none was
-        started. None if the claim is lost. In mode `once` this also lifts the fence.
+        started. None if the claim is lost. In mode `once` this also lowers the fence.
         """
         with self._held(claim) as (rows, row):
             if row is None:
@@ -190,7 +194,7 @@ class ErasureSteps:
             transitions += ending("completed", {"acknowledged": row["acknowledged"]}, rows.now)
             if row["mode"] == ONCE:
                 fences = rows.unfence(claim.id)
-                transitions.append(Transition("lifted", {"requested_by": None}, fences=fences))
+                transitions.append(Transition("released", fences=fences))
             erasure = rows.value(rows.advance(row, transitions))
         self._session.truncate_wal()
         return erasure
@@ -235,5 +239,6 @@ def _following(
 
 def _due_at(row: Row, n: int) -> datetime:
     """Return the planned time of a pass of this round."""
-    quiesced_at: datetime = row["quiesced_at"]
-    return quiesced_at + timedelta(seconds=row["passes_s"][n - 1])
+    passes_s = row["passes_s"]
+    first_at = first_call_at(row["quiesced_at"], passes_s[0], row["call_after"])
+    return first_at + timedelta(seconds=passes_s[n - 1] - passes_s[0])

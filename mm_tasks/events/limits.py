@@ -27,3 +27,6 @@ INTEGER_MAX = 2**53 - 1
 # The vendor's own bucket on /v1/batch; our rate and burst must stay below it.
 VENDOR_BATCH_RATE_PER_S = 5
 VENDOR_BATCH_BURST = 20
+
+# Of ours: the vendor must be called within the month that Art. 12(3) allows.
+GRACE_MAX_S = 27 * 86_400

@@ -100,7 +100,7 @@ class ForgetDetails(TypedDict, total=False):
     """The optional fields of `forget`."""
 
     reason: Reason | None
-    """The legal ground. `gdpr_17_1_b`, consent withdrawn, when absent."""
+    """The legal ground, if somebody stated it; see `docs/erasure.md`."""
 
     ticket: str | None
     """An opaque reference of yours: at most 128 characters, no space, no @, no id of the person."""
@@ -113,3 +113,6 @@ class ForgetDetails(TypedDict, total=False):
 
     mode: Mode | None
     """`suppress`, the default: later events are refused until lifted. `once`: they are accepted."""
+
+    grace_s: float | None
+    """Seconds before the vendor is called. `MM_TASKS_ERASURE_GRACE_S`, when absent."""

@@ -7,6 +7,7 @@ in it, and nothing is fenced meanwhile.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -60,11 +61,17 @@ class ForgetTask(InProcessTask):
     ) -> ErasureReceipt:
         # The clock of this host cannot judge the sender of a message.
         request = request_of(fields, datetime.now(UTC) if via == "call" else None)
-        service = runtime.current().erasure_service
-        accepted = service.request(request, via=via, delay_s=delay_s)
+        current = runtime.current()
+        if request.grace_s is None:
+            request = replace(request, grace_s=current.settings.erasure_grace_s)
+        # Before the request, which lets a worker remove the events.
+        seen = None
+        if via == "call":
+            seen = current.traces.is_known(request.user_id, request.anonymous_ids)
+        accepted = current.erasure_service.request(request, via=via, delay_s=delay_s)
         if not delay_s:
             nudge(RUN_ERASURE, (accepted.id,), FORGET_QUEUE)
-        return ErasureReceipt(accepted.id, accepted.is_fenced)
+        return ErasureReceipt(accepted.id, accepted.is_fenced, seen=seen)
 
     def _message_fields(self, args: tuple[Any, ...], fields: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002 - events differ
         # The month starts now, however long the message waits in the broker.

@@ -25,11 +25,16 @@ class ErasureReceipt:
     `fenced`: from now on no attempt that carries an event of the person is admitted. It is False
     if Redis was out of reach; then the next sweep raises the fence. It is False as well until the
     time of an erasure with a countdown or an eta.
+
+    `seen` is False if there was no trace of the person before: no event waiting, scheduled, in a
+    batch or dead, and no earlier erasure. Delivered events leave no trace, so a right id may be
+    unseen too. None: not known, because Redis holds too many records, or does not answer.
     """
 
     id: str
     fenced: bool
     accepted: bool = True
+    seen: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

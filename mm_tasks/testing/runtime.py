@@ -46,6 +46,7 @@ class RecordingRuntime:
         self.async_clients = NoClients()
         self.refusals = Refusals("recorded")
         self.erasure_service = RecordingErasureService(records)
+        self.subjects = self.traces = RecordingSubjects(records)
 
     @cached_property
     def settings(self) -> Settings:
@@ -138,6 +139,30 @@ class RecordingErasureService:
         fields["via"] = "message" if self._records.is_through_broker() else via
         self._records.add("forget", fields, erasure, delay_s)
         return Opened(erasure, is_fenced=not delay_s)
+
+
+class RecordingSubjects:
+    """Takes the place of `Subjects`, whose tags are here the ids, and of `TraceFinder`."""
+
+    def __init__(self, records: Records) -> None:
+        """Take the records to read."""
+        self._records = records
+
+    def tags(self, user_id: str | None, anonymous_ids: Sequence[str]) -> list[tuple[Any, Any]]:
+        """Return pairs as `Records.is_suppressed` takes them."""
+        users = [] if user_id is None else [(user_id, None)]
+        return users + [(None, id_) for id_ in anonymous_ids]
+
+    def are_fenced(self, tags: Sequence[tuple[Any, Any]]) -> list[bool]:
+        """Return whether each id is of a suppressed person."""
+        return [self._records.is_suppressed(*ids) for ids in tags]
+
+    async def are_fenced_async(self, pool: None, tags: Sequence[tuple[Any, Any]]) -> list[bool]:  # noqa: ARG002 - as `Subjects`
+        """As `are_fenced`."""
+        return self.are_fenced(tags)
+
+    def is_known(self, user_id: str, anonymous_ids: Sequence[str]) -> None:
+        """Return None: a test says itself who is known."""
 
 
 class NoClients:

@@ -19,6 +19,7 @@ FAMILIES = {
     "scheduled": "scheduled",
     "refusals": "refusals",
     "snapshot": "snapshot",
+    "subject": "subjects",
 }
 # Of the producer, which has two scripts; `base.lua` and `common.lua` are prepended.
 WITHOUT_FAMILY = {"append": "producer", "count_dropped": "producer"}

@@ -117,7 +117,9 @@ def test_the_program_itself_does_the_same(redis, stack):  # noqa: ARG001 - empti
 def test_request_takes_the_user_id_from_stdin_and_fences_at_once(redis, command):
     done = command.ask("--ticket", "GDPR-1", "--reason", "ccpa", "--mode", "once", "--json")
 
-    assert json.loads(done.stdout) == {"id": requested(done), "fenced": True}
+    call_after = command.shown(requested(done))["call_after"]
+    shown = {"id": requested(done), "fenced": True, "seen": False, "call_after": call_after}
+    assert json.loads(done.stdout) == shown
     assert redis.sismember(KEYS.fence, tag("default", "user", USER))
     erasure = command.shown(requested(done))
     assert (erasure["state"], erasure["mode"], erasure["reason"]) == ("fenced", "once", "ccpa")
@@ -127,7 +129,7 @@ def test_request_takes_the_user_id_from_stdin_and_fences_at_once(redis, command)
 @pytest.mark.parametrize(
     ("options", "stdin", "ids"),
     [
-        ([], f" {USER}\t\n", {("user", f" {USER}\t")}),
+        (["--exact"], f" {USER}\t\n", {("user", f" {USER}\t")}),
         (
             ["--anonymous-ids"],
             f"{USER}\n{VISITOR}\nv2",
@@ -143,30 +145,199 @@ def test_request_reads_ids_by_line(redis, command, options, stdin, ids):
     assert redis.smembers(KEYS.fence) == {tag("default", *id_) for id_ in ids}
 
 
-def test_request_prompts_on_a_terminal_and_does_not_echo(stack, redis):
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [*PROGRAM, *REQUEST, "--json"],
-        env=stack.env,
-        stdin=theirs,
-        stdout=subprocess.PIPE,
-        stderr=theirs,
-        text=True,
-        start_new_session=True,
-    )
-    os.close(theirs)
-    # Nothing is typed before the echo is off; the prompt may be there sooner.
-    while termios.tcgetattr(ours)[3] & termios.ECHO:
-        time.sleep(0.01)
-    os.write(ours, f"{USER}\n".encode())
-    on_screen = read_to_end(ours).decode()
-    os.close(ours)
-    stdout, _ = process.communicate(timeout=60)
+@pytest.fixture
+def typed(stack):
+    """Run a command at a terminal: each answer is typed once its question is there.
 
-    assert "user id (not shown)" in on_screen
-    assert USER not in on_screen + stdout
+    Returns what was on the screen, and stdout.
+    """
+
+    def run(*words, answers):
+        ours, theirs = pty.openpty()
+        process = subprocess.Popen(
+            [*PROGRAM, *words],
+            env=stack.env,
+            stdin=theirs,
+            stdout=subprocess.PIPE,
+            stderr=theirs,
+            text=True,
+            start_new_session=True,
+        )
+        os.close(theirs)
+        on_screen = b""
+        for question, answer in answers:
+            while question.encode() not in on_screen:
+                on_screen += os.read(ours, 65536)
+            before, _, on_screen = on_screen.partition(question.encode())
+            # What is typed before the echo is off is shown; the question may be there sooner.
+            while question in HIDDEN and termios.tcgetattr(ours)[3] & termios.ECHO:
+                time.sleep(0.01)
+            os.write(ours, f"{answer}\n".encode())
+            shown.append(before + question.encode())
+        shown.append(on_screen + read_to_end(ours))
+        os.close(ours)
+        stdout, _ = process.communicate(timeout=60)
+        return b"".join(shown).decode(), stdout
+
+    shown = []
+    return run
+
+
+HIDDEN = {"user id (not shown): ", "again: ", "anonymous id (none: done) (not shown): "}
+ONCE, AGAIN = ("user id (not shown): ", USER), ("again: ", USER)
+SURE = "erase this person, here and at the vendor? [y/N]:"
+
+
+def test_request_asks_twice_on_a_terminal_says_what_is_here_and_does_not_echo(
+    stack, redis, typed, store
+):
+    store.completed()
+    stack.produce(f"from mm_tasks import track; track.delay('e', user_id={USER!r})")
+    other = ("again: ", "a slip")
+    screen, stdout = typed(*REQUEST, "--json", answers=[ONCE, other, ONCE, AGAIN, (SURE, "y")])
+
+    assert "the two entries differ" in screen
+    assert "events here: 1 (1 track:waiting)" in screen
+    assert re.search(r"erasures: [0-9a-f-]{36} completed\r", screen)
+    assert USER not in screen + stdout
     assert json.loads(stdout)["fenced"]
     assert redis.sismember(KEYS.fence, tag("default", "user", USER))
+
+
+def test_request_does_nothing_unless_the_answer_is_yes(redis, typed, command):
+    screen, stdout = typed(*REQUEST, answers=[ONCE, AGAIN, (SURE, "")])
+
+    assert "no event of this id is here, and no earlier erasure: check the id" in screen
+    assert "mm-tasks: nothing was done" in screen
+    assert stdout.strip() == ""
+    assert not redis.exists(KEYS.fence)
+    assert command.json("erasure", "list")["erasures"] == []
+
+
+def test_request_shows_the_id_if_that_is_asked_for_and_needs_no_answer_with_yes(redis, typed):
+    answers = [
+        ("user id (shown):", USER),
+        ("anonymous id (none: done) (shown):", VISITOR),
+        ("anonymous id (none: done) (shown):", ""),
+    ]
+    words = ("--show", "--yes", "--anonymous-ids")
+    screen, stdout = typed(*REQUEST, *words, answers=answers)
+
+    assert f"user id (shown):{USER}\r\n" in screen.replace(": ", ":")
+    assert USER not in stdout
+    assert redis.scard(KEYS.fence) == 2
+
+
+def test_request_without_redis_says_on_a_terminal_that_it_does_not_know(stack, typed):
+    stack.env["MM_TASKS_REDIS_URL"] = "redis://127.0.0.1:1/0"
+    screen, _ = typed(*REQUEST, answers=[ONCE, AGAIN, (SURE, "n")])
+
+    assert "what waits here of this person is unknown" in screen
+
+
+SLIPS = {
+    "a blank at its end": f"{USER} ",
+    "a tab (U+0009) at its end": f"{USER}\t",
+    "a no-break space (U+00A0) at its end": f"{USER}\xa0",
+    "a zero-width space (U+200B) at character 3": f"{USER[:2]}\u200b{USER[2:]}",
+    "a byte order mark (U+FEFF) at its beginning": f"\ufeff{USER}",
+}
+
+
+@pytest.mark.parametrize(("hint", "id_"), SLIPS.items(), ids=SLIPS)
+def test_an_id_with_an_invisible_slip_is_refused_with_a_hint(redis, command, hint, id_):
+    """It was fenced and acknowledged, and the person went on being tracked."""
+    done = command.ask(stdin=f"{id_}\n")
+    visitor = command.ask("--anonymous-ids", stdin=f"{USER}\nv\n{id_}\n")
+    exact = command.ask("--exact", "--anonymous-ids", stdin=f"{id_}\n{id_}\n")
+
+    rule = f"has {hint}: remove it, or give --exact if the id is really so"
+    assert (done.returncode, done.stderr) == (1, f"mm-tasks: user_id: {rule}\n")
+    assert visitor.stderr == f"mm-tasks: anonymous_ids (id 2): {rule}\n"
+    assert exact.returncode == 0
+    ids = {tag("default", kind, id_) for kind in ("user", "anonymous")}
+    assert redis.smembers(KEYS.fence) == ids
+
+
+@pytest.mark.parametrize("name", ["find", "scan"])
+def test_no_slip_is_searched_for(command, name):
+    done = command("erasure", name, stdin=f"{USER} \n")
+
+    assert done.stderr.startswith("mm-tasks: user_id: has a blank at its end")
+
+
+@pytest.mark.parametrize(
+    ("setting", "words", "grace_s"),
+    [("", (), 3600), ("60", (), 60), ("60", ("--grace", "0"), 0), ("", ("--grace", "90"), 90)],
+)
+def test_the_vendor_is_not_called_for_an_hour_unless_told_otherwise(
+    stack, command, setting, words, grace_s
+):
+    stack.env["MM_TASKS_ERASURE_GRACE_S"] = setting
+    done = command.ask(*words)
+    shown = command.json("erasure", "list")["erasures"][0]
+
+    assert ("not called before" in done.stdout) == (grace_s > 0)
+    if grace_s:
+        times = (datetime.fromisoformat(shown[name]) for name in ("call_after", "accepted_at"))
+        after, accepted = times
+        assert (after - accepted).total_seconds() == grace_s
+    assert command("erasure", "cancel", shown["id"], *BY_DPO).returncode == 0
+
+
+def test_find_lists_the_erasures_of_a_person(store, command):
+    done = store.completed()
+    store.ask(user_id="someone-else")
+    found = command("erasure", "find", "--json", stdin=f"{USER}\n")
+
+    assert [row["id"] for row in json.loads(found.stdout)["erasures"]] == [done.id]
+    assert done.id in command("erasure", "find", stdin=USER).stdout
+    assert command("erasure", "find", "--json", stdin="no").stdout == '{"erasures": []}\n'
+
+
+def test_scan_counts_what_is_here_and_removes_nothing(stack, store, redis, command, tmp_path):
+    done = store.completed()
+    stack.produce(
+        "from mm_tasks import track;"
+        f"track.delay('first', user_id={USER!r}, properties={{'plan': 'free'}});"
+        f"track.delay('second', anonymous_id={VISITOR!r});"
+        "track.delay('other', user_id='someone-else')"
+    )
+    Fence(redis, "default").load(store.queries.store_id, store.queries.fences)
+    file, ids = tmp_path / "found.jsonl", f"{USER}\n{VISITOR}\n"
+    words = ("erasure", "scan", "--anonymous-ids")
+    scanned = command(*words, "--events", str(file), "--json", stdin=ids)
+    told = command(*words, stdin=ids)
+
+    assert json.loads(scanned.stdout) == {
+        "events": {"track:waiting": 2},
+        "fenced": [True, False],
+        "erasures": [{"id": done.id, "state": "completed"}],
+    }
+    assert told.stdout.splitlines() == [
+        "events here: 2 (2 track:waiting)",
+        "fence: up for the user id, 0 of 1 anonymous ids",
+        f"erasures: {done.id} completed",
+    ]
+    found = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(row["event"]["event"], row["place"]) for row in found] == [
+        ("first", "track:waiting"),
+        ("second", "track:waiting"),
+    ]
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert redis.llen(KEYS.lane("track").waiting) == 3
+    assert command(*words, "--events", str(file), stdin=ids).returncode == 2
+
+
+def test_scan_says_that_it_knows_nothing_of_an_id(command):
+    lines = command("erasure", "scan", stdin="nobody").stdout.splitlines()
+
+    assert lines[:3] == [
+        "events here: 0",
+        "fence: unknown, the fences are not loaded",
+        "erasures: none",
+    ]
+    assert lines[3].startswith("no event of this id is here")
 
 
 def test_request_twice_is_one_erasure_with_both_tickets(command):
@@ -244,6 +415,10 @@ def test_list_shows_each_erasure_and_takes_states_and_a_limit(store, command):
     assert ids("--state", "completed") == [done.id]
     assert set(ids("--state", "completed", "--open")) == {done.id, asked.id}
     assert len(ids("--limit", "1")) == 1
+    assert ids("--ticket", "GDPR-1") == [done.id]
+    assert ids("--since", "2026-01-31T13:00:00+01:00", "--ticket", "GDPR-1") == [done.id]
+    assert ids("--since", "2026-01-31T12:00:01") == []
+    assert command("erasure", "list", "--since", "yesterday").returncode == 2
     refused = command("erasure", "list", "--state", "gone")
     assert refused.returncode == 2
     assert "--state" in refused.stderr
@@ -301,7 +476,8 @@ def at(time, language=Language.EN):
 
 
 def test_the_receipt_of_a_completed_erasure_agrees_with_the_log(store, command):
-    id_ = store.completed(now=NOW, aof="rewritten", ticket="GDPR-1").id
+    asked = {"ticket": "GDPR-1", "reason": "gdpr_17_1_b"}
+    id_ = store.completed(now=NOW, aof="rewritten", **asked).id
     text, erasure = command.receipt(id_), command.shown(id_)
 
     received = Wording(Language.EN).exact(erasure["received_at"])
@@ -823,7 +999,7 @@ def test_check_shows_a_url_without_its_password(url, seen):
 
 def test_an_erasure_from_request_to_receipt(stack, redis, command):
     """With a worker: acknowledged twice, wiped, receipted, verified and lifted."""
-    stack.env["MM_TASKS_ERASURE_PASSES_S"] = "0,1"
+    stack.env |= {"MM_TASKS_ERASURE_PASSES_S": "0,1", "MM_TASKS_ERASURE_GRACE_S": "0"}
     stack.sandbox()
     worker = stack.worker()
     stack.beat()

@@ -12,7 +12,7 @@ from mm_tasks.erasure.deadlines import one_month_after
 from mm_tasks.erasure.models import Opened, VendorAck
 from mm_tasks.errors import InvalidEvent
 from mm_tasks.timestamps import stamp
-from tests.erasure.stores import NOW, USER, VISITOR, after
+from tests.erasure.stores import NOW, PASSES_S, USER, VISITOR, after
 
 USER_TAG, VISITOR_TAG = tag("p", "user", USER), tag("p", "anonymous", VISITOR)
 
@@ -323,3 +323,100 @@ def test_each_mark_of_a_deadline_is_returned_once_and_stays_in_the_deadlines(sto
     assert marks == [(14, 50), (23, 80), (28, 100)]
     [deadline] = store.queries.deadlines(after(days=31))
     assert (deadline.id, deadline.state, deadline.mark) == (claim.id, "waiting_key", 100)
+
+
+# Lists, and the erasures of a person.
+
+
+def test_a_list_is_of_a_ticket_and_of_a_time(store):
+    """A ticket is compared as a whole: T-1 is neither T-10 nor t-1."""
+    ids = {
+        ticket: store.ask(f"person-{n}", ticket=ticket, now=after(days=n)).id
+        for n, ticket in enumerate(("T-1", "T-10", "t-1", 'T-"1'))
+    }
+
+    def listed(**chosen):
+        return [row["id"] for row in store.queries.listed(**chosen)]
+
+    assert {ticket: listed(ticket=ticket) for ticket in ids} == {t: [i] for t, i in ids.items()}
+    assert listed(since=after(days=2)) == [ids['T-"1'], ids["t-1"]]
+    assert listed(ticket="T-1", since=after(seconds=1)) == []
+
+
+def test_the_erasures_of_a_person_are_found_after_their_ids_were_wiped(store):
+    first, other = store.completed(), store.ask("another")
+    second = store.ask(now=after(days=9))
+
+    assert [row["id"] for row in store.queries.find(USER)] == [second.id, first.id]
+    assert [row["id"] for row in store.queries.find("another")] == [other.id]
+    assert store.queries.find("nobody") == []
+
+
+# The ground, and the time to change one's mind.
+
+
+def test_a_ground_that_nobody_stated_is_recorded_as_none(store):
+    opened = store.ask()
+    store.ask(reason="ccpa", now=after(minutes=1))
+
+    assert store.parsed("received")[0]["details"]["reason"] is None
+    assert store.parsed("ticket_added")[0]["details"]["reason"] == "ccpa"
+    assert store.queries.show(opened.id)["reason"] is None
+    verify(store.log)
+
+
+def test_the_vendor_is_not_called_before_the_grace_is_over(store):
+    claim = store.quiesced(grace_s=3600)
+
+    assert store.queries.show(claim.id)["next_at"] == stamp(after(hours=1))
+    assert store.queries.show(claim.id)["call_after"] == stamp(after(hours=1))
+    assert store.parsed("received")[0]["details"]["call_after"] == stamp(after(hours=1))
+    assert store.steps.intent(claim, after(minutes=59)) is None
+    assert set(store.queries.fences()) == {USER_TAG}
+    store.commands.cancel(claim.id, "dpo", after(minutes=59))
+    assert set(store.queries.fences()) == set()
+    verify(store.log)
+
+
+def test_the_later_passes_are_counted_from_the_call_that_waited(store):
+    claim = store.quiesced(grace_s=3600)
+    store.call(claim, now=after(hours=1))
+
+    assert store.queries.show(claim.id)["next_at"] >= stamp(after(hours=1, seconds=PASSES_S[1]))
+
+
+def test_a_first_pass_after_the_grace_keeps_its_time(store):
+    claim = store.ask(grace_s=60).claim
+    store.steps.mark_fenced(claim, NOW)
+    store.steps.mark_purged(claim, {}, NOW)
+    store.steps.mark_quiesced(claim, (300, 600), NOW)
+
+    assert store.queries.show(claim.id)["next_at"] == stamp(after(seconds=300))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "due"),
+    [(3600, 7200, 3600), (7200, 3600, 3600), (3600, 0, 0), (0, 3600, 0), (3600, None, 0)],
+)
+def test_of_several_requests_the_earliest_first_call_holds(store, first, second, due):
+    claim = store.quiesced(grace_s=first)
+    store.ask(grace_s=second)
+
+    assert store.queries.show(claim.id)["next_at"] == stamp(after(seconds=due))
+    verify(store.log)
+
+
+def test_a_grace_and_a_countdown_are_both_waited_for(store):
+    opened = store.ask(delay_s=600, grace_s=3600)
+    claim = store.steps.start(store.steps.claim(opened.id, 60, after(minutes=10)), NOW)
+    at = after(minutes=11)
+    store.steps.mark_fenced(claim, at)
+    store.steps.mark_purged(claim, {}, at)
+    store.steps.mark_quiesced(claim, PASSES_S, at)
+
+    assert store.queries.show(opened.id)["next_at"] == stamp(after(hours=1))
+
+
+def test_a_grace_beyond_the_deadline_is_refused(store):
+    with pytest.raises(InvalidEvent, match="grace_s: must end before the erasure is due"):
+        store.ask(received_at=after(days=-20), grace_s=20 * 86_400)

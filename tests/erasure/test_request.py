@@ -14,8 +14,9 @@ LEAST = {"user_id": "user-1", "requested_by": "dpo"}
 TOO_LONG = "must have at most {} characters, counted in UTF-16 as JavaScript does"
 A_LIST = "must be a list of strings"
 A_TIME = "must be an aware datetime, or ISO 8601 text"
-KNOWN = "user_id, requested_by, reason, ticket, received_at, anonymous_ids, mode"
+KNOWN = "user_id, requested_by, reason, ticket, received_at, anonymous_ids, mode, grace_s"
 OPAQUE = "must be an opaque reference: 1-128 characters, no @, no spaces"
+GRACE = "must be a number of seconds from 0 to 2332800"
 NO_ID = "must be text that is not empty, without lone surrogates"
 
 
@@ -31,7 +32,8 @@ def problems(**fields):
 
 
 def test_required_fields_alone_take_the_defaults_and_none_is_not_given():
-    everything = dict.fromkeys(("reason", "ticket", "received_at", "anonymous_ids", "mode"))
+    names = ("reason", "ticket", "received_at", "anonymous_ids", "mode", "grace_s")
+    everything = dict.fromkeys(names)
 
     assert request_of(LEAST, NOW) == ErasureRequest("user-1", "dpo")
     assert request_of({**LEAST, **everything}, NOW) == request_of(LEAST, NOW)
@@ -91,6 +93,10 @@ REFUSED = {
     "a generator of ids": ("anonymous_ids", iter("ab"), A_LIST),
     "an empty id": ("anonymous_ids", [""], NO_ID),
     "a long id": ("anonymous_ids", ["x" * 129], TOO_LONG.format(128)),
+    "a grace below zero": ("grace_s", -1, GRACE),
+    "a grace that is a boolean": ("grace_s", True, GRACE),
+    "a grace that is no number": ("grace_s", float("nan"), GRACE),
+    "a grace of more than the month": ("grace_s", 2_332_801, GRACE),
     "too many ids": ("anonymous_ids", ["a"] * 501, "must be at most 500 ids"),
     "a time that is a number": ("received_at", 1_769_860_800, A_TIME),
     "a time that is no time": ("received_at", "yesterday", A_TIME),

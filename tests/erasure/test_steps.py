@@ -16,6 +16,7 @@ from mm_tasks.erasure.audit.protocol import ACKNOWLEDGED, BLOCKED, IllegalTransi
 from mm_tasks.erasure.audit.verification import verify
 from mm_tasks.erasure.models import VendorAck
 from mm_tasks.erasure.request import ErasureRequest
+from mm_tasks.erasure.rows import Transition, transaction
 from tests.erasure.stores import DONE, NOW, PASSES_S, USER, VISITOR, Store, after
 
 LATER = timedelta(hours=1)
@@ -242,12 +243,22 @@ def test_the_result_of_the_aof_rewrite_is_recorded_with_the_end(store):
     verify(store.log)
 
 
-def test_mode_once_lifts_the_fence_at_the_end(store):
+def test_mode_once_lowers_the_fence_at_the_end(store):
     erasure = store.completed(mode="once")
 
-    assert erasure.state == "lifted"
+    assert erasure.state == "completed_once"
+    assert store.kinds()[-3:] == ["completed", "wiped", "released"]
     assert set(store.queries.fences()) == set()
     verify(store.log)
+
+
+def test_an_erasure_that_an_earlier_release_ended_in_mode_once_still_verifies(store):
+    """Its end was `lifted` by nobody. It is shown as it was recorded."""
+    claim = store.completed(mode="suppress")
+    with transaction(store.session) as rows:
+        rows.advance(rows.get(claim.id), [Transition("lifted", {"requested_by": None})])
+
+    assert verify(store.log).erasures == {"lifted": 1}
 
 
 def test_no_id_of_a_subject_is_in_a_repr(store):

@@ -701,7 +701,7 @@ def test_in_mode_once_events_are_accepted_again_after_completion(erasures):
         assert not erasures.is_accepted()
         erasures.workflow.run(erasure)
 
-    assert erasures.state(erasure) == "lifted"
+    assert erasures.state(erasure) == "completed_once"
     assert erasures.is_accepted()
 
 

@@ -40,6 +40,7 @@ class Erasing:
         stack.env.update(MM_TASKS_REQUEST_TIMEOUT_S="1", MM_TASKS_LEASE_S="6")
         stack.env.update(MM_TASKS_FLUSH_INTERVAL_S="0.5", MM_TASKS_LINGER_S="0.5")
         stack.env.update(MM_TASKS_PSEUDONYM_KEY=PSEUDONYM_KEY, MM_TASKS_ERASURE_PASSES_S="0")
+        stack.env["MM_TASKS_ERASURE_GRACE_S"] = "0"
 
     @property
     def store(self):

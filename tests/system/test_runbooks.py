@@ -60,7 +60,7 @@ class Desk:
         self.running = []
 
     def wait_until_completed(self, *ids):
-        ended = {"completed", "lifted"}  # in mode `once` the second follows the first
+        ended = {"completed", "completed_once"}  # in mode `once` the second follows the first
         self.stack.wait(lambda: set(map(self.erasing.state, ids)) <= ended)
 
     def are_accepted(self, *persons):
@@ -156,7 +156,9 @@ def test_redis_was_restored_from_a_backup(desk, servers, tmp_path):
     redis = servers(tmp_path / "second").redis
     assert [id_.decode() for id_ in redis.hkeys(KEYS.dead)] == dead
     # 2.
-    ended = [row for row in desk.erased() if row["state"] in ("completed", "lifted")]
+    ended = [
+        row for row in desk.erased() if row["state"] in ("completed", "completed_once", "lifted")
+    ]
     later = [row for row in ended if datetime.fromisoformat(row["quiesced_at"]) > backup_at]
     assert {row["id"] for row in later} == set(requested)
     again = [desk.request(requested[row["id"]], "--mode", row["mode"]) for row in later]

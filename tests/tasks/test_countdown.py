@@ -210,7 +210,7 @@ def test_a_forget_for_later_is_committed_now_and_fences_at_its_time(
     load_fences(redis, "default")
     redis.delete(KEYS.fences)  # it names the store of another test
     receipt = forget.apply_async((), {"user_id": "u", "requested_by": "dpo"}, countdown=0.5)
-    assert receipt == ErasureReceipt(receipt.id, fenced=False)
+    assert receipt == ErasureReceipt(receipt.id, fenced=False, seen=False)
     show = runtime.current().audit_store.queries.show
     assert show(receipt.id)["state"] == "scheduled"
     assert_no_message(redis)

@@ -3,7 +3,8 @@
     received → fenced → purged → quiesced → submitted → settling → submitted … → completed
        ↑ started                              ├ retrying · waiting_key · attention
     scheduled
-    rejected · cancelled · duplicate_of: before the first call only      completed → lifted
+    rejected · cancelled · duplicate_of: before the first call only
+    completed → lifted, by a person; completed → completed_once, by `released`, in mode `once`
 
 Entries about the store itself, `STORE_ENTRIES`, stand between those of erasures.
 
@@ -16,7 +17,10 @@ acknowledges it; each attempt has an entry before the call (`intent`) and one af
 (`result`).
 
 An erasure whose `received` has a `not_before` begins in the state `scheduled`; `started` ends that,
-at its time or because a request without one was added.
+at its time or because a request without one was added. With a `call_after` the vendor is not
+called before that time; of several requests the earliest counts, and one without none at all.
+
+Earlier releases ended an erasure of mode `once` by `lifted` without a `requested_by`.
 
 Pure: no clock, no I/O.
 """
@@ -41,7 +45,9 @@ BLOCKED = frozenset({"retrying", "waiting_key", "attention"})
 # Asked for and not begun: no fence is up, and nothing is removed.
 SCHEDULED = "scheduled"
 OPEN = BEFORE_CALLS | BLOCKED | {SCHEDULED, "submitted", "settling"}
-ENDED = frozenset({"completed", "lifted", "cancelled", "rejected", "duplicate_of"})
+ENDED = frozenset(
+    {"completed", "completed_once", "lifted", "cancelled", "rejected", "duplicate_of"}
+)
 STATES = OPEN | ENDED
 
 # Texts of an entry: never free text, and nothing that looks like an e-mail address.
@@ -73,7 +79,7 @@ def _entry(after: frozenset[str] | set[str], to: str, *details: str) -> AuditEnt
 
 
 _REQUEST = ("requested_by", "ticket", "reason", "received_at", "via")
-_LATER = frozenset({"not_before"})
+_LATER = frozenset({"not_before", "call_after"})
 _CANCELLABLE = BEFORE_CALLS | {SCHEDULED}
 
 ENTRIES: Mapping[str, AuditEntry] = MappingProxyType(
@@ -101,6 +107,7 @@ ENTRIES: Mapping[str, AuditEntry] = MappingProxyType(
         "rejected": _entry(_CANCELLABLE, "rejected", "requested_by", "outcome"),
         "duplicate_of": _entry(_CANCELLABLE, "duplicate_of", "requested_by", "original"),
         "lifted": _entry({"completed"}, "lifted", "requested_by"),
+        "released": _entry({"completed"}, "completed_once"),
         "wiped": _entry(ENDED, ""),
         "aof_rewritten": _entry(ENDED | {"submitted"}, "", "outcome"),
     }
@@ -259,13 +266,14 @@ _is_stamp = _text(STAMP)
 _ALLOWED: Mapping[str, Callable[[object], bool]] = {
     **dict.fromkeys(("acknowledged", "anonymous", "attempt", "pass", "passes"), _is_count),
     **dict.fromkeys(("rows", "schema_version"), _is_count),
-    **dict.fromkeys(("mode", "outcome", "reason"), is_word),
-    **dict.fromkeys(("due_at", "not_before", "received_at"), _is_stamp),
+    **dict.fromkeys(("mode", "outcome"), is_word),
+    **dict.fromkeys(("call_after", "due_at", "not_before", "received_at"), _is_stamp),
     "size": _is_count,
     "token": _text(re.compile(r"[0-9a-f]{64}")),
     **dict.fromkeys(("original", "project"), is_reference),
     **dict.fromkeys(("requested_by", "ticket"), _optional(is_reference)),
     "next_at": _optional(_is_stamp),
+    "reason": _optional(is_word),
     "status": _optional(_is_count),
     "removed": _are_counts,
     "via": VIA.__contains__,

@@ -104,13 +104,15 @@ erasures = sa.Table(
     sa.Column("epoch", sa.Integer, nullable=False),
     sa.Column("requested_by", sa.String(128), nullable=False),
     sa.Column("tickets", _JSON, nullable=False),  # a list
-    sa.Column("reason", sa.String(64), nullable=False),
+    sa.Column("reason", sa.String(64)),  # NULL: nobody stated one
     sa.Column("received_at", _TIME, nullable=False),
     sa.Column("due_at", _TIME, nullable=False),
     sa.Column("accepted_at", _TIME, nullable=False),
     sa.Column("fenced_at", _TIME),
     sa.Column("quiesced_at", _TIME),
     sa.Column("ended_at", _TIME),
+    # The vendor is not called before. NULL: it may be called at once.
+    sa.Column("call_after", _TIME),
     # When the next step is due, of a scheduled erasure its beginning. NULL: nothing is due until a
     # person calls `retry`.
     sa.Column("next_at", _TIME),
