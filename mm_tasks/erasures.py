@@ -59,6 +59,7 @@ State: TypeAlias = Literal[
     "waiting_key",
     "attention",
     "completed",
+    "completed_once",
     "lifted",
     "cancelled",
     "rejected",
@@ -146,11 +147,13 @@ class Erasure:
     @property
     def actions(self) -> tuple[Action, ...]:
         """Return the actions that its state allows."""
-        if self.state in protocol.BLOCKED:
-            return ("retry",)
-        if self.state in protocol.ENTRIES["cancelled"].after and not self.attempts:
-            return ("cancel",)
-        return ("lift",) if self.state in protocol.ENTRIES["lifted"].after else ()
+        entries = protocol.ENTRIES
+        allowed: dict[Action, bool] = {
+            "retry": self.state in entries["retried"].after,
+            "cancel": self.state in entries["cancelled"].after and not self.attempts,
+            "lift": self.state in entries["lifted"].after,
+        }
+        return tuple(action for action, is_allowed in allowed.items() if is_allowed)
 
 
 def get(erasure_id: str) -> Erasure | None:

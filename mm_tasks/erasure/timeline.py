@@ -50,8 +50,13 @@ def sentence(kind: str, details: Mapping[str, Any]) -> str:
     ticket, next_at, status = (details.get(name) for name in ("ticket", "next_at", "status"))
     outcome = details.get("outcome")
     answer = f"the vendor acknowledged it ({status})" if outcome == ACKNOWLEDGED else outcome
-    return SENTENCES[kind].format(
+    shown = {
         **details,
+        # An earlier release lifted the fence of mode `once` by itself.
+        "requested_by": details.get("requested_by") or "The mode `once`",
+    }
+    return SENTENCES[kind].format(
+        **shown,
         of_ticket="" if ticket is None else f", ticket {ticket}",
         then="" if next_at is None else f" at {next_at}",
         removed_total=sum(details.get("removed", {}).values()),

@@ -13,7 +13,7 @@ from django.test import Client
 from django.test.utils import override_settings
 from django.urls import path
 
-from mm_tasks import erasures, forget, runtime
+from mm_tasks import erasures, forget, runtime, track
 from mm_tasks.contrib.django import checks
 from mm_tasks.erasure.models import VendorAck
 from tests.contrib.django_project import configure
@@ -145,6 +145,20 @@ def test_no_page_but_the_confirmation_and_no_log_has_an_id_of_a_person(client, c
     assert not re.search(f"{USER}|{VISITOR}", shown)
 
 
+def test_the_confirmation_says_how_many_events_wait_before_anything_is_done(client, fresh):
+    none = post(client, HOME + "request/", **asked())
+    track.delay("bought", user_id=USER)
+    track.delay("seen", anonymous_id=VISITOR)
+    some = post(client, HOME + "request/", **asked(anonymous_ids=VISITOR))
+    fresh(MM_TASKS_REDIS_URL="redis://127.0.0.1:1/0")
+    away = post(client, HOME + "request/", **asked())
+
+    assert "Nothing is waiting here" in text(none)
+    assert "Waiting events of this person: 2." in text(some)
+    assert "Redis does not answer" in text(away)
+    assert erasures.list() == ()
+
+
 def test_a_search_in_the_url_finds_nothing(client):
     """A URL is in the browser's history, and in the logs of servers and proxies."""
     erasure = forget.delay(USER, "dpo").id
@@ -155,7 +169,7 @@ def test_a_search_in_the_url_finds_nothing(client):
 @pytest.mark.parametrize("id_", ["u ", "u\t", "\u00a0u", "u\u200b", "u\u200bv"], ids=ascii)
 def test_an_id_with_a_character_that_nobody_sees_is_refused_unless_meant(client, id_):
     refused = post(client, HOME + "request/", **asked(user_id=id_, confirmed="yes"))
-    assert "cannot be seen" in text(refused)
+    assert "check “exactly as typed”" in text(refused)
     assert erasures.list() == ()
 
     post(client, HOME + "request/", **asked(user_id=id_, exact="on", confirmed="yes"))

@@ -391,7 +391,8 @@ def test_an_erasure_that_an_earlier_release_ended_in_mode_once_still_verifies(st
     """Its end was `lifted` by nobody. It is shown as it was recorded."""
     claim = store.completed(mode="suppress")
     with transaction(store.session) as rows:
-        rows.advance(rows.get(claim.id), [Transition("lifted", {"requested_by": None})])
+        lifted = Transition("lifted", {"requested_by": None}, fences=rows.unfence(claim.id))
+        rows.advance(rows.get(claim.id), [lifted])
 
     assert verify(store.log).erasures == {"lifted": 1}
 

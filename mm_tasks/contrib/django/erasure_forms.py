@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from typing import Any
-from unicodedata import category
 
 from django import forms
 
 from mm_tasks.erasure.request import MODES, SUPPRESS, Reason
+from mm_tasks.erasure.slips import slip
 
-_INVISIBLE = {"Cc", "Cf", "Zl", "Zp", "Zs"}
-_STRAY = "has a blank or a character that cannot be seen; delete it, or check “exactly as typed”"
+_SLIP = "There is {}. Delete it, or check “exactly as typed”."
 _GROUNDS = [("", "not stated"), *((str(reason), str(reason)) for reason in Reason)]
 
 
@@ -55,8 +54,8 @@ class RequestForm(FindForm, ByForm):
         if self.cleaned_data.get("exact"):
             return
         for name in ("user_id", "anonymous_ids"):
-            if any(map(_is_stray, _lines(self.cleaned_data.get(name, "")))):
-                self.add_error(name, _STRAY)
+            for found in filter(None, map(slip, _lines(self.cleaned_data.get(name, "")))):
+                self.add_error(name, _SLIP.format(found))
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of `forget`; what was left empty was not given."""
@@ -67,8 +66,3 @@ class RequestForm(FindForm, ByForm):
 
 def _lines(text: str) -> list[str]:
     return [line for line in text.replace("\r\n", "\n").split("\n") if line]
-
-
-def _is_stray(id_: str) -> bool:
-    seen = (character == " " or category(character) not in _INVISIBLE for character in id_)
-    return id_ != id_.strip() or not all(seen)

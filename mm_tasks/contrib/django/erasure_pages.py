@@ -16,8 +16,10 @@ from django.http import Http404, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import path, reverse
 from django.views.decorators.debug import sensitive_post_parameters, sensitive_variables
+from redis.exceptions import RedisError
 
 import mm_tasks
+from mm_tasks import runtime
 from mm_tasks.contrib.django.conf import may
 from mm_tasks.errors import InvalidEvent, MMTasksError
 
@@ -29,6 +31,8 @@ _ONE, _ACT, _RECEIPT, _FIND = (
     f"mm_tasks_erasure_{name}" for name in ("one", "act", "receipt", "find")
 )
 _PAGE = 50
+# Of 2 000 records each.
+_SCAN_STEPS = 20
 _UNAVAILABLE = 503
 # The first of each is the default.
 _RECEIPTS = {"audience": ("authority", "person"), "language": ("en", "de")}
@@ -132,7 +136,8 @@ def _request(page: Callable[..., Any], request: Any) -> Any:
     if not form.is_valid() or "change" in request.POST:
         return page("erasure_request", title, form=form)
     if "confirmed" not in request.POST:
-        return page("erasure_confirm_request", title, form=form, asked=form.arguments())
+        asked = form.arguments()
+        return page("erasure_confirm_request", title, form=form, asked=asked, traces=_traces(asked))
     try:
         receipt = mm_tasks.forget.delay(**form.arguments())
     except InvalidEvent as error:
@@ -196,6 +201,15 @@ def _act(page: Callable[..., Any], request: Any, erasure: str, action: str) -> A
     return page(
         "erasure_act", title, form=form, erasure=found, action=action, effect=_EFFECTS[action]
     )
+
+
+def _traces(asked: dict[str, Any]) -> Any:
+    """Return what is here of the person, after a short search; None if Redis is away."""
+    finder = runtime.current().traces
+    try:
+        return finder.scan(asked["user_id"], asked["anonymous_ids"] or (), steps_max=_SCAN_STEPS)
+    except RedisError:
+        return None
 
 
 def _found(erasure: str) -> Any:
