@@ -135,6 +135,13 @@ def test_passwords_from_files_are_added_to_the_urls_that_are_set(folder):
     assert Settings.load().audit_url is None
 
 
+def test_the_waits_of_an_erasure_need_not_grow():
+    """Each is counted from the call before it."""
+    settings = Settings.load({"erasure_passes_s": "60,60,0"})
+
+    assert settings.erasure_passes_s == (60, 60, 0)
+
+
 def test_check_masks_secrets_completely(folder):
     """Even a secret that looks like a URL."""
     for name in Settings.model_fields:

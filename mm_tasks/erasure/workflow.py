@@ -231,7 +231,11 @@ class ErasureWorkflow:
             (AuditUnavailable,),
             self.policy.lease_s / 2,
         )
-        return replace(claim, erasure=erasure)
+        after = replace(claim, erasure=erasure)
+        if erasure.state != protocol.WAITING_KEY:
+            return after
+        self.steps.release(after)
+        return None
 
     def _signal(self, erasure_id: str, outcome: outcomes.Outcome, *, is_probe: bool) -> bool:
         """Begin, keep or end the project's pause after a call; return whether it stands.

@@ -38,7 +38,7 @@ def test_a_request_is_stored_with_every_field(store):
 def test_no_column_is_shown_but_the_listed_ones(store):
     """The ids of the subject and the state of the workflow stay in the row."""
     opened = store.ask()
-    hidden = {"ids", "pseudonym", "round", "lease_until", "token", "warned"}
+    hidden = {"ids", "pseudonym", "round", "lease_until", "token", "warned", "aof"}
     shown = set(tables.erasures.columns.keys()) - hidden | {"subject", "is_wiped", "not_before"}
 
     assert set(store.queries.show(opened.id)) == shown | {"passes"}

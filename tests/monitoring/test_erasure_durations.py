@@ -70,7 +70,7 @@ def test_erasures_of_another_project_are_not_shown(url, tmp_path):
     other.completed()
     mine.completed(now=NOW + timedelta(days=2))
 
-    assert read(ErasureDurations("p"), mine)["completed"] == (1, 86_400)
+    assert read(ErasureDurations("p"), mine)["completed"] == (1, 87_300)
 
 
 def test_a_log_that_became_shorter_is_read_anew(sqlite_store, tmp_path):
