@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from pydantic import SecretStr
 
+    from mm_tasks.erasure.adoption import Adoption
     from mm_tasks.erasure.audit.checkpoints import Checkpoint
     from mm_tasks.erasure.daily_verification import DailyVerification
     from mm_tasks.erasure.store import AuditStore
@@ -171,6 +172,12 @@ class Runtime:
     def daily_verification(self) -> DailyVerification:
         """Return the daily verification of the audit log."""
         return self.audit_store.daily_verification(self.audit_state, self.fence_sync.check_log)
+
+    @property
+    def adoption(self) -> Adoption:
+        """Return the adoption of a log that lost entries."""
+        fence = Fence(self.worker_redis, self.settings.project)
+        return self.audit_store.adoption(fence, self.audit_state)
 
     @cached_property
     def erasures(self) -> ErasureWorkflow:

@@ -21,7 +21,7 @@ from mm_tasks.errors import ConfigurationError
 from mm_tasks.events import ids
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from redis import Redis
 
@@ -117,6 +117,14 @@ class Fence:
         and that is returned.
         """
         return _log_end(*_ADVANCE(self._redis, (self._keys.fences,), (*known, *end)))
+
+    def tags(self) -> Iterator[bytes]:
+        """Yield the tags of the fence; one may occur twice."""
+        yield from self._redis.sscan_iter(self._keys.fence, count=_TAGS_MAX)
+
+    def adopt(self, end: LogEnd) -> None:
+        """Take this for the end of the log, whatever was known before: a person decided it."""
+        self._redis.hset(self._keys.fences, mapping={"log_size": end.size, "log_head": end.head})
 
     def load(
         self,

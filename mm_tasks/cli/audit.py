@@ -16,6 +16,7 @@ import typer
 from redis.exceptions import RedisError
 
 from mm_tasks import runtime
+from mm_tasks.cli import adopt
 from mm_tasks.cli.output import destination, fail
 from mm_tasks.erasure.audit import verification
 from mm_tasks.errors import AuditChainBroken
@@ -103,6 +104,9 @@ def checkpoint(*, as_json: _Json = False) -> None:
         typer.echo(f"size {sealed.size}, head {sealed.head}, at {sealed.at}")
     if sealed.size and sealed not in _kept(log.outside):
         fail("the checkpoint could not be written to the state directory")
+
+
+app.command(name="adopt")(adopt.run)
 
 
 def _of_log() -> Report:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from mm_tasks.buffer.fence import LogEnd
 from mm_tasks.erasure.audit import log as audit_log
 from mm_tasks.erasure.audit import tables
-from mm_tasks.erasure.audit.continuity import missing
+from mm_tasks.erasure.audit.continuity import compare
 from mm_tasks.errors import AuditChainBroken
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class DailyVerification:
         """Verify the next entries; return how far that came, and whether they are all."""
         with self._session.read() as connection:
             size = audit_log.head(connection).size
-            if reason := missing(connection, size, [reached]):
+            if reason := compare(connection, size, [reached]).reason:
                 msg = f"entry {reached.size} is not the one that was verified before"
                 raise AuditChainBroken(msg, reason)
             end = LogEnd(reached.size, reached.head or audit_log.FIRST_PREV)

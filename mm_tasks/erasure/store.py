@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from mm_tasks.erasure.adoption import Adoption
 from mm_tasks.erasure.audit import pseudonyms
 from mm_tasks.erasure.audit.checkpoints import Checkpoint, CheckpointSinks
 from mm_tasks.erasure.audit.continuity import Continuity
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mm_tasks.buffer.audit_state import AuditState
+    from mm_tasks.buffer.fence import Fence
     from mm_tasks.erasure.models import ErasureDeadline
 
 CHECKPOINTS = "checkpoints"
@@ -78,6 +80,10 @@ class AuditStore:
     ) -> DailyVerification:
         """Return the daily verification, which keeps its findings in `state`; raises as `steps`."""
         return DailyVerification(self._session, self.queries, state, check_log)
+
+    def adoption(self, fence: Fence, state: AuditState) -> Adoption:
+        """Return the adoption of a log that lost entries; raises as `steps`."""
+        return Adoption(self._session, fence, state)
 
     def open_erasures(self) -> tuple[dict[str, Any], list[ErasureDeadline]]:
         """Return the numbers of erasures, as `ErasureQueries.summary`, and all open ones.

@@ -76,6 +76,12 @@ class CheckpointSinks:
             _log.warning("checkpoints_unreadable", extra={"lines": len(lines) - len(matches)})
         return [Checkpoint(int(size), head, at) for size, head, at in map(re.Match.groups, matches)]
 
+    def set_aside(self, word: str) -> Path | None:
+        """Rename the file, so that the next checkpoint begins a new one; return its new path."""
+        if not self._path.exists():
+            return None
+        return self._path.rename(self._path.with_name(f"{self._path.name}.{word}"))
+
     def _append(self, line: bytes) -> None:
         if not self._path.exists():
             create_private_file(self._path)

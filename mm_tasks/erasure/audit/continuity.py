@@ -9,7 +9,7 @@ shorter at first (`audit_log_cut`). Once it has grown again only its heads diffe
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy import select
 
@@ -55,7 +55,7 @@ class Continuity:
         outside = self._checkpoints(whole=whole)
         with self._session.read() as connection:
             end = audit_log.head(connection)
-            if reason := missing(connection, end.size, [known, *outside]):
+            if reason := compare(connection, end.size, [known, *outside]).reason:
                 raise AuditChainBroken(_LOST, reason)
         if whole:
             self._compared += len(outside)
@@ -72,15 +72,29 @@ class Continuity:
         return [LogEnd(checkpoint.size, checkpoint.head) for checkpoint in kept]
 
 
-def missing(connection: Connection, size: int, witnesses: Iterable[LogEnd]) -> str:
-    """Return why a log of this size is not the one that the witnesses saw; empty if it is."""
+class Comparison(NamedTuple):
+    """A log and its witnesses. `reason` is empty if it has all that they saw.
+
+    Otherwise the entries from `agreed` + 1 to `seen` are gone, or other ones.
+    """
+
+    reason: str
+    agreed: int
+    seen: int
+
+
+def compare(connection: Connection, size: int, witnesses: Iterable[LogEnd]) -> Comparison:
+    """Compare a log of this size with what its witnesses saw."""
     heads: dict[int, set[str]] = {}
     for witness in witnesses:
         heads.setdefault(witness.size, set()).add(witness.head)
-    longest = max(heads, default=0)
+    same, differing = {0}, {seq for seq in heads if seq > size}
+    reason = CUT if differing else ""
     for page in pages(sorted(seq for seq in heads if 0 < seq <= size), _SIZES_MAX):
         query = select(tables.log.c.seq, tables.log.c.line).where(tables.log.c.seq.in_(page))
         for row in connection.execute(query):
-            if heads[row.seq] - {"", audit_log.hash_of(row.line)}:
-                return FORKED
-    return CUT if longest > size else ""
+            is_same = not heads[row.seq] - {"", audit_log.hash_of(row.line)}
+            (same if is_same else differing).add(row.seq)
+            reason = reason if is_same else FORKED
+    agreed = max(seq for seq in same if seq < min(differing, default=size + 1))
+    return Comparison(reason, agreed, max(differing, default=size))
