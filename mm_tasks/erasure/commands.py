@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy import select
 
-from mm_tasks.buffer import records
 from mm_tasks.erasure.audit import tables
 from mm_tasks.erasure.audit.protocol import OPEN, SCHEDULED
 from mm_tasks.erasure.audit.tables import SubjectIds
@@ -68,7 +67,7 @@ class ErasureCommands:
             if not_before and not_before >= one_month_after(received_at):
                 raise InvalidEvent([Problem("countdown", _TOO_LATE)])
             asked = _Asked(request, via, received_at, not_before)
-            row = _open_row(rows, request.user_id)
+            row = _open_row(rows, self._session.pseudonyms.of(request.user_id))
             return self._open(rows, asked) if row is None else _add(rows, row, asked)
 
     def cancel(
@@ -89,15 +88,16 @@ class ErasureCommands:
         with self._row(erasure, requested_by) as (rows, row):
             if original is not None:
                 rows.get(original, "original")
-            rows.advance(row, ending(kind, details, rows.now, duplicate_of=original))
-            rows.unfence(erasure)
+            fences = rows.unfence(erasure)
+            rows.advance(row, ending(kind, details, rows.now, fences, duplicate_of=original))
         self._session.truncate_wal()
 
     def lift(self, erasure: str, requested_by: str) -> None:
         """Lift the fence of a completed erasure. Raises as `cancel`."""
         with self._row(erasure, requested_by) as (rows, row):
-            rows.advance(row, [Transition("lifted", {"requested_by": requested_by})])
-            rows.unfence(erasure)
+            fences = rows.unfence(erasure)
+            details = {"requested_by": requested_by}
+            rows.advance(row, [Transition("lifted", details, fences=fences)])
 
     def retry(self, erasure: str, requested_by: str) -> None:
         """Make the next call of a blocked erasure due now. Raises as `cancel`."""
@@ -150,8 +150,6 @@ class ErasureCommands:
             "next_at": asked.not_before or rows.now,
         }
         row = rows.insert(values, {**details, **counts, "due_at": stamp(due_at)})
-        rows.fence(row, "user", [request.user_id])
-        rows.fence(row, "anonymous", anonymous)
         claim = None if asked.not_before else rows.lease(row, FENCE_LEASE_S)
         return Opened(row["id"], is_fenced=False, claim=claim)
 
@@ -178,16 +176,11 @@ class _Asked(NamedTuple):
         }
 
 
-def _open_row(rows: ErasureRows, user_id: str) -> Row | None:
-    """Return the open erasure of a user, by tag: pseudonyms change with their key."""
-    erasure, fenced = tables.erasures.c, tables.suppressions.c
-    query = (
-        select(tables.erasures)
-        .join(tables.suppressions, fenced.erasure == erasure.id)
-        .where(erasure.project == rows.project, erasure.state.in_(OPEN))
-        .where(fenced.project == rows.project, fenced.kind == "user")
-        .where(fenced.tag == records.tag(rows.project, "user", user_id).hex())
-    )
+def _open_row(rows: ErasureRows, pseudonym: str) -> Row | None:
+    """Return the open erasure of a user."""
+    erasure = tables.erasures.c
+    query = select(tables.erasures).where(erasure.pseudonym == pseudonym)
+    query = query.where(erasure.project == rows.project, erasure.state.in_(OPEN))
     # Two are open only if a process of an earlier release, which knows no scheduled ones, asked.
     return rows.connection.execute(query.order_by(erasure.id)).mappings().first()
 
@@ -202,10 +195,11 @@ def _add(rows: ErasureRows, row: Row, asked: _Asked) -> Opened:
         ids = SubjectIds(user_id, [*known, *new])
         again = {} if is_scheduled else {"fenced_at": None, "next_at": rows.now}
         changes = {"ids": ids, "anonymous": len(known) + len(new), **again}
-        transitions.append(Transition("anonymous_added", {"anonymous": len(new)}, changes))
+        fences = 0 if is_scheduled else rows.fence(row, ids, after=1 + len(known))
+        added = {"anonymous": len(new)}
+        transitions.append(Transition("anonymous_added", added, changes, fences))
     starts = is_scheduled and asked.not_before is None
     row = (rows.start if starts else rows.advance)(row, transitions)
-    rows.fence(row, "anonymous", new)
     claim = None
     if row["state"] == "received" and (new or not rows.is_held(row)):
         claim = rows.lease(row, FENCE_LEASE_S)

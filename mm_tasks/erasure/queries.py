@@ -9,10 +9,11 @@ from collections import Counter
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 
 from mm_tasks.erasure.audit import log as audit_log
 from mm_tasks.erasure.audit import tables
+from mm_tasks.erasure.audit.fences import fenced_tags
 from mm_tasks.erasure.audit.protocol import BLOCKED, OPEN, SCHEDULED
 from mm_tasks.erasure.deadlines import mark
 from mm_tasks.erasure.models import ErasureDeadline
@@ -21,7 +22,7 @@ from mm_tasks.timestamps import stamp
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
-    from sqlalchemy import ColumnElement, RowMapping, Select
+    from sqlalchemy import RowMapping
     from sqlalchemy.engine import Connection
 
     from mm_tasks.erasure.audit.checkpoints import Checkpoint
@@ -50,18 +51,18 @@ class ErasureQueries:
         return self._session.store_id
 
     def fences(self) -> Iterator[bytes]:
-        """Yield the tags of fenced ids, read at one moment; a tag may occur twice."""
-        query = self._fenced(tables.suppressions.c.tag)
+        """Yield the tags of fenced ids, read at one moment; a tag may occur twice.
+
+        Raises `AuditChainBroken` at the end unless the rows are those that the log says: the
+        caller must not use any tag before. `audit/seals` has the reason.
+        """
         with self._session.read() as connection:
-            # Streamed: there may be a million.
-            tags = connection.execute(query.execution_options(yield_per=1000)).scalars()
-            yield from map(bytes.fromhex, tags)
+            seals, project = self._session.pseudonyms.seals, self._session.project
+            yield from fenced_tags(connection, seals, project)
 
     def fence_count(self) -> int:
-        """Return the number of fenced tags, each counted once."""
-        query = self._fenced(func.count(tables.suppressions.c.tag.distinct()))
-        with self._session.read() as connection:
-            return int(connection.execute(query).scalar_one())
+        """Return the number of fenced tags, each counted once. Raises as `fences`."""
+        return len(set(self.fences()))
 
     def show(self, erasure: str) -> dict[str, Any] | None:
         """Return an erasure, ready for JSON; None if it does not exist.
@@ -106,11 +107,6 @@ class ErasureQueries:
         """Return all open erasures, by deadline."""
         with self._session.read() as connection:
             return open_deadlines(self._session, connection)
-
-    def _fenced(self, column: ColumnElement[Any]) -> Select[Any]:
-        fenced = tables.suppressions.c
-        query = select(column).where(fenced.project == self._session.project)
-        return query.where(fenced.lifted_at.is_(None))
 
 
 def open_deadlines(session: AuditSession, connection: Connection) -> list[ErasureDeadline]:

@@ -14,23 +14,26 @@ from logging import getLogger
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import delete, insert, select, update
 
 from mm_tasks.buffer import records
 from mm_tasks.erasure.audit import log as audit_log
 from mm_tasks.erasure.audit import protocol, tables
 from mm_tasks.erasure.audit.protocol import ErasureState, IllegalTransition
 from mm_tasks.erasure.models import Claim, Erasure
+from mm_tasks.errors import AuditChainBroken
 from mm_tasks.timestamps import stamp
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy import RowMapping as Row
     from sqlalchemy.engine import Connection
 
+    from mm_tasks.erasure.audit.seals import Seals
     from mm_tasks.erasure.audit.session import AuditSession
+    from mm_tasks.erasure.audit.tables import SubjectIds
 _log = getLogger(__name__)
 
 # How long the caller of `forget` has to raise the fence before the sweep does it.
@@ -39,30 +42,40 @@ _LEASE_MAX_S = 86_400
 
 
 class Transition(NamedTuple):
-    """An entry to append, and the columns to change besides those that the entry implies."""
+    """An entry to append, and the columns to change besides those that the entry implies.
+
+    `fences` is what `fence` or `unfence` returned, if this entry is the reason.
+    """
 
     kind: str
     details: Mapping[str, object] = MappingProxyType({})
     changes: Mapping[str, object] = MappingProxyType({})
+    fences: int = 0
 
 
 @contextmanager
 def transaction(session: AuditSession) -> Iterator[ErasureRows]:
     """Run a transaction that no other one overlaps, and commit it."""
     with session.transaction() as connection:
-        yield ErasureRows(connection, session.project, session.log.database.now)
+        clock = session.log.database.now
+        yield ErasureRows(connection, session.project, clock, session.pseudonyms.seals)
 
 
 class ErasureRows:
     """The rows of one project's erasures; lives as long as its transaction."""
 
     def __init__(
-        self, connection: Connection, project: str, clock: Callable[[Connection], datetime]
+        self,
+        connection: Connection,
+        project: str,
+        clock: Callable[[Connection], datetime],
+        seals: Seals,
     ) -> None:
-        """Take the connection of an open transaction, and the database's clock."""
+        """Take the connection of an open transaction, the database's clock, and the seals."""
         self.connection = connection
         self.project = project
         self._clock = clock
+        self._seals = seals
 
     @cached_property
     def now(self) -> datetime:
@@ -86,11 +99,15 @@ class ErasureRows:
         return row
 
     def insert(self, values: Mapping[str, Any], details: Mapping[str, object]) -> Row:
-        """Insert the row of a new erasure, append its first entry, and return the row."""
+        """Insert the row of a new erasure, append its first entry, and return the row.
+
+        Its ids are fenced from now on, those of a scheduled one from its start.
+        """
         state = protocol.step(None, "received", details).state
         self.connection.execute(insert(tables.erasures).values(**values, state=state))
         row = self.get(values["id"])
-        self._append(row, Transition("received", details))
+        fences = 0 if state == protocol.SCHEDULED else self.fence(row, values["ids"])
+        self._append(row, Transition("received", details, fences=fences))
         return row
 
     def advance(self, row: Row, transitions: Sequence[Transition]) -> Row:
@@ -134,36 +151,47 @@ class ErasureRows:
         self.change(row["id"], token=token, lease_until=self.in_(lease_s))
         return Claim(token, self.value(row))
 
-    def fence(self, row: Row, kind: str, ids: Iterable[str]) -> None:
-        """Fence ids of this kind on behalf of an erasure; those of a scheduled one from its start.
+    def fence(self, row: Row, ids: SubjectIds, after: int = 0) -> int:
+        """Fence the ids of an erasure but the first `after` ones, which are fenced already.
 
-        Their tags are stored in each case: a second request finds the erasure by them.
+        Returns the change of the sum of the weights, for the entry that is the reason.
         """
-        shared = {"erasure": row["id"], "project": self.project, "kind": kind, "since": self.now}
-        lifted_at = self.now if row["state"] == protocol.SCHEDULED else None
-        for id_ in ids:
-            tag = records.tag(self.project, kind, id_).hex()
-            values = {**shared, "tag": tag, "lifted_at": lifted_at}
+        kinds = [("user", ids.user), *(("anonymous", id_) for id_ in ids.anonymous)]
+        fences, shared = 0, {"erasure": row["id"], "project": self.project, "since": self.now}
+        for n, (kind, id_) in enumerate(kinds[after:], after):
+            tag = records.tag(self.project, kind, id_)
+            sealed = self._seals.seal(tag, self.project, row["id"], kind)
+            values = {**shared, "n": n, "kind": kind, "sealed": sealed.text}
             self.connection.execute(insert(tables.suppressions).values(values))
+            fences += sealed.weight
+        return fences
 
     def start(self, row: Row, transitions: Sequence[Transition]) -> Row:
         """Start a scheduled erasure after these transitions: its fence is in force from now on."""
-        started = Transition("started", changes={"next_at": self.now})
-        query = update(tables.suppressions).where(tables.suppressions.c.erasure == row["id"])
-        self.connection.execute(query.values(since=self.now, lifted_at=None))
-        return self.advance(row, [*transitions, started])
+        row = self.advance(row, transitions)
+        fences = self.fence(row, row["ids"])
+        return self.advance(row, [Transition("started", {}, {"next_at": self.now}, fences)])
 
-    def unfence(self, erasure: str) -> None:
-        """Lift the fence of an erasure; ids that another one fences stay fenced."""
+    def unfence(self, erasure: str) -> int:
+        """Lift the fence of an erasure; ids that another one fences stay fenced.
+
+        Returns the change of the sum of the weights, for the entry that is the reason. Raises
+        `AuditChainBroken` for a row that was changed.
+        """
         column = tables.suppressions.c
-        query = update(tables.suppressions).where(column.erasure == erasure)
-        query = query.where(column.lifted_at.is_(None))
-        self.connection.execute(query.values(lifted_at=self.now))
+        query = select(column.project, column.erasure, column.kind, column.sealed)
+        rows = self.connection.execute(query.where(column.erasure == erasure)).all()
+        opened = [self._seals.open(sealed, *bound) for *bound, sealed in rows]
+        if None in opened:
+            msg = f"erasure {erasure}: a row of its fence was changed; see mm-tasks audit verify"
+            raise AuditChainBroken(msg)
+        self.connection.execute(delete(tables.suppressions).where(column.erasure == erasure))
+        return -sum(each.weight for each in opened if each)
 
     def _append(self, row: Row, transition: Transition) -> None:
         subject, details = (row["id"], row["pseudonym"], row["epoch"]), dict(transition.details)
         entry = audit_log.StoredEntry(*subject, transition.kind, details, stamp(self.now))
-        audit_log.append(self.connection, entry)
+        audit_log.append(self.connection, entry, self._seals, transition.fences)
 
     def _state(self, row: Row) -> ErasureState:
         """Return the state that a replay of the erasure's entries must give."""
@@ -183,11 +211,11 @@ class ErasureRows:
 
 
 def ending(
-    kind: str, details: Mapping[str, object], now: datetime, **changes: object
+    kind: str, details: Mapping[str, object], now: datetime, fences: int = 0, **changes: object
 ) -> list[Transition]:
     """Return the transitions that end an erasure and wipe its ids."""
     ended = {"ended_at": now, "next_at": None, "token": None, "lease_until": None}
     return [
-        Transition(kind, details, {**ended, **changes}),
+        Transition(kind, details, {**ended, **changes}, fences),
         Transition("wiped", changes={"ids": None}),
     ]

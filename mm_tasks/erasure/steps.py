@@ -189,8 +189,8 @@ class ErasureSteps:
             transitions = [Transition("aof_rewritten", {"outcome": aof})] if aof else []
             transitions += ending("completed", {"acknowledged": row["acknowledged"]}, rows.now)
             if row["mode"] == ONCE:
-                transitions.append(Transition("lifted", {"requested_by": None}))
-                rows.unfence(claim.id)
+                fences = rows.unfence(claim.id)
+                transitions.append(Transition("lifted", {"requested_by": None}, fences=fences))
             erasure = rows.value(rows.advance(row, transitions))
         self._session.truncate_wal()
         return erasure

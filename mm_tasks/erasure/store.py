@@ -53,7 +53,7 @@ class AuditStore:
     def log(self) -> AuditLog:
         """Return the log; raises `ConfigurationError` for a URL of another database."""
         outside = CheckpointSinks(self.state_dir / CHECKPOINTS, self.hook)
-        return AuditLog(Database(self.url), outside)
+        return AuditLog(Database(self.url), outside, self._find_key)
 
     @property
     def steps(self) -> ErasureSteps:
@@ -93,12 +93,14 @@ class AuditStore:
         """
         if self.log.database.is_missing:
             return summarize([]), []
-        key_file = self.state_dir / pseudonyms.FILE
-        if self.pseudonym_key is None and not key_file.exists():
+        if self._find_key() is None:
             msg = f"{pseudonyms.SETTING}: not set, and the state directory has none"
             raise ConfigurationError(msg)
         deadlines = self.queries.deadlines()
         return summarize(deadlines), deadlines
+
+    def _find_key(self) -> Pseudonyms | None:
+        return Pseudonyms.find(self.pseudonym_key, self.state_dir)
 
     @cached_property
     def _session(self) -> AuditSession:

@@ -11,8 +11,8 @@ The log only grows, so each read takes the entries after the one before. A step 
 
 from __future__ import annotations
 
-import json
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -58,10 +58,12 @@ class ErasureDurations:
             if audit_log.head(connection).size < self._seq:
                 self._seq, self._open, self.histogram_counters = 0, {}, Counter()
             for seq, line in audit_log.lines(connection, after=self._seq, limit=ENTRIES_MAX):
-                fields = json.loads(line)
-                at = moment(fields["at"])
-                self._add_entry(fields["erasure"], fields["entry"], fields["details"], at)
                 self._seq = seq
+                # An entry that is not one is for `verify` to find.
+                with suppress(LookupError, TypeError, ValueError):
+                    fields = audit_log.object_of(line)
+                    at = moment(fields["at"])
+                    self._add_entry(fields["erasure"], fields["entry"], fields["details"], at)
 
     def _add_entry(self, erasure: str, entry: str, details: dict[str, Any], at: datetime) -> None:
         if entry == "received" and details["project"] == self._project:

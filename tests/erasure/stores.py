@@ -54,8 +54,9 @@ class Store:
         self.now = NOW
         self.clock = clock or (lambda: self.now)
         self.database = Database(url, lambda _: self.clock())
-        self.log = AuditLog(self.database, CheckpointSinks(folder / "checkpoints", hook))
-        self.session = AuditSession(self.log, Pseudonyms(KEY), project)
+        key, outside = Pseudonyms(KEY), CheckpointSinks(folder / "checkpoints", hook)
+        self.log = AuditLog(self.database, outside, lambda: key)
+        self.session = AuditSession(self.log, key, project)
         self.continuity = Continuity(self.session)
         self.steps = Timed(self, ErasureSteps(self.session))
         self.commands = Timed(self, ErasureCommands(self.session))

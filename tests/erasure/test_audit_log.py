@@ -24,11 +24,12 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from mm_tasks.erasure.audit import log as audit_log
-from mm_tasks.erasure.audit.log import StoredEntry, canonical, encode, hash_of
+from mm_tasks.erasure.audit.log import StoredEntry, Tail, canonical, encode, hash_of
 from mm_tasks.erasure.audit.protocol import ACKNOWLEDGED
+from mm_tasks.erasure.audit.seals import Seals
 from mm_tasks.erasure.audit.verification import verify, verify_lines
 from mm_tasks.erasure.rows import transaction
-from tests.erasure.stores import NOW, USER, VISITOR, Store, raw_engine
+from tests.erasure.stores import KEY, NOW, USER, VISITOR, Store, raw_engine
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "verify_audit.py"
@@ -59,7 +60,7 @@ def test_each_line_names_the_hash_of_the_one_before(removed):
     lines, prev = [], audit_log.FIRST_PREV
     for seq, counts in enumerate(removed, 1):
         entry = StoredEntry("id", "f" * 64, 1, "purged", {"removed": counts}, "t")
-        lines.append(encode(entry, seq, prev))
+        lines.append(encode(entry, Tail(seq - 1, prev, 0), 0, Seals(KEY)))
         prev = hash_of(lines[-1])
 
     parsed = [json.loads(line) for line in lines]
@@ -95,7 +96,7 @@ def test_a_step_that_fails_leaves_neither_row_nor_line(store):
         with transaction(store.session) as rows:
             row = rows.advance(rows.get(claim.id), [])
             entry = StoredEntry(claim.id, row["pseudonym"], 1, "ticket_added", {}, "t")
-            audit_log.append(rows.connection, entry)
+            audit_log.append(rows.connection, entry, Seals(KEY))
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -344,7 +345,11 @@ def test_the_documented_role_can_do_no_more(role_url):
         " LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$",
         "checkpoints": REFUSED["checkpoint delete"],
         "forget an erasure": "DELETE FROM mm_erasures",
-        "forget a fence": "DELETE FROM mm_suppressions",
+        "change a fence": "UPDATE mm_suppressions SET sealed = 'x'",
+        "another receipt": "UPDATE mm_erasures SET received_at = due_at",
+        "another person": "UPDATE mm_erasures SET pseudonym = 'x'",
+        "another call": "UPDATE mm_erasure_passes SET sent_at = due_at",
+        "another key": "UPDATE mm_store SET fingerprint = 'x'",
     }
     refused = attempt_all(role_url, statements)
 

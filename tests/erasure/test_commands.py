@@ -7,7 +7,6 @@ import pytest
 from mm_tasks.buffer.records import tag
 from mm_tasks.erasure.audit import tables
 from mm_tasks.erasure.audit.protocol import IllegalTransition
-from mm_tasks.erasure.audit.pseudonyms import Pseudonyms
 from mm_tasks.erasure.audit.verification import verify
 from mm_tasks.erasure.deadlines import one_month_after
 from mm_tasks.erasure.models import Opened, VendorAck
@@ -97,15 +96,6 @@ def test_another_project_does_not_see_the_erasure(store):
 
     assert set(other.queries.fences()) == set()
     assert other.ask().id != opened.id
-
-
-def test_a_key_that_changed_does_not_hide_an_open_erasure(store):
-    """Pseudonyms change with their key, tags do not."""
-    first = store.ask()
-    store.session.pseudonyms = Pseudonyms("the next key, of another epoch", epoch=2)
-
-    assert store.ask(now=after(hours=1)).id == first.id
-    verify(store.log)
 
 
 @pytest.mark.parametrize(

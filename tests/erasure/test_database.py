@@ -13,9 +13,10 @@ from sqlalchemy import event, text
 
 from mm_tasks.erasure.audit.database import Database
 from mm_tasks.erasure.audit.log import StoredEntry, append
+from mm_tasks.erasure.audit.seals import Seals
 from mm_tasks.erasure.audit.verification import verify
 from mm_tasks.errors import AuditUnavailable, ConfigurationError
-from tests.erasure.stores import NOW, USER, Store, after, at_once, raw_engine
+from tests.erasure.stores import KEY, NOW, USER, Store, after, at_once, raw_engine
 
 FORK = multiprocessing.get_context("fork")
 
@@ -134,11 +135,11 @@ def test_an_append_waits_for_another_in_a_transaction_of_any_kind(postgresql_url
 
     def second():
         with engine.begin() as connection:
-            append(connection, entry)
+            append(connection, entry, Seals(KEY))
 
     with ThreadPoolExecutor(1) as pool:
         with engine.begin() as connection:
-            append(connection, entry)
+            append(connection, entry, Seals(KEY))
             waiting = pool.submit(second)
             with pytest.raises(TimeoutError):
                 waiting.result(0.3)
@@ -148,9 +149,9 @@ def test_an_append_waits_for_another_in_a_transaction_of_any_kind(postgresql_url
 def test_a_store_of_a_later_release_is_refused(store):
     store.ask()
     with store.database.write() as connection:
-        connection.execute(text("UPDATE mm_store SET schema_version = 2"))
+        connection.execute(text("UPDATE mm_store SET schema_version = 3"))
 
-    with pytest.raises(ConfigurationError, match="version 2"):
+    with pytest.raises(ConfigurationError, match="version 3"):
         Store(store.url, store.folder).ask()
 
 

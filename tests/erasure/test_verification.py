@@ -4,7 +4,7 @@ import pytest
 from sqlalchemy import text
 
 from mm_tasks.erasure.audit.checkpoints import Checkpoint
-from mm_tasks.erasure.audit.log import canonical, hash_of
+from mm_tasks.erasure.audit.log import AuditLog, canonical, hash_of
 from mm_tasks.erasure.audit.verification import verify, verify_lines
 from mm_tasks.erasure.rows import Transition, transaction
 from mm_tasks.errors import AuditChainBroken
@@ -99,11 +99,11 @@ TAMPERED = {
     ),
     "a work row set back": (
         ["UPDATE mm_erasures SET state = 'cancelled'"],
-        "its work row says cancelled, the log says completed",
+        "state of its work row is not what the log says",
     ),
     "a work row of another": (
         [f"UPDATE mm_erasures SET pseudonym = '{'0' * 64}'"],
-        "another subject",
+        "pseudonym of its work row is not what the log says",
     ),
     "a work row without entries": (
         [
@@ -158,11 +158,13 @@ ILLEGAL = {
 
 @pytest.mark.parametrize(("rewrite", "rule"), ILLEGAL.values(), ids=ILLEGAL)
 def test_a_log_with_correct_hashes_must_also_follow_the_protocol(sqlite_store, rewrite, rule):
-    """A forger who controls every checkpoint must not get away with gaps."""
+    """A forger who controls every checkpoint must not get away with gaps, nor if he has the key."""
     tampered_by(sqlite_store, rewrite)
     (sqlite_store.folder / "checkpoints").unlink()
 
     with pytest.raises(AuditChainBroken, match=rule):
+        verify(AuditLog(sqlite_store.database, sqlite_store.log.outside))
+    with pytest.raises(AuditChainBroken):
         verify(sqlite_store.log)
 
 
@@ -173,13 +175,15 @@ def test_a_log_written_anew_disagrees_with_the_checkpoints_outside(store):
         verify(store.log)
 
 
-def test_an_edit_is_found_by_the_next_link_alone(store):
-    """Also where every checkpoint was lost."""
+def test_an_edit_is_found_by_its_mac_and_by_the_next_link_alone(store):
+    """Also where every checkpoint was lost, and without the key."""
     tampered(store, EDIT, CHECKPOINTS)
     (store.folder / "checkpoints").unlink()
 
-    with pytest.raises(AuditChainBroken, match="entry 4: it does not follow entry 3"):
+    with pytest.raises(AuditChainBroken, match="entry 3: its MAC does not hold"):
         verify(store.log)
+    with pytest.raises(AuditChainBroken, match="entry 4: it does not follow entry 3"):
+        verify(AuditLog(store.database, store.log.outside))
 
 
 def test_missing_guards_are_reported_and_do_not_break_a_whole_log(store, caplog):

@@ -2,16 +2,18 @@ r"""An append-only, tamper-evident log of every erasure: table `mm_erasure_audit
 
 One line of JSON for each entry, stored verbatim beside its `seq`: 1, 2, 3 … without a gap.
 A line is UTF-8, its keys sorted, no spaces, no newline; text is escaped only where JSON
-demands it, numbers are whole. It has exactly these fields:
+demands it, numbers are whole. It has exactly these fields, the two marked * since schema 2:
 
     at       the time, by the clock of the database: UTC, YYYY-MM-DDTHH:MM:SS.mmmZ
     details  the rest of the entry: fixed words, counts, statuses, times, references
     entry    the kind of the entry, one of `protocol.ENTRIES`
     epoch    the number of the pseudonym key that made `subject`
-    erasure  the id of the erasure
+    erasure  the id of the erasure; of an entry about the store, an id of its own
+    fences   * which fences are in force after this entry; see `seals`
+    mac      * HMAC-SHA256 of the line without this field, by the pseudonym key; see `seals`
     prev     SHA-256 of the line before, in hex; of the first line 64 zeros
     seq      as in the table
-    subject  HMAC-SHA256 of the subject's id, in hex; see `pseudonyms`
+    subject  HMAC-SHA256 of the subject's id, in hex; see `pseudonyms`. Of the store: 64 zeros
 
 The hash of the last line is the *head*. An export is all lines, each ending in a newline,
 and at the end a checkpoint: a line with `at`, `head` and `size`, the number of entries.
@@ -41,21 +43,34 @@ import json
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import insert, literal_column, select
 
 from mm_tasks.erasure.audit import tables
 from mm_tasks.erasure.audit.checkpoints import Checkpoint, CheckpointSinks
 from mm_tasks.erasure.audit.database import Database, lock
+from mm_tasks.erasure.audit.seals import add
+from mm_tasks.errors import AuditChainBroken
 from mm_tasks.timestamps import stamp
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
+    from sqlalchemy import ColumnElement
     from sqlalchemy.engine import Connection
 
+    from mm_tasks.erasure.audit.pseudonyms import Pseudonyms
+    from mm_tasks.erasure.audit.seals import Seals
+
 FIRST_PREV = "0" * 64
+# The subject of an entry about the store itself.
+NO_SUBJECT = "0" * 64
 # Rows fetched at a time: a log is read without holding all of it.
 _PAGE = 500
+# The expression of the index that the guards create.
+_ERASURE: dict[str, ColumnElement[str]] = {
+    "sqlite": literal_column("json_extract(line, '$.erasure')"),
+    "postgresql": literal_column("""substring(line from '"erasure":"([^"]*)"')"""),
+}
 
 
 class StoredEntry(NamedTuple):
@@ -81,9 +96,37 @@ def hash_of(line: str) -> str:
     return hashlib.sha256(line.encode()).hexdigest()
 
 
-def encode(entry: StoredEntry, seq: int, prev: str) -> str:
-    """Return the line of an entry at its place."""
-    return canonical({**entry._asdict(), "seq": seq, "prev": prev})
+class Tail(NamedTuple):
+    """The end of a log whose last line holds; `fences` is the sum of the weights after it."""
+
+    size: int
+    head: str
+    fences: int
+
+
+def encode(entry: StoredEntry, end: Tail, fences: int, seals: Seals) -> str:
+    """Return the line of an entry that follows this end, with its sum and its MAC."""
+    fields = {**entry._asdict(), "seq": end.size + 1, "prev": end.head}
+    fields["fences"] = seals.mask(fences, canonical(fields))
+    return canonical({**fields, "mac": seals.mac(canonical(fields))})
+
+
+def object_of(line: object) -> dict[str, Any]:
+    """Return the fields of a line; an empty dict unless it is a JSON object."""
+    try:
+        fields = json.loads(line) if isinstance(line, str) else {}
+    except (ValueError, RecursionError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+def fences_of(fields: Mapping[str, object], seals: Seals) -> int | None:
+    """Return the sum of the weights after a line; None if its MAC does not hold."""
+    rest = {name: value for name, value in fields.items() if name != "mac"}
+    if fields.get("mac") != seals.mac(canonical(rest)):
+        return None
+    fences = str(rest.pop("fences"))
+    return seals.unmask(fences, canonical(rest))
 
 
 def head(connection: Connection) -> Checkpoint:
@@ -92,17 +135,40 @@ def head(connection: Connection) -> Checkpoint:
     row = connection.execute(last).one_or_none()
     if row is None:
         return Checkpoint(0, FIRST_PREV, "")
-    return Checkpoint(row.seq, hash_of(row.line), str(json.loads(row.line).get("at", "")))
+    return Checkpoint(row.seq, hash_of(row.line), str(object_of(row.line).get("at", "")))
 
 
-def append(connection: Connection, entry: StoredEntry) -> None:
+def tail(connection: Connection, seals: Seals) -> Tail:
+    """Return the end of the log; raise `AuditChainBroken` unless its last line holds."""
+    last = select(tables.log).order_by(tables.log.c.seq.desc()).limit(1)
+    row = connection.execute(last).one_or_none()
+    if row is None:
+        return Tail(0, FIRST_PREV, 0)
+    fields = object_of(row.line)
+    fences = fences_of(fields, seals)
+    if fences is None or fields["seq"] != row.seq or canonical(fields) != row.line:
+        rule = "it was changed, or not written with this pseudonym key"
+        msg = f"entry {row.seq}: {rule}. Nothing is added to the log; see mm-tasks audit verify"
+        raise AuditChainBroken(msg)
+    return Tail(row.seq, hash_of(row.line), fences)
+
+
+def append(connection: Connection, entry: StoredEntry, seals: Seals, change: int = 0) -> None:
     """Append an entry in the caller's transaction, which is one of `AuditLog.transaction`.
 
-    Takes a lock until the transaction ends: a second transaction that appends waits for it.
+    `change` is the change of the sum of the weights of `mm_suppressions`, which this transaction
+    made. Takes a lock until the transaction ends: a second transaction that appends waits for it.
+    Raises `AuditChainBroken` as `tail`.
     """
     lock(connection)
-    end = head(connection)
-    line = encode(entry, end.size + 1, end.head)
+    append_to(tail(connection, seals), connection, entry, seals, change)
+
+
+def append_to(
+    end: Tail, connection: Connection, entry: StoredEntry, seals: Seals, change: int
+) -> None:
+    """Append an entry after this end of the log: see `append`."""
+    line = encode(entry, end, add(end.fences, change), seals)
     connection.execute(insert(tables.log).values(seq=end.size + 1, line=line))
 
 
@@ -119,30 +185,36 @@ def lines(
 
 def entries(connection: Connection, erasure: str) -> list[dict[str, Any]]:
     """Return the fields of each entry of an erasure, in order."""
-    mine = tables.log.c.line.contains(canonical({"erasure": erasure})[1:-1], autoescape=True)
+    mine = _ERASURE[connection.dialect.name] == erasure
     query = select(tables.log.c.line).where(mine).order_by(tables.log.c.seq)
-    parsed = map(json.loads, connection.execute(query).scalars())
-    return [fields for fields in parsed if fields["erasure"] == erasure]
+    return [object_of(line) for line in connection.execute(query).scalars()]
 
 
 class AuditLog:
     """The log in one database, and its checkpoints outside."""
 
-    def __init__(self, database: Database, outside: CheckpointSinks) -> None:
-        """Take both; nothing is opened here."""
+    def __init__(
+        self,
+        database: Database,
+        outside: CheckpointSinks,
+        find_key: Callable[[], Pseudonyms | None] = lambda: None,
+    ) -> None:
+        """Take the parts; nothing is opened here. `find_key` returns the key if there is one."""
         self.database = database
         self.outside = outside
+        self.find_key = find_key
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
         """Run a transaction that no other one overlaps; after its commit, publish a checkpoint.
 
-        If the process dies in between, the next transaction publishes: a checkpoint is a
-        lower bound.
+        If the process dies in between, the next transaction that appends publishes: a
+        checkpoint is a lower bound. An entry that another program wrote has none.
         """
         with self.database.write() as connection:
+            before = head(connection).size
             yield connection
-            checkpoint = _seal(connection)
+            checkpoint = _seal(connection, before)
         if checkpoint is not None:
             self.outside.publish(checkpoint)
 
@@ -165,11 +237,13 @@ class AuditLog:
         yield canonical({"at": at, "head": last, "size": size})
 
 
-def _seal(connection: Connection) -> Checkpoint | None:
-    """Store a checkpoint if this transaction, or one before it, added to the log."""
-    stored = connection.execute(select(func.max(tables.checkpoints.c.size))).scalar() or 0
+def _seal(connection: Connection, before: int) -> Checkpoint | None:
+    """Store a checkpoint if this transaction added to the log."""
     end = head(connection)
-    if end.size <= stored:
+    if end.size <= before:
         return None
-    connection.execute(insert(tables.checkpoints).values(end._asdict()))
+    # A row that somebody else made for this size is for `verify` to find, and stops nothing.
+    stored = select(tables.checkpoints.c.size).where(tables.checkpoints.c.size == end.size)
+    if connection.execute(stored).first() is None:
+        connection.execute(insert(tables.checkpoints).values(end._asdict()))
     return end

@@ -5,6 +5,8 @@
     scheduled
     rejected · cancelled · duplicate_of: before the first call only      completed → lifted
 
+Entries about the store itself, `STORE_ENTRIES`, stand between those of erasures.
+
 The table `ENTRIES` has the legal states and the details of each kind; `step` applies an
 entry. `rows` calls `step` before it writes an entry and `verification` for each entry it
 reads, so that both follow the same rules.
@@ -104,6 +106,14 @@ ENTRIES: Mapping[str, AuditEntry] = MappingProxyType(
     }
 )
 
+# Entries about the store itself, and their details. They belong to no erasure.
+STORE_ENTRIES: Mapping[str, frozenset[str]] = MappingProxyType(
+    {
+        # The tags were sealed: the upgrade of an older store. `rows` are in force.
+        "sealed": frozenset({"rows", "schema_version"}),
+    }
+)
+
 
 @dataclass(frozen=True, slots=True)
 class ErasureState:
@@ -138,6 +148,17 @@ def step(
     stays = before.state == SCHEDULED and kind == "anonymous_added"
     to = before.state if stays else ENTRIES[kind].to or before.state
     return _after(replace(before, state=to), kind, details)
+
+
+def check_store_entry(kind: str, details: Mapping[str, Any]) -> None:
+    """Raise `IllegalTransition` unless an entry about the store has its details."""
+    if set(details) != STORE_ENTRIES[kind]:
+        msg = "its details are not those of its kind"
+        raise IllegalTransition(msg)
+    for name, value in details.items():
+        if not _ALLOWED[name](value):
+            msg = f"its {name} is not of the allowed form"
+            raise IllegalTransition(msg)
 
 
 def _rules(
@@ -234,6 +255,7 @@ _is_stamp = _text(STAMP)
 # The form of each detail.
 _ALLOWED: Mapping[str, Callable[[object], bool]] = {
     **dict.fromkeys(("acknowledged", "anonymous", "attempt", "pass", "passes"), _is_count),
+    **dict.fromkeys(("rows", "schema_version"), _is_count),
     **dict.fromkeys(("mode", "outcome", "reason"), is_word),
     **dict.fromkeys(("due_at", "not_before", "received_at"), _is_stamp),
     **dict.fromkeys(("original", "project"), is_reference),

@@ -15,9 +15,11 @@ import hashlib
 import hmac
 import secrets
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
 from mm_tasks.erasure.audit.database import create_private_file
+from mm_tasks.erasure.audit.seals import Seals
 from mm_tasks.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ _KEY_CHARACTERS_MIN = 16
 _FINGERPRINT_CHARACTERS = 16
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Pseudonyms:
     """A key and its epoch, the number by which an entry refers to its key."""
 
@@ -51,6 +53,18 @@ class Pseudonyms:
     def of(self, subject_id: str) -> str:
         """Return the pseudonym of an id."""
         return hmac.new(self.key.encode(), subject_id.encode(), hashlib.sha256).hexdigest()
+
+    @classmethod
+    def find(cls, key: str | None, state_dir: Path) -> Self | None:
+        """Return what `load` does, but None where it would create a key."""
+        if key is None and not (state_dir / FILE).exists():
+            return None
+        return cls.load(key, state_dir)
+
+    @cached_property
+    def seals(self) -> Seals:
+        """Return the seals of this key."""
+        return Seals(self.key)
 
     @property
     def fingerprint(self) -> str:

@@ -4,11 +4,11 @@
     mm_checkpoints     size and head of the log, one row for each commit that added to it
     mm_erasures        one row for each erasure: its state, its next step, the plain ids
     mm_erasure_passes  one row for each attempt of a pass
-    mm_suppressions    one row for each tag that an erasure fences
+    mm_suppressions    one row for each tag that an erasure fences now, sealed; see `audit/seals`
     mm_store           one row: the id of this store, and the fingerprint of its pseudonym key
 
 `mm_erasures.ids` is the only place with plain ids, and is emptied when the erasure ends.
-Tags and pseudonyms stay: a person who knows an id can find out that it was erased.
+A pseudonym and a sealed tag tell nothing without the pseudonym key.
 
 Times are text (see `timestamps`), the same in both databases.
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _metadata = sa.MetaData()
 
@@ -127,6 +127,7 @@ erasures = sa.Table(
     sa.Column("warned", sa.Integer, nullable=False, default=0),
     sa.Index("mm_erasures_next", "project", "next_at"),
     sa.Index("mm_erasures_state", "project", "state"),
+    sa.Index("mm_erasures_pseudonym", "pseudonym"),
 )
 
 passes = sa.Table(
@@ -148,13 +149,12 @@ suppressions = sa.Table(
     "mm_suppressions",
     _metadata,
     sa.Column("erasure", _ID, sa.ForeignKey("mm_erasures.id"), primary_key=True),
-    sa.Column("tag", sa.String(32), primary_key=True),  # hex, see `buffer/records`
-    sa.Column("project", sa.String(64), nullable=False),
+    # Which of the erasure's ids: 0 is the user, the anonymous ones follow.
+    sa.Column("n", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("kind", sa.String(16), nullable=False),  # user or anonymous
+    sa.Column("project", sa.String(64), nullable=False),
     sa.Column("since", _TIME, nullable=False),
-    # NULL while the fence is in force; set as well while its erasure is scheduled.
-    sa.Column("lifted_at", _TIME),
-    sa.Index("mm_suppressions_tag", "project", "tag"),
+    sa.Column("sealed", sa.String(64), nullable=False),  # hex
 )
 
 store = sa.Table(
@@ -183,7 +183,12 @@ def create(connection: sa.Connection) -> None:
     if dialect.has_table(connection, store.name):
         return
     _metadata.create_all(connection)
-    for statement in _guards(dialect.name):
+    create_guards(connection)
+
+
+def create_guards(connection: sa.Connection) -> None:
+    """Create the guards and the index of the log, or bring them up to date."""
+    for statement in _guards(connection.dialect.name):
         connection.exec_driver_sql(statement)
 
 
@@ -191,7 +196,7 @@ def guards_missing(connection: sa.Connection) -> list[str]:
     """Return the names of guards that were dropped or switched off, in order."""
     dialect = connection.dialect.name
     present = set(connection.execute(sa.text(_TRIGGERS[dialect])).scalars())
-    expected = re.findall(r"CREATE TRIGGER (\w+)", "\n".join(_guards(dialect)))
+    expected = re.findall(r"CREATE TRIGGER (?:IF NOT EXISTS )?(\w+)", "\n".join(_guards(dialect)))
     return [name for name in expected if name not in present]
 
 

@@ -1,15 +1,15 @@
 """Verification: whether the audit log is unchanged and describes legal erasures.
 
-Of each line four things are checked: its hash is in the next line; it is in canonical form;
+Of each line these things are checked: its hash is in the next line; it is in canonical form;
 it agrees with each checkpoint, stored and outside; `protocol` allows it after the earlier
-entries of its erasure. Then the work rows must be in the state that the log gives.
+entries of its erasure; with the pseudonym key, its MAC holds and the fences change as its kind
+says. Then the work rows must be what `replay` makes of the entries: see `comparison`.
 
 A failure is `AuditChainBroken` with the number of the entry and the rule, never its content.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from logging import getLogger
@@ -18,7 +18,18 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import select
 
 from mm_tasks.erasure.audit import protocol, tables
-from mm_tasks.erasure.audit.log import FIRST_PREV, canonical, hash_of, lines
+from mm_tasks.erasure.audit.comparison import compare
+from mm_tasks.erasure.audit.log import (
+    FIRST_PREV,
+    NO_SUBJECT,
+    canonical,
+    fences_of,
+    hash_of,
+    lines,
+    object_of,
+)
+from mm_tasks.erasure.audit.replay import ErasureReplay
+from mm_tasks.erasure.audit.seals import add
 from mm_tasks.errors import AuditChainBroken
 from mm_tasks.timestamps import STAMP
 
@@ -27,7 +38,7 @@ if TYPE_CHECKING:
 
     from mm_tasks.erasure.audit.checkpoints import Checkpoint
     from mm_tasks.erasure.audit.log import AuditLog
-    from mm_tasks.erasure.audit.protocol import ErasureState
+    from mm_tasks.erasure.audit.pseudonyms import Pseudonyms
 
 _log = getLogger(__name__)
 
@@ -36,6 +47,8 @@ _FIELDS = {
     **dict.fromkeys(("epoch", "seq"), int),
     "details": dict,
 }
+# Lines of an earlier release have neither.
+_SEALED_FIELDS = {**_FIELDS, "fences": str, "mac": str}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +70,13 @@ class Chain:
     """The lines so far. Call `add` for each in order, then `finish`."""
 
     checkpoints: Mapping[int, str]
+    key: Pseudonyms | None = None
     size: int = 0
     head: str = FIRST_PREV
-    states: dict[str, ErasureState] = field(default_factory=dict)
-    subjects: dict[str, tuple[str, int]] = field(default_factory=dict)
+    # The sum of the weights after the last line; None before the first line that has one.
+    fences: int | None = None
+    replays: dict[str, ErasureReplay] = field(default_factory=dict)
+    _is_sealed: bool = False
 
     def add(self, seq: int, line: str) -> None:
         """Verify the next line, or raise `AuditChainBroken`."""
@@ -76,14 +92,40 @@ class Chain:
         self.size, self.head = seq, hash_of(line)
         if self.checkpoints.get(seq, self.head) != self.head:
             raise _broken(place, "it differs from the entry of a checkpoint: it was changed")
-        erasure, subject = fields["erasure"], (fields["subject"], fields["epoch"])
-        if self.subjects.setdefault(erasure, subject) != subject:
-            raise _broken(place, "it has another subject than its erasure")
-        state, kind, details = self.states.get(erasure), fields["entry"], fields["details"]
+        change = self._change(fields, place)
         try:
-            self.states[erasure] = protocol.step(state, kind, details, erasure)
+            self._take(fields, change, place)
         except protocol.IllegalTransition as illegal:
             raise _broken(place, str(illegal)) from None
+
+    def _change(self, fields: Mapping[str, Any], place: str) -> int | None:
+        """Return the change of the fences by an entry; None if nothing says it."""
+        if "mac" not in fields:
+            if self._is_sealed:
+                raise _broken(place, "it has no MAC, and entries before it have one")
+            return None
+        was_sealed, self._is_sealed = self._is_sealed or self.size == 1, True
+        if self.key is None:
+            return None
+        before, self.fences = self.fences or 0, fences_of(fields, self.key.seals)
+        if self.fences is None:
+            raise _broken(place, "its MAC does not hold: it was not written with this key")
+        if not was_sealed and fields["entry"] != "sealed":
+            raise _broken(place, "the first entry with a MAC must be the one of the upgrade")
+        return add(self.fences, -before) if was_sealed else None
+
+    def _take(self, fields: Mapping[str, Any], change: int | None, place: str) -> None:
+        kind, erasure = fields["entry"], fields["erasure"]
+        if kind in protocol.STORE_ENTRIES:
+            protocol.check_store_entry(kind, fields["details"])
+            if fields["subject"] != NO_SUBJECT or erasure in self.replays or change:
+                raise _broken(place, "an entry about the store is about no erasure")
+            return
+        replay = self.replays.setdefault(erasure, ErasureReplay())
+        replay.add(fields, change)
+        subject = (replay.columns["pseudonym"], replay.columns["epoch"])
+        if subject != (fields["subject"], fields["epoch"]):
+            raise _broken(place, "it has another subject than its erasure")
 
     def finish(self, guards_missing: Iterable[str] = ()) -> Report:
         """Return the report; raise `AuditChainBroken` if a checkpoint has more entries."""
@@ -91,25 +133,27 @@ class Chain:
         if longest > self.size:
             rule = f"a checkpoint saw {longest} entries, and {self.size} are here"
             raise _missing(self.size + 1, f"{rule}; its tail was cut")
-        states = Counter(state.state for state in self.states.values())
+        states = Counter(str(replay.columns["state"]) for replay in self.replays.values())
         guards = tuple(guards_missing)
         return Report(self.size, self.head, dict(states), len(self.checkpoints), guards)
 
 
-def verify(log: AuditLog) -> Report:
-    """Verify the log of a database against its checkpoints and work rows, or raise."""
+def verify(log: AuditLog, elsewhere: Iterable[Checkpoint] = ()) -> Report:
+    """Verify the log of a database against its checkpoints and work rows, or raise.
+
+    `elsewhere` are checkpoints that were kept out of this host.
+    """
+    key = log.find_key()
     # Read before the log: a checkpoint published later may cover entries that this read
     # does not see.
-    outside = log.outside.read()
+    outside = [*log.outside.read(), *elsewhere]
     with log.database.read() as connection:
         stored = connection.execute(select(tables.checkpoints)).all()
-        chain = Chain(_heads([*stored, *outside]))
+        chain = Chain(_heads([*stored, *outside]), key)
         for seq, line in lines(connection):
             chain.add(seq, line)
         report = chain.finish(tables.guards_missing(connection))
-        work = tables.erasures.c
-        rows = connection.execute(select(work.id, work.state, work.pseudonym, work.epoch)).all()
-    _compare(chain, {row.id: row for row in rows})
+        compare(connection, chain.replays, key)
     if report.guards_missing:
         _log.warning("audit_guards_missing", extra={"guards": ", ".join(report.guards_missing)})
     return report
@@ -122,7 +166,7 @@ def verify_lines(exported: Iterable[str], checkpoints: Iterable[Checkpoint] = ()
     for seq, line in enumerate(entries, 1):
         chain.add(seq, line)
     report = chain.finish()
-    end = _object(last)
+    end = object_of(last)
     if (end.get("size"), end.get("head")) != (report.size, report.head):
         msg = "the checkpoint at the end is not of these entries: a part is gone"
         raise AuditChainBroken(msg)
@@ -139,42 +183,15 @@ def _heads(checkpoints: Iterable[Any]) -> dict[int, str]:
     return heads
 
 
-def _compare(chain: Chain, rows: Mapping[str, Any]) -> None:
-    """Raise unless each erasure has a work row, with the state and subject of the log."""
-    for erasure in sorted(rows.keys() | chain.states.keys()):
-        row, logged = rows.get(erasure), chain.states.get(erasure)
-        if logged is None:
-            rule = "it has a work row, and no entry in the log"
-        elif row is None:
-            rule = "it is in the log, and its work row is gone"
-        elif row.state != logged.state:
-            rule = f"its work row says {row.state}, the log says {logged.state}"
-        elif chain.subjects[erasure] != (row.pseudonym, row.epoch):
-            rule = "its work row has another subject"
-        else:
-            continue
-        place = f"erasure {erasure}"
-        raise _broken(place, rule)
-
-
 def _fields_of(line: str, place: str) -> dict[str, Any]:
-    fields = _object(line)
-    if {name: type(value) for name, value in fields.items()} != _FIELDS:
+    fields = object_of(line)
+    if {name: type(value) for name, value in fields.items()} not in (_FIELDS, _SEALED_FIELDS):
         raise _broken(place, "it does not have the fields of an entry")
     if canonical(fields) != line:
         raise _broken(place, "it is not in the canonical form")
     if STAMP.fullmatch(fields["at"]) is None:
         raise _broken(place, "its time is not a time")
     return fields
-
-
-def _object(line: object) -> dict[str, Any]:
-    """Return the fields of a line; an empty dict unless it is a JSON object."""
-    try:
-        fields = json.loads(line) if isinstance(line, str) else {}
-    except (ValueError, RecursionError):
-        return {}
-    return fields if isinstance(fields, dict) else {}
 
 
 def _broken(place: str, rule: str) -> AuditChainBroken:

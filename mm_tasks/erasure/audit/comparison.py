@@ -1,0 +1,130 @@
+"""Comparison: every column of the work rows against the replay of the log.
+
+A difference is `AuditChainBroken` with the erasure and the column, never a value.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sqlalchemy import select
+
+from mm_tasks.buffer import records
+from mm_tasks.erasure.audit import tables
+from mm_tasks.erasure.audit.fences import opened_rows
+from mm_tasks.erasure.audit.seals import add
+from mm_tasks.errors import AuditChainBroken
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlalchemy import RowMapping as Row
+    from sqlalchemy.engine import Connection
+
+    from mm_tasks.erasure.audit.pseudonyms import Pseudonyms
+    from mm_tasks.erasure.audit.replay import ErasureReplay
+
+    Replays = Mapping[str, ErasureReplay]
+
+_PAGE = 500
+
+
+class _Fences(NamedTuple):
+    """The rows of `mm_suppressions` of one erasure: kind, time and tag by ordinal, and the sum."""
+
+    rows: dict[int, tuple[str, Any, bytes]]
+    weights: list[int]
+
+
+def compare(connection: Connection, replays: Replays, key: Pseudonyms | None) -> None:
+    """Raise unless the work rows are those that the log says.
+
+    Without the key the tags and the ids cannot be looked at.
+    """
+    _compare_store(connection, key)
+    found = {} if key is None else _fences(connection, key)
+    rows = tables.erasures
+    query = select(rows).execution_options(yield_per=_PAGE)
+    missing = set(replays)
+    for row in connection.execute(query).mappings():
+        replay = replays.get(row["id"])
+        if replay is None:
+            raise _differs(row["id"], "it has a work row, and no entry in the log")
+        missing.discard(row["id"])
+        _compare_erasure(row, replay, key)
+        if key is not None:
+            _compare_fences(row, replay, found.pop(row["id"], _Fences({}, [])))
+    for erasure in sorted(missing):
+        raise _differs(erasure, "it is in the log, and its work row is gone")
+    for erasure in found:
+        raise _differs(erasure, "it has a fence, and no entry in the log")
+    _compare_passes(connection, replays)
+
+
+def _compare_store(connection: Connection, key: Pseudonyms | None) -> None:
+    rows = connection.execute(select(tables.store)).all()
+    known = [(row.one, row.schema_version) for row in rows]
+    if known != [(1, tables.SCHEMA_VERSION)]:
+        msg = "mm_store: it is not the one row of this version"
+        raise AuditChainBroken(msg)
+    if key is not None and (rows[0].epoch, rows[0].fingerprint) != (key.epoch, key.fingerprint):
+        msg = "mm_store: it has another pseudonym key"
+        raise AuditChainBroken(msg)
+
+
+def _compare_erasure(row: Row, replay: ErasureReplay, key: Pseudonyms | None) -> None:
+    actual = {**row, "passes": len(row["passes_s"])}
+    for name, value in replay.columns.items():
+        if actual[name] != value:
+            raise _differs(row["id"], f"{name} of its work row is not what the log says")
+    assert replay.state is not None
+    ids = row["ids"]
+    if (ids is None) != replay.state.wiped:
+        raise _differs(row["id"], "its ids are here, or gone, otherwise than the log says")
+    if ids is not None and len(ids.anonymous) != row["anonymous"]:
+        raise _differs(row["id"], "its ids are not as many as the log says")
+    if ids is not None and key is not None and key.of(ids.user) != row["pseudonym"]:
+        raise _differs(row["id"], "its ids are not those of its subject")
+
+
+def _fences(connection: Connection, key: Pseudonyms) -> dict[str, _Fences]:
+    found: dict[str, _Fences] = defaultdict(lambda: _Fences({}, []))
+    for row, opened in opened_rows(connection, key.seals):
+        fences = found[row.erasure]
+        fences.rows[row.n] = (row.kind, row.since, opened.tag)
+        fences.weights.append(opened.weight)
+    return found
+
+
+def _compare_fences(row: Row, replay: ErasureReplay, found: _Fences) -> None:
+    expected = {n: ("anonymous" if n else "user", at) for n, at in enumerate(replay.fenced)}
+    if {n: found.rows[n][:2] for n in found.rows} != expected:
+        raise _differs(row["id"], "its fence is not what the log says")
+    if replay.fences is not None and add(replay.fences, -sum(found.weights)):
+        raise _differs(row["id"], "its tags are not those that the log says")
+    if row["ids"] is not None and replay.fenced:
+        named = [("user", row["ids"].user), *(("anonymous", id_) for id_ in row["ids"].anonymous)]
+        tags = sorted(records.tag(row["project"], kind, id_) for kind, id_ in named)
+        if tags != sorted(tag for *_, tag in found.rows.values()):
+            raise _differs(row["id"], "its tags are not those of its ids")
+
+
+def _compare_passes(connection: Connection, replays: Replays) -> None:
+    missing = {(erasure, n) for erasure, replay in replays.items() for n in replay.passes}
+    query = select(tables.passes).execution_options(yield_per=_PAGE)
+    for row in connection.execute(query).mappings():
+        erasure, attempt = row["erasure"], row["attempt"]
+        expected = replays[erasure].passes.get(attempt) if erasure in replays else None
+        if expected is None:
+            raise _differs(erasure, f"attempt {attempt} has a row, and no entry in the log")
+        missing.discard((erasure, attempt))
+        for name, value in expected.items():
+            if row[name] != value:
+                raise _differs(erasure, f"{name} of attempt {attempt} is not what the log says")
+    for erasure, attempt in sorted(missing):
+        raise _differs(erasure, f"attempt {attempt} is in the log, and its row is gone")
+
+
+def _differs(erasure: str, rule: str) -> AuditChainBroken:
+    return AuditChainBroken(f"erasure {erasure}: {rule}")
