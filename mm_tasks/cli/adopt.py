@@ -49,7 +49,8 @@ def run(
         rule = "is needed: it says that you know of a restored backup or a failover"
         raise typer.BadParameter(rule, param_hint="--restored")
     if yes and requested_by is None:
-        raise typer.BadParameter("is needed with --yes", param_hint="--requested-by")
+        rule = "is needed with --yes"
+        raise typer.BadParameter(rule, param_hint="--requested-by")
     current = runtime.current()
     adoption = current.adoption
     loss = adoption.look()
@@ -70,7 +71,9 @@ def _show(current: Runtime, loss: Loss) -> None:
     typer.echo(f"the log has {loss.end.size} entries, head {loss.end.head}")
     if loss.reason:
         gone = loss.seen - loss.agreed
-        typer.echo(f"{loss.reason}: entries {loss.agreed + 1} to {loss.seen} are gone, {gone} at most")
+        typer.echo(
+            f"{loss.reason}: entries {loss.agreed + 1} to {loss.seen} are gone, {gone} at most"
+        )
     for host, reason in loss.hosts.items():
         typer.echo(f"{reason}: found on {host}")
     found = heartbeats.read(current.worker_redis, current.settings.project).values()

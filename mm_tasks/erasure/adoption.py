@@ -9,29 +9,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from sqlalchemy import insert
-
 from mm_tasks.buffer.fence import LogEnd
 from mm_tasks.erasure.audit import log as audit_log
-from mm_tasks.erasure.audit import tables
 from mm_tasks.erasure.audit.continuity import compare
 from mm_tasks.erasure.audit.fences import fenced_tags
-from mm_tasks.erasure.audit.protocol import check_store_entry
+from mm_tasks.erasure.audit.restored import RestoredFences
 from mm_tasks.erasure.request import reference_rule
 from mm_tasks.errors import InvalidEvent, Problem
-from mm_tasks.events import ids
-from mm_tasks.timestamps import moment, stamp
+from mm_tasks.timestamps import stamp
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sqlalchemy.engine import Connection
-
     from mm_tasks.buffer.audit_state import AuditState
     from mm_tasks.buffer.fence import Fence
     from mm_tasks.erasure.audit.session import AuditSession
-
-RESTORED = "restored"
 
 
 class Loss(NamedTuple):
@@ -83,44 +75,23 @@ class Adoption:
         """
         if rule := reference_rule(requested_by, ()):
             raise InvalidEvent([Problem("requested_by", rule)])
-        fenced = set(self._fence.tags())
-        at, set_aside = None, None
-        with self._session.transaction() as connection:
-            at = stamp(self._session.log.database.now(connection))
-            tags = fenced - set(self._stored(connection))
-            details: dict[str, object] = {
+        fenced, session, key = set(self._fence.tags()), self._session, self._session.pseudonyms
+        with session.transaction() as connection:
+            now = session.log.database.now(connection)
+            size = audit_log.head(connection).size
+            tags = fenced - set(fenced_tags(connection, key.seals, session.project))
+            details = {
                 "known_size": loss.known.size,
                 "known_head": loss.known.head or audit_log.FIRST_PREV,
-                "project": self._session.project,
                 "requested_by": requested_by,
-                "size": audit_log.head(connection).size,
-                "tags": len(tags),
+                "size": size,
             }
-            self._enter(connection, tags, details, at)
+            parts = (connection, key.seals, key.epoch, session.project, now)
+            RestoredFences(*parts).enter(tags, details)
             end = audit_log.head(connection)
-            if loss.reason:
-                set_aside = self._session.log.outside.set_aside(at.replace(":", ""))
+            # Before the commit, whose checkpoint begins the new file.
+            word = stamp(now).replace(":", "")
+            set_aside = session.log.outside.set_aside(word) if loss.reason else None
         self._state.reset()
         self._fence.adopt(LogEnd(end.size, end.head))
         return Adopted(len(tags), set_aside)
-
-    def _stored(self, connection: Connection) -> set[bytes]:
-        seals, project = self._session.pseudonyms.seals, self._session.project
-        return set(fenced_tags(connection, seals, project))
-
-    def _enter(
-        self, connection: Connection, tags: set[bytes], details: dict[str, object], at: str
-    ) -> None:
-        """Append the entry, with a row for each tag under its id."""
-        check_store_entry(RESTORED, details)
-        seals, project, entry = self._session.pseudonyms.seals, self._session.project, ids.uuid7()
-        shared = {"erasure": entry, "project": project, "kind": RESTORED, "since": moment(at)}
-        sum_ = 0
-        for n, tag in enumerate(sorted(tags)):
-            sealed = seals.seal(tag, project, entry, RESTORED)
-            values = {**shared, "n": n, "sealed": sealed.text}
-            connection.execute(insert(tables.suppressions).values(values))
-            sum_ += sealed.weight
-        subject = (entry, audit_log.NO_SUBJECT, self._session.pseudonyms.epoch)
-        stored = audit_log.StoredEntry(*subject, RESTORED, details, at)
-        audit_log.append(connection, stored, seals, sum_)

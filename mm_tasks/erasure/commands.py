@@ -95,7 +95,7 @@ class ErasureCommands:
     def lift(self, erasure: str, requested_by: str) -> None:
         """Lift the fence of a completed erasure. Raises as `cancel`."""
         with self._row(erasure, requested_by) as (rows, row):
-            fences = rows.unfence(erasure)
+            fences = rows.unfence(erasure, restored=True)
             details = {"requested_by": requested_by}
             rows.advance(row, [Transition("lifted", details, fences=fences)])
 

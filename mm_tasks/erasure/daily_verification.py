@@ -11,7 +11,6 @@ one run a day together. After a failure a whole run follows within an hour.
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from logging import getLogger
 from typing import TYPE_CHECKING
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mm_tasks.buffer.audit_state import AuditFindings, AuditState
+    from mm_tasks.erasure.audit.seals import Seals
     from mm_tasks.erasure.audit.session import AuditSession
     from mm_tasks.erasure.queries import ErasureQueries
 
@@ -92,7 +92,7 @@ class DailyVerification:
                 raise AuditChainBroken(msg, reason)
             end = LogEnd(reached.size, reached.head or audit_log.FIRST_PREV)
             for seq, line in audit_log.lines(connection, after=end.size, limit=_ENTRIES_MAX):
-                end = _next(end, seq, line)
+                end = _next(end, seq, line, self._session.pseudonyms.seals)
         return end, end.size == size
 
     def _finish(self, end: LogEnd) -> None:
@@ -111,20 +111,22 @@ def _is_due(findings: AuditFindings) -> bool:
     return findings.age_s("began") >= wait_s
 
 
-def _next(end: LogEnd, seq: int, line: str) -> LogEnd:
+def _next(end: LogEnd, seq: int, line: str, seals: Seals) -> LogEnd:
     """Return the end of the log after the next line; raise `AuditChainBroken` if it is not that."""
-    place = f"entry {seq}"
-    if seq != end.size + 1:
-        msg = f"entry {end.size + 1} is missing: {place} comes next"
-        raise AuditChainBroken(msg)
-    try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError):
-        fields = {}
-    if not isinstance(fields, dict) or audit_log.canonical(fields) != line:
-        msg = f"{place}: it is not in the canonical form"
-        raise AuditChainBroken(msg)
-    if (fields.get("seq"), fields.get("prev")) != (seq, end.head):
-        msg = f"{place}: it does not follow entry {end.size}: one of the two was changed"
-        raise AuditChainBroken(msg)
+    fields = audit_log.object_of(line)
+    rules = {
+        "it is not in the canonical form": audit_log.canonical(fields) == line,
+        "it is stored under another number than its own": fields.get("seq") == seq,
+        f"it does not follow entry {end.size}: one of the two was changed": (
+            (seq, fields.get("prev")) == (end.size + 1, end.head)
+        ),
+        # A line of an earlier release has none; `verification` refuses it after one that has.
+        "its MAC does not hold: it was not written with this key": (
+            "mac" not in fields or audit_log.fences_of(fields, seals) is not None
+        ),
+    }
+    for rule, holds in rules.items():
+        if not holds:
+            msg = f"entry {seq}: {rule}"
+            raise AuditChainBroken(msg)
     return LogEnd(seq, audit_log.hash_of(line))

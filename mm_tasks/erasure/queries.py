@@ -64,6 +64,11 @@ class ErasureQueries:
         """Return the number of fenced tags, each counted once. Raises as `fences`."""
         return len(set(self.fences()))
 
+    def fence_sum(self) -> int:
+        """Return a number that changes whenever the fences in SQL do. Raises as `fences`."""
+        with self._session.read() as connection:
+            return audit_log.tail(connection, self._session.pseudonyms.seals).fences
+
     def show(self, erasure: str) -> dict[str, Any] | None:
         """Return an erasure, ready for JSON; None if it does not exist.
 

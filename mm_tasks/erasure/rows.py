@@ -20,6 +20,7 @@ from mm_tasks.buffer import records
 from mm_tasks.erasure.audit import log as audit_log
 from mm_tasks.erasure.audit import protocol, tables
 from mm_tasks.erasure.audit.protocol import ErasureState, IllegalTransition
+from mm_tasks.erasure.audit.restored import RestoredFences
 from mm_tasks.erasure.models import Claim, Erasure
 from mm_tasks.errors import AuditChainBroken
 from mm_tasks.timestamps import stamp
@@ -172,8 +173,10 @@ class ErasureRows:
         fences = self.fence(row, row["ids"])
         return self.advance(row, [Transition("started", {}, {"next_at": self.now}, fences)])
 
-    def unfence(self, erasure: str) -> int:
+    def unfence(self, erasure: str, *, restored: bool = False) -> int:
         """Lift the fence of an erasure; ids that another one fences stay fenced.
+
+        With `restored` those that an adopted log had forgotten do not: see `audit/restored`.
 
         Returns the change of the sum of the weights, for the entry that is the reason. Raises
         `AuditChainBroken` for a row that was changed.
@@ -186,6 +189,10 @@ class ErasureRows:
             msg = f"erasure {erasure}: a row of its fence was changed; see mm-tasks audit verify"
             raise AuditChainBroken(msg)
         self.connection.execute(delete(tables.suppressions).where(column.erasure == erasure))
+        if restored:
+            parts = (self._seals, self.get(erasure)["epoch"], self.project, self.now)
+            tags = [each.tag for each in opened if each]
+            RestoredFences(self.connection, *parts).leave(tags, erasure)
         return -sum(each.weight for each in opened if each)
 
     def _append(self, row: Row, transition: Transition) -> None:

@@ -189,7 +189,7 @@ class ErasureSteps:
             transitions = [Transition("aof_rewritten", {"outcome": aof})] if aof else []
             transitions += ending("completed", {"acknowledged": row["acknowledged"]}, rows.now)
             if row["mode"] == ONCE:
-                fences = rows.unfence(claim.id)
+                fences = rows.unfence(claim.id, restored=True)
                 transitions.append(Transition("lifted", {"requested_by": None}, fences=fences))
             erasure = rows.value(rows.advance(row, transitions))
         self._session.truncate_wal()

@@ -6,11 +6,13 @@ from sqlalchemy import text
 from mm_tasks.buffer.audit_state import AuditState
 from mm_tasks.buffer.fence import Fence, LogEnd
 from mm_tasks.buffer.keys import ProjectKeys
+from mm_tasks.erasure.adoption import Adoption
 from mm_tasks.erasure.audit.continuity import CUT, FORKED, Continuity
+from mm_tasks.erasure.audit.verification import verify
 from mm_tasks.erasure.fence_sync import FenceSync
 from mm_tasks.erasure.request import ErasureRequest
 from mm_tasks.erasure.service import ErasureService
-from mm_tasks.errors import AuditChainBroken
+from mm_tasks.errors import AuditChainBroken, InvalidEvent
 from tests.erasure.stores import Store
 
 KEYS = ProjectKeys("p")
@@ -236,3 +238,102 @@ def test_an_empty_log_has_no_witness_to_fear(host):
     host.sync.load()
 
     assert host.fence.state().known == LogEnd(0, "0" * 64)
+
+
+# A person adopts the log.
+
+
+def adopted(host, by="dpo"):
+    adoption = Adoption(host.store.session, host.fence, host.sync._state)  # noqa: SLF001
+    result = adoption.adopt(adoption.look(), by)
+    host.restart()
+    host.sync.load()
+    return result
+
+
+@pytest.mark.parametrize(
+    ("lost", "is_redis_restarted"), [(1, False), (20, True)], ids=["one", "twenty"]
+)
+def test_an_adopted_log_keeps_everybody_fenced_and_verifies(  # noqa: PLR0913, PLR0917 - a scene
+    redis, host, other, database, lost, is_redis_restarted
+):
+    host.forget("kept")
+    host.sync.load()
+    database.take()
+    for n in range(lost):
+        host.forget(f"lost-{n}")
+    database.put_back()
+    for n in range(lost + 3):
+        other.forget(f"later-{n}")
+    before = redis.smembers(KEYS.fence)
+    if is_redis_restarted:
+        redis.hdel(KEYS.fences, "run_id")
+    assert host.fails_to_load() == FORKED
+    loss = Adoption(host.store.session, host.fence, host.sync._state).look()  # noqa: SLF001
+    # `fenced` of the first, and of each lost one.
+    assert (loss.agreed, loss.seen, loss.reason) == (2, 2 + 2 * lost, FORKED)
+
+    result = adopted(host)
+    assert result.tags == lost
+    assert result.set_aside.exists()
+    assert redis.smembers(KEYS.fence) == before
+    assert marks(redis) == {}
+    entry = host.store.parsed("restored")[0]["details"]
+    assert entry["tags"] == lost
+    assert entry["requested_by"] == "dpo"
+    assert entry["known_size"] == 1 + 2 * lost  # when the last fence was raised
+    verify(host.store.log)
+    # The other host has its old file until somebody puts it aside.
+    other.sync.check_log()
+    assert adopted(host).tags == 0
+    assert redis.smembers(KEYS.fence) == before
+
+
+@pytest.mark.parametrize("mode", ["suppress", "once"])
+def test_a_restored_person_is_free_once_an_erasure_of_theirs_is_lifted(redis, host, database, mode):
+    host.sync.load()
+    database.take()
+    host.forget("lost")
+    host.forget("lost too")
+    database.put_back()
+    adopted(host)
+    assert fenced(redis) == 2
+    cancelled = host.forget("lost").id
+    host.service.cancel(cancelled, "dpo")
+    assert fenced(redis) == 2  # the lost erasure may have been completed
+
+    erasure = host.store.completed(user_id="lost", mode=mode)
+    if mode == "suppress":
+        host.service.lift(erasure.id, "dpo")
+    host.sync.load()
+    assert fenced(redis) == 1
+    assert host.store.parsed("restored_lifted")[0]["details"]["original"] == erasure.id
+    verify(host.store.log)
+
+
+def test_a_restored_row_that_somebody_changes_is_found(host, database):
+    host.sync.load()
+    database.take()
+    host.forget("lost")
+    database.put_back()
+    adopted(host)
+    with host.store.tampering() as connection:
+        connection.execute(text("DELETE FROM mm_suppressions"))
+
+    with pytest.raises(AuditChainBroken):
+        host.sync.load()
+    with pytest.raises(AuditChainBroken, match="its fences are not what the log says"):
+        verify(host.store.log)
+
+
+def test_a_reference_that_is_none_adopts_nothing(host, database):
+    host.sync.load()
+    database.take()
+    host.forget("lost")
+    database.put_back()
+    before = host.store.entries()
+    with pytest.raises(InvalidEvent):
+        adopted(host, "anna@example.com")
+
+    assert host.store.entries() == before
+    assert host.fails_to_load() == CUT

@@ -85,7 +85,7 @@ def test_a_changed_entry_is_found_within_a_week_and_named(daily, store, seq, cap
     daily.time_passes(7 * DAY_S)
     daily.step()
 
-    assert daily.found.broken.startswith(f"entry {seq + 1}: it does not follow entry {seq}")
+    assert daily.found.broken.startswith(f"entry {seq}: its MAC does not hold")
     assert "audit_not_verified" in caplog.text
     # Mended, an hour later all is verified again.
     change(store, seq, '"at":"2025', '"at":"2026')
@@ -106,7 +106,7 @@ def test_an_entry_that_follows_the_verified_ones_is_looked_at_the_next_day(daily
     daily.time_passes(DAY_S)
     daily.step()
 
-    assert daily.found.broken.startswith("entry 3: it does not follow entry 2")
+    assert daily.found.broken.startswith("entry 2: its MAC does not hold")
 
 
 def test_an_end_that_was_replaced_is_found_the_next_day(daily, store):

@@ -13,6 +13,7 @@ from sqlalchemy import select
 from mm_tasks.buffer import records
 from mm_tasks.erasure.audit import tables
 from mm_tasks.erasure.audit.fences import opened_rows
+from mm_tasks.erasure.audit.restored import KIND
 from mm_tasks.erasure.audit.seals import add
 from mm_tasks.errors import AuditChainBroken
 
@@ -37,10 +38,16 @@ class _Fences(NamedTuple):
     weights: list[int]
 
 
-def compare(connection: Connection, replays: Replays, key: Pseudonyms | None) -> None:
+def compare(
+    connection: Connection,
+    replays: Replays,
+    restored: Mapping[str, tuple[int, int]],
+    key: Pseudonyms | None,
+) -> None:
     """Raise unless the work rows are those that the log says.
 
-    Without the key the tags and the ids cannot be looked at.
+    `restored` has number and sum of the rows of each entry `restored`. Without the key the tags
+    and the ids cannot be looked at.
     """
     _compare_store(connection, key)
     found = {} if key is None else _fences(connection, key)
@@ -57,9 +64,22 @@ def compare(connection: Connection, replays: Replays, key: Pseudonyms | None) ->
             _compare_fences(row, replay, found.pop(row["id"], _Fences({}, [])))
     for erasure in sorted(missing):
         raise _differs(erasure, "it is in the log, and its work row is gone")
-    for erasure in found:
-        raise _differs(erasure, "it has a fence, and no entry in the log")
+    if key is not None:
+        _compare_restored(restored, found)
     _compare_passes(connection, replays)
+
+
+def _compare_restored(
+    restored: Mapping[str, tuple[int, int]], found: Mapping[str, _Fences]
+) -> None:
+    """Raise unless the rows that belong to no erasure are the restored ones."""
+    expected = {group: (rows, sum_) for group, (rows, sum_) in restored.items() if rows}
+    for group in sorted(expected.keys() | found.keys()):
+        fences = found.get(group, _Fences({}, []))
+        kinds = {kind for kind, *_ in fences.rows.values()}
+        actual = (len(fences.rows), add(sum(fences.weights), 0))
+        if group not in expected or kinds != {KIND} or actual != expected[group]:
+            raise _differs(group, "its fences are not what the log says")
 
 
 def _compare_store(connection: Connection, key: Pseudonyms | None) -> None:

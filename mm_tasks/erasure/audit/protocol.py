@@ -111,6 +111,11 @@ STORE_ENTRIES: Mapping[str, frozenset[str]] = MappingProxyType(
     {
         # The tags were sealed: the upgrade of an older store. `rows` are in force.
         "sealed": frozenset({"rows", "schema_version"}),
+        # A person adopted a log that had lost entries: see `restored`.
+        "restored": frozenset(
+            {"known_head", "known_size", "project", "requested_by", "size", "tags"}
+        ),
+        "restored_lifted": frozenset({"original", "tags"}),
     }
 )
 
@@ -255,7 +260,8 @@ _is_stamp = _text(STAMP)
 # The form of each detail.
 _ALLOWED: Mapping[str, Callable[[object], bool]] = {
     **dict.fromkeys(("acknowledged", "anonymous", "attempt", "pass", "passes"), _is_count),
-    **dict.fromkeys(("rows", "schema_version"), _is_count),
+    **dict.fromkeys(("known_size", "rows", "schema_version", "size", "tags"), _is_count),
+    "known_head": _text(re.compile(r"[0-9a-f]{64}")),
     **dict.fromkeys(("mode", "outcome", "reason"), is_word),
     **dict.fromkeys(("due_at", "not_before", "received_at"), _is_stamp),
     **dict.fromkeys(("original", "project"), is_reference),

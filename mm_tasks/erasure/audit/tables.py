@@ -148,10 +148,11 @@ passes = sa.Table(
 suppressions = sa.Table(
     "mm_suppressions",
     _metadata,
-    sa.Column("erasure", _ID, sa.ForeignKey("mm_erasures.id"), primary_key=True),
+    # No foreign key: of the kind `restored` it is the id of an entry, see `audit/restored`.
+    sa.Column("erasure", _ID, primary_key=True),
     # Which of the erasure's ids: 0 is the user, the anonymous ones follow.
     sa.Column("n", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("kind", sa.String(16), nullable=False),  # user or anonymous
+    sa.Column("kind", sa.String(16), nullable=False),  # user, anonymous or restored
     sa.Column("project", sa.String(64), nullable=False),
     sa.Column("since", _TIME, nullable=False),
     sa.Column("sealed", sa.String(64), nullable=False),  # hex

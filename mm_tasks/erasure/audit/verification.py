@@ -76,6 +76,8 @@ class Chain:
     # The sum of the weights after the last line; None before the first line that has one.
     fences: int | None = None
     replays: dict[str, ErasureReplay] = field(default_factory=dict)
+    # Of each entry `restored` the rows that are left, and the sum of their weights.
+    restored: dict[str, tuple[int, int]] = field(default_factory=dict)
     _is_sealed: bool = False
 
     def add(self, seq: int, line: str) -> None:
@@ -118,14 +120,25 @@ class Chain:
         kind, erasure = fields["entry"], fields["erasure"]
         if kind in protocol.STORE_ENTRIES:
             protocol.check_store_entry(kind, fields["details"])
-            if fields["subject"] != NO_SUBJECT or erasure in self.replays or change:
+            if fields["subject"] != NO_SUBJECT or erasure in self.replays:
                 raise _broken(place, "an entry about the store is about no erasure")
+            self._restore(fields, change or 0, place)
             return
         replay = self.replays.setdefault(erasure, ErasureReplay())
         replay.add(fields, change)
         subject = (replay.columns["pseudonym"], replay.columns["epoch"])
         if subject != (fields["subject"], fields["epoch"]):
             raise _broken(place, "it has another subject than its erasure")
+
+    def _restore(self, fields: Mapping[str, Any], change: int, place: str) -> None:
+        """Take an entry about the store; `restored` and `restored_lifted` change the fences."""
+        group, kind, tags = fields["erasure"], fields["entry"], fields["details"].get("tags", 0)
+        rows, sum_ = self.restored.get(group, (0, 0))
+        rows += -tags if kind == "restored_lifted" else tags
+        is_new = group not in self.restored
+        if rows < 0 or is_new != (kind != "restored_lifted") or (change != 0 and not tags):
+            raise _broken(place, "it does not change the restored fences as its kind does")
+        self.restored[group] = (rows, add(sum_, change))
 
     def finish(self, guards_missing: Iterable[str] = ()) -> Report:
         """Return the report; raise `AuditChainBroken` if a checkpoint has more entries."""
@@ -153,7 +166,7 @@ def verify(log: AuditLog, elsewhere: Iterable[Checkpoint] = ()) -> Report:
         for seq, line in lines(connection):
             chain.add(seq, line)
         report = chain.finish(tables.guards_missing(connection))
-        compare(connection, chain.replays, key)
+        compare(connection, chain.replays, chain.restored, key)
     if report.guards_missing:
         _log.warning("audit_guards_missing", extra={"guards": ", ".join(report.guards_missing)})
     return report
