@@ -49,7 +49,11 @@ class FenceSync:
         self._fence.check_store(self._queries.store_id)
 
     def check_log(self) -> None:
-        """Raise `AuditChainBroken` if the log lacks an entry that Redis or this host saw."""
+        """Raise `AuditChainBroken` if the log lacks an entry that Redis or this host saw.
+
+        Raises `ConfigurationError` as `check_store`.
+        """
+        self.check_store()
         self._log_end(self._fence.state().known, whole=True)
 
     def add(self, claim: Claim) -> None:
@@ -77,17 +81,16 @@ class FenceSync:
     def _log_end(self, known: LogEnd, *, whole: bool = False) -> LogEnd:
         """Return the end of the log; raise `AuditChainBroken` if it lacks entries, and mark that.
 
-        If this host marked the log, all of its checkpoints are compared again.
+        If `whole`, all checkpoints of this host are compared, and its mark ends if they are there.
         """
         marks = self._state.read().differing
-        is_marked = marks.pop(self._state.host, None) is not None
         try:
-            end = self._continuity.end(known, whole=whole or is_marked)
+            end = self._continuity.end(known, whole=whole)
         except AuditChainBroken as error:
             if self._state.mark_log(error.reason):
                 _log.error("audit_log_differs why=%s", error.reason, extra={"why": error.reason})
             raise
-        if is_marked:
+        if whole and marks.pop(self._state.host, ""):
             self._state.unmark_log()
         for host, reason in marks.items():
             msg = f"host {host} found that the audit log lacks entries; see mm-tasks audit adopt"
@@ -137,10 +140,15 @@ class FenceSync:
         """Load the fence if Redis has another number of tags than SQL, or a load died.
 
         This repairs a fence that could not be added or lifted while Redis was away, and
-        removes the draft of a dead load. Raises `AuditChainBroken` if the log lacks entries.
+        removes the draft of a dead load. Lets Redis know the end of the log. Raises
+        `AuditChainBroken` if the log lacks entries, and `ConfigurationError` as `check_store`.
         """
+        self.check_store()
         state = self._fence.state()
-        self._log_end(state.known)
+        is_marked = self._state.host in self._state.read().differing
+        end = self._log_end(state.known, whole=is_marked)
+        if state.store_id is not None and end != state.known:
+            self._fence.advance(state.known, end)
         if not state.is_loading:
             # Counting the tags in SQL opens each seal: a million take some seconds.
             seen = (state.tags, self._queries.fence_sum())

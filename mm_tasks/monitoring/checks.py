@@ -162,6 +162,8 @@ def log(current: Runtime) -> Check:
         current.fence_sync.check_log()
     except AuditChainBroken as error:
         return Check("audit log", "problem", f"{error.reason}: {error}")
+    except ConfigurationError as error:
+        return Check("audit store", "problem", str(error))
     except AuditUnavailable as error:
         return _unavailable(error)
     except RedisError as error:

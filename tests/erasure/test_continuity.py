@@ -12,7 +12,7 @@ from mm_tasks.erasure.audit.verification import verify
 from mm_tasks.erasure.fence_sync import FenceSync
 from mm_tasks.erasure.request import ErasureRequest
 from mm_tasks.erasure.service import ErasureService
-from mm_tasks.errors import AuditChainBroken, InvalidEvent
+from mm_tasks.errors import AuditChainBroken, ConfigurationError, InvalidEvent
 from tests.erasure.stores import Store
 
 KEYS = ProjectKeys("p")
@@ -209,6 +209,35 @@ def test_a_fence_that_was_raised_when_its_entry_was_lost_is_raised_again(
 
     assert fenced(redis) == 1
     assert other.fails_to_load() == CUT
+
+
+def test_a_sweep_lets_redis_know_each_entry(redis, host, database):
+    """Also one that raises no fence: what a later failover loses is found by every host."""
+    claim = host.store.ask("somebody").claim
+    host.sync.add(claim)
+    database.take()
+    host.store.steps.mark_fenced(claim)
+    host.sync.reconcile()
+    assert host.fence.state().known.size == 2
+    database.put_back()
+    (host.store.folder / "checkpoints").unlink()
+    with pytest.raises(AuditChainBroken):
+        host.sync.reconcile()
+    assert marks(redis) == {"host-a": CUT}
+
+
+def test_a_process_with_another_store_marks_nothing(redis, host, tmp_path):
+    """One wrong setting must not stop the loads of all others."""
+    host.forget("somebody")
+    (tmp_path / "c").mkdir()
+    wrong = Host(redis, f"sqlite:///{tmp_path}/c/audit.sqlite", tmp_path / "c", "host-c")
+    wrong.store.ask("another")
+    for call in (wrong.sync.reconcile, wrong.sync.check_log, wrong.sync.load):
+        with pytest.raises(ConfigurationError):
+            call()
+    assert marks(redis) == {}
+
+    host.sync.load()
 
 
 def test_a_mark_of_a_host_that_is_gone_ends_after_a_day(redis, host):
