@@ -171,7 +171,8 @@ class Runtime:
     @property
     def daily_verification(self) -> DailyVerification:
         """Return the daily verification of the audit log."""
-        return self.audit_store.daily_verification(self.audit_state, self.fence_sync.check_log)
+        checks = (self.fence_sync.check_store, self.fence_sync.check_log)
+        return self.audit_store.daily_verification(self.audit_state, *checks)
 
     @property
     def adoption(self) -> Adoption:

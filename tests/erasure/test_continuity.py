@@ -250,6 +250,18 @@ def test_a_mark_of_a_host_that_is_gone_ends_after_a_day(redis, host):
     host.sync.load()
 
 
+def test_an_entry_that_is_gone_from_the_middle_is_missed(redis, host):
+    """Its number is a checkpoint's, and no other line has it."""
+    for n in range(3):
+        host.forget(f"somebody-{n}")
+    with host.store.tampering() as connection:
+        connection.execute(text("DELETE FROM mm_erasure_audit WHERE seq = 2"))
+
+    with pytest.raises(AuditChainBroken):
+        host.sync.check_log()
+    assert marks(redis) == {"host-a": FORKED}
+
+
 def test_a_size_that_an_earlier_release_stored_is_compared_as_a_size(redis, host):
     host.forget("somebody")
     size = host.fence.state().known.size

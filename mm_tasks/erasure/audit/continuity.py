@@ -88,13 +88,15 @@ def compare(connection: Connection, size: int, witnesses: Iterable[LogEnd]) -> C
     heads: dict[int, set[str]] = {}
     for witness in witnesses:
         heads.setdefault(witness.size, set()).add(witness.head)
-    same, differing = {0}, {seq for seq in heads if seq > size}
-    reason = CUT if differing else ""
+    same = {0}
     for page in pages(sorted(seq for seq in heads if 0 < seq <= size), _SIZES_MAX):
         query = select(tables.log.c.seq, tables.log.c.line).where(tables.log.c.seq.in_(page))
         for row in connection.execute(query):
-            is_same = not heads[row.seq] - {"", audit_log.hash_of(row.line)}
-            (same if is_same else differing).add(row.seq)
-            reason = reason if is_same else FORKED
-    agreed = max(seq for seq in same if seq < min(differing, default=size + 1))
-    return Comparison(reason, agreed, max(differing, default=size))
+            if not heads[row.seq] - {"", audit_log.hash_of(row.line)}:
+                same.add(row.seq)
+    differing = heads.keys() - same
+    if not differing:
+        return Comparison("", size, size)
+    reason = CUT if min(differing) > size else FORKED
+    agreed = max(seq for seq in same if seq < min(differing))
+    return Comparison(reason, agreed, max(differing))
