@@ -164,6 +164,23 @@ def test_the_file_of_checkpoints_shows_it_where_redis_knows_nothing(redis, host,
     other.sync.load()
 
 
+def test_a_process_that_compared_its_file_before_compares_the_end_again(
+    redis, host, other, database
+):
+    """Redis loses its memory after the log went back and before this process looks."""
+    host.forget("kept")
+    database.take()
+    host.forget("lost")
+    host.sync.check_log()
+    database.put_back()
+    other.forget("later")
+    other.forget("even later")
+    redis.flushall()
+
+    with pytest.raises(AuditChainBroken):
+        host.sync.check_log()
+
+
 def test_an_old_checkpoint_in_a_long_file_counts_at_the_start(redis, host, other, database):
     """Later lines of the same file agree: the log had grown past the old ones."""
     host.forget("kept")
