@@ -65,8 +65,8 @@ class Continuity:
         sinks = self._session.log.outside
         try:
             file_bytes = sinks.file_bytes
-            # A shorter file is another one. The last lines that were compared vouch for those before
-            # them, unless the log went back since.
+            # A shorter file is another one. The last lines that were compared are compared again:
+            # the log may have gone back since.
             done = self._compared_bytes if self._compared_bytes <= file_bytes else 0
             kept = sinks.read(max(0, (done if whole else file_bytes) - _TAIL_BYTES))
         except OSError:
