@@ -191,7 +191,14 @@ class Runtime:
     @property
     def daily_verification(self) -> DailyVerification:
         """Return the daily verification of the audit log."""
-        return self.audit_store.daily_verification(self.audit_state, self.fence_sync.check_log)
+        checks = (self.fence_sync.check_store, self.fence_sync.check_log)
+        return self.audit_store.daily_verification(self.audit_state, *checks)
+
+    @property
+    def adoption(self) -> Adoption:
+        """Return the adoption of a log that lost entries."""
+        fence = Fence(self.worker_redis, self.settings.project)
+        return self.audit_store.adoption(fence, self.audit_state)
 
     @property
     def adoption(self) -> Adoption:

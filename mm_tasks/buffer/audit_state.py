@@ -42,7 +42,7 @@ _STEP_S = 60
 
 @dataclass(frozen=True, slots=True)
 class AuditFindings:
-    """The fields at one moment. Ages are in seconds, None without the field."""
+    """The fields at one moment. Ages are in seconds."""
 
     now_ms: int = 0
     fields: Mapping[str, str] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class AuditFindings:
 
     @property
     def verified_age_s(self) -> float | None:
-        """Return the time since the last verification that succeeded."""
+        """Return the time since the last verification that succeeded; None before the first."""
         return self.age_s("verified") if "verified" in self.fields else None
 
     @property

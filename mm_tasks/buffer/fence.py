@@ -13,7 +13,7 @@ the log, so a log that lost entries never lowers a fence, even once it has grown
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.scripts import Script, pages
@@ -21,7 +21,7 @@ from mm_tasks.errors import ConfigurationError
 from mm_tasks.events import ids
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable
 
     from redis import Redis
 
@@ -118,9 +118,10 @@ class Fence:
         """
         return _log_end(*_ADVANCE(self._redis, (self._keys.fences,), (*known, *end)))
 
-    def tags(self) -> Iterator[bytes]:
-        """Yield the tags of the fence; one may occur twice."""
-        yield from self._redis.sscan_iter(self._keys.fence, count=_TAGS_MAX)
+    def tags(self) -> set[bytes]:
+        """Return the tags of the fence. Not SSCAN: earlier users in users.acl may not run it."""
+        tags: Any = self._redis.smembers(self._keys.fence)
+        return set(tags)
 
     def adopt(self, end: LogEnd) -> None:
         """Take this for the end of the log, whatever was known before: a person decided it."""

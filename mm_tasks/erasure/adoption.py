@@ -75,7 +75,7 @@ class Adoption:
         """
         if rule := reference_rule(requested_by, ()):
             raise InvalidEvent([Problem("requested_by", rule)])
-        fenced, session, key = set(self._fence.tags()), self._session, self._session.pseudonyms
+        fenced, session, key = self._fence.tags(), self._session, self._session.pseudonyms
         with session.transaction() as connection:
             now = session.log.database.now(connection)
             size = audit_log.head(connection).size

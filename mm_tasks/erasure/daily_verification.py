@@ -19,7 +19,7 @@ from mm_tasks.buffer.fence import LogEnd
 from mm_tasks.erasure.audit import log as audit_log
 from mm_tasks.erasure.audit import tables
 from mm_tasks.erasure.audit.continuity import compare
-from mm_tasks.errors import AuditChainBroken
+from mm_tasks.errors import AuditChainBroken, ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,19 +46,26 @@ class DailyVerification:
         session: AuditSession,
         queries: ErasureQueries,
         state: AuditState,
+        check_store: Callable[[], None],
         check_log: Callable[[], None],
     ) -> None:
-        """Take the store, the findings in Redis, and the comparison with the log's witnesses."""
+        """Take the store, the findings in Redis, and the checks of `FenceSync`."""
         self._session = session
         self._queries = queries
         self._state = state
+        self._check_store = check_store
         self._check_log = check_log
 
     def step(self) -> None:
         """Begin a run if one is due, and take the next step of a run that has begun.
 
-        Raises Redis's errors and `AuditUnavailable`; a later step then goes on.
+        Does nothing if the fence in Redis is of another audit store, which a sweep logs. Raises
+        Redis's errors and `AuditUnavailable`; a later step then goes on.
         """
+        try:
+            self._check_store()
+        except ConfigurationError:
+            return
         findings = self._state.read()
         is_due = findings.is_running or _is_due(findings)
         if not is_due or not self._state.claim_step(findings):

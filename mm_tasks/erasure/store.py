@@ -85,10 +85,10 @@ class AuditStore:
         return Continuity(self._session)
 
     def daily_verification(
-        self, state: AuditState, check_log: Callable[[], None]
+        self, state: AuditState, check_store: Callable[[], None], check_log: Callable[[], None]
     ) -> DailyVerification:
         """Return the daily verification, which keeps its findings in `state`; raises as `steps`."""
-        return DailyVerification(self._session, self.queries, state, check_log)
+        return DailyVerification(self._session, self.queries, state, check_store, check_log)
 
     def adoption(self, fence: Fence, state: AuditState) -> Adoption:
         """Return the adoption of a log that lost entries; raises as `steps`."""

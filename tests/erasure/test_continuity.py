@@ -167,6 +167,23 @@ def test_the_file_of_checkpoints_shows_it_where_redis_knows_nothing(redis, host,
     other.sync.load()
 
 
+def test_a_process_that_compared_its_file_before_compares_the_end_again(
+    redis, host, other, database
+):
+    """Redis loses its memory after the log went back and before this process looks."""
+    host.forget("kept")
+    database.take()
+    host.forget("lost")
+    host.sync.check_log()
+    database.put_back()
+    other.forget("later")
+    other.forget("even later")
+    redis.flushall()
+
+    with pytest.raises(AuditChainBroken):
+        host.sync.check_log()
+
+
 def test_an_old_checkpoint_in_a_long_file_counts_at_the_start(redis, host, other, database):
     """Later lines of the same file agree: the log had grown past the old ones."""
     host.forget("kept")
@@ -251,6 +268,18 @@ def test_a_mark_of_a_host_that_is_gone_ends_after_a_day(redis, host):
     redis.hset(KEYS.audit, "log:gone", f"{int(at) - 86_400_001} {word}")
 
     host.sync.load()
+
+
+def test_an_entry_that_is_gone_from_the_middle_is_missed(redis, host):
+    """Its number is a checkpoint's, and no other line has it."""
+    for n in range(3):
+        host.forget(f"somebody-{n}")
+    with host.store.tampering() as connection:
+        connection.execute(text("DELETE FROM mm_erasure_audit WHERE seq = 2"))
+
+    with pytest.raises(AuditChainBroken):
+        host.sync.check_log()
+    assert marks(redis) == {"host-a": FORKED}
 
 
 def test_a_size_that_an_earlier_release_stored_is_compared_as_a_size(redis, host):

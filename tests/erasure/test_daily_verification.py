@@ -22,7 +22,8 @@ class Daily:
         self.state = AuditState(redis, "p")
         fence = Fence(redis, "p")
         sync = FenceSync(fence, store.queries, store.continuity, self.state)
-        self.step = DailyVerification(store.session, store.queries, self.state, sync.check_log).step
+        parts = (store.session, store.queries, self.state)
+        self.step = DailyVerification(*parts, sync.check_store, sync.check_log).step
 
     @property
     def found(self):
@@ -138,3 +139,11 @@ def test_a_step_of_a_worker_that_died_is_taken_again(daily, store):
     daily.step()
 
     assert daily.found.verified_size == 1
+
+
+def test_a_process_with_another_store_notes_nothing(redis, daily, store):
+    store.ask("one")
+    Fence(redis, "p").load("another store", set)
+    daily.step()
+
+    assert not redis.exists(KEYS.audit)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from logging import getLogger
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -56,19 +55,28 @@ class CheckpointSinks:
         for hook in self._hooks:
             hook.offer(checkpoint)
 
-    def read(self, bytes_max: int | None = None) -> list[Checkpoint]:
+    @property
+    def file_bytes(self) -> int:
+        """Return the size of the file; 0 if it does not exist."""
+        try:
+            return self._path.stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return 0
+
+    def read(self, start: int = 0) -> list[Checkpoint]:
         """Return the checkpoints of the file; an empty list if it does not exist.
 
-        With `bytes_max` only those in so many bytes at its end.
+        With `start` only those after so many bytes, from the first line that begins there.
         """
         try:
             with self._path.open("rb") as file:
-                start = max(0, file.seek(0, os.SEEK_END) - (bytes_max or sys.maxsize))
-                file.seek(start)
-                lines = file.read().decode("utf-8", errors="replace").splitlines()
+                file.seek(max(0, start - 1))
+                content = file.read()
         except (FileNotFoundError, NotADirectoryError):
             return []
-        lines = lines[1:] if start else lines  # the first one is probably cut
+        if start > 0:
+            _, _, content = content.partition(b"\n")
+        lines = content.decode("utf-8", errors="replace").splitlines()
         matches = [match for line in lines if (match := _LINE.fullmatch(line))]
         if len(matches) < len(lines):
             _log.warning("checkpoints_unreadable", extra={"lines": len(lines) - len(matches)})

@@ -8,7 +8,6 @@ shorter at first (`audit_log_cut`). Once it has grown again only its heads diffe
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy import select
@@ -43,7 +42,7 @@ class Continuity:
     def __init__(self, session: AuditSession) -> None:
         """Take the store; nothing is opened here."""
         self._session = session
-        self._compared = 0
+        self._compared_bytes = 0
 
     def end(self, known: LogEnd, *, whole: bool = False) -> LogEnd:
         """Return the end of the log; raise `AuditChainBroken` unless it has all witnesses.
@@ -52,24 +51,27 @@ class Continuity:
         compared; if `whole`, all that this process has not compared before.
         """
         # The witnesses are read first: a later one may cover entries that this read does not see.
-        outside = self._checkpoints(whole=whole)
+        outside, file_bytes = self._checkpoints(whole=whole)
         with self._session.read() as connection:
             end = audit_log.head(connection)
             if reason := compare(connection, end.size, [known, *outside]).reason:
                 raise AuditChainBroken(_LOST, reason)
         if whole:
-            self._compared += len(outside)
+            self._compared_bytes = file_bytes
         return LogEnd(end.size, end.head)
 
-    def _checkpoints(self, *, whole: bool) -> list[LogEnd]:
-        kept = []
-        with suppress(OSError):
-            kept = self._session.log.outside.read(None if whole else _TAIL_BYTES)
-        if whole:
-            # A shorter file is another one.
-            self._compared = self._compared if self._compared <= len(kept) else 0
-            kept = kept[self._compared :]
-        return [LogEnd(checkpoint.size, checkpoint.head) for checkpoint in kept]
+    def _checkpoints(self, *, whole: bool) -> tuple[list[LogEnd], int]:
+        """Return the checkpoints to compare, and the size of the file before they were read."""
+        sinks = self._session.log.outside
+        try:
+            file_bytes = sinks.file_bytes
+            # A shorter file is another one. The last lines that were compared are compared again:
+            # the log may have gone back since.
+            done = self._compared_bytes if self._compared_bytes <= file_bytes else 0
+            kept = sinks.read(max(0, (done if whole else file_bytes) - _TAIL_BYTES))
+        except OSError:
+            return [], 0
+        return [LogEnd(checkpoint.size, checkpoint.head) for checkpoint in kept], file_bytes
 
 
 class Comparison(NamedTuple):
@@ -88,13 +90,15 @@ def compare(connection: Connection, size: int, witnesses: Iterable[LogEnd]) -> C
     heads: dict[int, set[str]] = {}
     for witness in witnesses:
         heads.setdefault(witness.size, set()).add(witness.head)
-    same, differing = {0}, {seq for seq in heads if seq > size}
-    reason = CUT if differing else ""
+    same = {0}
     for page in pages(sorted(seq for seq in heads if 0 < seq <= size), _SIZES_MAX):
         query = select(tables.log.c.seq, tables.log.c.line).where(tables.log.c.seq.in_(page))
         for row in connection.execute(query):
-            is_same = not heads[row.seq] - {"", audit_log.hash_of(row.line)}
-            (same if is_same else differing).add(row.seq)
-            reason = reason if is_same else FORKED
-    agreed = max(seq for seq in same if seq < min(differing, default=size + 1))
-    return Comparison(reason, agreed, max(differing, default=size))
+            if not heads[row.seq] - {"", audit_log.hash_of(row.line)}:
+                same.add(row.seq)
+    differing = heads.keys() - same
+    if not differing:
+        return Comparison("", size, size)
+    reason = CUT if min(differing) > size else FORKED
+    agreed = max(seq for seq in same if seq < min(differing))
+    return Comparison(reason, agreed, max(differing))
