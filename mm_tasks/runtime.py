@@ -154,7 +154,8 @@ class Runtime:
         """Return the door for erasure requests, on the client that fails fast."""
         fence = Fence(self.producer_redis, self.settings.project)
         store = self.audit_store
-        return ErasureService(store.steps, store.commands, FenceSync(fence, store.queries))
+        pause = Pauses(self.producer_redis, self.settings.project, None)
+        return ErasureService(store.steps, store.commands, FenceSync(fence, store.queries), pause)
 
     @cached_property
     def fence_sync(self) -> FenceSync:
@@ -171,6 +172,7 @@ class Runtime:
             self.audit_store.commands,
             self.fence_sync,
             Purge(self.worker_redis, settings.project),
+            Pauses(self.worker_redis, settings.project, None),
             self.client,
             ErasurePolicy(settings.erasure_passes_s, settings.lease_s, settings.probe_interval_s),
         )
