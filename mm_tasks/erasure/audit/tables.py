@@ -193,7 +193,27 @@ def create(connection: sa.Connection) -> None:
     dialect = connection.dialect
     if dialect.has_table(connection, store.name):
         return
+    create_tables(connection)
+    create_guards(connection)
+
+
+def create_tables(connection: sa.Connection) -> None:
+    """Create missing tables without guards, for a copy of another store."""
     _metadata.create_all(connection)
+
+
+def create_missing(connection: sa.Connection) -> None:
+    """Create the tables, columns, indexes and guards that a store of an earlier release lacks."""
+    _metadata.create_all(connection)
+    inspector, ddl = sa.inspect(connection), connection.dialect.ddl_compiler(connection.dialect, None)
+    for table in _metadata.sorted_tables:
+        known = {column["name"] for column in inspector.get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in known:
+                specification = ddl.get_column_specification(column)
+                connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {specification}")
+        for index in table.indexes:
+            index.create(connection, checkfirst=True)
     create_guards(connection)
 
 
