@@ -39,6 +39,16 @@ _Id = Annotated[str, typer.Argument(metavar="ID", help="Id of the erasure, as `l
 _By = Annotated[
     str, typer.Option("--requested-by", help="Opaque reference of the requester; kept for ever.")
 ]
+_Ground = Annotated[
+    str | None, typer.Option(help=f"The ground, if stated: one of {', '.join(Reason)}.")
+]
+_Grace = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SECONDS",
+        help="Call the vendor no earlier; default: MM_TASKS_ERASURE_GRACE_S, or an hour.",
+    ),
+]
 _Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 
@@ -60,21 +70,13 @@ def request(  # noqa: PLR0913 - one for each field of a request
     ticket: Annotated[
         str | None, typer.Option(help="Your reference of the request; kept for ever.")
     ] = None,
-    reason: Annotated[
-        str | None, typer.Option(help=f"The ground, if stated: one of {', '.join(Reason)}.")
-    ] = None,
+    reason: _Ground = None,
     received_at: Annotated[
         str | None, typer.Option(metavar="TIME", help="ISO 8601 with an offset; default: now.")
     ] = None,
     anonymous_ids: persons.WithAnonymous = False,
     mode: Annotated[str | None, typer.Option(help=f"One of {', '.join(MODES)}.")] = None,
-    grace: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SECONDS",
-            help="Call the vendor no earlier; default: MM_TASKS_ERASURE_GRACE_S, or an hour.",
-        ),
-    ] = None,
+    grace: _Grace = None,
     exact: persons.Exact = False,
     show: persons.Shown = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask to confirm.")] = False,

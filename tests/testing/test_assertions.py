@@ -80,7 +80,7 @@ def test_a_failure_shows_the_nearest_and_all_that_was_recorded(events):
         "    1. track('login', user_id=…)",
         "    2. track('signup', user_id=…, properties={'plan': 'free', …})",
         "    3. identify(anonymous_id=…, user_id=…)",
-        "    4. forget(user_id=…, requested_by=…, reason=…, mode=…, via=…)",
+        "    4. forget(user_id=…, requested_by=…, mode=…, via=…)",
         "    5. track('later')  [scheduled, countdown=30.0]",
         "Not accepted, as their person is suppressed:",
         "    1. track('gone', user_id=…)",
@@ -188,7 +188,7 @@ def test_a_failure_shows_no_value_that_it_does_not_compare(events):
         "Recorded:",
         "    1. track('a', user_id=…)  [through the broker]",
         "    2. track('b', path='/', properties={'of': [{'n': 1, …}], …})",
-        "    3. forget(user_id=…, requested_by=…, reason=…, anonymous_ids=…, mode=…, via=…)",
+        "    3. forget(user_id=…, requested_by=…, anonymous_ids=…, mode=…, via=…)",
     ]
     assert repr(events) == "<Recorder: 3 recorded>"  # pytest prints it beside a failure
     assert "secret" not in repr(events.events)
