@@ -200,12 +200,6 @@ class Runtime:
         fence = Fence(self.worker_redis, self.settings.project)
         return self.audit_store.adoption(fence, self.audit_state)
 
-    @property
-    def adoption(self) -> Adoption:
-        """Return the adoption of a log that lost entries."""
-        fence = Fence(self.worker_redis, self.settings.project)
-        return self.audit_store.adoption(fence, self.audit_state)
-
     @cached_property
     def erasures(self) -> ErasureWorkflow:
         """Return the erasure workflow."""

@@ -51,7 +51,9 @@ def upgrade(connection: Connection, key: Pseudonyms, at: str) -> None:
     is_sqlite = connection.dialect.name == "sqlite"
     if not is_sqlite and not connection.exec_driver_sql(_IS_OWNER).scalar():
         rule = "its tables are of an earlier release, and this role may not change them"
-        msg = f"MM_TASKS_AUDIT_URL: {rule}: run mm-tasks check once as the owner, see docs/erasure.md"
+        msg = (
+            f"MM_TASKS_AUDIT_URL: {rule}: run mm-tasks check once as the owner, see docs/erasure.md"
+        )
         raise ConfigurationError(msg)
     chain = Chain({})
     for seq, line in audit_log.lines(connection):
