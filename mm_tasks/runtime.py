@@ -156,7 +156,9 @@ class Runtime:
     def erasure_service(self) -> ErasureService:
         """Return the door for erasure requests, on the client that fails fast."""
         store = self.audit_store
-        return ErasureService(store.steps, store.commands, self._fence_sync(self.producer_redis))
+        pause = Pauses(self.producer_redis, self.settings.project, None)
+        fence_sync = self._fence_sync(self.producer_redis)
+        return ErasureService(store.steps, store.commands, fence_sync, pause)
 
     @cached_property
     def fence_sync(self) -> FenceSync:
@@ -189,6 +191,7 @@ class Runtime:
             self.audit_store.commands,
             self.fence_sync,
             Purge(self.worker_redis, settings.project),
+            Pauses(self.worker_redis, settings.project, None),
             self.client,
             ErasurePolicy(settings.erasure_passes_s, settings.lease_s, settings.probe_interval_s),
         )

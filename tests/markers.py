@@ -20,6 +20,7 @@ OF_PROCESSES = {"stepping", "migrated", "mortal", "run_pytest", "serve", "server
 PROCESSES = (
     "client/test_hop.py",
     "client/test_unsent.py::test_a_child_forked",
+    "erasure/test_stopped_processes.py",
     "system/",
     "testing/test_docs.py::test_the_examples_pass",
     "testing/test_sandbox.py",

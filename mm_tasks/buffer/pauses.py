@@ -16,21 +16,34 @@ from mm_tasks.buffer.scripts import Script
 if TYPE_CHECKING:
     from redis import Redis
 
-_PAUSE, _PROBE, _LIFT, _THROTTLE = map(
-    Script, ("pause_start", "pause_probe", "pause_resume", "pause_throttle")
+_PAUSE, _PROBE, _PROBE_NOW, _LIFT, _THROTTLE = map(
+    Script, ("pause_start", "pause_probe", "pause_probe_now", "pause_resume", "pause_throttle")
 )
 
 
 class Pauses:
-    """The pause of a project, and the outage and throttle of the endpoint of one lane."""
+    """The pause of a project, and the outage and throttle of the endpoint of one lane.
 
-    def __init__(self, redis: Redis, project: str, lane: str) -> None:
+    Without a lane only the pause: for the calls of erasures, which carry no batch. The id of the
+    erasure then stands for that of a batch.
+    """
+
+    def __init__(self, redis: Redis, project: str, lane: str | None) -> None:
         """Take the client; read nothing."""
         self._redis = redis
-        keys = ProjectKeys(project).lane(lane)
-        self._stops = (ProjectKeys(project).pause, keys.outage)
-        self._failures = keys.failures
-        self._throttle = keys.throttle
+        keys = ProjectKeys(project)
+        self._pause = keys.pause
+        if lane is None:
+            self._stops, self._failures = (keys.pause, keys.pause), keys.void
+            return
+        of_lane = keys.lane(lane)
+        self._stops = (keys.pause, of_lane.outage)
+        self._failures = of_lane.failures
+        self._throttle = of_lane.throttle
+
+    def is_paused(self) -> bool:
+        """Return whether the project is paused: the vendor refuses the key or the host."""
+        return bool(self._redis.exists(self._pause))
 
     def pause(  # noqa: PLR0913 - the reason has three parts
         self,
@@ -59,6 +72,10 @@ class Pauses:
     def choose_probe(self, batch_id: str, *, lost_ms: int) -> bool:
         """Make this batch the probe; False when another flush was first."""
         return bool(_PROBE(self._redis, self._stops, (batch_id, lost_ms))[0])
+
+    def probe_now(self) -> None:
+        """Let the next probe of a paused project be due at once."""
+        _PROBE_NOW(self._redis, (self._pause,), ())
 
     def lift(self, batch_id: str) -> bool:
         """End the pause if this batch is its probe; return whether it was."""

@@ -7,7 +7,6 @@ reports them: the caller must wait for that attempt.
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -43,6 +42,15 @@ class Scan(NamedTuple):
 
     removed: Counter[str]
     sending_ms: int
+
+
+class Aof(NamedTuple):
+    """Redis's AOF on the server `run_id`; `is_rewritten` is how the last rewrite ended."""
+
+    run_id: str
+    is_on: bool
+    is_running: bool
+    is_rewritten: bool
 
 
 class _Step(NamedTuple):
@@ -95,29 +103,29 @@ class Purge:
             removed[name]["fence"] = int(_FENCED_COUNT(self._redis, (self._keys.caught,), tags))
         return {name: Scan(removed[name], sending_ms[name]) for name in subjects}
 
-    def rewrite_aof(self, wait_s: float) -> str:
-        """Make Redis rewrite its AOF without the removed records, and return the result.
+    def aof(self) -> Aof:
+        """Return the state of Redis's AOF."""
+        info = self._redis.info("persistence")
+        return Aof(
+            self._redis.info("server")["run_id"],
+            is_on=bool(info.get("aof_enabled")),
+            is_running=bool(
+                info.get("aof_rewrite_in_progress") or info.get("aof_rewrite_scheduled")
+            ),
+            is_rewritten=info.get("aof_last_bgrewrite_status") == "ok",
+        )
 
-        `rewritten`; `off`; `running`, when it took longer than `wait_s`; `failed`; `refused`,
-        when a provider does not allow the command.
+    def rewrite_aof(self) -> str:
+        """Make Redis rewrite its AOF without the removed records; does not wait for the end.
+
+        `started`; `running`, if it rewrites already; `refused`, if a provider does not allow the
+        command.
         """
-        ends_at = time.monotonic() + wait_s
-        is_requested = False
-        while True:
-            info = self._redis.info("persistence")
-            if not info.get("aof_enabled"):
-                return "off"
-            if not (info["aof_rewrite_in_progress"] or info["aof_rewrite_scheduled"]):
-                if is_requested:
-                    return "rewritten" if info["aof_last_bgrewrite_status"] == "ok" else "failed"
-                try:
-                    self._redis.bgrewriteaof()
-                except ResponseError:
-                    return "refused"
-                is_requested = True
-            if time.monotonic() > ends_at:
-                return "running"
-            time.sleep(0.05)
+        try:
+            self._redis.bgrewriteaof()
+        except ResponseError:
+            return "running" if self.aof().is_running else "refused"
+        return "started"
 
     def _steps(self, tags: Sequence[bytes]) -> Iterator[_Step]:
         for lane, scheduled in self._scheduled.items():

@@ -50,14 +50,16 @@ def record_with_retry(
 ) -> T:
     """Return the result of `record`; repeat it with jitter while it raises one of `errors`.
 
-    After `within_s` seconds the error is raised. `record` must be safe to repeat.
+    An error of a try that began after `within_s` seconds is raised: a process that was stopped
+    during a try makes another one. `record` must be safe to repeat.
     """
     ends_at, wait_s = time.monotonic() + within_s, 0.05
     while True:
+        began_at = time.monotonic()
         try:
             return record()
         except errors:
-            if time.monotonic() > ends_at:
+            if began_at > ends_at:
                 raise
         time.sleep(wait_s / 2 + random_s(wait_s / 2))
         wait_s = min(1.0, 2 * wait_s)

@@ -124,11 +124,17 @@ def _calls(entries: Entries, state: ErasureState) -> Iterable[str]:
         yield f"  {call.format(**entry)}"
     if others:
         last = "the last one at {at}: {details[outcome]}".format(**others[-1])
-        yield f"{len(others)} more calls were not acknowledged; {last}"
+        yield f"{_failures(results)} more calls were not acknowledged; {last}"
     if state.waiting:
-        yield f"The results of {len(state.waiting)} calls are not on record."
+        yield f"The results of {len(state.waiting)} calls are not on record, or were as before."
     if good:
         yield "The vendor's actions after its acknowledgement cannot be observed from here."
+
+
+def _failures(results: Entries) -> int:
+    """Return the number of calls that were not acknowledged: of several, only the last may be."""
+    calls = sum(int(entry["details"].get("calls", 1)) for entry in results)
+    return calls - len([one for one in results if one["details"]["outcome"] == ACKNOWLEDGED])
 
 
 def _ids(entries: Entries) -> str:
@@ -156,7 +162,7 @@ def _not_done(entries: Entries, fresh: Entries, state: ErasureState) -> Iterable
     yield "- completing it, and wiping the plain ids"
     if state.state in BLOCKED:
         next_at = _of(entries, state.state)[-1]["details"]["next_at"]
-        when = f"the next call is due {next_at}" if next_at else "a person must run `retry`"
+        when = f"the next call is due {next_at}" if next_at else _SENTENCES["blocked"][state.state]
         yield f"It is blocked ({state.state}): {when}."
 
 

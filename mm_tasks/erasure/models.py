@@ -65,7 +65,12 @@ class Erasure:
 
     @property
     def is_due(self) -> bool:
-        """Return whether the next step was due when the row was read."""
+        """Return whether the next step was due when the row was read.
+
+        A call that waits for the key is due at any time: the project's pause is asked about it.
+        """
+        if self.state == protocol.WAITING_KEY:
+            return True
         if self.next_at is None:
             return False
         wait = self.next_at - self.read_at
@@ -118,11 +123,15 @@ class Opened(NamedTuple):
 
 
 class StepAttempt(NamedTuple):
-    """A call of the vendor that is about to be made, for pass `n`."""
+    """A call of the vendor that is about to be made, for pass `n`.
+
+    It is number `calls` of its attempt; the earlier ones ended as the call before the attempt.
+    """
 
     erasure: str
     n: int
     attempt: int
+    calls: int = 1
 
 
 class VendorAck(NamedTuple):

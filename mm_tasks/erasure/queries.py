@@ -72,7 +72,8 @@ class ErasureQueries:
     def show(self, erasure: str) -> dict[str, Any] | None:
         """Return an erasure, ready for JSON; None if it does not exist.
 
-        `passes` has one item for each pass that was called: its last attempt, and their number.
+        `passes` has one item for each pass that was called: its last attempt, and in `attempts`
+        the number of calls.
         """
         with self._session.read() as connection:
             row = tables.find_erasure(connection, self._session.project, erasure)
@@ -148,12 +149,15 @@ def _summary(row: RowMapping) -> dict[str, Any]:
 
 
 def _passes(attempts: Iterable[RowMapping]) -> list[dict[str, Any]]:
-    """Return the last attempt of each pass, and the number of its attempts."""
+    """Return the last attempt of each pass, and the number of its calls."""
     passes: dict[tuple[int, int], dict[str, Any]] = {}
     for row in attempts:
-        key = (row["round"], row["n"])
-        before = passes.get(key, {"attempts": 0})["attempts"]
-        passes[key] = {**_plain(row, _SHOWN_OF_PASS), "attempts": before + 1}
+        key, shown = (row["round"], row["n"]), _plain(row, _SHOWN_OF_PASS)
+        before = passes.get(key, {"attempts": 0})
+        if row["outcome"] is None and row["answered_at"] is not None:
+            # Each call of this attempt ended as the one before it.
+            shown |= {"status": before["status"], "outcome": before["outcome"]}
+        passes[key] = {**shown, "attempts": before["attempts"] + row["calls"]}
     return list(passes.values())
 
 

@@ -59,7 +59,11 @@ def transaction(session: AuditSession) -> Iterator[ErasureRows]:
     """Run a transaction that no other one overlaps, and commit it."""
     with session.transaction() as connection:
         clock = session.log.database.now
-        yield ErasureRows(connection, session.project, clock, session.pseudonyms.seals)
+        rows = ErasureRows(connection, session.project, clock, session.pseudonyms.seals)
+        yield rows
+    # After the commit: a log output that is full must not keep the lock.
+    for fields in rows.entries:
+        _log.info("erasure_entry erasure=%s entry=%s", *fields.values(), extra=fields)
 
 
 class ErasureRows:
@@ -77,6 +81,8 @@ class ErasureRows:
         self.project = project
         self._clock = clock
         self._seals = seals
+        # The ids and the kinds of the entries of this transaction.
+        self.entries: list[dict[str, str]] = []
 
     @cached_property
     def now(self) -> datetime:
@@ -116,7 +122,7 @@ class ErasureRows:
 
         Raises `IllegalTransition` if one is not legal.
         """
-        state = self._state(row)
+        state = self._state(row, transitions)
         changes: dict[str, object] = {}
         for transition in transitions:
             state = protocol.step(state, transition.kind, transition.details, row["id"])
@@ -124,9 +130,7 @@ class ErasureRows:
             changes |= transition.changes
         counts = {"acknowledged": state.acknowledged, "attempts": state.attempts}
         self.change(row["id"], **changes, **counts, state=state.state)
-        for transition in transitions:
-            fields = {"erasure": row["id"], "entry": transition.kind}
-            _log.info("erasure_entry erasure=%s entry=%s", *fields.values(), extra=fields)
+        self.entries += [{"erasure": row["id"], "entry": each.kind} for each in transitions]
         return self.get(row["id"])
 
     def change(self, erasure: str, **changes: object) -> None:
@@ -200,11 +204,18 @@ class ErasureRows:
         entry = audit_log.StoredEntry(*subject, transition.kind, details, stamp(self.now))
         audit_log.append(self.connection, entry, self._seals, transition.fences)
 
-    def _state(self, row: Row) -> ErasureState:
-        """Return the state that a replay of the erasure's entries must give."""
+    def _state(self, row: Row, transitions: Sequence[Transition]) -> ErasureState:
+        """Return the state that a replay of the erasure's entries must give.
+
+        Of its attempts it has those that the transitions need: the newest one, and each that
+        gets a result. There may be thousands.
+        """
         column = tables.passes.c
+        needed = {row["attempts"]}
+        needed |= {one.details["attempt"] for one in transitions if one.kind == "result"}
         query = select(column.attempt, column.n, column.round, column.outcome)
-        attempts = self.connection.execute(query.where(column.erasure == row["id"])).all()
+        query = query.where(column.erasure == row["id"], column.attempt.in_(needed))
+        attempts = self.connection.execute(query).all()
         current = (row["attempts"], row["round"])
         return ErasureState(
             state=row["state"],

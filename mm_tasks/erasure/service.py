@@ -17,6 +17,7 @@ from mm_tasks.erasure.models import Opened
 from mm_tasks.errors import AuditChainBroken, AuditUnavailable
 
 if TYPE_CHECKING:
+    from mm_tasks.buffer.pauses import Pauses
     from mm_tasks.erasure.commands import ErasureCommands
     from mm_tasks.erasure.fence_sync import FenceSync
     from mm_tasks.erasure.models import Claim
@@ -33,6 +34,7 @@ class ErasureService:
     steps: ErasureSteps
     commands: ErasureCommands
     fence_sync: FenceSync
+    pause: Pauses
 
     def request(
         self, request: ErasureRequest, *, via: str = "call", delay_s: float = 0.0
@@ -66,8 +68,11 @@ class ErasureService:
         self._lower_fence()
 
     def retry(self, erasure: str, requested_by: str) -> None:
-        """See `ErasureCommands.retry`."""
+        """See `ErasureCommands.retry`. If the key is refused, the next sweep probes with it."""
         self.commands.retry(erasure, requested_by)
+        # Without Redis no call is made; after it the probe is made at its time.
+        with suppress(RedisError):
+            self.pause.probe_now()
 
     def _raise_fence(self, claim: Claim) -> bool:
         """Raise the fence, record it, and release the claim; return whether the fence is up."""

@@ -19,11 +19,11 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from sqlalchemy import and_, insert, or_, select, update
+from sqlalchemy import and_, case, insert, or_, select, update
 
 from mm_tasks.erasure.audit import tables
-from mm_tasks.erasure.audit.protocol import ACKNOWLEDGED, OPEN, SCHEDULED
-from mm_tasks.erasure.models import WAITS, Claim, Erasure, StepAttempt, VendorAck
+from mm_tasks.erasure.audit.protocol import ACKNOWLEDGED, CALLED, OPEN, SCHEDULED, WAITING_KEY
+from mm_tasks.erasure.models import TO_SCAN, WAITS, Claim, Erasure, StepAttempt, VendorAck
 from mm_tasks.erasure.request import ONCE
 from mm_tasks.erasure.rows import (
     FENCE_LEASE_S,
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from mm_tasks.erasure.audit.session import AuditSession
 
 _DUE_MAX = 100
+_PASS = tables.passes.c
+# The states whose next step is the first of its kind; a person waits for these.
+_FIRST = (SCHEDULED, *TO_SCAN, "quiesced")
 
 
 class ErasureSteps:
@@ -55,9 +58,11 @@ class ErasureSteps:
     def due(
         self, lease_s: float, limit: int = _DUE_MAX, states: Collection[str] = OPEN
     ) -> list[str]:
-        """Return the ids of unclaimed erasures whose next step is due, longest due first.
+        """Return the ids of unclaimed erasures whose next step is due.
 
-        As `Erasure.is_due` and `claim` tell; `lease_s` as for `claim`.
+        Those that have not called the vendor come first, then the longest due; of those that wait
+        for the key the ones that a person retried. As `Erasure.is_due` and `claim` tell; `lease_s`
+        as for `claim`.
         """
         column = tables.erasures.c
         with self._session.read() as connection:
@@ -70,9 +75,10 @@ class ErasureSteps:
             query = (
                 select(column.id)
                 .where(column.project == self._session.project, column.state.in_(states))
-                .where(column.next_at.is_not(None), or_(column.next_at <= now, *too_late))
+                .where(or_(column.state == WAITING_KEY, column.next_at <= now, *too_late))
                 .where(or_(lease.is_(None), lease <= now, lease > until))
-                .order_by(column.next_at, column.id)
+                .order_by(case((column.state.in_(_FIRST), 0), else_=1))
+                .order_by(column.next_at.is_(None), column.next_at, column.id)
                 .limit(limit)
             )
             return list(connection.execute(query).scalars())
@@ -128,7 +134,8 @@ class ErasureSteps:
     def mark_quiesced(self, claim: Claim, passes_s: Sequence[float]) -> Claim | None:
         """Record that no attempt with the subject's events is in progress; plan the passes.
 
-        `passes_s` has the time of each call of the vendor, counted from now; at least one.
+        `passes_s` has the wait before each pass: of the first from now, of each other one from the
+        acknowledged call before it. At least one.
         """
         with self._held(claim) as (rows, row):
             changes = {
@@ -141,59 +148,110 @@ class ErasureSteps:
             return _advanced(claim, rows, row, quiesced)
 
     def intent(self, claim: Claim) -> StepAttempt | None:
-        """Record that the vendor is about to be called; the caller then makes this attempt.
+        """Record that the vendor is about to be called; the caller then makes this call.
 
+        After calls with the same outcome it is one more of their attempt, without an entry.
         None if the claim is lost, or no pass is due any more.
         """
         with self._held(claim) as (rows, row):
             # The result of an earlier call may have arrived since the claim.
             if row is None or not rows.value(row).is_due:
                 return None
-            attempt = StepAttempt(claim.id, row["acknowledged"] + 1, row["attempts"] + 1)
-            details = {"pass": attempt.n, "attempt": attempt.attempt}
+            n, last = row["acknowledged"] + 1, _call(rows, claim.id, row["attempts"])
+            if last is not None and (last["round"], last["n"]) != (row["round"], n):
+                last = None
+            if last and last["outcome"] is None and last["answered_at"] is not None:
+                again = StepAttempt(claim.id, n, last["attempt"], last["calls"] + 1)
+                _change_call(rows, again, calls=again.calls, answered_at=None)
+                return again
+            attempt = StepAttempt(claim.id, n, row["attempts"] + 1)
+            details = {"pass": n, "attempt": attempt.attempt}
             rows.advance(row, [Transition("intent", details)])
-            times = {"due_at": _due_at(row, attempt.n), "sent_at": rows.now}
+            due_at = last["due_at"] if last else _due_at(rows, row, n)
+            times = {"due_at": due_at, "sent_at": rows.now}
             values = {**attempt._asdict(), **times, "round": row["round"]}
             rows.connection.execute(insert(tables.passes).values(values))
             return attempt
 
+    def wait_for_key(self, claim: Claim) -> None:
+        """Give up a claim until the vendor accepts the key again, with an entry if that is new."""
+        with self._held(claim) as (rows, row):
+            if row is None:
+                return
+            if row["state"] != WAITING_KEY:
+                rows.advance(row, [_then(WAITING_KEY, None)])
+            rows.change(claim.id, token=None, lease_until=None)
+
     def result(self, attempt: StepAttempt, ack: VendorAck) -> Erasure:
         """Record the result of a call, and its effect if the erasure still waits for it.
 
-        Safe to repeat: the first result of an attempt stays.
+        An outcome that the call before had too adds no entry. Safe to repeat: the first result
+        of a call stays.
         """
-        column = tables.passes.c
-        is_attempt = (column.erasure == attempt.erasure, column.attempt == attempt.attempt)
         with transaction(self._session) as rows:
-            row = rows.get(attempt.erasure)
-            recorded = rows.connection.execute(select(column.outcome).where(*is_attempt)).scalar()
-            if recorded is not None:
+            row, call = rows.get(attempt.erasure), _call(rows, attempt.erasure, attempt.attempt)
+            assert call is not None, "a call has its row"
+            if call["answered_at"] is not None or call["calls"] != attempt.calls:
                 return rows.value(row)
+            newest = (row["attempts"], row["round"])
+            is_awaited = row["state"] in CALLED and (call["attempt"], call["round"]) == newest
+            following = _following(rows, row, attempt, ack) if is_awaited else []
+            if following and _is_as_before(rows, row, call, ack):
+                rows.change(row["id"], **following[0].changes)
+                _change_call(rows, attempt, answered_at=rows.now)
+                return rows.value(rows.get(row["id"]))
             values = {"status": ack.status, "outcome": ack.outcome}
             details = {"pass": attempt.n, "attempt": attempt.attempt, **values}
-            transitions = [Transition("result", details), *_following(rows, row, attempt, ack)]
-            row = rows.advance(row, transitions)
-            query = update(tables.passes).where(*is_attempt)
-            rows.connection.execute(query.values(**values, answered_at=rows.now))
+            if attempt.calls > 1:
+                details["calls"] = attempt.calls
+            # Without a following entry every pass was acknowledged, and `complete` is due.
+            due = {"next_at": rows.now} if is_awaited and not following else {}
+            row = rows.advance(row, [Transition("result", details, due), *following])
+            _change_call(rows, attempt, **values, answered_at=rows.now)
             return rows.value(row)
 
-    def complete(self, claim: Claim, aof: str = "") -> Erasure | None:
+    def complete(self, claim: Claim) -> Erasure | None:
         """Record that every pass was acknowledged, and wipe the subject's ids.
 
-        `aof` is the result of the rewrite of Redis's AOF in a fixed word; '' if none was
-        started. None if the claim is lost. In mode `once` this also lifts the fence.
+        None if the claim is lost. In mode `once` this also lifts the fence.
         """
         with self._held(claim) as (rows, row):
             if row is None:
                 return None
-            transitions = [Transition("aof_rewritten", {"outcome": aof})] if aof else []
-            transitions += ending("completed", {"acknowledged": row["acknowledged"]}, rows.now)
+            details = {"acknowledged": row["acknowledged"]}
+            transitions = ending("completed", details, rows.now, aof="")
             if row["mode"] == ONCE:
                 fences = rows.unfence(claim.id, restored=True)
                 transitions.append(Transition("lifted", {"requested_by": None}, fences=fences))
             erasure = rows.value(rows.advance(row, transitions))
         self._session.truncate_wal()
         return erasure
+
+    def without_aof(self, limit: int) -> dict[str, str]:
+        """Return the completed erasures without a result of a rewrite of Redis's AOF, oldest first.
+
+        With the run_id of the server that began one for them, or ''.
+        """
+        column = tables.erasures.c
+        query = select(column.id, column.aof).where(column.project == self._session.project)
+        query = query.where(column.aof.is_not(None)).order_by(column.ended_at, column.id)
+        with self._session.read() as connection:
+            return {row.id: row.aof for row in connection.execute(query.limit(limit))}
+
+    def await_aof(self, erasures: Collection[str], run_id: str) -> None:
+        """Note that this server began a rewrite of its AOF after these erasures completed."""
+        with transaction(self._session) as rows:
+            column = tables.erasures.c
+            query = update(tables.erasures).where(column.id.in_(erasures))
+            rows.connection.execute(query.where(column.aof.is_not(None)).values(aof=run_id))
+
+    def record_aof(self, erasures: Collection[str], outcome: str) -> None:
+        """Record the result of the rewrite of Redis's AOF for these erasures, in a fixed word."""
+        with transaction(self._session) as rows:
+            for row in map(rows.get, erasures):
+                if row["aof"] is not None:
+                    result = Transition("aof_rewritten", {"outcome": outcome}, {"aof": None})
+                    rows.advance(row, [result])
 
     @contextmanager
     def _held(self, claim: Claim) -> Iterator[tuple[ErasureRows, Row | None]]:
@@ -218,22 +276,57 @@ def _advanced(
 def _following(
     rows: ErasureRows, row: Row, attempt: StepAttempt, ack: VendorAck
 ) -> list[Transition]:
-    """Return the effect of a result; nothing if the erasure waits for another attempt."""
-    if row["state"] != "submitted" or row["attempts"] != attempt.attempt:
-        return []
+    """Return the effect of the awaited result; nothing after the last pass."""
     if ack.outcome != ACKNOWLEDGED:
-        kind = ack.then
-        next_at = None if ack.wait_s is None else min(rows.in_(ack.wait_s), rows.now + WAITS[kind])
-    elif attempt.n < len(row["passes_s"]):
-        kind, next_at = "settling", _due_at(row, attempt.n + 1)
-    else:
-        # The erasure stays submitted and due; its next step is `complete`.
-        return []
+        wait_s, limit = ack.wait_s, rows.now + WAITS[ack.then]
+        return [_then(ack.then, None if wait_s is None else min(rows.in_(wait_s), limit))]
+    if attempt.n < len(row["passes_s"]):
+        return [_then("settling", rows.in_(row["passes_s"][attempt.n]))]
+    return []
+
+
+def _then(kind: str, next_at: datetime | None) -> Transition:
     details = {"next_at": None if next_at is None else stamp(next_at)}
-    return [Transition(kind, details, {"next_at": next_at})]
+    return Transition(kind, details, {"next_at": next_at})
 
 
-def _due_at(row: Row, n: int) -> datetime:
-    """Return the planned time of a pass of this round."""
-    quiesced_at: datetime = row["quiesced_at"]
-    return quiesced_at + timedelta(seconds=row["passes_s"][n - 1])
+def _is_as_before(rows: ErasureRows, row: Row, call: Row, ack: VendorAck) -> bool:
+    """Return whether a call changed nothing: neither the outcome of its pass nor the state."""
+    before = _last_result(rows, row, call["n"])
+    if before is None or row["state"] != ack.then:
+        return False
+    return (before["status"], before["outcome"]) == (ack.status, ack.outcome)
+
+
+def _call(rows: ErasureRows, erasure: str, attempt: int) -> Row | None:
+    """Return the row of an attempt."""
+    query = select(tables.passes).where(_PASS.erasure == erasure, _PASS.attempt == attempt)
+    return rows.connection.execute(query).mappings().one_or_none()
+
+
+def _last_result(rows: ErasureRows, row: Row, n: int, *outcomes: str) -> Row | None:
+    """Return the newest attempt of a pass of this round with a result, or with this outcome."""
+    query = select(tables.passes).where(_PASS.erasure == row["id"], _PASS.outcome.is_not(None))
+    query = query.where(_PASS.round == row["round"], _PASS.n == n)
+    if outcomes:
+        query = query.where(_PASS.outcome.in_(outcomes))
+    query = query.order_by(_PASS.attempt.desc()).limit(1)
+    return rows.connection.execute(query).mappings().one_or_none()
+
+
+def _change_call(rows: ErasureRows, call: StepAttempt, **values: object) -> None:
+    is_attempt = (_PASS.erasure == call.erasure, _PASS.attempt == call.attempt)
+    rows.connection.execute(update(tables.passes).where(*is_attempt).values(values))
+
+
+def _due_at(rows: ErasureRows, row: Row, n: int) -> datetime:
+    """Return the planned time of a pass: its interval after the acknowledged pass before it.
+
+    The interval of the first pass counts from quiesce.
+    """
+    since: datetime = row["quiesced_at"]
+    if n > 1:
+        acknowledged = _last_result(rows, row, n - 1, ACKNOWLEDGED)
+        assert acknowledged is not None, "a pass follows an acknowledged one"
+        since = acknowledged["answered_at"]
+    return since + timedelta(seconds=row["passes_s"][n - 1])

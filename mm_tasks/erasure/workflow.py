@@ -7,6 +7,9 @@ Each step is a transaction of `steps`, and safe to repeat: if a worker dies, its
 and the next sweep continues. A scan of the records serves all erasures that are due for one.
 No step needs a Celery message. The fence stays up in every case, and the vendor is called
 until it acknowledges.
+
+While the vendor refuses the key, no call is made but the probe of the whole project, which may be
+an erasure's call or a batch: see `buffer/pauses`.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ from redis.exceptions import RedisError
 from mm_tasks.buffer.purge import TAGS_MAX
 from mm_tasks.client import outcome as outcomes
 from mm_tasks.client.backoff import backoff_s, random_s, record_with_retry, throttle_s
+from mm_tasks.erasure import aof_rewrites
+from mm_tasks.erasure.audit import protocol
 from mm_tasks.erasure.audit.protocol import ACKNOWLEDGED, WORD_CHARACTERS_MAX
 from mm_tasks.erasure.models import TO_SCAN, VendorAck
 from mm_tasks.erasure.request import ONCE
@@ -31,16 +36,17 @@ from mm_tasks.errors import AuditChainBroken, AuditUnavailable, ConfigurationErr
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from mm_tasks.buffer.pauses import Pauses
     from mm_tasks.buffer.purge import Purge, Scan
     from mm_tasks.client.api import Client
     from mm_tasks.erasure.commands import ErasureCommands
     from mm_tasks.erasure.fence_sync import FenceSync
-    from mm_tasks.erasure.models import Claim, Erasure
+    from mm_tasks.erasure.models import Claim, Erasure, StepAttempt
     from mm_tasks.erasure.steps import ErasureSteps
 
 _log = getLogger(__name__)
 
-# Each attempt adds three entries to the log, so the waits grow longer than delivery's.
+# A vendor that does not answer for hours needs no call each minute.
 _BACKOFF_MIN_S = 1.0
 _BACKOFF_MAX_S = 900.0
 # An unexpected response needs a person; it is also tried again, as its cause may pass.
@@ -50,12 +56,11 @@ _QUIESCE_S = 0.25
 _REDIS_AWAY_S = 1.0
 # A sweep starts no erasure after this time; the next sweep continues.
 _SWEEP_S = 5.0
-_AOF_WAIT_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
 class ErasurePolicy:
-    """The settings that the workflow needs. `passes_s` are counted from quiesce."""
+    """The settings that the workflow needs. For `passes_s` see `ErasureSteps.mark_quiesced`."""
 
     passes_s: tuple[float, ...] = (0, 900, 86_400)
     lease_s: float = 60
@@ -70,6 +75,7 @@ class ErasureWorkflow:
     commands: ErasureCommands
     fence_sync: FenceSync
     purge: Purge
+    pause: Pauses
     client: Client
     policy: ErasurePolicy
 
@@ -91,22 +97,47 @@ class ErasureWorkflow:
 
     def sweep(self) -> None:
         """Run every erasure that is due, and log deadlines. Needs no message."""
-        ends_at = time.monotonic() + _SWEEP_S
         try:
             self.fence_sync.reconcile()
         except (RedisError, AuditChainBroken, ConfigurationError) as error:
             # The fence stays as it is; steps that do not need it continue.
             kind = type(error).__name__
             _log.error("fences_not_mended error=%s", kind, extra={"error": kind})
-        for erasure_id in self.steps.due(self.policy.lease_s):
-            if time.monotonic() > ends_at:
-                break
-            with _apart(erasure_id):
-                self.run(erasure_id)
+        is_idle = self._run_due()
         for late in self.commands.newly_overdue():
             about = {"erasure": late.id, "state": late.state, "percent": late.mark}
             message = "erasure_deadline erasure=%s state=%s percent=%d"
             _log.warning(message, *about.values(), extra=about)
+        aof_rewrites.follow(self.steps, self.purge, is_idle=is_idle)
+
+    def _run_due(self) -> bool:
+        """Run each erasure that is due, for a while; return whether none is left.
+
+        Reads what is due before each, so that a new one waits for the step in progress only.
+        """
+        ends_at, done = time.monotonic() + _SWEEP_S, set[str]()
+        while time.monotonic() < ends_at:
+            erasure_id = next((id_ for id_ in self._due() if id_ not in done), None)
+            if erasure_id is None:
+                return True
+            done.add(erasure_id)
+            with _apart(erasure_id):
+                self.run(erasure_id)
+        return False
+
+    def _due(self) -> list[str]:
+        """Return the erasures that are due; while the key is refused, one that waits to probe."""
+        lease_s, others = self.policy.lease_s, protocol.OPEN - {protocol.WAITING_KEY}
+        try:
+            if not self.pause.is_paused():
+                return self.steps.due(lease_s)
+            is_probe_due = self.pause.probe_due() is not None
+        except RedisError:
+            is_probe_due = False
+        due = self.steps.due(lease_s, states=others)
+        if is_probe_due:
+            due += self.steps.due(lease_s, 1, (protocol.WAITING_KEY,))
+        return due
 
     def _step(self, claim: Claim) -> Claim | None:
         """Take the next step; return None if the erasure ended, or the claim is lost."""
@@ -162,23 +193,33 @@ class ErasureWorkflow:
         return others
 
     def _purge_or_quiesce(self, claim: Claim, scan: Scan) -> Claim | None:
-        """Record that our own copies are removed; or quiesce, if none was left or in progress.
+        """Record that our own copies are removed; quiesce, if none was left or in progress.
 
-        Otherwise a later scan repeats this soon.
+        Otherwise a later scan repeats this soon. A first scan that finds nothing is the last one.
         """
         if claim.erasure.step == "purge" or scan.removed.total():
-            return self.steps.mark_purged(claim, scan.removed)
+            purged = self.steps.mark_purged(claim, scan.removed)
+            if purged is None or scan.removed.total():
+                return purged
+            claim = purged
         if not scan.sending_ms:
             return self.steps.mark_quiesced(claim, self.policy.passes_s)
         self.steps.release(claim, min(_QUIESCE_S, scan.sending_ms / 1000))
         return None
 
     def _call(self, claim: Claim) -> Claim | None:
+        is_probe = self.pause.is_paused()
+        lost_ms = round(self.policy.lease_s * 1000)
+        if is_probe and not self.pause.choose_probe(claim.id, lost_ms=lost_ms):
+            self.steps.wait_for_key(claim)
+            return None
         attempt = self.steps.intent(claim)
         if attempt is None:
             self.steps.release(claim)
             return None
-        ack = self._ack(claim.erasure, self.client.forget(claim.erasure.user_id))
+        outcome = self.client.forget(claim.erasure.user_id)
+        is_paused = self._signal(claim.id, outcome, is_probe=is_probe)
+        ack = self._ack(claim.erasure, attempt, outcome, is_paused=is_paused)
         # An intent without a result is a call of which nobody can say how it ended.
         erasure = record_with_retry(
             lambda: self.steps.result(attempt, ack),
@@ -187,23 +228,59 @@ class ErasureWorkflow:
         )
         return replace(claim, erasure=erasure)
 
-    def _ack(self, erasure: Erasure, outcome: outcomes.Outcome) -> VendorAck:
+    def _signal(self, erasure_id: str, outcome: outcomes.Outcome, *, is_probe: bool) -> bool:
+        """Begin, keep or end the project's pause after a call; return whether it stands.
+
+        Only the vendor's word begins one, not the page of a proxy. It ends as with a batch that
+        probes, by each answer that is not about the key or the host.
+        """
+        is_refused = isinstance(outcome, outcomes.Unauthorized) and outcome.answer.code != "-"
+        if not (is_probe or is_refused):
+            return False
+        probe_ms = round(self.policy.probe_interval_s * 1000)
+        try:
+            if _lifts(outcome):
+                self.pause.lift(erasure_id)
+                return False
+            kind, answer = _refusal(outcome)
+            self.pause.pause(
+                erasure_id,
+                kind,
+                status=str(answer.status or "-"),
+                code=answer.code,
+                first_ms=probe_ms,
+                probe_ms=probe_ms,
+            )
+        except RedisError as error:
+            # The result of the call is recorded all the same.
+            _log.warning("pause_not_noted", extra={"error": type(error).__name__})
+        else:
+            _log.warning("project_paused", extra={"reason": kind})
+        return True
+
+    def _ack(
+        self,
+        erasure: Erasure,
+        attempt: StepAttempt,
+        outcome: outcomes.Outcome,
+        *,
+        is_paused: bool,
+    ) -> VendorAck:
         """Return the fixed word and status of an outcome, and when to call again."""
         word, status, then = _classify(outcome)
         if not then:
             return VendorAck(status, word)
-        wait_s = {
-            "retrying": _backoff_s(erasure.attempts - erasure.acknowledged),
-            "waiting_key": self.policy.probe_interval_s,
-            "attention": _ATTENTION_S,
-        }[then]
+        word = word[:WORD_CHARACTERS_MAX]
+        if is_paused:
+            return VendorAck(status, word, protocol.WAITING_KEY)
+        failures = attempt.attempt - 1 - erasure.acknowledged + attempt.calls - 1
+        wait_s = _backoff_s(failures) if then == "retrying" else _ATTENTION_S
         if isinstance(outcome, outcomes.Throttled):
             wait_s = throttle_s(outcome.retry_after_s, 1, random_s)
-        return VendorAck(status, word[:WORD_CHARACTERS_MAX], then, wait_s)
+        return VendorAck(status, word, then, wait_s)
 
     def _complete(self, claim: Claim) -> Claim | None:
-        word = self.purge.rewrite_aof(min(_AOF_WAIT_S, self.policy.lease_s / 2))
-        ended = self.steps.complete(claim, word)
+        ended = self.steps.complete(claim)
         if ended is not None and ended.mode == ONCE:
             self.fence_sync.load()
         return None
@@ -248,13 +325,35 @@ def _classify(outcome: outcomes.Outcome) -> tuple[str, int | None, str]:
             if kind == "unusable" and status is not None:
                 return kind, status, "attention"
             return f"{name}:{code if code != '-' else kind}", status, "retrying"
-        case outcomes.Unauthorized(answer=answer):
-            then = "waiting_key"
-        case outcomes.Throttled(answer=answer):
+        case outcomes.Unauthorized(answer=answer) | outcomes.Throttled(answer=answer):
             then = "retrying"
         case outcomes.Rejected() | outcomes.Misdirected() | outcomes.Filtered():
             then, answer = "attention", outcome.answer
     return f"{name}:{answer.code}", answer.status, then
+
+
+def _lifts(outcome: outcomes.Outcome) -> bool:
+    """Return whether a probe shows that key and host are accepted: by any other answer."""
+    match outcome:
+        case outcomes.Delivered() | outcomes.Rejected() | outcomes.Throttled():
+            return True
+        case outcomes.Ambiguous(status=status):
+            return status is not None
+        case _:
+            return False
+
+
+def _refusal(outcome: outcomes.Outcome) -> tuple[str, outcomes.Response]:
+    """Return the kind of the pause after a probe that did not end it, and the answer."""
+    name = outcomes.NAMES[type(outcome)]
+    match outcome:
+        case outcomes.Unauthorized(answer=answer) if answer.code != "-":
+            return name, answer
+        case outcomes.Misdirected(answer=answer):
+            return name, answer
+        case _:
+            # It shows nothing about the key: the reason of the pause stays.
+            return "unavailable", outcomes.Response(0)
 
 
 def _backoff_s(failures: int) -> float:

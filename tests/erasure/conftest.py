@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
+from tests.buffer.conftest import persistent, servers
 from tests.delivery.conftest import flow, make_flow, sandbox, sandbox_url
 from tests.erasure.stores import Store, raw_engine
 
-__all__ = ["flow", "make_flow", "sandbox", "sandbox_url"]
+__all__ = ["flow", "make_flow", "persistent", "sandbox", "sandbox_url", "servers"]
 
 
 @pytest.fixture(scope="session")

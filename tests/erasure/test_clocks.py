@@ -24,14 +24,15 @@ from mm_tasks.erasure.audit.verification import verify
 from mm_tasks.erasure.request import ErasureRequest
 from mm_tasks.erasure.store import AuditStore
 from mm_tasks.timestamps import moment
-from tests.erasure.stores import KEY
+from tests.erasure.stores import KEY, PASSES_S
 from tests.stepping import LIBRARIES
 
-AHEAD, BEHIND = "+3600s", "-3600s"
+AHEAD, BEHIND, DAY_AHEAD = "+3600s", "-3600s", "+86400s"
 HOST = f"""
 import json, sys
 from datetime import UTC, datetime
 from pathlib import Path
+from mm_tasks.erasure.models import VendorAck
 from mm_tasks.erasure.request import ErasureRequest
 from mm_tasks.erasure.store import AuditStore
 
@@ -39,6 +40,15 @@ store = AuditStore(sys.argv[1], "p", Path(sys.argv[2]), {KEY!r})
 steps, commands = store.steps, store.commands
 def ask(user_id, received_at=None):
     return commands.open_request(ErasureRequest(user_id, "dpo", received_at=received_at))
+def quiesced(passes_s):
+    claim = steps.mark_purged(steps.mark_fenced(ask("u").claim), {{}})
+    claim = steps.mark_quiesced(claim, passes_s)
+    steps.release(claim)
+    return claim.id
+def called(id_):
+    claim = steps.claim(id_, 60)
+    steps.result(steps.intent(claim), VendorAck(200, "acknowledged"))
+    steps.release(claim)
 print(json.dumps(eval(sys.argv[3])))
 """
 
@@ -82,6 +92,19 @@ def test_a_host_ahead_takes_over_no_claim_and_calls_no_earlier(on_a_host, audit)
     later = on_a_host(BEHIND, "commands.open_request(ErasureRequest('v', 'dpo'), delay_s=1800).id")
     assert on_a_host(AHEAD, f"steps.claim({later!r}, 60)") is None
     assert audit.queries.show(later)["state"] == "scheduled"
+
+
+def test_passes_are_their_intervals_apart_on_a_host_a_day_ahead(on_a_host, audit):
+    """A forget worker a day ahead made three calls in 0.8 s, and wiped the ids."""
+    id_ = on_a_host(DAY_AHEAD, f"quiesced({PASSES_S})")
+    on_a_host(DAY_AHEAD, f"called({id_!r})")
+    assert on_a_host(DAY_AHEAD, "steps.due(60)") == []
+    assert on_a_host(DAY_AHEAD, f"steps.claim({id_!r}, 60)") is None
+    shown = audit.queries.show(id_)
+    answered_at, next_at = shown["passes"][0]["answered_at"], shown["next_at"]
+
+    assert moment(next_at) - moment(answered_at) == timedelta(seconds=PASSES_S[1])
+    assert abs(moment(answered_at) - datetime.now(UTC)) < timedelta(minutes=1)
 
 
 def test_receipt_and_log_are_of_the_database_whichever_host_writes(on_a_host, audit):

@@ -6,6 +6,7 @@ from sqlalchemy import text
 from mm_tasks.buffer.audit_state import AuditState
 from mm_tasks.buffer.fence import Fence, LogEnd
 from mm_tasks.buffer.keys import ProjectKeys
+from mm_tasks.buffer.pauses import Pauses
 from mm_tasks.erasure.adoption import Adoption
 from mm_tasks.erasure.audit.continuity import CUT, FORKED, Continuity
 from mm_tasks.erasure.audit.verification import verify, verify_lines
@@ -41,7 +42,8 @@ class Host:
         continuity = Continuity(self.store.session)
         self.fence = Fence(self.redis, "p")
         self.sync = FenceSync(self.fence, self.store.queries, continuity, state)
-        self.service = ErasureService(self.store.steps, self.store.commands, self.sync)
+        pause = Pauses(self.redis, "p", None)
+        self.service = ErasureService(self.store.steps, self.store.commands, self.sync, pause)
 
     def forget(self, user_id):
         return self.service.request(ErasureRequest(user_id, "dpo"))

@@ -65,6 +65,9 @@ def run(*steps):
 LATER = ("received", {**DETAILS["received"], "not_before": TIME})
 START = ("received", "fenced", "purged", "quiesced")
 PASS_1 = (intent(1, 1), result(1, 1))
+REFUSED = (intent(1, 1), result(1, 1, "no"), "retrying")
+# The third call ended in another way than the two before.
+CALLS = ("result", {**result(1, 2, "else")[1], "calls": 2})
 DONE = (*START, *PASS_1, "settling", intent(2, 2), result(2, 2), "completed")
 
 
@@ -77,7 +80,13 @@ DONE = (*START, *PASS_1, "settling", intent(2, 2), result(2, 2), "completed")
         ((*START, *PASS_1, "settling"), "settling"),
         ((*START, intent(1, 1), result(1, 1, "unavailable"), "retrying"), "retrying"),
         ((*START, intent(1, 1), result(1, 1, "no"), "waiting_key", "retried"), "waiting_key"),
-        ((*START, intent(1, 1), result(1, 1, "no"), "attention", intent(1, 2)), "submitted"),
+        ((*START, intent(1, 1), result(1, 1, "no"), "attention", intent(1, 2)), "attention"),
+        ((*START, "waiting_key", intent(1, 1)), "waiting_key"),
+        ((*START, "waiting_key", intent(1, 1), result(1, 1)), "submitted"),
+        ((*START, *PASS_1, "settling", "waiting_key", "retried"), "waiting_key"),
+        ((*START, "waiting_key", "cancelled", "wiped"), "cancelled"),
+        ((*START, intent(1, 1), "waiting_key", result(1, 1), "settling"), "settling"),
+        ((*START, *REFUSED, intent(1, 2), CALLS, "attention"), "attention"),
         ((*START, intent(1, 1), intent(1, 2), result(1, 2), "settling", result(1, 1)), "settling"),
         (DONE, "completed"),
         ((*DONE, "wiped", "aof_rewritten", "lifted"), "lifted"),
@@ -117,6 +126,9 @@ def test_legal(steps, state):
         ((*START, intent(1, 1), result(1, 1, "no"), "settling"), "not acknowledged"),
         ((*START, intent(1, 1), "retrying"), "no success"),
         ((*START, *PASS_1, "retrying"), "no success"),
+        ((*START, *PASS_1, "waiting_key"), "pass that was not acknowledged"),
+        ((*START, *REFUSED, intent(1, 2), "attention"), "no success"),
+        ((*START, *REFUSED, ("result", {**result(1, 1)[1], "calls": "2"})), "calls"),
         ((*START, *PASS_1, "completed"), "not every pass"),
         ((*DONE[:-2], "completed"), "not every pass"),
         ((*DONE[:-1], ("completed", {"acknowledged": 1})), "not every pass"),

@@ -37,6 +37,7 @@ from mm_tasks.buffer.batches import BatchLimits
 from mm_tasks.buffer.dead_letters import DeadLetters
 from mm_tasks.buffer.fence import Fence
 from mm_tasks.buffer.keys import ProjectKeys
+from mm_tasks.buffer.pauses import Pauses
 from mm_tasks.buffer.producer import Record
 from mm_tasks.buffer.purge import Purge
 from mm_tasks.buffer.records import HEADER_BYTES, tag
@@ -50,6 +51,7 @@ from mm_tasks.erasure.workflow import ErasurePolicy, ErasureWorkflow
 from mm_tasks.errors import AuditChainBroken
 from mm_tasks.events.lanes import LANES
 from mm_tasks.monitoring import status
+from mm_tasks.timestamps import moment
 from tests.buffer.lane_buffer import LaneBuffer
 from tests.conftest import held
 from tests.erasure.stores import NOW, Store
@@ -78,10 +80,11 @@ STEPS_MAX = 20_000
 HOUR_MS = 3_600_000
 TRACK_EVENTS_MAX = 4
 LOG = "I4 log"
+KEY = "I5 key"
 
 
 class Broken(Exception):
-    """A promise was broken: which one (`I1` … `I4`, see `test_race`), and how."""
+    """A promise was broken: which one (`I1` … `I5`, see `test_race`), and how."""
 
     def __init__(self, promise, how):
         super().__init__(f"{promise}: {how}")
@@ -178,6 +181,8 @@ class Vendor:
 
     def forget(self, user_id):
         world, rng = self._world, self._world.rng
+        of_pause = world.redis.hgetall(KEYS.pause)
+        promise(KEY, not of_pause or b"probe" in of_pause, "a call was made that is no probe")
         pause()
         fates = ("ok", "lost", "cut", "key")
         fate = "ok" if world.is_calm else rng.choices(fates, (15, 1, 1, 1))[0]
@@ -293,15 +298,18 @@ class World:
         state = AuditState(redis, PROJECT)
         fence, queries = Paused(CountedFence(self)), Paused(store.queries)
         self.fence_sync = FenceSync(fence, queries, Paused(store.continuity), state)
-        self.erasure_service = ErasureService(steps, commands, self.fence_sync)
+        pause = Pauses(redis, PROJECT, None)
+        self.erasure_service = ErasureService(steps, commands, self.fence_sync, pause)
         self.vendor = Vendor(self)
         self.workflow = ErasureWorkflow(
             steps,
             commands,
             self.fence_sync,
             SteppingPurge(self),
+            pause,
             self.vendor,
-            ErasurePolicy(passes_s=self.passes_s, lease_s=ERASURE_LEASE_S, probe_interval_s=5),
+            # Redis's clock is real: a probe is due at once, and only the first that asks makes it.
+            ErasurePolicy(passes_s=self.passes_s, lease_s=ERASURE_LEASE_S, probe_interval_s=0),
         )
 
     def _make_actors(self):
@@ -805,6 +813,9 @@ class World:
             for row in passes:
                 is_sound = row["outcome"] == "acknowledged" and row["sent_at"] >= row["due_at"]
                 promise(LOG, is_sound, f"pass {row['n']}: {row}")
+            for before, row, wait_s in zip(passes, passes[1:], self.passes_s[1:], strict=False):
+                apart = moment(row["sent_at"]) - moment(before["answered_at"])
+                promise(LOG, apart >= timedelta(seconds=wait_s), f"passes are {apart} apart")
             removed += sum(shown["removed"].values())
         promise(LOG, self.ended, "no erasure ended")
         promise(LOG, removed <= erased, f"{erased} erased, the log says {removed}")

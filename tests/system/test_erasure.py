@@ -112,7 +112,7 @@ def test_a_person_is_erased_everywhere_while_everything_goes_on(busy, mortal, er
     assert erasing.calls(receipt.id) == [(n, "acknowledged") for n in (1, 2, 3)]
     called = [call["at"] for call in erasing.calls_of_forget()]
     due = [datetime.fromisoformat(row["due_at"]).timestamp() for row in shown["passes"]]
-    assert [round(later - earlier, 3) for earlier, later in pairwise(due)] == [2, 2]
+    assert all(b - a >= wait_s for (a, b), wait_s in zip(pairwise(called), (2, 4), strict=True))
     assert all(at >= due_at for at, due_at in zip(called, due, strict=True))
     assert slow["done_at"] < called[0]
     busy.wait(lambda: time.time() > called[-1] + 1.5)
@@ -121,7 +121,7 @@ def test_a_person_is_erased_everywhere_while_everything_goes_on(busy, mortal, er
     # Nothing here shows the person, though before keys and files did.
     assert "{mm:default}:dead" in holders_before
     assert any("aof" in name for name in holders_before)
-    assert erasing.entries(receipt.id)[-3][1] == {"outcome": "rewritten"}
+    busy.wait(lambda: erasing.entries(receipt.id)[-1][1] == {"outcome": "rewritten"})
     busy.wait(lambda: not holders(busy, mortal.redis, PERSON), 5)
 
 

@@ -9,7 +9,11 @@ import threading
 import time
 from base64 import b64decode
 from contextlib import contextmanager
+from itertools import pairwise
 
+import pytest
+
+from mm_tasks.timestamps import moment
 from tests.system.accounting import KEYS, waiting
 from tests.system.erasing import PERSON, holders
 from tests.system.processes import FAST, assert_alive, children
@@ -95,6 +99,56 @@ def test_every_erasure_completes_although_workers_die_and_all_messages_are_lost(
         assert [n for n, outcome in of_one if outcome == "acknowledged"] == [1, 2, 3]
     assert sum(outcome is None for of_one in calls for _, outcome in of_one) >= 2
     assert sorted(stack.get("ids")) == [f"other-{n}" for n in range(8)]
+
+
+# The vendor refuses the key.
+
+MANY = """
+from mm_tasks import forget, track
+track.delay_many([{"event": "visited", "user_id": "somebody"}] * 1000)
+for n in range(20):
+    print(forget.delay(f"person-{n}", "dpo").id)
+"""
+PROBE_S = 2
+# One worker, so that no second call is under way when the first one is refused.
+WORKERS = {
+    "erasures alone": ("mm.forget",),
+    "deliveries too": ("mm.forget,mm.deliver,mm.identify",),
+}
+
+
+@pytest.mark.parametrize("queues", WORKERS.values(), ids=WORKERS)
+def test_a_refused_key_is_tried_once_in_an_interval_by_all_together(stack, erasing, queues):
+    """60 erasures and a revoked key: 493 requests in 24 s where 15 were promised."""
+    stack.env.update(MM_TASKS_PROBE_INTERVAL_S=str(PROBE_S), MM_TASKS_ERASURE_PASSES_S="0,1,2")
+    stack.sandbox("--no-limits")
+    revoked = {"kind": "status", "status": 401, "body": '{"error":"invalid_api_key"}'}
+    routes = ("/v1/forget", "/v1/batch")
+    stack.fault(*({**revoked, "route": route, "times": 1000} for route in routes))
+    ids = stack.produce(MANY).split()
+    stack.worker("-P", "solo", "-Q", *queues, *FAST)
+    stack.beat()
+    stack.wait(lambda: {erasing.state(one) for one in ids} == {"waiting_key"})
+    stack.wait(lambda: len(stack.get("requests")) >= 4)
+    entries = len(erasing.store.entries())
+    refused = len(stack.get("requests"))
+    stack.wait(lambda: len(stack.get("requests")) >= refused + 2)
+    assert len(erasing.store.entries()) <= entries + 2
+    refused_at = [row["at"] for row in erasing.lines("journal")]
+    stack.fault()
+    erasing.wait_until_completed(*ids)
+
+    # Of one worker with one process even the first refusal is seen before the next call.
+    assert all(later - earlier > 0.9 * PROBE_S for earlier, later in pairwise(refused_at))
+    for one in ids:
+        first, second, third = erasing.shown(one)["passes"]
+        assert apart_s(first, second) >= 1
+        assert apart_s(second, third) >= 2
+
+
+def apart_s(before, after):
+    """Return the time from the acknowledgement of a pass to the call of the next one."""
+    return (moment(after["sent_at"]) - moment(before["answered_at"])).total_seconds()
 
 
 # Redis loses its memory.

@@ -3,6 +3,10 @@
 No two `write` transactions run at once, in any process of any host, so the rows that one
 reads cannot change before it commits. A `read` transaction sees one moment.
 
+A process that is stopped in a transaction, or whose host is lost, holds the lock until PostgreSQL
+ends its session, after `_IDLE_S`; when it goes on, its transaction fails. SQLite cannot do that:
+others fail after `_WAIT_S`, until the process goes on or ends.
+
 Nothing stays open between transactions (a few run a day), so a fork inherits no connection.
 Every failure of the database is `AuditUnavailable`, without a value in its text.
 
@@ -37,6 +41,18 @@ _SETTING = "MM_TASKS_AUDIT_URL"
 # How long a transaction waits for another one, and the longest time of a statement.
 _WAIT_S = 10
 _CONNECT_S = 5
+# How long a session may be idle in a transaction. Between two statements of a write are at most
+# milliseconds of work of ours, and less than `_WAIT_S`, so that the next writer gets the lock.
+_IDLE_S = 4
+# Between two pages of a long read its caller may be slow: a load of the fences writes to Redis.
+_READ_IDLE_S = 60
+# A server that is gone is noticed within this time, also while we only wait for its answer.
+_TCP = {
+    "keepalives_idle": 4,
+    "keepalives_interval": 2,
+    "keepalives_count": 2,
+    "tcp_user_timeout": 8000,  # ms
+}
 # Any constant does, as long as no other program of this database locks the same one.
 _LOCK = 0x6D6D5F7461736B73  # "mm_tasks"
 _WRITE = "mm_tasks_write"
@@ -187,12 +203,18 @@ def lock(connection: Connection) -> None:
 
 def _prepare_postgresql(connection: Connection, *, write: bool) -> None:
     # Not options of the connection: poolers such as PgBouncer refuse those.
-    limit = f"{_WAIT_S}s"
-    connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{limit}'")
+    limits = {
+        "lock_timeout": f"{_WAIT_S}s",
+        "idle_in_transaction_session_timeout": f"{_IDLE_S if write else _READ_IDLE_S}s",
+    }
     if write:
-        connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{limit}'")
+        limits["statement_timeout"] = f"{_WAIT_S}s"
         # A published checkpoint must never be ahead of the log after a crash of the server.
-        connection.exec_driver_sql("SET LOCAL synchronous_commit = on")
+        limits["synchronous_commit"] = "on"
+    # One statement, before the lock.
+    names = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in limits.items())
+    connection.exec_driver_sql(f"SELECT {names}")
+    if write:
         lock(connection)
 
 
@@ -219,7 +241,7 @@ def _engine(url: URL) -> Engine:
     options: dict[str, Any] = {"timeout": _WAIT_S}
     if not is_sqlite:
         # No prepared statements: a pooler gives each transaction another session.
-        options = {"connect_timeout": _CONNECT_S, "prepare_threshold": None}
+        options = {"connect_timeout": _CONNECT_S, "prepare_threshold": None, **_TCP}
     try:
         engine = create_engine(url, poolclass=NullPool, connect_args=options, hide_parameters=True)
     except ModuleNotFoundError:

@@ -12,8 +12,11 @@ entry. `rows` calls `step` before it writes an entry and `verification` for each
 reads, so that both follow the same rules.
 
 Each quiesce begins a round, which makes all passes. A pass is called until the vendor
-acknowledges it; each attempt has an entry before the call (`intent`) and one after it
-(`result`).
+acknowledges it. The first call of a pass, a call after a changed outcome and a call after one
+without a known outcome begin an attempt: each has an entry before it (`intent`). A call with the
+same outcome as the call before it adds no entry, and the next one is of the same attempt. The entry
+of a changed outcome (`result`) ends the attempt, and has the number of its `calls` if there were
+several. While the vendor refuses the key or the host, `waiting_key` also comes without a call.
 
 An erasure whose `received` has a `not_before` begins in the state `scheduled`; `started` ends that,
 at its time or because a request without one was added.
@@ -37,7 +40,9 @@ if TYPE_CHECKING:
 ACKNOWLEDGED = "acknowledged"
 
 BEFORE_CALLS = frozenset({"received", "fenced", "purged", "quiesced"})
-BLOCKED = frozenset({"retrying", "waiting_key", "attention"})
+# The project is paused because the vendor refuses its key or host: no call is made but the probe.
+WAITING_KEY = "waiting_key"
+BLOCKED = frozenset({"retrying", WAITING_KEY, "attention"})
 # Asked for and not begun: no fence is up, and nothing is removed.
 SCHEDULED = "scheduled"
 OPEN = BEFORE_CALLS | BLOCKED | {SCHEDULED, "submitted", "settling"}
@@ -74,7 +79,9 @@ def _entry(after: frozenset[str] | set[str], to: str, *details: str) -> AuditEnt
 
 _REQUEST = ("requested_by", "ticket", "reason", "received_at", "via")
 _LATER = frozenset({"not_before"})
-_CANCELLABLE = BEFORE_CALLS | {SCHEDULED}
+_CANCELLABLE = BEFORE_CALLS | {SCHEDULED, WAITING_KEY}
+# A call was begun, or is made again.
+CALLED = BLOCKED | {"submitted"}
 
 ENTRIES: Mapping[str, AuditEntry] = MappingProxyType(
     {
@@ -89,12 +96,18 @@ ENTRIES: Mapping[str, AuditEntry] = MappingProxyType(
         # Repeated while a scan removes something, such as the events of a failed attempt.
         "purged": _entry({"fenced", "purged"}, "purged", "removed"),
         "quiesced": _entry({"purged"}, "quiesced", "passes"),
+        # In the states `BLOCKED` it does not change the state: see `step`.
         "intent": _entry(
             OPEN - {SCHEDULED, "received", "fenced", "purged"}, "submitted", "pass", "attempt"
         ),
         # A result may be late: after another worker took over, after new anonymous ids.
-        "result": _entry(STATES, "", "pass", "attempt", "status", "outcome"),
-        **{to: _entry({"submitted"}, to, "next_at") for to in sorted(BLOCKED | {"settling"})},
+        "result": _entry(STATES, "", "pass", "attempt", "status", "outcome")._replace(
+            optional=frozenset({"calls"})
+        ),
+        "settling": _entry({"submitted"}, "settling", "next_at"),
+        "retrying": _entry(CALLED, "retrying", "next_at"),
+        "attention": _entry(CALLED, "attention", "next_at"),
+        WAITING_KEY: _entry(CALLED | {"quiesced", "settling"}, WAITING_KEY, "next_at"),
         "retried": _entry(BLOCKED, "", "requested_by"),
         "completed": _entry({"submitted"}, "completed", "acknowledged"),
         "cancelled": _entry(_CANCELLABLE, "cancelled", "requested_by"),
@@ -150,7 +163,9 @@ def step(
             raise IllegalTransition(rule)
     if before is None:
         return ErasureState(SCHEDULED if details.get("not_before") else "received")
-    stays = before.state == SCHEDULED and kind == "anonymous_added"
+    stays = (before.state == SCHEDULED and kind == "anonymous_added") or (
+        before.state in BLOCKED and kind == "intent"
+    )
     to = before.state if stays else ENTRIES[kind].to or before.state
     return _after(replace(before, state=to), kind, details)
 
@@ -207,8 +222,11 @@ def _call_rules(
             yield is_expected, "a result must have its intent, and only one result"
         case "settling":
             yield is_passed and not are_all_passed, "the last call was not acknowledged"
-        case "retrying" | "waiting_key" | "attention":
+        case "retrying" | "attention":
             yield is_answered and not is_passed, "it needs a result that is no success"
+        case "waiting_key":
+            is_left = before.state in {"quiesced", "settling"} or not is_passed
+            yield is_left and not are_all_passed, "it needs a pass that was not acknowledged"
         case "completed":
             is_complete = details["acknowledged"] == before.passes
             yield is_passed and are_all_passed and is_complete, "not every pass was acknowledged"
@@ -227,10 +245,13 @@ def _after(state: ErasureState, kind: str, details: Mapping[str, Any]) -> Erasur
         case "result":
             attempt = details["attempt"]
             waiting = {other: n for other, n in state.waiting.items() if other != attempt}
+            state = replace(state, waiting=waiting)
             # A result of an earlier attempt, or after new anonymous ids, does not count.
-            is_current = state.state == "submitted" and attempt == state.attempts
-            counts = is_current and details["outcome"] == ACKNOWLEDGED
-            return replace(state, waiting=waiting, acknowledged=state.acknowledged + counts)
+            newest = (state.attempts, state.called)
+            is_current = state.state in CALLED and (attempt, details["pass"]) == newest
+            if not is_current or details["outcome"] != ACKNOWLEDGED:
+                return state
+            return replace(state, state="submitted", acknowledged=state.acknowledged + 1)
         case "wiped":
             return replace(state, wiped=True)
         case _:
@@ -259,7 +280,7 @@ _is_stamp = _text(STAMP)
 
 # The form of each detail.
 _ALLOWED: Mapping[str, Callable[[object], bool]] = {
-    **dict.fromkeys(("acknowledged", "anonymous", "attempt", "pass", "passes"), _is_count),
+    **dict.fromkeys(("acknowledged", "anonymous", "attempt", "calls", "pass", "passes"), _is_count),
     **dict.fromkeys(("known_size", "rows", "schema_version", "size", "tags"), _is_count),
     "known_head": _text(re.compile(r"[0-9a-f]{64}")),
     **dict.fromkeys(("mode", "outcome", "reason"), is_word),

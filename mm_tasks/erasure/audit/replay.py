@@ -2,7 +2,7 @@
 
 `verification` compares them with the rows, so that a changed row is found. Not determined, and
 of no use to somebody who changes them: the claim (`token`, `lease_until`), `warned`, when the next
-step is due (within a day), and `due_at` of a pass.
+step is due, `due_at` of a pass, and the calls of an attempt that has no result yet.
 
 Pure: no clock, no I/O.
 """
@@ -85,11 +85,11 @@ class ErasureReplay:
                 columns |= {"ended_at": at, "duplicate_of": details.get("original")}
             case "intent":
                 row = {"n": details["pass"], "round": columns["round"], "sent_at": at}
-                unanswered = {"status": None, "outcome": None, "answered_at": None}
-                self.passes[details["attempt"]] = row | unanswered
+                self.passes[details["attempt"]] = {**row, "outcome": None}
             case "result":
                 answer = {"status": details["status"], "outcome": details["outcome"]}
-                self.passes[details["attempt"]] |= {**answer, "answered_at": at}
+                ended = {"calls": details.get("calls", 1), "answered_at": at}
+                self.passes[details["attempt"]] |= answer | ended
 
     def _fence(self, kind: str, at: datetime, change: int | None) -> None:
         assert self.state is not None

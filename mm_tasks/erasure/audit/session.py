@@ -2,7 +2,7 @@
 
 The table `mm_store` has one row: the store's id, the version of its tables, and the
 fingerprint of the pseudonym key. The first transaction of a process compares it with the
-process's own and raises `ConfigurationError` if the store is of another release, belongs to
+process's own, upgrades an older store, and raises `ConfigurationError` if it is of a later release, belongs to
 another key, or is empty although checkpoints of its log exist.
 """
 
@@ -16,8 +16,10 @@ from sqlalchemy import insert, select
 
 from mm_tasks.erasure.audit import tables
 from mm_tasks.erasure.audit.pseudonyms import SETTING
+from mm_tasks.erasure.audit.upgrade import upgrade
 from mm_tasks.errors import AuditUnavailable, ConfigurationError
 from mm_tasks.events import ids
+from mm_tasks.timestamps import stamp
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -95,12 +97,14 @@ class AuditSession:
             new = (1, store_id, tables.SCHEMA_VERSION, *key)
             connection.execute(insert(tables.store).values(new))
             return store_id
-        if row.schema_version != tables.SCHEMA_VERSION:
-            rule = f"its tables are of version {row.schema_version}"
-            msg = f"MM_TASKS_AUDIT_URL: {rule}, this release needs {tables.SCHEMA_VERSION}"
-            raise ConfigurationError(msg)
         if (row.epoch, row.fingerprint) != key:
             rule = f"is not the key of this audit store, whose fingerprint is {row.fingerprint}"
             msg = f"{SETTING}: {rule}; every host needs the same one"
+            raise ConfigurationError(msg)
+        if row.schema_version == 1:
+            upgrade(connection, self.pseudonyms, stamp(self.log.database.now(connection)))
+        elif row.schema_version != tables.SCHEMA_VERSION:
+            rule = f"its tables are of version {row.schema_version}"
+            msg = f"MM_TASKS_AUDIT_URL: {rule}, this release needs {tables.SCHEMA_VERSION}"
             raise ConfigurationError(msg)
         return str(row.id)

@@ -3,7 +3,7 @@
     mm_erasure_audit   the log: one line a row, verbatim; see `audit/log` for its format
     mm_checkpoints     size and head of the log, one row for each commit that added to it
     mm_erasures        one row for each erasure: its state, its next step, the plain ids
-    mm_erasure_passes  one row for each attempt of a pass
+    mm_erasure_passes  one row for each attempt of a pass, which may be several calls
     mm_suppressions    one row for each tag that an erasure fences now, sealed; see `audit/seals`
     mm_store           one row: the id of this store, and the fingerprint of its pseudonym key
 
@@ -115,7 +115,7 @@ erasures = sa.Table(
     # person calls `retry`.
     sa.Column("next_at", _TIME),
     sa.Column("round", sa.Integer, nullable=False, default=0),
-    # A list: when each pass is due, counted from quiesce.
+    # A list: the wait before each pass, of the first from quiesce, then from the acknowledged call.
     sa.Column("passes_s", _JSON, nullable=False, default=list),
     sa.Column("acknowledged", sa.Integer, nullable=False, default=0),
     sa.Column("attempts", sa.Integer, nullable=False, default=0),
@@ -123,11 +123,15 @@ erasures = sa.Table(
     sa.Column("duplicate_of", _ID, sa.ForeignKey("mm_erasures.id")),
     sa.Column("lease_until", _TIME),
     sa.Column("token", sa.String(32)),
+    # Of a completed erasure, until the result of a rewrite of Redis's AOF is recorded: the run_id
+    # of the server that began one, '' before.
+    sa.Column("aof", sa.String(40)),
     # The highest of `deadlines.MARKS` that was logged.
     sa.Column("warned", sa.Integer, nullable=False, default=0),
     sa.Index("mm_erasures_next", "project", "next_at"),
     sa.Index("mm_erasures_state", "project", "state"),
     sa.Index("mm_erasures_pseudonym", "pseudonym"),
+    sa.Index("mm_erasures_aof", "project", "aof"),
 )
 
 passes = sa.Table(
@@ -138,11 +142,15 @@ passes = sa.Table(
     sa.Column("round", sa.Integer, nullable=False),
     sa.Column("n", sa.Integer, nullable=False),
     sa.Column("due_at", _TIME, nullable=False),
+    # Of the first call.
     sa.Column("sent_at", _TIME, nullable=False),
+    # Of the last call. NULL while that is made, or if nobody knows how it ended.
     sa.Column("answered_at", _TIME),
     sa.Column("status", sa.Integer),
-    # NULL while the attempt has no recorded result.
+    # NULL while each call ended as the call before this attempt did.
     sa.Column("outcome", sa.String(64)),
+    # The number of calls, which `result` counts too. Each but the last ended as the one before it.
+    sa.Column("calls", sa.Integer, nullable=False, server_default="1"),
 )
 
 suppressions = sa.Table(
@@ -183,7 +191,30 @@ def create(connection: sa.Connection) -> None:
     dialect = connection.dialect
     if dialect.has_table(connection, store.name):
         return
+    create_tables(connection)
+    create_guards(connection)
+
+
+def create_tables(connection: sa.Connection) -> None:
+    """Create missing tables without guards, for a copy of another store."""
     _metadata.create_all(connection)
+
+
+def create_missing(connection: sa.Connection) -> None:
+    """Create the tables, columns, indexes and guards that a store of an earlier release lacks."""
+    _metadata.create_all(connection)
+    inspector, ddl = (
+        sa.inspect(connection),
+        connection.dialect.ddl_compiler(connection.dialect, None),
+    )
+    for table in _metadata.sorted_tables:
+        known = {column["name"] for column in inspector.get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in known:
+                specification = ddl.get_column_specification(column)
+                connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {specification}")
+        for index in table.indexes:
+            index.create(connection, checkfirst=True)
     create_guards(connection)
 
 
