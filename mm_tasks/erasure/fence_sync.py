@@ -48,13 +48,14 @@ class FenceSync:
         """Raise `ConfigurationError` if the fence in Redis is of another audit store."""
         self._fence.check_store(self._queries.store_id)
 
-    def check_log(self) -> None:
+    def check_log(self, *, whole: bool = True) -> None:
         """Raise `AuditChainBroken` if the log lacks an entry that Redis or this host saw.
 
-        Raises `ConfigurationError` as `check_store`.
+        Unless `whole`, of the checkpoints of this host the last ones are compared. Raises
+        `ConfigurationError` as `check_store`.
         """
         self.check_store()
-        self._log_end(self._fence.state().known, whole=True)
+        self._log_end(self._fence.state().known, whole=whole)
 
     def add(self, claim: Claim) -> None:
         """Fence the subject of an erasure in Redis. Raises Redis's errors.

@@ -58,12 +58,14 @@ class ErasureService:
     def cancel(
         self, erasure: str, requested_by: str, kind: str = "cancelled", **details: str
     ) -> None:
-        """See `ErasureCommands.cancel`."""
+        """See `ErasureCommands.cancel`; raises `AuditChainBroken` if the log lacks entries."""
+        self._require_whole_log()
         self.commands.cancel(erasure, requested_by, kind, **details)
         self._lower_fence()
 
     def lift(self, erasure: str, requested_by: str) -> None:
-        """See `ErasureCommands.lift`."""
+        """See `ErasureCommands.lift`; raises `AuditChainBroken` if the log lacks entries."""
+        self._require_whole_log()
         self.commands.lift(erasure, requested_by)
         self._lower_fence()
 
@@ -89,6 +91,14 @@ class ErasureService:
             # The request is committed. A sweep takes over when the short lease has expired.
             _log.warning("fence_not_noted", extra={"erasure": claim.id})
         return is_up
+
+    def _require_whole_log(self) -> None:
+        """Refuse to lower a fence on the word of a log that lacks entries.
+
+        The fence would stay in Redis, and whoever adopts the log would take it for a lost one.
+        """
+        with suppress(RedisError):
+            self.fence_sync.check_log(whole=False)
 
     def _lower_fence(self) -> None:
         """Load the fence of SQL into Redis; if that fails, the next sweep does it."""

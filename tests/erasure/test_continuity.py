@@ -9,7 +9,7 @@ from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.pauses import Pauses
 from mm_tasks.erasure.adoption import Adoption
 from mm_tasks.erasure.audit.continuity import CUT, FORKED, Continuity
-from mm_tasks.erasure.audit.verification import verify
+from mm_tasks.erasure.audit.verification import verify, verify_lines
 from mm_tasks.erasure.fence_sync import FenceSync
 from mm_tasks.erasure.request import ErasureRequest
 from mm_tasks.erasure.service import ErasureService
@@ -42,9 +42,8 @@ class Host:
         continuity = Continuity(self.store.session)
         self.fence = Fence(self.redis, "p")
         self.sync = FenceSync(self.fence, self.store.queries, continuity, state)
-        self.service = ErasureService(
-            self.store.steps, self.store.commands, self.sync, Pauses(self.redis, "p", None)
-        )
+        pause = Pauses(self.redis, "p", None)
+        self.service = ErasureService(self.store.steps, self.store.commands, self.sync, pause)
 
     def forget(self, user_id):
         return self.service.request(ErasureRequest(user_id, "dpo"))
@@ -260,6 +259,28 @@ def test_a_process_with_another_store_marks_nothing(redis, host, tmp_path):
     host.sync.load()
 
 
+@pytest.mark.parametrize("command", ["cancel", "lift"])
+def test_no_fence_is_lowered_on_the_word_of_such_a_log(redis, host, database, command):
+    """Otherwise `adopt` would take the fence, which stays in Redis, for that of a lost person."""
+    erasure = host.store.completed(user_id="old").id
+    if command == "cancel":
+        erasure = host.forget("new").id
+    host.sync.load()
+    before = fenced(redis)
+    database.take()
+    host.forget("lost")
+    database.put_back()
+    entries = host.store.entries()
+    with pytest.raises(AuditChainBroken):
+        getattr(host.service, command)(erasure, "dpo")
+    assert host.store.entries() == entries
+    adopted(host)
+    getattr(host.service, command)(erasure, "dpo")
+
+    assert fenced(redis) == before  # one less, and the lost person
+    verify(host.store.log)
+
+
 def test_a_mark_of_a_host_that_is_gone_ends_after_a_day(redis, host):
     host.sync.load()
     AuditState(redis, "p", "gone").mark_log(FORKED)
@@ -344,6 +365,8 @@ def test_an_adopted_log_keeps_everybody_fenced_and_verifies(  # noqa: PLR0913, P
     assert entry["requested_by"] == "dpo"
     assert entry["known_size"] == 1 + 2 * lost  # when the last fence was raised
     verify(host.store.log)
+    exported = list(host.store.log.export())
+    assert verify_lines(exported).size == len(exported) - 1
     # The other host has its old file until somebody puts it aside.
     other.sync.check_log()
     assert adopted(host).tags == 0
