@@ -60,13 +60,9 @@ class CheckpointSinks:
     def read(self) -> list[Checkpoint]:
         """Return the checkpoints of the file; an empty list if it does not exist."""
         try:
-            lines = self._path.read_text("utf-8", errors="replace").splitlines()
+            return read_file(self._path)
         except (FileNotFoundError, NotADirectoryError):
             return []
-        matches = [match for line in lines if (match := _LINE.fullmatch(line))]
-        if len(matches) < len(lines):
-            _log.warning("checkpoints_unreadable", extra={"lines": len(lines) - len(matches)})
-        return [Checkpoint(int(size), head, at) for size, head, at in map(re.Match.groups, matches)]
 
     def _append(self, line: bytes) -> None:
         if not self._path.exists():
@@ -78,3 +74,12 @@ class CheckpointSinks:
                 line = b"\n" + line  # the last line was cut: keep this one readable
             file.write(line)
             os.fsync(file)
+
+
+def read_file(path: Path) -> list[Checkpoint]:
+    """Return the checkpoints of a file that was kept, without its unreadable lines."""
+    lines = path.read_text("utf-8", errors="replace").splitlines()
+    matches = [match for line in lines if (match := _LINE.fullmatch(line))]
+    if len(matches) < len(lines):
+        _log.warning("checkpoints_unreadable", extra={"lines": len(lines) - len(matches)})
+    return [Checkpoint(int(size), head, at) for size, head, at in map(re.Match.groups, matches)]

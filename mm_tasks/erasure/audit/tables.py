@@ -202,7 +202,10 @@ def create_tables(connection: sa.Connection) -> None:
 def create_missing(connection: sa.Connection) -> None:
     """Create the tables, columns, indexes and guards that a store of an earlier release lacks."""
     _metadata.create_all(connection)
-    inspector, ddl = sa.inspect(connection), connection.dialect.ddl_compiler(connection.dialect, None)
+    inspector, ddl = (
+        sa.inspect(connection),
+        connection.dialect.ddl_compiler(connection.dialect, None),
+    )
     for table in _metadata.sorted_tables:
         known = {column["name"] for column in inspector.get_columns(table.name)}
         for column in table.columns:
