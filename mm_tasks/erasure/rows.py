@@ -62,8 +62,9 @@ def transaction(session: AuditSession) -> Iterator[ErasureRows]:
         rows = ErasureRows(connection, session.project, clock, session.pseudonyms.seals)
         yield rows
     # After the commit: a log output that is full must not keep the lock.
-    for fields in rows.entries:
-        _log.info("erasure_entry erasure=%s entry=%s", *fields.values(), extra=fields)
+    for erasure, kind in rows.entries:
+        extra = {"erasure": erasure, "entry": kind}
+        _log.info("erasure_entry erasure=%s entry=%s", erasure, kind, extra=extra)
 
 
 class ErasureRows:
@@ -82,7 +83,7 @@ class ErasureRows:
         self._clock = clock
         self._seals = seals
         # The ids and the kinds of the entries of this transaction.
-        self.entries: list[dict[str, str]] = []
+        self.entries: list[tuple[str, str]] = []
 
     @cached_property
     def now(self) -> datetime:
@@ -130,7 +131,7 @@ class ErasureRows:
             changes |= transition.changes
         counts = {"acknowledged": state.acknowledged, "attempts": state.attempts}
         self.change(row["id"], **changes, **counts, state=state.state)
-        self.entries += [{"erasure": row["id"], "entry": each.kind} for each in transitions]
+        self.entries += [(row["id"], each.kind) for each in transitions]
         return self.get(row["id"])
 
     def change(self, erasure: str, **changes: object) -> None:

@@ -245,6 +245,8 @@ def test_a_log_of_thousands_is_verified_in_pages(sqlite_store):
     claim = sqlite_store.ask().claim
     with transaction(sqlite_store.session) as rows:
         row = rows.get(claim.id)
-        rows.advance(row, [Transition("ticket_added", DETAILS["ticket_added"])] * 2000)
+        details = DETAILS["ticket_added"]
+        added = Transition("ticket_added", details, {"tickets": [details["ticket"]]})
+        rows.advance(row, [added] * 2000)
 
     assert verify(sqlite_store.log).size == 2001

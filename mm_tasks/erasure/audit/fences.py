@@ -11,7 +11,7 @@ from sqlalchemy import select
 
 from mm_tasks.erasure.audit import log as audit_log
 from mm_tasks.erasure.audit import tables
-from mm_tasks.erasure.audit.seals import Opened, add
+from mm_tasks.erasure.audit.seals import OpenedSeal, add
 from mm_tasks.errors import AuditChainBroken
 
 if TYPE_CHECKING:
@@ -43,18 +43,19 @@ def fenced_tags(connection: Connection, seals: Seals, project: str) -> Iterator[
 
 def opened_rows(
     connection: Connection, seals: Seals, expected: int | None = None
-) -> Iterator[tuple[Any, Opened]]:
+) -> Iterator[tuple[Any, OpenedSeal]]:
     """Yield each row with its opened seal; raise `AuditChainBroken` for one that does not open.
 
     Raises at the end if the sum of all weights is not the `expected` one.
     """
     sum_, each = 0, tables.suppressions.c
     query = select(each.erasure, each.n, each.kind, each.project, each.since, each.sealed)
-    for row in connection.execute(query.execution_options(yield_per=_PAGE)):
-        opened = seals.open(row.sealed, row.project, row.erasure, row.kind)
-        if opened is None:
-            raise AuditChainBroken(_NOT_THE_LOG)
-        sum_ += opened.weight
-        yield row, opened
+    with connection.execute(query.execution_options(yield_per=_PAGE)) as rows:
+        for row in rows:
+            opened = seals.open(row.sealed, row.project, row.erasure, row.kind)
+            if opened is None:
+                raise AuditChainBroken(_NOT_THE_LOG)
+            sum_ += opened.weight
+            yield row, opened
     if expected is not None and add(sum_, -expected):
         raise AuditChainBroken(_NOT_THE_LOG)

@@ -30,7 +30,7 @@ class Sealed(NamedTuple):
     weight: int
 
 
-class Opened(NamedTuple):
+class OpenedSeal(NamedTuple):
     """An opened seal: the tag, and the weight of its row."""
 
     tag: bytes
@@ -65,7 +65,7 @@ class Seals:
         iv = digest[:_TAG_BYTES]
         return Sealed((iv + self._crypt(iv, tag)).hex(), int.from_bytes(digest))
 
-    def open(self, text: str, project: str, erasure: str, kind: str) -> Opened | None:
+    def open(self, text: str, project: str, erasure: str, kind: str) -> OpenedSeal | None:
         """Return the tag of a seal; None if it was not sealed with this key for this row."""
         try:
             raw = bytes.fromhex(text)
@@ -74,7 +74,7 @@ class Seals:
         iv, tag = raw[:_TAG_BYTES], self._crypt(raw[:_TAG_BYTES], raw[_TAG_BYTES:])
         digest = hmac.digest(self._weight, _bound(tag, project, erasure, kind), "sha256")
         holds = len(text) == _SEAL_CHARACTERS and hmac.compare_digest(digest[:_TAG_BYTES], iv)
-        return Opened(tag, int.from_bytes(digest)) if holds else None
+        return OpenedSeal(tag, int.from_bytes(digest)) if holds else None
 
     def _crypt(self, iv: bytes, data: bytes) -> bytes:
         stream = hmac.digest(self._tag, iv, "sha256")[: len(data)]

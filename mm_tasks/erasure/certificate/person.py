@@ -133,7 +133,7 @@ def _check(facts: Facts, evidence: Evidence, words: Wording) -> Iterator[str]:
     compared = words.count("person.checking.compared", evidence.apart)
     yield f"{words('person.checking.verified')} {compared}"
     yield words.count("person.checking.end", evidence.size, head=evidence.head)
-    # Article 12(4) GDPR: whoever refuses to act has to name both.
+    # Article 12(4) GDPR: a refusal has to name both.
     is_refused = facts.state.state == "rejected"
     rights = words(f"person.checking.{'remedies' if is_refused else 'rights'}")
     yield f"{words('person.checking.authority')} {rights}"
