@@ -17,11 +17,12 @@ from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from logging import getLogger
 from typing import TYPE_CHECKING
 
 from sqlalchemy import and_, case, insert, or_, select, update
 
-from mm_tasks.erasure.audit import tables
+from mm_tasks.erasure.audit import evidence, tables
 from mm_tasks.erasure.audit.protocol import ACKNOWLEDGED, CALLED, OPEN, SCHEDULED, WAITING_KEY
 from mm_tasks.erasure.models import TO_SCAN, WAITS, Claim, Erasure, StepAttempt, VendorAck
 from mm_tasks.erasure.request import ONCE
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from sqlalchemy import RowMapping as Row
 
     from mm_tasks.erasure.audit.session import AuditSession
+
+_log = getLogger(__name__)
 
 _DUE_MAX = 100
 _PASS = tables.passes.c
@@ -157,6 +160,9 @@ class ErasureSteps:
             # The result of an earlier call may have arrived since the claim.
             if row is None or not rows.value(row).is_due:
                 return None
+            if not evidence.holds(rows.connection, row, self._session.pseudonyms):
+                self._stop(rows, row)
+                return None
             n, last = row["acknowledged"] + 1, _call(rows, claim.id, row["attempts"])
             if last is not None and (last["round"], last["n"]) != (row["round"], n):
                 last = None
@@ -172,6 +178,15 @@ class ErasureSteps:
             values = {**attempt._asdict(), **times, "round": row["round"]}
             rows.connection.execute(insert(tables.passes).values(values))
             return attempt
+
+    def _stop(self, rows: ErasureRows, row: Row) -> None:
+        """Let no call follow: the row is not the one that the log says. A person must look."""
+        _log.error("erasure_row_changed erasure=%s", row["id"], extra={"erasure": row["id"]})
+        logged = evidence.logged_state(rows.connection, row["id"], self._session.pseudonyms)
+        stop = Transition("attention", {"next_at": None, "outcome": "row_changed"})
+        if logged is not None and logged.state == row["state"] != "attention":
+            rows.advance(row, [stop])
+        rows.change(row["id"], next_at=None)
 
     def wait_for_key(self, claim: Claim) -> None:
         """Give up a claim until the vendor accepts the key again, with an entry if that is new."""

@@ -66,23 +66,11 @@ class CheckpointSinks:
             return 0
 
     def read(self, start: int = 0) -> list[Checkpoint]:
-        """Return the checkpoints of the file; an empty list if it does not exist.
-
-        With `start` only those after so many bytes, from the first line that begins there.
-        """
+        """Return the checkpoints of the file, as `read_file`; an empty list without a file."""
         try:
-            with self._path.open("rb") as file:
-                file.seek(max(0, start - 1))
-                content = file.read()
+            return read_file(self._path, start)
         except (FileNotFoundError, NotADirectoryError):
             return []
-        if start > 0:
-            _, _, content = content.partition(b"\n")
-        lines = content.decode("utf-8", errors="replace").splitlines()
-        matches = [match for line in lines if (match := _LINE.fullmatch(line))]
-        if len(matches) < len(lines):
-            _log.warning("checkpoints_unreadable", extra={"lines": len(lines) - len(matches)})
-        return [Checkpoint(int(size), head, at) for size, head, at in map(re.Match.groups, matches)]
 
     def set_aside(self, word: str) -> Path | None:
         """Rename the file, so that the next checkpoint begins a new one; return its new path."""
@@ -100,3 +88,20 @@ class CheckpointSinks:
                 line = b"\n" + line  # the last line was cut: keep this one readable
             file.write(line)
             os.fsync(file)
+
+
+def read_file(path: Path, start: int = 0) -> list[Checkpoint]:
+    """Return the checkpoints of a file that was kept, without its unreadable lines.
+
+    With `start` only those after so many bytes, from the first line that begins there.
+    """
+    with path.open("rb") as file:
+        file.seek(max(0, start - 1))
+        content = file.read()
+    if start > 0:
+        _, _, content = content.partition(b"\n")
+    lines = content.decode("utf-8", errors="replace").splitlines()
+    matches = [match for line in lines if (match := _LINE.fullmatch(line))]
+    if len(matches) < len(lines):
+        _log.warning("checkpoints_unreadable", extra={"lines": len(lines) - len(matches)})
+    return [Checkpoint(int(size), head, at) for size, head, at in map(re.Match.groups, matches)]

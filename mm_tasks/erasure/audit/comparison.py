@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     Replays = Mapping[str, ErasureReplay]
 
-_PAGE = 500
-
 
 class _Fences(NamedTuple):
     """The rows of `mm_suppressions` of one erasure: kind, time and tag by ordinal, and the sum."""
@@ -52,9 +50,9 @@ def compare(
     _compare_store(connection, key)
     found = {} if key is None else _fences(connection, key)
     rows = tables.erasures
-    query = select(rows).execution_options(yield_per=_PAGE)
+    query = select(rows)
     missing = set(replays)
-    for row in connection.execute(query).mappings():
+    for row in connection.execute(query).mappings().all():
         replay = replays.get(row["id"])
         if replay is None:
             raise _differs(row["id"], "it has a work row, and no entry in the log")
@@ -132,8 +130,8 @@ def _compare_fences(row: Row, replay: ErasureReplay, found: _Fences) -> None:
 
 def _compare_passes(connection: Connection, replays: Replays) -> None:
     missing = {(erasure, n) for erasure, replay in replays.items() for n in replay.passes}
-    query = select(tables.passes).execution_options(yield_per=_PAGE)
-    for row in connection.execute(query).mappings():
+    query = select(tables.passes)
+    for row in connection.execute(query).mappings().all():
         erasure, attempt = row["erasure"], row["attempt"]
         expected = replays[erasure].passes.get(attempt) if erasure in replays else None
         if expected is None:

@@ -50,11 +50,12 @@ def opened_rows(
     """
     sum_, each = 0, tables.suppressions.c
     query = select(each.erasure, each.n, each.kind, each.project, each.since, each.sealed)
-    for row in connection.execute(query.execution_options(yield_per=_PAGE)):
-        opened = seals.open(row.sealed, row.project, row.erasure, row.kind)
-        if opened is None:
-            raise AuditChainBroken(_NOT_THE_LOG)
-        sum_ += opened.weight
-        yield row, opened
+    with connection.execute(query.execution_options(yield_per=_PAGE)) as rows:
+        for row in rows:
+            opened = seals.open(row.sealed, row.project, row.erasure, row.kind)
+            if opened is None:
+                raise AuditChainBroken(_NOT_THE_LOG)
+            sum_ += opened.weight
+            yield row, opened
     if expected is not None and add(sum_, -expected):
         raise AuditChainBroken(_NOT_THE_LOG)

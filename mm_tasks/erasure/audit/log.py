@@ -178,7 +178,8 @@ def lines(
     """Yield `seq` and line of each stored entry in order, from the one `after` that `seq`."""
     seq = tables.log.c.seq
     query = select(seq, tables.log.c.line).where(seq > after).order_by(seq).limit(limit)
-    with connection.execution_options(yield_per=_PAGE).execute(query) as rows:
+    # Not an option of the connection, which would keep it.
+    with connection.execute(query.execution_options(yield_per=_PAGE)) as rows:
         for row in rows:
             yield row.seq, row.line
 

@@ -106,7 +106,10 @@ ENTRIES: Mapping[str, AuditEntry] = MappingProxyType(
         ),
         "settling": _entry({"submitted"}, "settling", "next_at"),
         "retrying": _entry(CALLED, "retrying", "next_at"),
-        "attention": _entry(CALLED, "attention", "next_at"),
+        # With `row_changed` before a call: the work row is not the one that the log says.
+        "attention": _entry(CALLED | {"quiesced", "settling"}, "attention", "next_at")._replace(
+            optional=frozenset({"outcome"})
+        ),
         WAITING_KEY: _entry(CALLED | {"quiesced", "settling"}, WAITING_KEY, "next_at"),
         "retried": _entry(BLOCKED, "", "requested_by"),
         "completed": _entry({"submitted"}, "completed", "acknowledged"),
@@ -223,7 +226,9 @@ def _call_rules(
         case "settling":
             yield is_passed and not are_all_passed, "the last call was not acknowledged"
         case "retrying" | "attention":
-            yield is_answered and not is_passed, "it needs a result that is no success"
+            is_refused = before.state in CALLED and is_answered and not is_passed
+            is_stopped = details.get("outcome") == "row_changed"
+            yield is_stopped or is_refused, "it needs a result that is no success"
         case "waiting_key":
             is_left = before.state in {"quiesced", "settling"} or not is_passed
             yield is_left and not are_all_passed, "it needs a pass that was not acknowledged"

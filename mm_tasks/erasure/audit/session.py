@@ -2,8 +2,8 @@
 
 The table `mm_store` has one row: the store's id, the version of its tables, and the
 fingerprint of the pseudonym key. The first transaction of a process compares it with the
-process's own, upgrades an older store, and raises `ConfigurationError` if it is of a later release, belongs to
-another key, or is empty although checkpoints of its log exist.
+process's own and upgrades an older store. It raises `ConfigurationError` if the store is of a later
+release, belongs to another key, or is empty although checkpoints of its log exist.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from mm_tasks.erasure.audit.log import NO_SUBJECT, StoredEntry, Tail
 from mm_tasks.erasure.audit.verification import Chain
 from mm_tasks.errors import AuditChainBroken, ConfigurationError
 from mm_tasks.events import ids
+from mm_tasks.timestamps import moment
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -77,16 +78,16 @@ def _seal(
     """Seal the tags that are in force; return their number and the sum of their weights."""
     fenced = {erasure for erasure, replay in replays.items() if replay.fenced}
     count = fences = 0
-    old = connection.execution_options(yield_per=_PAGE).execute(_ROWS)
-    for erasure, rows in groupby(old, lambda row: row.erasure):
-        if erasure not in replays or not replays[erasure].fenced:
-            continue
-        fenced.discard(erasure)
-        values, weight = _sealed(rows, key)
-        if len(values) != len(replays[erasure].fenced):
-            raise _differs(erasure)
-        connection.execute(sa.insert(tables.suppressions), values)
-        count, fences = count + len(values), fences + weight
+    with connection.execute(_ROWS.execution_options(yield_per=_PAGE)) as old:
+        for erasure, rows in groupby(old, lambda row: row.erasure):
+            if erasure not in replays or not replays[erasure].fenced:
+                continue
+            fenced.discard(erasure)
+            values, weight = _sealed(rows, key)
+            if len(values) != len(replays[erasure].fenced):
+                raise _differs(erasure)
+            connection.execute(sa.insert(tables.suppressions), values)
+            count, fences = count + len(values), fences + weight
     if fenced:
         raise _differs(min(fenced))
     return count, fences
@@ -99,7 +100,7 @@ def _sealed(rows: Iterable[Any], key: Pseudonyms) -> tuple[list[dict[str, Any]],
         sealed = key.seals.seal(tag, row.project, row.erasure, row.kind)
         weight += sealed.weight
         same = {name: getattr(row, name) for name in ("erasure", "project", "kind")}
-        since = tables.moment(row.since)
+        since = moment(row.since)
         values.append({**same, "n": n, "since": since, "sealed": sealed.text})
     return values, weight
 

@@ -11,7 +11,7 @@ A failure is `AuditChainBroken` with the number of the entry and the rule, never
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from logging import getLogger
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +55,8 @@ _SEALED_FIELDS = {**_FIELDS, "fences": str, "mac": str}
 class Report:
     """A verified log: its size and head, its erasures by state, the number of checkpoints.
 
+    `checkpoints` are all sizes that were compared; then the numbers by place: the database, the
+    state directory, and the files given. `is_keyed`: MACs, tags and ids were compared too.
     `guards_missing` are dropped triggers: the log is whole, and less protected.
     """
 
@@ -63,6 +65,10 @@ class Report:
     erasures: Mapping[str, int]
     checkpoints: int
     guards_missing: tuple[str, ...] = ()
+    checkpoints_database: int = 0
+    checkpoints_host: int = 0
+    checkpoints_outside: int = 0
+    is_keyed: bool = False
 
 
 @dataclass(slots=True)
@@ -159,22 +165,32 @@ def verify(log: AuditLog, elsewhere: Iterable[Checkpoint] = ()) -> Report:
     key = log.find_key()
     # Read before the log: a checkpoint published later may cover entries that this read
     # does not see.
-    outside = [*log.outside.read(), *elsewhere]
+    host, outside = log.outside.read(), list(elsewhere)
     with log.database.read() as connection:
         stored = connection.execute(select(tables.checkpoints)).all()
-        chain = Chain(_heads([*stored, *outside]), key)
+        chain = Chain(_heads([*stored, *host, *outside]), key)
         for seq, line in lines(connection):
             chain.add(seq, line)
         report = chain.finish(tables.guards_missing(connection))
         compare(connection, chain.replays, chain.restored, key)
     if report.guards_missing:
         _log.warning("audit_guards_missing", extra={"guards": ", ".join(report.guards_missing)})
-    return report
+    return replace(
+        report,
+        checkpoints_database=len(stored),
+        checkpoints_host=len(host),
+        checkpoints_outside=len(outside),
+        is_keyed=key is not None,
+    )
 
 
-def verify_lines(exported: Iterable[str], checkpoints: Iterable[Checkpoint] = ()) -> Report:
+def verify_lines(
+    exported: Iterable[str],
+    checkpoints: Iterable[Checkpoint] = (),
+    key: Pseudonyms | None = None,
+) -> Report:
     """Verify an export with its last line, against checkpoints from elsewhere, or raise."""
-    chain = Chain(_heads(checkpoints))
+    chain = Chain(_heads(checkpoints), key)
     *entries, last = [*exported] or [""]
     for seq, line in enumerate(entries, 1):
         chain.add(seq, line)
@@ -183,7 +199,7 @@ def verify_lines(exported: Iterable[str], checkpoints: Iterable[Checkpoint] = ()
     if (end.get("size"), end.get("head")) != (report.size, report.head):
         msg = "the checkpoint at the end is not of these entries: a part is gone"
         raise AuditChainBroken(msg)
-    return report
+    return replace(report, is_keyed=key is not None)
 
 
 def _heads(checkpoints: Iterable[Any]) -> dict[int, str]:
