@@ -95,7 +95,7 @@ class ErasureService:
     def _require_whole_log(self) -> None:
         """Refuse to lower a fence on the word of a log that lacks entries.
 
-        The fence would stay in Redis, and an adoption of the log would take it for a lost one.
+        The fence would stay in Redis, and `adopt` would take it for that of a lost person.
         """
         with suppress(RedisError):
             self.fence_sync.check_log(whole=False)
