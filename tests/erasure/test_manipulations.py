@@ -49,8 +49,8 @@ MANIPULATIONS = [
     "DELETE FROM mm_suppressions",
     "DELETE FROM mm_suppressions WHERE kind = 'user'",
     "DELETE FROM mm_suppressions WHERE kind = 'anonymous'",
-    "INSERT INTO mm_suppressions SELECT erasure, n + 50, kind, project, since, sealed"
-    " FROM mm_suppressions",
+    """INSERT INTO mm_suppressions SELECT erasure, n + 50, kind, project, since, sealed
+    FROM mm_suppressions""",
     "DELETE FROM mm_erasure_passes",
     "DELETE FROM mm_erasure_passes WHERE attempt = 2",
     "UPDATE mm_erasure_passes SET attempt = attempt + 10",

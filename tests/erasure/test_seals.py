@@ -1,4 +1,4 @@
-"""Seals: opened by their key for their row alone; the sum of a line is not to be read without it."""
+"""Seals: opened by their key for their row alone; a sum is not read without it."""
 
 from hypothesis import given
 from hypothesis import strategies as st
