@@ -11,7 +11,6 @@ import os
 import threading
 from contextlib import contextmanager
 from functools import cached_property, partial
-from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from mm_tasks.buffer.audit_state import AuditState
@@ -31,7 +30,7 @@ from mm_tasks.connections import redis_client
 from mm_tasks.connections.async_client import AsyncClients
 from mm_tasks.connections.breaker import Breaker
 from mm_tasks.delivery.slots import Delivery, Policy
-from mm_tasks.erasure import hook_failures
+from mm_tasks.erasure.audit import checkpoint_hook
 from mm_tasks.erasure.audit.checkpoint_hook import CheckpointHook
 from mm_tasks.erasure.fence_sync import PATIENCE_S, FenceSync
 from mm_tasks.erasure.service import ErasureService
@@ -224,7 +223,7 @@ class Runtime:
     def _checkpoint_hooks(self, store: AuditStore) -> tuple[CheckpointHook, ...]:
         settings, redis = self.settings, self.worker_redis
         calls: list[Callable[[Checkpoint], None]] = []
-        if hook := _checkpoint_hook(settings.checkpoint_hook):
+        if hook := checkpoint_hook.load(settings.checkpoint_hook):
             calls.append(hook)
         if settings.timestamp_url is not None:
             from mm_tasks.erasure.audit.timestamping import Timestamper, Turns
@@ -238,7 +237,7 @@ class Runtime:
                     settings.timestamp_interval_s,
                 )
             )
-        note_failed = partial(hook_failures.note, redis, settings.project)
+        note_failed = self.audit_state.note_hook_failure
         return tuple(CheckpointHook(call, note_failed) for call in calls)
 
     def _fence_sync(self, redis: redis_client.RedisClient) -> FenceSync:
@@ -280,21 +279,6 @@ def _audit_url(settings: Settings) -> str:
         )
         raise ConfigurationError(msg)
     return f"sqlite:///{settings.state_dir.absolute() / 'audit.sqlite'}"
-
-
-def _checkpoint_hook(name: str | None) -> Callable[[Checkpoint], None] | None:
-    if name is None:
-        return None
-    reason = "it names no function"
-    try:
-        hook: Callable[[Checkpoint], None] | None = resolve_name(name) if ":" in name else None
-        if callable(hook):
-            return hook
-    except Exception as error:  # noqa: BLE001 - importing a host's module may raise anything
-        reason = type(error).__name__
-    rule = "must be package.module:function, and can be imported by every process"
-    msg = f"MM_TASKS_CHECKPOINT_HOOK: {rule} ({reason})"
-    raise ConfigurationError(msg)
 
 
 class _Process:

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from redis import Redis
 
-from mm_tasks.buffer.attempt import Admitted
-from mm_tasks.buffer.batches import Batches, BatchLimits
+from mm_tasks.buffer.batches import Admitted, Batches, BatchLimits
 from mm_tasks.buffer.fence import Fence
 from mm_tasks.buffer.producer import Producer, Record
 from mm_tasks.buffer.refusals import Refusals

@@ -164,6 +164,11 @@ class AuditState:
         else:
             self._redis.hdel(self._key, "guards")
 
+    def note_hook_failure(self) -> None:
+        """Count a failure of the checkpoint hook."""
+        self._redis.hincrby(self._key, "hook_failures", 1)
+        self._set("hook_failed_ms")
+
     def reset(self) -> None:
         """Forget the marks of all hosts, and verify from the first entry next."""
         marks = [name for name in self.read().fields if name.startswith(_OF_LOG)]

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from mm_tasks.buffer import clock, histograms
-from mm_tasks.buffer.attempt import Admitted, Rejection
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.rate_limiter import SLOT_VALID_MS
 from mm_tasks.buffer.records import HEADER_BYTES
@@ -26,6 +25,8 @@ from mm_tasks.events.limits import BATCH_BRACKETS_BYTES
 
 if TYPE_CHECKING:
     from redis import Redis
+
+    from mm_tasks.buffer.histograms import RequestStats
 
 _READINESS, _CLAIM, _ASSIGN_SLOT = map(
     Script, ("batch_readiness", "batch_claim", "batch_assign_slot")
@@ -51,6 +52,34 @@ class BatchLimits:
     events_max: int
     bytes_max: int
     linger_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """An attempt may be sent now, and by this worker alone until the lease ends.
+
+    `bodies` are all bodies of the batch, or a part of them while a refused event is sought.
+    They are empty when the attempt was taken over to settle it; `sent` still counts them.
+    """
+
+    token: str
+    attempt: int
+    in_a_row: int  # attempts since the last definite answer, this one included
+    generation: int
+    bodies: list[bytes]
+    sent: int
+    left: int = 0  # records of the batch that this attempt does not send
+    paused: str = ""  # the kind of the pause, if this is its probe
+    asked_at_s: float = 0  # monotonic clock of the process, just before it was admitted
+    exchange: RequestStats | None = None  # None until a request was made
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """An attempt may not be sent; see `batch_begin.lua` for the reasons."""
+
+    reason: Literal["gone", "unloaded", "held", "paused", "wait", "slot", "empty"]
+    wait_s: float = 0
 
 
 class Batches:

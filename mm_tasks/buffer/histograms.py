@@ -14,12 +14,10 @@ the events; it takes the bounds as an argument. Pure.
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from mm_tasks.buffer.attempt import RequestStats
 
 EVENTS, FILL, SECONDS, AGE = "batch_events", "batch_fill", "request_s", "age_s"
 # Of erasures; not in Redis: see `erasure_durations`.
@@ -41,6 +39,14 @@ AGES = ",".join(map(repr, BOUNDS[AGE]))
 # A bucket to increment, the field of its sum, and the value in millionths.
 Increment = tuple[str, str, int]
 Increments = tuple[str | int, ...]
+
+
+class RequestStats(NamedTuple):
+    """One request as its sender measured it: its duration and the content of its body."""
+
+    took_s: float
+    events: int
+    body_bytes: int
 
 
 def bucket(name: str, value: float) -> str:

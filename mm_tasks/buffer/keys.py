@@ -45,8 +45,6 @@ class ProjectKeys:
         # and `loading_ms` (its last heartbeat); while loads fail `why` and `since_ms`.
         self.fences = prefix + "fences"
         # Hash: the state of the audit log, as workers and commands found it: see `audit_state`.
-        # Also `hook_failures` (how often the checkpoint hook failed; it only grows) and
-        # `hook_failed_ms` (when it failed last).
         self.audit = prefix + "audit"
         # String, present until the next time stamp of a checkpoint is due.
         self.timestamp = prefix + "timestamp"

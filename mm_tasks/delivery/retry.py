@@ -28,7 +28,7 @@ from mm_tasks.client.outcome import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mm_tasks.buffer.attempt import Admitted
+    from mm_tasks.buffer.batches import Admitted
 
 # "at least 20 single events refused and none accepted": the vendor changed its rules.
 ISOLATION_MAX = 20

@@ -11,7 +11,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ReadOnlyError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from mm_tasks.buffer.attempt import Admitted, RequestStats
+from mm_tasks.buffer.batches import Admitted
+from mm_tasks.buffer.histograms import RequestStats
 from mm_tasks.client.backoff import record_with_retry
 from mm_tasks.client.outcome import Unavailable
 from mm_tasks.delivery.settle import settle

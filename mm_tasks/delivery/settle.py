@@ -10,7 +10,7 @@ from mm_tasks.client.outcome import NAMES, Ambiguous
 from mm_tasks.delivery import retry
 
 if TYPE_CHECKING:
-    from mm_tasks.buffer.attempt import Admitted
+    from mm_tasks.buffer.batches import Admitted
     from mm_tasks.client.outcome import Outcome
     from mm_tasks.delivery.slots import Delivery
 

@@ -5,8 +5,7 @@ import json
 from collections import Counter
 from contextlib import contextmanager
 
-from mm_tasks.buffer.attempt import Admitted
-from mm_tasks.buffer.batches import Batches
+from mm_tasks.buffer.batches import Admitted, Batches
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.producer import Producer
 from mm_tasks.buffer.records import HEADER_BYTES, STAMP_BYTES

@@ -5,8 +5,7 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from mm_tasks.buffer.attempt import Admitted, Rejection
-from mm_tasks.buffer.batches import BatchLimits
+from mm_tasks.buffer.batches import Admitted, BatchLimits, Rejection
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.producer import Record
 from mm_tasks.buffer.records import tag

@@ -24,8 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from mm_tasks.buffer.attempt import Rejection
-from mm_tasks.buffer.batches import BatchLimits
+from mm_tasks.buffer.batches import BatchLimits, Rejection
 from mm_tasks.buffer.fence import Fence, FenceState, LogEnd
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.producer import Record

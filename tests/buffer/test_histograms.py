@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mm_tasks.buffer import histograms
-from mm_tasks.buffer.attempt import RequestStats
+from mm_tasks.buffer.histograms import RequestStats
 
 NAMES = st.sampled_from(sorted(histograms.BOUNDS))
 VALUES = st.one_of(

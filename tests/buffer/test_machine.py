@@ -53,9 +53,9 @@ from hypothesis.stateful import (
 )
 
 from mm_tasks.buffer import batches, clock, histograms, purge
-from mm_tasks.buffer.attempt import Admitted, Rejection, RequestStats
-from mm_tasks.buffer.batches import BatchLimits
+from mm_tasks.buffer.batches import Admitted, BatchLimits, Rejection
 from mm_tasks.buffer.fence import Fence
+from mm_tasks.buffer.histograms import RequestStats
 from mm_tasks.buffer.keys import ProjectKeys
 from mm_tasks.buffer.pauses import Pauses
 from mm_tasks.buffer.producer import Record

@@ -35,8 +35,7 @@ from hypothesis import strategies as st
 from redis import Redis
 
 from mm_tasks.buffer import purge as purge_module
-from mm_tasks.buffer.attempt import Admitted, Rejection
-from mm_tasks.buffer.batches import BatchLimits
+from mm_tasks.buffer.batches import Admitted, BatchLimits, Rejection
 from mm_tasks.buffer.dead_letters import DeadLetters
 from mm_tasks.buffer.fence import Fence
 from mm_tasks.buffer.keys import ProjectKeys

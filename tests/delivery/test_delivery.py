@@ -11,7 +11,7 @@ from itertools import zip_longest
 
 import pytest
 
-from mm_tasks.buffer.attempt import Admitted
+from mm_tasks.buffer.batches import Admitted
 from mm_tasks.buffer.producer import Record
 from mm_tasks.buffer.records import tag
 from mm_tasks.delivery.flush import flush as dispatches

@@ -5,8 +5,7 @@ import time
 
 import pytest
 
-from mm_tasks.buffer import clock
-from mm_tasks.erasure import hook_failures
+from mm_tasks.buffer.audit_state import AuditState
 from mm_tasks.erasure.audit import checkpoint_hook
 from mm_tasks.erasure.audit.checkpoint_hook import WAIT_S, CheckpointHook
 from mm_tasks.erasure.audit.checkpoints import Checkpoint
@@ -106,10 +105,11 @@ def test_a_hook_that_adds_to_the_log_does_not_wait_for_itself():
 
 
 def test_failures_are_counted_for_all_processes_with_the_time_of_the_last(redis):
-    assert hook_failures.read(redis, "p").total == 0
-    hook_failures.note(redis, "p")
-    hook_failures.note(redis, "p")
+    state = AuditState(redis, "p")
+    assert not state.read().has_hook_failed
+    state.note_hook_failure()
+    state.note_hook_failure()
 
-    total, last_at = hook_failures.read(redis, "p")
-    assert total == 2
-    assert 0 <= clock.read(redis, "p").redis_s - last_at.timestamp() < 60
+    found = state.read()
+    assert found.fields["hook_failures"] == "2"
+    assert found.has_hook_failed

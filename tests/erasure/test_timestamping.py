@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from mm_tasks import forget, runtime
-from mm_tasks.erasure import hook_failures
+from mm_tasks.buffer.audit_state import AuditState
 from mm_tasks.erasure.audit.verification import verify
 
 CONFIG = """
@@ -180,6 +180,6 @@ def test_a_failed_stamp_is_an_entry_counts_and_is_tried_again_after_an_hour(
     kind, details = stamped()[-1]
     assert (kind, details["outcome"]) == ("timestamp_failed", outcome)
     assert authority.requests - before == (outcome != "unavailable")
-    assert hook_failures.read(redis, "default").total == 1
+    assert AuditState(redis, "default").read().fields["hook_failures"] == "1"
     assert "checkpoint_hook_failed" in caplog.text
     assert 3500 < redis.ttl("{mm:default}:timestamp") <= 3600

@@ -16,8 +16,8 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from sqlalchemy import event
 
-from mm_tasks.buffer.attempt import Admitted
 from mm_tasks.buffer.audit_state import AuditState
+from mm_tasks.buffer.batches import Admitted
 from mm_tasks.buffer.fence import Fence
 from mm_tasks.buffer.pauses import Pauses
 from mm_tasks.buffer.producer import Record

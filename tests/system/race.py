@@ -31,9 +31,8 @@ from itertools import count
 from sqlalchemy import QueuePool, create_engine
 from sqlalchemy.event import listen
 
-from mm_tasks.buffer.attempt import Rejection
 from mm_tasks.buffer.audit_state import AuditState
-from mm_tasks.buffer.batches import BatchLimits
+from mm_tasks.buffer.batches import BatchLimits, Rejection
 from mm_tasks.buffer.dead_letters import DeadLetters
 from mm_tasks.buffer.fence import Fence
 from mm_tasks.buffer.keys import ProjectKeys

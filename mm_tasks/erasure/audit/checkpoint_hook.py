@@ -12,7 +12,10 @@ import threading
 import time
 from contextlib import contextmanager
 from logging import getLogger
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING
+
+from mm_tasks.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -126,3 +129,19 @@ def deferred() -> Iterator[None]:
             _deferring.hooks = None
             for hook in hooks:
                 hook._run()  # noqa: SLF001 - of this module
+
+
+def load(name: str | None) -> Callable[[Checkpoint], None] | None:
+    """Return the function that the setting names; raises `ConfigurationError`."""
+    if name is None:
+        return None
+    reason = "it names no function"
+    try:
+        hook: Callable[[Checkpoint], None] | None = resolve_name(name) if ":" in name else None
+        if callable(hook):
+            return hook
+    except Exception as error:  # noqa: BLE001 - importing a host's module may raise anything
+        reason = type(error).__name__
+    rule = "must be package.module:function, and can be imported by every process"
+    msg = f"MM_TASKS_CHECKPOINT_HOOK: {rule} ({reason})"
+    raise ConfigurationError(msg)

@@ -205,15 +205,12 @@ def create_tables(connection: sa.Connection) -> None:
 def create_missing(connection: sa.Connection) -> None:
     """Create the tables, columns, indexes and guards that a store of an earlier release lacks."""
     _metadata.create_all(connection)
-    inspector, ddl = (
-        sa.inspect(connection),
-        connection.dialect.ddl_compiler(connection.dialect, None),
-    )
+    inspector = sa.inspect(connection)
     for table in _metadata.sorted_tables:
         known = {column["name"] for column in inspector.get_columns(table.name)}
         for column in table.columns:
             if column.name not in known:
-                specification = ddl.get_column_specification(column)
+                specification = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
                 connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {specification}")
         for index in table.indexes:
             index.create(connection, checkfirst=True)
