@@ -24,6 +24,8 @@ def as_version_1(store):
         connection.exec_driver_sql("DROP INDEX mm_erasures_pseudonym")
         connection.exec_driver_sql("DROP INDEX mm_erasures_aof")
         connection.exec_driver_sql("ALTER TABLE mm_erasures DROP COLUMN aof")
+        connection.exec_driver_sql("ALTER TABLE mm_erasures DROP COLUMN call_after")
+        _require_reason(connection, kind)
         connection.exec_driver_sql("ALTER TABLE mm_erasure_passes DROP COLUMN calls")
         connection.exec_driver_sql("UPDATE mm_store SET schema_version = 1")
         for table in ("mm_checkpoints", "mm_erasure_audit"):
@@ -55,6 +57,18 @@ def as_version_1(store):
     return type(store)(store.url, store.folder)
 
 
+def _require_reason(connection, kind):
+    """Version 1 knew no erasure without a ground."""
+    if kind == "postgresql":
+        connection.exec_driver_sql("ALTER TABLE mm_erasures ALTER COLUMN reason SET NOT NULL")
+        return
+    change = "ALTER TABLE mm_erasures"
+    connection.exec_driver_sql(f"{change} RENAME COLUMN reason TO stated")
+    connection.exec_driver_sql(f"{change} ADD COLUMN reason VARCHAR(64) NOT NULL DEFAULT ''")
+    connection.exec_driver_sql("UPDATE mm_erasures SET reason = stated")
+    connection.exec_driver_sql(f"{change} DROP COLUMN stated")
+
+
 @pytest.fixture
 def old(store):
     """An open, a scheduled, a completed and a lifted erasure of version 1."""
@@ -83,10 +97,11 @@ def test_an_old_store_is_upgraded_with_its_fences(old):
 
 
 def test_erasures_of_an_old_store_go_on_after_the_upgrade(old):
+    old.ask("of whom nobody states a ground", after(hours=2))
     again = old.ask(USER, after(hours=2), anonymous_ids=("a fourth",))
     old.commands.cancel(again.id, "dpo", after(hours=2))
 
-    assert len(set(old.queries.fences())) == 3
+    assert len(set(old.queries.fences())) == 4
     verify(old.log)
 
 

@@ -207,14 +207,32 @@ def create_missing(connection: sa.Connection) -> None:
     _metadata.create_all(connection)
     inspector = sa.inspect(connection)
     for table in _metadata.sorted_tables:
-        known = {column["name"] for column in inspector.get_columns(table.name)}
+        known = {column["name"]: column for column in inspector.get_columns(table.name)}
         for column in table.columns:
             if column.name not in known:
-                specification = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
-                connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {specification}")
+                _add(connection, column)
+            elif column.nullable and not known[column.name]["nullable"]:
+                _allow_null(connection, column)
         for index in table.indexes:
             index.create(connection, checkfirst=True)
     create_guards(connection)
+
+
+def _add(connection: sa.Connection, column: sa.Column[Any]) -> None:
+    specification = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
+    connection.exec_driver_sql(f"ALTER TABLE {column.table.name} ADD COLUMN {specification}")
+
+
+def _allow_null(connection: sa.Connection, column: sa.Column[Any]) -> None:
+    """Let a column hold NULL. SQLite cannot alter one, so its content moves to a new one."""
+    change, old = f"ALTER TABLE {column.table.name} ", f"{column.name}_1"
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"{change} ALTER COLUMN {column.name} DROP NOT NULL")
+        return
+    connection.exec_driver_sql(f"{change} RENAME COLUMN {column.name} TO {old}")
+    _add(connection, column)
+    connection.execute(sa.update(column.table).values({column: sa.literal_column(old)}))
+    connection.exec_driver_sql(f"{change} DROP COLUMN {old}")
 
 
 def create_guards(connection: sa.Connection) -> None:
