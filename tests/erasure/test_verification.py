@@ -247,4 +247,4 @@ def test_a_log_of_thousands_is_verified_in_pages(sqlite_store):
         row = rows.get(claim.id)
         rows.advance(row, [Transition("ticket_added", DETAILS["ticket_added"])] * 2000)
 
-    assert verify(sqlite_store.log).size == 2001
+    assert verify_lines(list(sqlite_store.log.export())).size == 2001
