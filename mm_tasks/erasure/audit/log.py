@@ -191,6 +191,14 @@ def entries(connection: Connection, erasure: str) -> list[dict[str, Any]]:
     return [object_of(line) for line in connection.execute(query).scalars()]
 
 
+def ends(connection: Connection, erasure: str) -> list[dict[str, Any]]:
+    """Return the fields of the first and the last entry of an erasure; none without entries."""
+    seq, mine = tables.log.c.seq, _ERASURE[connection.dialect.name] == erasure
+    query = select(tables.log.c.line).where(mine).limit(1)
+    found = [connection.execute(query.order_by(each)).scalar() for each in (seq, seq.desc())]
+    return [object_of(line) for line in found if line is not None]
+
+
 class AuditLog:
     """The log in one database, and its checkpoints outside."""
 
