@@ -72,12 +72,12 @@ def _require_reason(connection, kind):
 @pytest.fixture
 def old(store):
     """An open, a scheduled, a completed and a lifted erasure of version 1."""
-    store.completed(user_id="done", anonymous_ids=("a", "b"))
-    lifted = store.completed(user_id="lifted")
+    store.completed(user_id="done", anonymous_ids=("a", "b"), reason="internal")
+    lifted = store.completed(user_id="lifted", reason="internal")
     store.commands.lift(lifted.id, "dpo", NOW)
-    store.ask("later", delay_s=3600)
-    store.ask(USER, anonymous_ids=(VISITOR,))
-    store.ask(USER, after(hours=1), anonymous_ids=("another",))
+    store.ask("later", delay_s=3600, reason="internal")
+    store.ask(USER, anonymous_ids=(VISITOR,), reason="internal")
+    store.ask(USER, after(hours=1), anonymous_ids=("another",), reason="internal")
     store.fences = set(store.queries.fences())
     before = as_version_1(store)
     before.fences = store.fences
