@@ -147,7 +147,7 @@ def test_check_masks_secrets_completely(folder):
     for name in Settings.model_fields:
         if name.endswith(("_password", "_url", "_key")):
             assert variable(name).startswith(("MM_TASKS_", "MILLIMETRIC_"))
-            scheme = "http" if name == "proxy_url" else "redis"
+            scheme = "http" if name in {"proxy_url", "timestamp_url"} else "redis"
             form = f"{scheme}://hunter2@host" if name.endswith("_url") else "https://hunter2@host/x"
             (folder / variable(name)).write_text(form)
     settings = Settings.load()

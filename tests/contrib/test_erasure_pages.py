@@ -207,7 +207,7 @@ def test_a_blocked_erasure_offers_a_retry_and_a_completed_one_the_lift(client):
         claim = steps.mark_purged(steps.claim(erasure, 60), {})
         claim = steps.mark_quiesced(claim, (0,))
         steps.result(steps.intent(claim), answers.get(erasure, VendorAck(200, "acknowledged")))
-        steps.complete(claim, "off") if erasure == done else steps.release(claim)
+        steps.complete(claim) if erasure == done else steps.release(claim)
 
     for erasure, action in ((blocked, "retry"), (done, "lift")):
         page = text(client.get(f"{HOME}{erasure}/"))
