@@ -45,6 +45,8 @@ class Subjects:
         # redis-py types every reply as possibly awaitable.
         self._redis: Any = redis
         self._keys = ProjectKeys(project)
+        # Whether the user of this client may read what waits.
+        self.may_search = True
 
     def tags(self, user_id: str | None, anonymous_ids: Iterable[str] = ()) -> tuple[bytes, ...]:
         """Return the tags of a person's ids, that of the user first."""

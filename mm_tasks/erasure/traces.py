@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,8 +65,12 @@ class TraceFinder:
         try:
             if self.queries.find(user_id):
                 return True
-            if self.subjects.cost() > _COST_MAX:
+            if not self.subjects.may_search or self.subjects.cost() > _COST_MAX:
                 return None
             return any(self.subjects.search(self.subjects.tags(user_id, anonymous_ids)))
+        except NoPermissionError:
+            # The user of producers: it is not asked again, since Redis logs what it refuses.
+            self.subjects.may_search = False
+            return None
         except RedisError:
             return None
