@@ -96,8 +96,8 @@ def without_fence(script_name, call):
     return script
 
 
-def blind_scan(self, subjects, keep_alive, scan=Purge.scan):
-    scans = scan(self, subjects, keep_alive)
+def blind_scan(self, subjects, keep_alive, *, scan=Purge.scan, **how):
+    scans = scan(self, subjects, keep_alive, **how)
     return {name: found._replace(sending_ms=0) for name, found in scans.items()}
 
 
