@@ -75,6 +75,8 @@ class Purge:
         self,
         subjects: Mapping[str, Sequence[bytes]],
         keep_alive: Callable[[], object] = lambda: None,
+        *,
+        is_again: bool = False,
     ) -> dict[str, Scan]:
         """Remove and count the records of subjects, each a name and tags; return a scan for each.
 
@@ -85,12 +87,16 @@ class Purge:
         Places: `<lane>:scheduled`, `<lane>:waiting`, `<lane>:batches`, `<lane>:dead`, and `fence`
         for stored records that were moved, claimed, begun or revived, and removed because of the
         fence. Safe to repeat.
+
+        With `is_again` all of them were scanned before, under the fence. Since then no record of
+        theirs can wait or be scheduled: each script that puts one there asks the fence. Only
+        batches stay that were being sent, and dead letters made of these; nothing else is read.
         """
         owners = _owners(subjects)
         removed: dict[str, Counter[str]] = {name: Counter() for name in subjects}
         sending_ms = dict.fromkeys(subjects, 0)
         places = set()
-        for step in self._steps(tuple(owners)):
+        for step in self._steps(tuple(owners), is_again=is_again):
             places.add(step.place)
             for tag, n in step.removed.items():
                 removed[owners[tag][0]][step.place] += n
@@ -127,16 +133,20 @@ class Purge:
             return "running" if self.aof().is_running else "refused"
         return "started"
 
-    def _steps(self, tags: Sequence[bytes]) -> Iterator[_Step]:
+    def _steps(self, tags: Sequence[bytes], *, is_again: bool) -> Iterator[_Step]:
+        if not is_again:
+            yield from self._pending(tags)
+        for lane in LANES:
+            yield from self._batches(lane, tags)
+        # Last, because a batch may have been buried meanwhile.
+        yield from self._dead(tags)
+
+    def _pending(self, tags: Sequence[bytes]) -> Iterator[_Step]:
         for lane, scheduled in self._scheduled.items():
             for flat in scheduled.purge(tags):
                 yield _Step(f"{lane}:scheduled", _by_tag(tags, flat), {})
         for lane in LANES:
             yield from self._waiting(lane, tags)
-        for lane in LANES:
-            yield from self._batches(lane, tags)
-        # Last, because a batch may have been buried meanwhile.
-        yield from self._dead(tags)
 
     def _waiting(self, lane: str, tags: Sequence[bytes]) -> Iterator[_Step]:
         places = (self._keys.lane(lane).waiting, self._keys.counts)

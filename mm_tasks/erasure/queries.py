@@ -66,6 +66,13 @@ class ErasureQueries:
         """Return the number of fenced tags, each counted once. Raises as `fences`."""
         return len(set(self.fences()))
 
+    def fence_rows(self) -> int:
+        """Return the number of rows of the fence: one for each tag of each erasure."""
+        column = tables.suppressions.c
+        query = select(func.count()).where(column.project == self._session.project)
+        with self._session.read() as connection:
+            return connection.execute(query).scalar_one()
+
     def fence_sum(self) -> int:
         """Return a number that changes whenever the fences in SQL do. Raises as `fences`."""
         with self._session.read() as connection:

@@ -84,25 +84,28 @@ class ErasureWorkflow:
 
         Raises Redis's errors and `AuditUnavailable`; a later sweep then finds the erasure.
         """
-        claim = self.steps.claim(erasure_id, self.policy.lease_s)
+        if self._run(erasure_id):
+            self.fence_sync.load()
+
+    def _run(self, erasure_id: str) -> bool:
+        """Do as `run`, but leave it to the caller to lower the fence in Redis: True if it must."""
+        claim, must_lower = self.steps.claim(erasure_id, self.policy.lease_s), False
         try:
             while claim is not None and claim.erasure.is_due:
                 at_step = claim
                 claim = self._step(claim)
+                last = at_step.erasure
+                must_lower = claim is None and last.step == "complete" and last.mode == ONCE
         except RedisError:
             self.steps.release(at_step, _REDIS_AWAY_S)
             raise
         if claim is not None:
             self.steps.release(claim)
+        return must_lower
 
     def sweep(self) -> None:
         """Run every erasure that is due, and log deadlines. Needs no message."""
-        try:
-            self.fence_sync.reconcile()
-        except (RedisError, AuditChainBroken, ConfigurationError) as error:
-            # The fence stays as it is; steps that do not need it continue.
-            kind = type(error).__name__
-            _log.error("fences_not_mended error=%s", kind, extra={"error": kind})
+        _mend(self.fence_sync.reconcile)
         is_idle = self._run_due()
         for late in self.commands.newly_overdue():
             about = {"erasure": late.id, "state": late.state, "percent": late.mark}
@@ -114,16 +117,19 @@ class ErasureWorkflow:
         """Run each erasure that is due, for a while; return whether none is left.
 
         Reads what is due before each, so that a new one waits for the step in progress only.
+        One load of the fence lowers it for all that ended in mode `once`.
         """
-        ends_at, done = time.monotonic() + _SWEEP_S, set[str]()
-        while time.monotonic() < ends_at:
+        ends_at, done, must_lower, is_idle = time.monotonic() + _SWEEP_S, set[str](), False, False
+        while time.monotonic() < ends_at and not is_idle:
             erasure_id = next((id_ for id_ in self._due() if id_ not in done), None)
-            if erasure_id is None:
-                return True
-            done.add(erasure_id)
-            with _apart(erasure_id):
-                self.run(erasure_id)
-        return False
+            is_idle = erasure_id is None
+            if erasure_id is not None:
+                done.add(erasure_id)
+                with _apart(erasure_id):
+                    must_lower |= self._run(erasure_id)
+        if must_lower:
+            _mend(self.fence_sync.load)
+        return is_idle
 
     def _due(self) -> list[str]:
         """Return the erasures that are due; while the key is refused, one that waits to probe."""
@@ -171,7 +177,8 @@ class ErasureWorkflow:
             fenced = (self._fence(o) if o.erasure.step == "fence" else o for o in others)
             claims = [claim, *filter(None, fenced)]
             subjects = {each.id: each.erasure.tags for each in claims}
-            scans = self.purge.scan(subjects, self._keep_alive(claims))
+            is_again = all(each.erasure.step == "quiesce" for each in claims)
+            scans = self.purge.scan(subjects, self._keep_alive(claims), is_again=is_again)
         except RedisError:
             for other in others:
                 self.steps.release(other, _REDIS_AWAY_S)
@@ -289,9 +296,7 @@ class ErasureWorkflow:
         return VendorAck(status, word, then, wait_s)
 
     def _complete(self, claim: Claim) -> Claim | None:
-        ended = self.steps.complete(claim)
-        if ended is not None and ended.mode == ONCE:
-            self.fence_sync.load()
+        self.steps.complete(claim)
         return None
 
     def _keep_alive(self, claims: Sequence[Claim]) -> Callable[[], object]:
@@ -307,6 +312,15 @@ class ErasureWorkflow:
                 extend_at = time.monotonic() + lease_s / 3
 
         return keep_alive
+
+
+def _mend(repair: Callable[[], object]) -> None:
+    """Repair the fence in Redis; log a failure, as steps that do not need it continue."""
+    try:
+        repair()
+    except (RedisError, AuditChainBroken, ConfigurationError) as error:
+        kind = type(error).__name__
+        _log.error("fences_not_mended error=%s", kind, extra={"error": kind})
 
 
 @contextmanager

@@ -373,6 +373,23 @@ def test_a_batch_that_is_being_sent_is_left_alone_and_its_lease_reported(world, 
     assert world.scan() == NONE
 
 
+def test_a_later_scan_finds_what_was_being_sent_and_reads_nothing_that_waits(world):
+    """700 000 waiting events were read twice before a first call."""
+    released, buried = world.batch("bA"), world.batch("A")
+    of_released, of_buried = world.begin(released), world.begin(buried)
+    world.append("bb")
+    world.raise_fence()
+    assert world.scan().sending_ms > 0
+    world.track.release(released, of_released.token, wait_ms=0, outcome="transient")
+    world.track.bury(buried, of_buried.token)
+    scan = world.purge.scan({"one": ANNA}, is_again=True)["one"]
+
+    assert removed(scan) == {"track:batches": 1, "track:dead": 1}
+    assert scan.sending_ms == 0
+    assert "track:waiting" not in scan.removed
+    assert world.scan() == NONE
+
+
 def test_an_attempt_without_the_person_is_not_waited_for(world):
     world.begin(world.batch("bcd"))
 

@@ -129,6 +129,25 @@ def test_a_log_that_went_back_and_grew_again_lowers_no_fence(redis, host, databa
     assert marks(redis) == {"host-a": FORKED}
 
 
+def test_a_load_that_ignored_the_head_would_be_reported(redis, host, database, monkeypatch):
+    """The size alone does not show a log that grew again."""
+
+    def of_size(self, known, *, end=Continuity.end, **how):
+        return end(self, known._replace(head=""), **how)
+
+    monkeypatch.setattr(Continuity, "end", of_size)
+    host.sync.load()
+    database.take()
+    host.forget("lost")
+    database.put_back()
+    (host.store.folder / "checkpoints").unlink()
+    host.restart()
+    host.forget("later")
+    host.sync.load()
+
+    assert fenced(redis) == 1
+
+
 def test_a_sweep_finds_it_without_a_load(redis, host, database):
     host.sync.load()
     database.take()

@@ -11,6 +11,7 @@ from random import Random
 import pytest
 from sqlalchemy import text
 
+from mm_tasks.erasure.audit import evidence, fences
 from mm_tasks.erasure.audit.verification import verify
 from mm_tasks.errors import MMTasksError
 from tests.erasure.stores import NOW, USER, VISITOR, Store, after
@@ -94,33 +95,70 @@ def test_there_are_sixty_manipulations():
     assert len(set(MANIPULATIONS)) >= 60
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_manipulation_is_found_and_lowers_no_fence(made, tmp_path, case):
-    original, fenced = made
+def manipulated(original, folder, case):
+    """Return a copy of the store with these manipulations."""
     for name in ("audit.sqlite", "audit.sqlite-wal", "checkpoints"):
         if (original.folder / name).exists():
-            shutil.copy(original.folder / name, tmp_path / name)
-    store = Store(f"sqlite:///{tmp_path}/audit.sqlite", tmp_path)
+            shutil.copy(original.folder / name, folder / name)
+    store = Store(f"sqlite:///{folder}/audit.sqlite", folder)
     with store.tampering() as connection:
         connection.exec_driver_sql("PRAGMA ignore_check_constraints=ON")
         for n in case:
             changed = connection.execute(text(MANIPULATIONS[n].replace(":", "\\:")))
             assert changed.rowcount or len(case) > 1, "the manipulation did nothing"
+    return store
 
-    with pytest.raises(MMTasksError):
-        verify(store.log)
+
+def lowers_a_fence(store, fenced):
     try:
         loaded = set(store.queries.fences())
     except MMTasksError:
-        return
-    assert loaded >= fenced
+        return False
+    return not loaded >= fenced
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_manipulation_is_found_and_lowers_no_fence(made, tmp_path, case):
+    original, fenced = made
+    store = manipulated(original, tmp_path, case)
+
+    with pytest.raises(MMTasksError):
+        verify(store.log)
+    assert not lowers_a_fence(store, fenced)
+
+
+def test_a_load_that_ignored_the_sum_would_be_reported(made, tmp_path, monkeypatch):
+    """Without the bug nobody knows whether the test above can find it."""
+    monkeypatch.setattr(fences, "add", lambda *_: 0)
+    original, fenced = made
+    lowered = [n for n in range(len(MANIPULATIONS)) if lowers(original, fenced, tmp_path / str(n))]
+
+    assert lowered
+
+
+def lowers(original, fenced, folder):
+    folder.mkdir()
+    return lowers_a_fence(manipulated(original, folder, (int(folder.name),)), fenced)
+
+
+def renamed(store):
+    """Return the claim of an erasure whose row names somebody else now."""
+    claim = store.quiesced()
+    with store.tampering() as connection:
+        ids = '{"user"\\: "victim", "anonymous"\\: []}'
+        connection.execute(text(f"UPDATE mm_erasures SET ids = '{ids}'"))
+    return claim
+
+
+def test_a_call_for_a_row_that_was_changed_would_be_reported(sqlite_store, monkeypatch):
+    monkeypatch.setattr(evidence, "holds", lambda *_: True)
+    claim = renamed(sqlite_store)
+
+    assert sqlite_store.steps.intent(claim, NOW) is not None
 
 
 def test_no_call_is_made_for_a_row_that_was_changed(sqlite_store):
-    claim = sqlite_store.quiesced()
-    with sqlite_store.tampering() as connection:
-        ids = '{"user"\\: "victim", "anonymous"\\: []}'
-        connection.execute(text(f"UPDATE mm_erasures SET ids = '{ids}'"))
+    claim = renamed(sqlite_store)
 
     assert sqlite_store.steps.intent(claim, NOW) is None
     assert sqlite_store.queries.show(claim.id)["state"] == "attention"

@@ -339,13 +339,15 @@ def test_two_workers_at_the_same_erasure_make_each_call_once(erasures, sandbox):
 
 
 class CountedPurge(Purge):
-    """Notes the persons of each scan."""
+    """Notes the persons of each scan, and whether it looked at what waits."""
 
     scans = ()
+    whole = ()
 
-    def scan(self, subjects, keep_alive=lambda: None):
+    def scan(self, subjects, keep_alive=lambda: None, **how):
         self.scans += (len(subjects),)
-        return super().scan(subjects, keep_alive)
+        self.whole += (not how["is_again"],)
+        return super().scan(subjects, keep_alive, **how)
 
 
 @pytest.mark.parametrize("are_fenced", [True, False])
@@ -364,6 +366,7 @@ def test_one_scan_serves_all_erasures_that_are_due(erasures, are_fenced):
         worker.sweep()
 
     assert worker.purge.scans == (6, 6)
+    assert worker.purge.whole == (True, False)
     assert {erasures.state(one) for one in ids} == {"settling"}
     removed = [erasures.shown(one)["removed"]["track:waiting"] for one in ids]
     assert removed == [1, 2, 3, 4, 5, 6]
@@ -419,7 +422,7 @@ def test_when_redis_goes_away_in_a_scan_all_its_erasures_are_due_again_soon(eras
     ids = [erasures.forget(f"person-{n}") for n in range(2)]
 
     class Away(Purge):
-        def scan(self, *_):
+        def scan(self, *_, **__):
             raise RedisConnectionError
 
     with pytest.raises(RedisConnectionError):
@@ -877,6 +880,20 @@ def test_in_mode_once_events_are_accepted_again_after_completion(erasures):
 
     assert erasures.state(erasure) == "completed_once"
     assert erasures.is_accepted()
+
+
+def test_a_sweep_lowers_the_fence_once_for_all_that_completed_in_mode_once(erasures, caplog):
+    """30 completions loaded the whole fence 30 times."""
+    caplog.set_level(logging.INFO)
+    ids = [erasures.forget(f"person-{n}", mode="once") for n in range(3)]
+    erasures.workflow.sweep()
+    for wait_s in PASSES_S[1:]:
+        caplog.clear()
+        erasures.sweep_after(seconds=wait_s + 1)
+
+    assert {erasures.state(one) for one in ids} == {"completed_once"}
+    assert erasures.flow.redis.scard(KEYS.fence) == 0
+    assert caplog.messages.count("fences_loaded") == 1
 
 
 ENDS = {

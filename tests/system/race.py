@@ -102,14 +102,28 @@ class SteppingPurge(Purge):
         super().__init__(world.redis, PROJECT)
         self._world = world
 
-    def scan(self, subjects, keep_alive=lambda: None):
+    def scan(self, subjects, keep_alive=lambda: None, **how):
         def step():
             keep_alive()
             pause()
 
-        scans = super().scan(subjects, step)
+        scans = super().scan(subjects, step, **how)
         self._world.in_order()
         return scans
+
+
+class TimedPauses(Pauses):
+    """A pause that chooses another probe in virtual time, if the process of one died."""
+
+    def __init__(self, world):
+        super().__init__(world.redis, PROJECT, None)
+        self._world = world
+
+    def choose_probe(self, batch_id, *, lost_ms):
+        is_chosen = super().choose_probe(batch_id, lost_ms=lost_ms)
+        if is_chosen:
+            self._world.later(lost_ms / 1000, self.probe_now)
+        return is_chosen
 
 
 class CountedFence(Fence):
@@ -297,7 +311,7 @@ class World:
         state = AuditState(redis, PROJECT)
         fence, queries = Paused(CountedFence(self)), Paused(store.queries)
         self.fence_sync = FenceSync(fence, queries, Paused(store.continuity), state)
-        pause = Pauses(redis, PROJECT, None)
+        pause = TimedPauses(self)
         self.erasure_service = ErasureService(steps, commands, self.fence_sync, pause)
         self.vendor = Vendor(self)
         self.workflow = ErasureWorkflow(
@@ -518,6 +532,8 @@ class World:
             self.to_claim[lane] = readiness != "idle"
             if readiness == "unloaded":
                 yield from self._load()
+            if readiness == "paused":
+                yield self._rest_s(6)
             return
         batch = Batch(id_, lane, len(self.numbers), self.now_ms)
         self.batches[id_] = batch

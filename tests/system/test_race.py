@@ -21,6 +21,7 @@ Each part of the protocol is needed: without one of them the seeds turn red.
     the fence at append                 I3
     quiesce                             I4 vendor: a request arrives after the last pass
     the second pass                     I4 vendor: the same, of an attempt that had ended
+    the purge of what waits             I4 redis
     the purge of dead letters           I4 redis
     the interval between two passes     I4 log
     the pause of the project            I5 key
@@ -96,8 +97,8 @@ def without_fence(script_name, call):
     return script
 
 
-def blind_scan(self, subjects, keep_alive, scan=Purge.scan):
-    scans = scan(self, subjects, keep_alive)
+def blind_scan(self, subjects, keep_alive, *, scan=Purge.scan, **how):
+    scans = scan(self, subjects, keep_alive, **how)
     return {name: found._replace(sending_ms=0) for name, found in scans.items()}
 
 
@@ -128,6 +129,7 @@ SABOTAGES = {
     "second pass": ("I4 vendor", lambda: (race, "PASSES_S", (0.0,))),
     "interval of the passes": ("I4 log", lambda: (steps, "_then", hurried)),
     "pause of the key": ("I5 key", lambda: (Pauses, "is_paused", lambda _: False)),
+    "purge of what waits": ("I4 redis", lambda: (Purge, "_pending", lambda *_: iter(()))),
     "purge of dead letters": ("I4 redis", lambda: (Purge, "_dead", lambda *_: iter(()))),
 }
 
