@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import and_, case, insert, or_, select, update
 
-from mm_tasks.erasure.audit import evidence, tables
+from mm_tasks.erasure.audit import row_evidence, tables
 from mm_tasks.erasure.audit.protocol import ACKNOWLEDGED, CALLED, OPEN, SCHEDULED, WAITING_KEY
 from mm_tasks.erasure.deadlines import first_call_at
 from mm_tasks.erasure.models import TO_SCAN, WAITS, Claim, Erasure, StepAttempt, VendorAck
@@ -164,7 +164,7 @@ class ErasureSteps:
             # The result of an earlier call may have arrived since the claim.
             if row is None or not rows.value(row).is_due:
                 return None
-            if not evidence.holds(rows.connection, row, self._session.pseudonyms):
+            if not row_evidence.holds(rows.connection, row, self._session.pseudonyms):
                 self._stop(rows, row)
                 return None
             n, last = row["acknowledged"] + 1, _call(rows, claim.id, row["attempts"])
@@ -186,7 +186,7 @@ class ErasureSteps:
     def _stop(self, rows: ErasureRows, row: Row) -> None:
         """Let no call follow: the row is not the one that the log says. A person must look."""
         _log.error("erasure_row_changed erasure=%s", row["id"], extra={"erasure": row["id"]})
-        logged = evidence.logged_state(rows.connection, row["id"], self._session.pseudonyms)
+        logged = row_evidence.logged_state(rows.connection, row["id"], self._session.pseudonyms)
         stop = Transition("attention", {"next_at": None, "outcome": "row_changed"})
         if logged is not None and logged.state == row["state"] != "attention":
             rows.advance(row, [stop])

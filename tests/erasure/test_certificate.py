@@ -201,7 +201,10 @@ def test_dates_and_numbers_have_the_form_of_the_language(language, day, time, ex
 @pytest.mark.parametrize(
     ("language", "forms"),
     [
-        ("en", ["No record had", "1 record about you that waited", "2 records about you that waited"]),
+        (
+            "en",
+            ["No record had", "1 record about you that waited", "2 records about you that waited"],
+        ),
         ("de", ["war keiner", "1 Datensatz zu Ihrer", "2 Datensätze zu Ihrer"]),
     ],
 )

@@ -5,6 +5,7 @@ manipulation is made in a copy of the file, or in a transaction that is rolled b
 """
 
 import shutil
+from dataclasses import replace
 from itertools import combinations
 from random import Random
 
@@ -13,6 +14,7 @@ from sqlalchemy import text
 
 from mm_tasks.erasure.audit.verification import verify
 from mm_tasks.errors import MMTasksError
+from tests.erasure.stores import DONE as DONE_ACK
 from tests.erasure.stores import NOW, USER, VISITOR, Store, after
 
 FENCED = ("mm_suppressions", ("n = n + 9", "kind = 'other'", "project = 'q'"))
@@ -126,3 +128,34 @@ def test_no_call_is_made_for_a_row_that_was_changed(sqlite_store):
     assert sqlite_store.queries.show(claim.id)["state"] == "attention"
     assert sqlite_store.kinds()[-1] == "attention"
     assert sqlite_store.steps.due(60, after(days=9)) == []
+
+
+def test_no_call_is_made_for_an_erasure_that_ended_although_a_late_result_followed(store):
+    claim = store.quiesced()
+    lost = store.steps.intent(claim, NOW)
+    store.complete(claim)
+    store.steps.result(lost, DONE_ACK, NOW)
+    assert store.kinds()[-1] == "result"
+    with store.database.write() as connection:
+        ids = f'{{"user": "{USER}", "anonymous": []}}'
+        reopened = f"state = 'settling', acknowledged = 1, ids = '{ids}', next_at = {MOVED}"
+        connection.exec_driver_sql(f"UPDATE mm_erasures SET {reopened}, token = 'x'")
+
+    assert store.steps.intent(replace(claim, token="x"), NOW) is None
+
+
+CHANGES = {
+    "a state": "UPDATE mm_erasures SET state = 'attention'",
+    "an id less": """UPDATE mm_erasures SET ids = '{"user": "USER", "anonymous": []}'""",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_no_call_is_made_unless_state_and_number_of_ids_are_the_logs(store, change):
+    claim = store.quiesced(anonymous_ids=(VISITOR,))
+    with store.database.write() as connection:
+        if "ids" in change:
+            connection.execute(text("DELETE FROM mm_suppressions WHERE n > 0"))
+        connection.exec_driver_sql(change.replace("USER", USER))
+
+    assert store.steps.intent(claim, NOW) is None
