@@ -172,7 +172,8 @@ def verify(log: AuditLog, elsewhere: Iterable[Checkpoint] = ()) -> Report:
         for seq, line in lines(connection):
             chain.add(seq, line)
         report = chain.finish(tables.guards_missing(connection))
-        compare(connection, chain.replays, chain.restored, key)
+        now = log.database.now(connection)
+        compare(connection, chain.replays, chain.restored, key, now)
     if report.guards_missing:
         _log.warning("audit_guards_missing", extra={"guards": ", ".join(report.guards_missing)})
     return replace(
