@@ -9,9 +9,8 @@ import json
 import sys
 from contextlib import suppress
 from dataclasses import asdict, replace
-from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from redis.exceptions import RedisError
@@ -23,7 +22,6 @@ from mm_tasks.erasure.audit import verification
 from mm_tasks.erasure.audit.checkpoints import read_file
 from mm_tasks.errors import AuditChainBroken
 from mm_tasks.monitoring.health import AGE_MAX_S
-from mm_tasks.timestamps import STAMP, moment, stamp
 
 if TYPE_CHECKING:
     from mm_tasks.erasure.adoption import Adopted, Loss
@@ -37,8 +35,6 @@ app = typer.Typer(
     help="Verify and export the audit log of erasures, and publish checkpoints.",
 )
 
-# Clocks of hosts differ, and an entry may be committed a little later than its time.
-_CLOCKS_DIFFER = timedelta(minutes=5)
 # The exit code of a log that holds, where nothing from outside of the database was compared.
 _NOT_COMPARED = 3
 
@@ -68,9 +64,10 @@ def verify(
 
     The log is compared with its checkpoints in the database, in the state directory and in the
     files given, and with every column of the work rows; an export with the checkpoints of the
-    state directory and of the files. Exit 3 if all holds, but no checkpoint from outside of the
-    database was compared: then nothing shows that no tail was cut. Notes the result of the log in
-    Redis, for `status`, `health` and metrics, and changes nothing else.
+    state directory and of the files, so that an older export fails: export again. Exit 3 if all
+    holds, but no checkpoint from outside of the database was compared: then nothing shows that no
+    tail was cut. Notes the result of the log in Redis, for `status`, `health` and metrics. Run by
+    the owner of an audit store of an earlier release, it upgrades that first.
 
     Example: mm-tasks audit verify --outside checkpoints-of-host-b
     """
@@ -189,9 +186,11 @@ def _checkpoints_of(path: Path) -> list[Checkpoint]:
 
 
 def _of_log(elsewhere: list[Checkpoint]) -> Report:
-    log = runtime.current().audit_store.log
+    store = runtime.current().audit_store
+    log = store.log
     if log.database.is_missing:
         fail("there is no audit log; see MM_TASKS_AUDIT_URL and MM_TASKS_STATE_DIR")
+    store.check()
     state = runtime.current().audit_state
     try:
         report = verification.verify(log, elsewhere)
@@ -215,23 +214,9 @@ def _of_export(path: Path, elsewhere: list[Checkpoint]) -> Report:
     # Only a newline ends a line.
     lines = text.removesuffix("\n").split("\n")
     log = runtime.current().audit_store.log
-    host = _of_its_time(_kept(log.outside), lines[-1])
+    host = _kept(log.outside)
     report = verification.verify_lines(lines, [*host, *elsewhere], log.find_key())
     return replace(report, checkpoints_host=len(host), checkpoints_outside=len(elsewhere))
-
-
-def _of_its_time(checkpoints: list[Checkpoint], last: str) -> list[Checkpoint]:
-    """Return the checkpoints that an export must agree with, without later ones."""
-    end: Any = None
-    with suppress(ValueError, RecursionError):
-        end = json.loads(last)
-    if not isinstance(end, dict) or not isinstance(end.get("size"), int):
-        return checkpoints
-    at = end.get("at")
-    if not isinstance(at, str) or STAMP.fullmatch(at) is None:
-        return checkpoints
-    until = stamp(moment(at) - _CLOCKS_DIFFER)
-    return [known for known in checkpoints if known.size <= end["size"] or known.at <= until]
 
 
 def _kept(outside: CheckpointSinks) -> list[Checkpoint]:

@@ -7,6 +7,8 @@ from datetime import UTC, datetime, timedelta
 
 # The workflow logs a warning at these parts of the time allowed, in percent.
 MARKS = (50, 80, 100)
+# The longest wait between two calls that the vendor does not acknowledge.
+BLOCKED_MAX = timedelta(days=1)
 
 
 def one_month_after(received_at: datetime) -> datetime:

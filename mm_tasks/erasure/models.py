@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 from mm_tasks.buffer import records
 from mm_tasks.erasure.audit import protocol
+from mm_tasks.erasure.deadlines import BLOCKED_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,7 +38,7 @@ TO_SCAN = ("received", "fenced", "purged")
 # database's clock was set back since it was planned.
 WAITS = {
     **dict.fromkeys(TO_SCAN, timedelta(minutes=1)),
-    **dict.fromkeys(protocol.BLOCKED, timedelta(days=1)),
+    **dict.fromkeys(protocol.BLOCKED, BLOCKED_MAX),
 }
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import and_, case, insert, or_, select, update
 
-from mm_tasks.erasure.audit import evidence, tables
+from mm_tasks.erasure.audit import row_evidence, tables
 from mm_tasks.erasure.audit.protocol import ACKNOWLEDGED, CALLED, OPEN, SCHEDULED, WAITING_KEY
 from mm_tasks.erasure.deadlines import first_call_at
 from mm_tasks.erasure.models import TO_SCAN, WAITS, Claim, Erasure, StepAttempt, VendorAck
@@ -34,6 +34,7 @@ from mm_tasks.erasure.rows import (
     ending,
     transaction,
 )
+from mm_tasks.errors import AuditChainBroken
 from mm_tasks.timestamps import stamp
 
 if TYPE_CHECKING:
@@ -145,13 +146,14 @@ class ErasureSteps:
         with self._held(claim) as (rows, row):
             if row is None:
                 return None
+            details = {"passes": len(passes_s), "passes_s": list(passes_s)}
             changes = {
                 "quiesced_at": rows.now,
                 "round": tables.erasures.c.round + 1,
                 "passes_s": list(passes_s),
                 "next_at": first_call_at(rows.now, passes_s[0], row["call_after"]),
             }
-            quiesced = Transition("quiesced", {"passes": len(passes_s)}, changes)
+            quiesced = Transition("quiesced", details, changes)
             return _advanced(claim, rows, row, quiesced)
 
     def intent(self, claim: Claim) -> StepAttempt | None:
@@ -164,7 +166,10 @@ class ErasureSteps:
             # The result of an earlier call may have arrived since the claim.
             if row is None or not rows.value(row).is_due:
                 return None
-            if not evidence.holds(rows.connection, row, self._session.pseudonyms):
+            # The caller names the ids of its claim, which was read before.
+            is_as_claimed = row["ids"] == claim.erasure.ids
+            key = self._session.pseudonyms
+            if not (is_as_claimed and row_evidence.holds(rows.connection, row, key)):
                 self._stop(rows, row)
                 return None
             n, last = row["acknowledged"] + 1, _call(rows, claim.id, row["attempts"])
@@ -186,7 +191,7 @@ class ErasureSteps:
     def _stop(self, rows: ErasureRows, row: Row) -> None:
         """Let no call follow: the row is not the one that the log says. A person must look."""
         _log.error("erasure_row_changed erasure=%s", row["id"], extra={"erasure": row["id"]})
-        logged = evidence.logged_state(rows.connection, row["id"], self._session.pseudonyms)
+        logged = row_evidence.logged_state(rows.connection, row["id"], self._session.pseudonyms)
         stop = Transition("attention", {"next_at": None, "outcome": "row_changed"})
         if logged is not None and logged.state == row["state"] != "attention":
             rows.advance(row, [stop])
@@ -343,10 +348,18 @@ def _due_at(rows: ErasureRows, row: Row, n: int) -> datetime:
 
     The first pass counts from quiesce, and waits for the erasure's `call_after`.
     """
+    if n > len(row["passes_s"]):
+        raise _changed(row)
     wait_s = row["passes_s"][n - 1]
     if n == 1:
         return first_call_at(row["quiesced_at"], wait_s, row["call_after"])
     acknowledged = _last_result(rows, row, n - 1, ACKNOWLEDGED)
-    assert acknowledged is not None, "a pass follows an acknowledged one"
+    if acknowledged is None:
+        raise _changed(row)
     since: datetime = acknowledged["answered_at"]
     return since + timedelta(seconds=wait_s)
+
+
+def _changed(row: Row) -> AuditChainBroken:
+    rule = "its passes are not those of its state; see mm-tasks audit verify"
+    return AuditChainBroken(f"erasure {row['id']}: {rule}")

@@ -98,6 +98,14 @@ class AuditStore:
         """Append an entry about the store itself, one of `protocol.STORE_ENTRIES`."""
         timestamping.record(self._session, kind, details)
 
+    def check(self) -> None:
+        """Raise `ConfigurationError` unless tables and key fit; an owner upgrades older tables.
+
+        Without a key nothing is compared, and none is created.
+        """
+        if self._find_key() is not None:
+            _ = self._session.store_id
+
     def open_erasures(self) -> tuple[dict[str, Any], list[ErasureDeadline]]:
         """Return the numbers of erasures, as `ErasureQueries.summary`, and all open ones.
 

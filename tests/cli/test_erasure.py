@@ -721,6 +721,26 @@ def test_verify_warns_of_missing_guards_and_refuses_a_changed_entry(store, comma
     assert broken.stderr.startswith("mm-tasks: entry 1: it differs from the entry of a checkpoint")
 
 
+def test_verify_exits_with_3_unless_something_from_outside_was_compared(store, command, tmp_path):
+    store.completed()
+    export, kept, short = (tmp_path / name for name in ("export.jsonl", "checkpoints", "elsewhere"))
+    assert command("audit", "export", str(export)).returncode == 0
+    kept.rename(short)
+    verify, elsewhere = ("audit", "verify"), ("--outside", str(short))
+
+    for words in (verify, (*verify, str(export))):
+        alone, compared = command(*words), command(*words, *elsewhere)
+        assert (alone.returncode, compared.returncode) == (3, 0)
+        assert "no checkpoint from outside" in alone.stderr
+        assert compared.stderr == ""
+        count = len(short.read_text().splitlines())
+        assert f"0 of this host, {count} from elsewhere" in compared.stdout
+    short.write_text(f"99 {'0' * 64} {NOW:%Y-%m-%dT%H:%M:%S.000Z}\n")
+    for words in (verify, (*verify, str(export))):
+        assert command(*words, *elsewhere).returncode == 1
+    assert command(*verify, "--outside", str(tmp_path / "none")).returncode == 1
+
+
 @pytest.fixture
 def file(store, command, tmp_path):
     """An export of the log of one erasure."""
@@ -742,7 +762,9 @@ def test_an_export_is_private_and_verified_by_both_programs(store, command, tmp_
     assert report["checkpoints"] > 1
     assert theirs.stdout.startswith(f"verified: {len(store.entries())} entries")
     store.ask(user_id="someone-else", now=NOW + timedelta(hours=1))
-    assert command("audit", "verify", str(file)).returncode == 0, "an older export holds"
+    older = command("audit", "verify", str(file))
+    assert older.returncode == 1
+    assert "the export was cut, or is older: export again" in older.stderr
     assert command("audit", "export", str(file)).returncode == 2
     assert command("audit", "export", str(file), "--force").returncode == 0
 
@@ -760,7 +782,7 @@ def test_an_export_that_was_cut_or_changed_is_refused(command, tmp_path, file):
         ("{}\n", ""),
         ("no\n", ""),
         # Only a checkpoint outside disagrees with a new last line.
-        ("".join(entries[:-1]) + f"{canonical(forged)}\n", "its tail was cut"),
+        ("".join(entries[:-1]) + f"{canonical(forged)}\n", "the export was cut"),
     ):
         file.write_text(text)
         done = command("audit", "verify", str(file))

@@ -112,8 +112,9 @@ class Store:
                 for kind in ("no_update", "no_delete", "next"):
                     on = "" if self.database.is_sqlite else f" ON {table}"
                     connection.execute(text(f"DROP TRIGGER IF EXISTS {table}_{kind}{on}"))
-            # SQLite's index refuses a line that is not JSON.
-            connection.execute(text("DROP INDEX IF EXISTS mm_erasure_audit_erasure"))
+            # SQLite's indexes refuse a line that is not JSON.
+            for name in ("erasure", "added"):
+                connection.execute(text(f"DROP INDEX IF EXISTS mm_erasure_audit_{name}"))
             yield connection
 
 

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 
 from mm_tasks.erasure.audit import tables
 from mm_tasks.erasure.audit.log import AuditLog, canonical, hash_of
 from mm_tasks.erasure.audit.verification import verify
-from mm_tasks.errors import AuditChainBroken
-from tests.erasure.stores import NOW, USER, VISITOR, after, raw_engine
+from mm_tasks.errors import AuditChainBroken, ConfigurationError
+from tests.erasure.stores import NOW, USER, VISITOR, Store, after, raw_engine
 
 DDL = Path(__file__).with_name("version_1")
 
@@ -121,3 +121,22 @@ def test_an_old_store_whose_tags_are_not_the_logs_is_not_upgraded(old, change):
     with raw_engine(old.url).connect() as connection:
         assert connection.exec_driver_sql("SELECT schema_version FROM mm_store").scalar() == 1
     assert tables.SCHEMA_VERSION == 2
+
+
+def test_a_role_without_the_rights_is_told_to_upgrade_as_the_owner(postgresql_url, tmp_path):
+    made = Store(postgresql_url, tmp_path)
+    made.ask(reason="gdpr_17_1_b")
+    old, role = as_version_1(made), "mm_tasks_upgrade_test"
+    with raw_engine(postgresql_url).begin() as connection:
+        connection.exec_driver_sql(f"DROP ROLE IF EXISTS {role}")
+        connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN PASSWORD 'p'")
+        connection.exec_driver_sql(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
+    url = make_url(postgresql_url).set(username=role, password="p")
+    restricted = Store(url.render_as_string(hide_password=False), tmp_path)
+
+    with pytest.raises(ConfigurationError, match="run mm-tasks check once as the owner"):
+        _ = restricted.session.store_id
+    assert len(old.entries()) == 1
+    with raw_engine(postgresql_url).begin() as connection:
+        connection.exec_driver_sql(f"DROP OWNED BY {role}")
+        connection.exec_driver_sql(f"DROP ROLE {role}")

@@ -6,6 +6,8 @@
 -- which a cast to JSON is not; a quote inside a text of a line is escaped.
 CREATE INDEX IF NOT EXISTS mm_erasure_audit_erasure ON mm_erasure_audit (substring(line from '"erasure":"([^"]*)"'));
 
+CREATE INDEX IF NOT EXISTS mm_erasure_audit_added ON mm_erasure_audit (substring(line from '"erasure":"([^"]*)"')) WHERE substring(line from '"entry":"([^"]*)"') = 'anonymous_added';
+
 CREATE OR REPLACE FUNCTION mm_erasure_audit_refuse() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN RAISE EXCEPTION 'mm_erasure_audit is append-only'; END $$;
 

@@ -4,6 +4,8 @@
 -- cannot compare `prev` and the head of a checkpoint.
 CREATE INDEX IF NOT EXISTS mm_erasure_audit_erasure ON mm_erasure_audit (json_extract(line, '$.erasure'));
 
+CREATE INDEX IF NOT EXISTS mm_erasure_audit_added ON mm_erasure_audit (json_extract(line, '$.erasure')) WHERE json_extract(line, '$.entry') = 'anonymous_added';
+
 CREATE TRIGGER IF NOT EXISTS mm_erasure_audit_no_update BEFORE UPDATE ON mm_erasure_audit
 BEGIN SELECT RAISE(ABORT, 'mm_erasure_audit is append-only'); END;
 

@@ -2,7 +2,8 @@ r"""An append-only, tamper-evident log of every erasure: table `mm_erasure_audit
 
 One line of JSON for each entry, stored verbatim beside its `seq`: 1, 2, 3 … without a gap.
 A line is UTF-8, its keys sorted, no spaces, no newline; text is escaped only where JSON
-demands it, numbers are whole. It has exactly these fields, the two marked * since schema 2:
+demands it, numbers are whole but in `passes_s`. It has exactly these fields, the two marked *
+since schema 2:
 
     at       the time, by the clock of the database: UTC, YYYY-MM-DDTHH:MM:SS.mmmZ
     details  the rest of the entry: fixed words, counts, statuses, times, references
@@ -43,7 +44,7 @@ import json
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import insert, literal_column, select
+from sqlalchemy import insert, literal_column, or_, select
 
 from mm_tasks.erasure.audit import tables
 from mm_tasks.erasure.audit.checkpoints import Checkpoint, CheckpointSinks
@@ -53,9 +54,9 @@ from mm_tasks.errors import AuditChainBroken
 from mm_tasks.timestamps import stamp
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from sqlalchemy import ColumnElement
+    from sqlalchemy import ColumnElement, Select
     from sqlalchemy.engine import Connection
 
     from mm_tasks.erasure.audit.pseudonyms import Pseudonyms
@@ -66,10 +67,16 @@ FIRST_PREV = "0" * 64
 NO_SUBJECT = "0" * 64
 # Rows fetched at a time: a log is read without holding all of it.
 _PAGE = 500
-# The expression of the index that the guards create.
+# The expressions of the indexes that the guards create.
 _ERASURE: dict[str, ColumnElement[str]] = {
     "sqlite": literal_column("json_extract(line, '$.erasure')"),
     "postgresql": literal_column("""substring(line from '"erasure":"([^"]*)"')"""),
+}
+_ADDED: dict[str, ColumnElement[bool]] = {
+    "sqlite": literal_column("json_extract(line, '$.entry') = 'anonymous_added'"),
+    "postgresql": literal_column(
+        """substring(line from '"entry":"([^"]*)"') = 'anonymous_added'"""
+    ),
 }
 
 
@@ -186,17 +193,31 @@ def lines(
 
 def entries(connection: Connection, erasure: str) -> list[dict[str, Any]]:
     """Return the fields of each entry of an erasure, in order."""
-    mine = _ERASURE[connection.dialect.name] == erasure
-    query = select(tables.log.c.line).where(mine).order_by(tables.log.c.seq)
+    return _found(connection, _of(connection, erasure).order_by(tables.log.c.seq))
+
+
+def naming(connection: Connection, erasure: str) -> list[dict[str, Any]]:
+    """Return the fields of the entries of an erasure that named ids: its first one, and others."""
+    lines_of = _of(connection, erasure).order_by(tables.log.c.seq)
+    first = _found(connection, lines_of.limit(1))
+    return first + _found(connection, lines_of.where(_ADDED[connection.dialect.name]))
+
+
+def last(connection: Connection, erasure: str, kinds: Iterable[str]) -> list[dict[str, Any]]:
+    """Return the fields of the last entry of an erasure that is of these kinds; none without."""
+    # A quote inside of a text is escaped, so that no detail looks like this.
+    texts = [canonical({"entry": kind})[1:-1] for kind in kinds]
+    are_of = (tables.log.c.line.contains(text, autoescape=True) for text in texts)
+    query = _of(connection, erasure).where(or_(*are_of)).order_by(tables.log.c.seq.desc())
+    return _found(connection, query.limit(1))
+
+
+def _of(connection: Connection, erasure: str) -> Select[tuple[str]]:
+    return select(tables.log.c.line).where(_ERASURE[connection.dialect.name] == erasure)
+
+
+def _found(connection: Connection, query: Select[tuple[str]]) -> list[dict[str, Any]]:
     return [object_of(line) for line in connection.execute(query).scalars()]
-
-
-def ends(connection: Connection, erasure: str) -> list[dict[str, Any]]:
-    """Return the fields of the first and the last entry of an erasure; none without entries."""
-    seq, mine = tables.log.c.seq, _ERASURE[connection.dialect.name] == erasure
-    query = select(tables.log.c.line).where(mine).limit(1)
-    found = [connection.execute(query.order_by(each)).scalar() for each in (seq, seq.desc())]
-    return [object_of(line) for line in found if line is not None]
 
 
 class AuditLog:

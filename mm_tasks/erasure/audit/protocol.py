@@ -101,7 +101,9 @@ ENTRIES: Mapping[str, AuditEntry] = MappingProxyType(
         "fenced": _entry({"received"}, "fenced"),
         # Repeated while a scan removes something, such as the events of a failed attempt.
         "purged": _entry({"fenced", "purged"}, "purged", "removed"),
-        "quiesced": _entry({"purged"}, "quiesced", "passes"),
+        "quiesced": _entry({"purged"}, "quiesced", "passes")._replace(
+            optional=frozenset({"passes_s"})
+        ),
         # In the states `BLOCKED` it does not change the state: see `step`.
         "intent": _entry(
             OPEN - {SCHEDULED, "received", "fenced", "purged"}, "submitted", "pass", "attempt"
@@ -225,6 +227,9 @@ def _call_rules(
             yield not before.attempts, "the vendor was called already"
         case "quiesced":
             yield details["passes"] > 0, "a round makes at least one pass"
+            planned = details.get("passes_s")
+            is_each = planned is None or len(planned) == details["passes"]
+            yield is_each, "each pass has its interval"
         case "intent":
             is_next = details["attempt"] == before.attempts + 1
             yield is_next, "attempts must be counted without a gap"
@@ -285,6 +290,10 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
+def _are_seconds(value: object) -> bool:
+    return isinstance(value, list) and all(type(s) in (int, float) and s >= 0 for s in value)
+
+
 def _are_counts(value: object) -> bool:
     return isinstance(value, dict) and all(is_word(k) and _is_count(n) for k, n in value.items())
 
@@ -302,6 +311,7 @@ _ALLOWED: Mapping[str, Callable[[object], bool]] = {
     **dict.fromkeys(("call_after", "due_at", "not_before", "received_at"), _is_stamp),
     **dict.fromkeys(("original", "project"), is_reference),
     **dict.fromkeys(("requested_by", "ticket"), _optional(is_reference)),
+    "passes_s": _are_seconds,
     "next_at": _optional(_is_stamp),
     "reason": _optional(is_word),
     "status": _optional(_is_count),

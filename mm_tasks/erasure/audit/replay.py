@@ -1,8 +1,9 @@
 """Replay: the columns of the work rows that the entries of an erasure determine.
 
 `verification` compares them with the rows, so that a changed row is found. Not determined, and
-of no use to somebody who changes them: the claim (`token`, `lease_until`), `warned`, when the next
-step is due, `due_at` of a pass, and the calls of an attempt that has no result yet.
+of no use to somebody who changes them: the claim (`token`, `lease_until`), `warned`, `due_at` of a
+pass, the calls of an attempt that has no result yet, and when the next step is due, if the last
+entry does not state it or that time has passed.
 
 Pure: no clock, no I/O.
 """
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mm_tasks.erasure.audit import protocol
 from mm_tasks.erasure.audit.seals import add
-from mm_tasks.erasure.deadlines import one_month_after
+from mm_tasks.erasure.deadlines import first_call_at, one_month_after
 from mm_tasks.timestamps import moment
 
 if TYPE_CHECKING:
@@ -33,9 +34,10 @@ _REQUESTED = ("project", "mode", "anonymous", "requested_by", "reason")
 class ErasureReplay:
     """One erasure, as its entries give it so far.
 
-    `columns` are of `mm_erasures`, `passes` of `mm_erasure_passes` by attempt. `fenced` has the
-    time since when each id is fenced, the user first; empty without a fence. `fences` is the sum
-    of its weights: None if entries of an earlier release, which had no sums, fenced it.
+    `columns` are of `mm_erasures`, and `is_aof_awaited`; `passes` of `mm_erasure_passes` by
+    attempt. `fenced` has the time since when each id is fenced, the user first; empty without a
+    fence. `fences` is the sum of its weights: None if entries of an earlier release, which had no
+    sums, fenced it.
     """
 
     state: ErasureState | None = None
@@ -59,6 +61,11 @@ class ErasureReplay:
             "passes": self.state.passes,
         }
         self._take(kind, details, at)
+        self._plan(kind, details)
+        if "mac" not in entry:
+            # Earlier releases kept no such columns, or otherwise.
+            self.columns |= {"is_aof_awaited": False}
+            self.columns.pop("next_at", None)
         if kind == "received":
             subject = {"pseudonym": entry["subject"], "epoch": entry["epoch"]}
             self.columns |= {**subject, "accepted_at": at}
@@ -77,6 +84,8 @@ class ErasureReplay:
             case "fenced" | "quiesced":
                 columns[f"{kind}_at"] = at
                 columns["round"] += kind == "quiesced"
+                if "passes_s" in details:
+                    columns["passes_s"] = details["passes_s"]
             case "purged":
                 total = Counter(columns["removed"])
                 total.update(details["removed"])
@@ -90,6 +99,29 @@ class ErasureReplay:
                 answer = {"status": details["status"], "outcome": details["outcome"]}
                 ended = {"calls": details.get("calls", 1), "answered_at": at}
                 self.passes[details["attempt"]] |= answer | ended
+
+    def _plan(self, kind: str, details: Mapping[str, Any]) -> None:
+        """Take the time of the next step, if this entry states it, and what else is awaited.
+
+        What waits for the key may have its time changed at any time.
+        """
+        assert self.state is not None
+        columns, state = self.columns, self.state.state
+        if kind in {"completed", "aof_rewritten"}:
+            columns["is_aof_awaited"] = kind == "completed"
+        if "next_at" in details or state in protocol.ENDED:
+            next_at = details.get("next_at")
+            columns["next_at"] = None if next_at is None else moment(next_at)
+        elif state == protocol.SCHEDULED and "not_before" in details:
+            not_before = moment(details["not_before"])
+            columns["next_at"] = min(columns.get("next_at", not_before), not_before)
+        elif state == "quiesced" and kind != "result" and "passes_s" in columns:
+            planned = (columns["quiesced_at"], columns["passes_s"][0], columns["call_after"])
+            columns["next_at"] = first_call_at(*planned)
+        elif state != protocol.SCHEDULED and kind not in ("intent", "result", "ticket_added"):
+            columns.pop("next_at", None)
+        if state == protocol.WAITING_KEY:
+            columns.pop("next_at", None)
 
     def _fence(self, kind: str, at: datetime, change: int | None) -> None:
         assert self.state is not None
@@ -115,11 +147,17 @@ class ErasureReplay:
             self.fences = add(self.fences, change)
 
 
+def _call_after(details: Mapping[str, Any]) -> datetime | None:
+    return moment(details["call_after"]) if "call_after" in details else None
+
+
 def _received(details: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **{name: details[name] for name in _REQUESTED},
         "received_at": moment(details["received_at"]),
         "due_at": moment(details["due_at"]),
+        "call_after": _call_after(details),
+        "is_aof_awaited": False,
         "tickets": [] if details["ticket"] is None else [details["ticket"]],
         **dict.fromkeys(("fenced_at", "quiesced_at", "ended_at", "duplicate_of")),
         "removed": {},
@@ -130,7 +168,9 @@ def _received(details: Mapping[str, Any]) -> dict[str, Any]:
 def _ticket_added(columns: Mapping[str, Any], details: Mapping[str, Any]) -> dict[str, Any]:
     ticket, tickets = details["ticket"], columns["tickets"]
     is_known = ticket is None or ticket in tickets
+    call_after, asked = columns["call_after"], _call_after(details)
     return {
+        "call_after": min(call_after, asked) if call_after and asked else None,
         "mode": details["mode"],
         "tickets": tickets if is_known else [*tickets, ticket],
         "due_at": min(columns["due_at"], one_month_after(moment(details["received_at"]))),

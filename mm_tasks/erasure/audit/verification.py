@@ -146,12 +146,12 @@ class Chain:
             raise _broken(place, "it does not change the restored fences as its kind does")
         self.restored[group] = (rows, add(sum_, change))
 
-    def finish(self, guards_missing: Iterable[str] = ()) -> Report:
+    def finish(self, guards_missing: Iterable[str] = (), cut: str = "its tail was cut") -> Report:
         """Return the report; raise `AuditChainBroken` if a checkpoint has more entries."""
         longest = max(self.checkpoints, default=0)
         if longest > self.size:
             rule = f"a checkpoint saw {longest} entries, and {self.size} are here"
-            raise _missing(self.size + 1, f"{rule}; its tail was cut")
+            raise _missing(self.size + 1, f"{rule}; {cut}")
         states = Counter(str(replay.columns["state"]) for replay in self.replays.values())
         guards = tuple(guards_missing)
         return Report(self.size, self.head, dict(states), len(self.checkpoints), guards)
@@ -172,7 +172,8 @@ def verify(log: AuditLog, elsewhere: Iterable[Checkpoint] = ()) -> Report:
         for seq, line in lines(connection):
             chain.add(seq, line)
         report = chain.finish(tables.guards_missing(connection))
-        compare(connection, chain.replays, chain.restored, key)
+        now = log.database.now(connection)
+        compare(connection, chain.replays, chain.restored, key, now)
     if report.guards_missing:
         _log.warning("audit_guards_missing", extra={"guards": ", ".join(report.guards_missing)})
     return replace(
@@ -189,12 +190,15 @@ def verify_lines(
     checkpoints: Iterable[Checkpoint] = (),
     key: Pseudonyms | None = None,
 ) -> Report:
-    """Verify an export with its last line, against checkpoints from elsewhere, or raise."""
+    """Verify an export with its last line, against checkpoints from elsewhere, or raise.
+
+    Those with more entries than the export count too: it may have been cut.
+    """
     chain = Chain(heads_at(checkpoints), key)
     *entries, last = [*exported] or [""]
     for seq, line in enumerate(entries, 1):
         chain.add(seq, line)
-    report = chain.finish()
+    report = chain.finish(cut="the export was cut, or is older: export again")
     end = object_of(last)
     if (end.get("size"), end.get("head")) != (report.size, report.head):
         msg = "the checkpoint at the end is not of these entries: a part is gone"
