@@ -8,7 +8,8 @@ import pytest
 
 from tests.architecture.tree import CORE, PACKAGE, PRODUCT, SOURCES, TESTS, docstring_lines
 
-ENTRIES_MAX = 20
+# With `erasures`, the public API of that name, and `verify_export`, which a stranger runs alone.
+ENTRIES_MAX = 22
 MODULES_MAX = 20
 FILE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 41
@@ -16,9 +17,13 @@ NAMES_MAX = 15
 # 7 226 lines after the move. Since then: answers read to their end (client) 398, nudges, addresses
 # and countdowns (tasks) 321, few connections and a breaker (connections) 310, a clock, doubts,
 # scheduled records and bounds (buffer, delivery) 269, the database's clock and delayed requests
-# (erasure) 153, and what shows all this (monitoring, events, settings) 190.
-CORE_LINES_MAX = 8_950
-TEST_LINES_MAX = 29_000
+# (erasure) 153, and what shows all this (monitoring, events, settings) 190. Then 2 860 for the
+# log that rules the tables: seals, replay, upgrade, checkpoints' witnesses, time stamps
+# (erasure/audit) 1 017, receipts for a person and an authority 575, daily verification, adoption,
+# traces, pauses and rewrites (erasure) 645, the API and the stranger's verifier 247, findings and
+# searches in Redis (buffer) 199, and what shows and starts all this 175.
+CORE_LINES_MAX = 11_850
+TEST_LINES_MAX = 33_500
 SUPPRESSIONS_PER_1000_LINES_MAX = 4
 # Of 1000 words of docstrings. A sentence with one of these usually avoids the noun.
 WORDS_PER_1000_MAX = {"what": 2, "whoever": 0}
