@@ -18,14 +18,20 @@ PROGRAMS = "mm-tasks|redis-cli|printf|python|awk|mv|MM_TASKS_[A-Z_]+="
 # In prose, as the name of a command.
 NAMED = {"mm-tasks erasure request", "mm-tasks dead export"}
 # The state of the erasure that stands for ID in each command; '' where there is none.
+RECEIPT, OF_HOSTS = (
+    "mm-tasks erasure show ID --receipt",
+    "checkpoints-of-host-a checkpoints-of-host-b",
+)
 COMMANDS = {
     "MM_TASKS_AUDIT_URL=postgresql://owner:…@db/audit mm-tasks check": "",
+    "mm-tasks audit adopt --restored --yes --requested-by dpo": "",
+    "mm-tasks audit adopt --restored": "",
     "mm-tasks audit checkpoint": "",
     "mm-tasks audit export": "",
     "mm-tasks audit export audit.jsonl": "",
     "mm-tasks audit export old.jsonl": "",
-    "mm-tasks audit export restored.jsonl": "",
     "mm-tasks audit verify": "",
+    "mm-tasks audit verify FILE": "",
     "mm-tasks check": "",
     "mm-tasks erasure duplicate ID --of OTHER --requested-by dpo": "received",
     "mm-tasks erasure find < user_id.txt": "",
@@ -36,16 +42,16 @@ COMMANDS = {
     "mm-tasks erasure retry ID --requested-by dpo": "waiting_key",
     "mm-tasks erasure scan < user_id.txt": "",
     "mm-tasks erasure show ID --receipt": "completed",
+    f"{RECEIPT} --for authority --format html --lang de > nachweis.html": "completed",
+    f"{RECEIPT} --for person --format html > receipt.html": "completed",
     "mm-tasks status": "",
     "mm-tasks status --json": "",
     "redis-cli HDEL '{mm:<project>}:fences' store": "",
-    "redis-cli HDEL '{mm:default}:fences' log_size": "",
-    "redis-cli HDEL '{mm:default}:fences' store log_size": "",
+    "redis-cli HDEL '{mm:default}:fences' store log_size log_head": "",
     "mv checkpoints checkpoints.2026-01-14": "",
-    "awk '$1 <= 120' checkpoints > until-120": "",
     'printf %s "$id" | openssl dgst -sha256 -hmac "$key"': "",
-    "python scripts/verify_audit.py audit.jsonl checkpoints-of-host-a checkpoints-of-host-b": "",
-    "python scripts/verify_audit.py restored.jsonl until-120": "",
+    f"python -m mm_tasks.verify_export audit.jsonl {OF_HOSTS}": "",
+    "python verify_export.py audit.jsonl checkpoints-kept-elsewhere": "",
 }
 REFUSED = VendorAck(401, "unauthorized:invalid_api_key", "waiting_key", 3600)
 
@@ -64,6 +70,7 @@ def test_each_command_of_the_page_has_a_row_and_each_row_is_on_the_page():
 def shell(stack, tmp_path):
     """A host of the stack, in its state directory, with an erasure in each state."""
     stack.env |= {"MM_TASKS_PSEUDONYM_KEY": KEY, "id": USER, "key": KEY}
+    stack.env["MM_TASKS_CONTROLLER"] = "Example Ltd"
     store, now = Store(f"sqlite:///{tmp_path}/audit.sqlite", tmp_path, "default"), datetime.now(UTC)
     ids = {"completed": store.completed(ticket="GDPR-1093").id, "OTHER": store.ask("other").id}
     ids["received"] = store.ask("another").id
@@ -71,11 +78,10 @@ def shell(stack, tmp_path):
     store.call(blocked, REFUSED, now=now)
     ids["waiting_key"] = blocked.id
     (tmp_path / "user_id.txt").write_text(f"{USER}\n")
-    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
+    (tmp_path / "verify_export.py").symlink_to(ROOT / "mm_tasks" / "verify_export.py")
     lines = "\n".join(store.log.export())
-    for name in ("audit.jsonl", "restored.jsonl"):
-        (tmp_path / f"before-{name}").write_text(f"{lines}\n")
-    for name in ("checkpoints-of-host-a", "checkpoints-of-host-b", "until-120"):
+    (tmp_path / "before").write_text(f"{lines}\n")
+    for name in (*OF_HOSTS.split(), "checkpoints-kept-elsewhere"):
         (tmp_path / name).write_text((tmp_path / "checkpoints").read_text())
     (tmp_path / "redis-cli").write_text(
         f"#!{sys.executable}\nimport os, sys, redis\n"
@@ -87,13 +93,13 @@ def shell(stack, tmp_path):
 
     def run(command, state):
         words = {"ID": ids.get(state, ""), "OTHER": ids["OTHER"], "<project>": "default"}
+        words["FILE"] = "audit.jsonl"
         new = f"sqlite:///{tmp_path}/new.sqlite MM_TASKS_STATE_DIR={tmp_path}/new"
         words["postgresql://owner:…@db/audit"] = new
         for word, value in words.items():
             command = command.replace(word, value)
-        if command.startswith("python"):
-            for name in ("audit.jsonl", "restored.jsonl"):
-                (tmp_path / f"before-{name}").rename(tmp_path / name)
+        if command.startswith("python") or "verify audit.jsonl" in command:
+            (tmp_path / "before").rename(tmp_path / "audit.jsonl")
         return subprocess.run(
             ["bash", "-o", "pipefail", "-c", command],
             env={**stack.env, "PATH": path},
