@@ -46,7 +46,7 @@ from tests.system.race import Ground
 
 # `scripts/race` sets both.
 SEEDS, FIRST = (
-    int(os.environ.get(f"RACE_{name}", n)) for name, n in (("SEEDS", 300), ("FIRST", 0))
+    int(os.environ.get(f"RACE_{name}", n)) for name, n in (("SEEDS", 200), ("FIRST", 0))
 )
 BLOCK = 50
 # A seed among so many must find a sabotage.
