@@ -16,12 +16,13 @@ from tests.system.processes import ROOT
 PAGE = (ROOT / "docs" / "erasure.md").read_text("utf-8")
 PROGRAMS = "mm-tasks|redis-cli|printf|python|awk|mv|MM_TASKS_[A-Z_]+="
 # In prose, as the name of a command.
-NAMED = {"mm-tasks erasure request", "mm-tasks dead export"}
+NAMED = {
+    "mm-tasks erasure request",
+    "mm-tasks dead export",
+    "python -m mm_tasks.verify_export",
+}
 # The state of the erasure that stands for ID in each command; '' where there is none.
-RECEIPT, OF_HOSTS = (
-    "mm-tasks erasure show ID --receipt",
-    "checkpoints-of-host-a checkpoints-of-host-b",
-)
+RECEIPT = "mm-tasks erasure show ID --receipt"
 COMMANDS = {
     "MM_TASKS_AUDIT_URL=postgresql://owner:…@db/audit mm-tasks check": "",
     "mm-tasks audit adopt --restored --yes --requested-by dpo": "",
@@ -50,7 +51,6 @@ COMMANDS = {
     "redis-cli HDEL '{mm:default}:fences' store log_size log_head": "",
     "mv checkpoints checkpoints.2026-01-14": "",
     'printf %s "$id" | openssl dgst -sha256 -hmac "$key"': "",
-    f"python -m mm_tasks.verify_export audit.jsonl {OF_HOSTS}": "",
     "python verify_export.py audit.jsonl checkpoints-kept-elsewhere": "",
 }
 REFUSED = VendorAck(401, "unauthorized:invalid_api_key", "waiting_key", 3600)
@@ -81,8 +81,8 @@ def shell(stack, tmp_path):
     (tmp_path / "verify_export.py").symlink_to(ROOT / "mm_tasks" / "verify_export.py")
     lines = "\n".join(store.log.export())
     (tmp_path / "before").write_text(f"{lines}\n")
-    for name in (*OF_HOSTS.split(), "checkpoints-kept-elsewhere"):
-        (tmp_path / name).write_text((tmp_path / "checkpoints").read_text())
+    kept = (tmp_path / "checkpoints").read_text()
+    (tmp_path / "checkpoints-kept-elsewhere").write_text(kept)
     (tmp_path / "redis-cli").write_text(
         f"#!{sys.executable}\nimport os, sys, redis\n"
         "url = os.environ['MM_TASKS_REDIS_URL']\n"
