@@ -9,7 +9,6 @@ from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
-from mm_tasks.buffer import records
 from mm_tasks.erasure.audit import protocol
 from mm_tasks.erasure.deadlines import BLOCKED_MAX
 
@@ -87,8 +86,7 @@ class Erasure:
     def tags(self) -> tuple[bytes, ...]:
         """Return the tags to fence and to purge: the user's, then the anonymous ones."""
         assert self.ids is not None, self.id
-        anonymous = (records.tag(self.project, "anonymous", id_) for id_ in self.ids.anonymous)
-        return (records.tag(self.project, "user", self.user_id), *anonymous)
+        return tuple(tag for _, tag in self.ids.tags(self.project))
 
     @property
     def step(self) -> Step | None:

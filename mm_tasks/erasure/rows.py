@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import delete, insert, select, update
 
-from mm_tasks.buffer import records
 from mm_tasks.erasure.audit import log as audit_log
 from mm_tasks.erasure.audit import protocol, tables
 from mm_tasks.erasure.audit.protocol import ErasureState, IllegalTransition
@@ -162,10 +161,8 @@ class ErasureRows:
 
         Returns the change of the sum of the weights, for the entry that is the reason.
         """
-        kinds = [("user", ids.user), *(("anonymous", id_) for id_ in ids.anonymous)]
         fences, shared = 0, {"erasure": row["id"], "project": self.project, "since": self.now}
-        for n, (kind, id_) in enumerate(kinds[after:], after):
-            tag = records.tag(self.project, kind, id_)
+        for n, (kind, tag) in enumerate(ids.tags(self.project)[after:], after):
             sealed = self._seals.seal(tag, self.project, row["id"], kind)
             values = {**shared, "n": n, "kind": kind, "sealed": sealed.text}
             self.connection.execute(insert(tables.suppressions).values(values))

@@ -1,8 +1,6 @@
 """`mm-tasks audit adopt --restored`: what it shows, asks, refuses and does."""
 
 import os
-import pty
-import subprocess
 import sys
 
 import pytest
@@ -12,7 +10,7 @@ from mm_tasks.buffer.fence import Fence
 from mm_tasks.buffer.keys import ProjectKeys
 from tests.cli.in_process import in_this_process
 from tests.erasure.stores import KEY, Store
-from tests.system.processes import read_to_end
+from tests.system.processes import on_terminal, read_to_end
 
 KEYS = ProjectKeys("default")
 ADOPT = ("audit", "adopt", "--restored")
@@ -52,17 +50,8 @@ def command(stack, *words):
 
 def on_a_terminal(stack, typed, *words):
     """Return the exit code, and what was shown on screen and on stdout."""
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mm_tasks.cli", *ADOPT, *words],
-        env=stack.env,
-        stdin=theirs,
-        stdout=subprocess.PIPE,
-        stderr=theirs,
-        text=True,
-        start_new_session=True,
-    )
-    os.close(theirs)
+    command = (sys.executable, "-m", "mm_tasks.cli", *ADOPT, *words)
+    process, ours = on_terminal(command, stack.env)
     os.write(ours, typed.encode())
     on_screen = read_to_end(ours).decode()
     os.close(ours)

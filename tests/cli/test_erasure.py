@@ -2,7 +2,6 @@
 
 import json
 import os
-import pty
 import re
 import sqlite3
 import stat
@@ -26,7 +25,7 @@ from mm_tasks.erasure.models import VendorAck
 from mm_tasks.erasure.request import ErasureRequest
 from tests.cli.in_process import in_this_process
 from tests.erasure.stores import KEY, USER, VISITOR, Store
-from tests.system.processes import read_to_end, run
+from tests.system.processes import on_terminal, read_to_end, run
 
 KEYS = ProjectKeys("default")
 NOWHERE = "postgresql://127.0.0.1:1/nowhere"
@@ -153,17 +152,7 @@ def typed(stack):
     """
 
     def run(*words, answers):
-        ours, theirs = pty.openpty()
-        process = subprocess.Popen(
-            [*PROGRAM, *words],
-            env=stack.env,
-            stdin=theirs,
-            stdout=subprocess.PIPE,
-            stderr=theirs,
-            text=True,
-            start_new_session=True,
-        )
-        os.close(theirs)
+        process, ours = on_terminal([*PROGRAM, *words], stack.env)
         on_screen = b""
         for question, answer in answers:
             while question.encode() not in on_screen:

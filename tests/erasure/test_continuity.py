@@ -84,6 +84,12 @@ class Backup:
             }
         self.rows = {table: list(map(dict, found)) for table, found in rows.items()}
 
+    def loses_a_request_of(self, host):
+        """Go back to the time before a request, which is accepted meanwhile."""
+        self.take()
+        host.forget("lost")
+        self.put_back()
+
     def put_back(self):
         with self.store.tampering() as connection:
             for table in reversed(TABLES):
@@ -137,9 +143,7 @@ def test_a_load_that_ignored_the_head_would_be_reported(redis, host, database, m
 
     monkeypatch.setattr(Continuity, "end", of_size)
     host.sync.load()
-    database.take()
-    host.forget("lost")
-    database.put_back()
+    database.loses_a_request_of(host)
     (host.store.folder / "checkpoints").unlink()
     host.restart()
     host.forget("later")
@@ -150,9 +154,7 @@ def test_a_load_that_ignored_the_head_would_be_reported(redis, host, database, m
 
 def test_a_sweep_finds_it_without_a_load(redis, host, database):
     host.sync.load()
-    database.take()
-    host.forget("lost")
-    database.put_back()
+    database.loses_a_request_of(host)
     host.forget("later")
     host.restart()
     with pytest.raises(AuditChainBroken):
@@ -165,9 +167,7 @@ def test_a_sweep_finds_it_without_a_load(redis, host, database):
 def test_the_file_of_checkpoints_shows_it_where_redis_knows_nothing(redis, host, other, database):
     """Redis lost its memory at the same time. What one host found stops the loads of all."""
     host.forget("kept")
-    database.take()
-    host.forget("lost")
-    database.put_back()
+    database.loses_a_request_of(host)
     other.forget("later")
     other.forget("even later")
     redis.flushall()
@@ -205,9 +205,7 @@ def test_a_process_that_compared_its_file_before_compares_the_end_again(
 def test_an_old_checkpoint_in_a_long_file_counts_at_the_start(redis, host, other, database):
     """Later lines of the same file agree: the log had grown past the old ones."""
     host.forget("kept")
-    database.take()
-    host.forget("lost")
-    database.put_back()
+    database.loses_a_request_of(host)
     redis.flushall()
     (host.store.folder / "checkpoints").rename(host.store.folder / "old")
     for n in range(60):
@@ -286,9 +284,7 @@ def test_no_fence_is_lowered_on_the_word_of_such_a_log(redis, host, database, co
         erasure = host.forget("new").id
     host.sync.load()
     before = fenced(redis)
-    database.take()
-    host.forget("lost")
-    database.put_back()
+    database.loses_a_request_of(host)
     entries = host.store.entries()
     with pytest.raises(AuditChainBroken):
         getattr(host.service, command)(erasure, "dpo")
@@ -416,9 +412,7 @@ def test_a_restored_person_is_free_once_an_erasure_of_theirs_is_lifted(redis, ho
 
 def test_a_restored_row_that_somebody_changes_is_found(host, database):
     host.sync.load()
-    database.take()
-    host.forget("lost")
-    database.put_back()
+    database.loses_a_request_of(host)
     adopted(host)
     with host.store.tampering() as connection:
         connection.execute(text("DELETE FROM mm_suppressions"))
@@ -431,9 +425,7 @@ def test_a_restored_row_that_somebody_changes_is_found(host, database):
 
 def test_a_reference_that_is_none_adopts_nothing(host, database):
     host.sync.load()
-    database.take()
-    host.forget("lost")
-    database.put_back()
+    database.loses_a_request_of(host)
     before = host.store.entries()
     with pytest.raises(InvalidEvent):
         adopted(host, "anna@example.com")

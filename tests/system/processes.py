@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -50,6 +51,22 @@ def run(env, *command):
 def children(process):
     path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     return [int(pid) for pid in path.read_text().split()]
+
+
+def on_terminal(command, env):
+    """Start a command at a terminal of its own; return the process, and our end of the terminal."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        command,
+        env=env,
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        text=True,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    return process, ours
 
 
 def read_to_end(terminal):

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import select
 
-from mm_tasks.buffer import records
 from mm_tasks.erasure.audit import protocol, tables
 from mm_tasks.erasure.audit.fences import opened_rows
 from mm_tasks.erasure.audit.restored import KIND
@@ -137,8 +136,7 @@ def _compare_fences(row: Row, replay: ErasureReplay, found: _Fences) -> None:
     if replay.fences is not None and add(replay.fences, -sum(found.weights)):
         raise _differs(row["id"], "its tags are not those that the log says")
     if row["ids"] is not None and replay.fenced:
-        named = [("user", row["ids"].user), *(("anonymous", id_) for id_ in row["ids"].anonymous)]
-        tags = sorted(records.tag(row["project"], kind, id_) for kind, id_ in named)
+        tags = sorted(tag for _, tag in row["ids"].tags(row["project"]))
         if tags != sorted(tag for *_, tag in found.rows.values()):
             raise _differs(row["id"], "its tags are not those of its ids")
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
 
-from mm_tasks.buffer import records
 from mm_tasks.erasure.audit import log as audit_log
 from mm_tasks.erasure.audit import protocol, tables
 from mm_tasks.erasure.audit.log import fences_of
@@ -66,10 +65,9 @@ def _are_tags(
 
     Nobody seals a tag without the key, so that these are the ids that were asked for.
     """
-    ids = [("user", row["ids"].user), *(("anonymous", id_) for id_ in row["ids"].anonymous)]
     sealed = (
-        key.seals.seal(records.tag(row["project"], kind, id_), row["project"], row["id"], kind)
-        for kind, id_ in ids
+        key.seals.seal(tag, row["project"], row["id"], kind)
+        for kind, tag in row["ids"].tags(row["project"])
     )
     query = select(tables.suppressions.c.sealed).where(tables.suppressions.c.erasure == row["id"])
     found = sorted(connection.execute(query).scalars())

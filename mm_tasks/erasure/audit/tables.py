@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from mm_tasks.buffer import records
 from mm_tasks.timestamps import moment, stamp
 
 if TYPE_CHECKING:
@@ -48,6 +49,11 @@ class SubjectIds:
 
     user: str = field(repr=False)
     anonymous: list[str] = field(repr=False)
+
+    def tags(self, project: str) -> list[tuple[str, bytes]]:
+        """Return kind and tag of each id: the user's, then the anonymous ones."""
+        ids = [("user", self.user), *(("anonymous", id_) for id_ in self.anonymous)]
+        return [(kind, records.tag(project, kind, id_)) for kind, id_ in ids]
 
 
 class _Encoded(sa.TypeDecorator[Any]):
